@@ -1,0 +1,88 @@
+"""Adapters: one file for each library of models, the only places that import those libraries.
+
+An adapter describes a model (names, sizes, what belongs to a unit), says how to build it again, and mends the few
+attributes that hold a size after a cut. It never cuts a tensor; `vitrim.surgery` does.
+"""
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from vitrim.adapters.timm import TimmAdapter
+from vitrim.errors import UnsupportedModel
+from vitrim.structure import Origin, ViTStructure
+
+ORIGIN_ATTRIBUTE = "vitrim_origin"
+
+
+class Adapter(Protocol):
+    """What vitrim needs to know about a library's models."""
+
+    library: str
+    supported: str
+
+    def matches(self, model: nn.Module) -> bool:
+        """Whether the model is of this library's Vision Transformer class."""
+
+    def describe(self, model: nn.Module) -> ViTStructure:
+        """The model's structure; raises `UnsupportedModel` with what was found and what is supported."""
+
+    def origin(self, model: nn.Module) -> Origin:
+        """How to build this dense model again."""
+
+    def build(self, origin: Origin) -> nn.Module:
+        """The dense model of this origin, with random weights."""
+
+    def mend(self, model: nn.Module, structure: ViTStructure) -> None:
+        """Set every attribute that repeats a size to what the cut tensors say; `structure` is the one before the cut."""
+
+    def set_drop_path(self, model: nn.Module, rate: float) -> None:
+        """Give the blocks stochastic depth with a rate that grows linearly to `rate` at the last one."""
+
+    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+        """Mean, standard deviation, interpolation and crop that the model was trained with."""
+
+
+ADAPTERS: tuple[Adapter, ...] = (TimmAdapter(),)
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a model's library.
+
+    Raises:
+        UnsupportedModel: no adapter knows this class.
+    """
+    for adapter in ADAPTERS:
+        if adapter.matches(model):
+            return adapter
+    supported = "; ".join(adapter.supported for adapter in ADAPTERS)
+    kind = type(model)
+    raise UnsupportedModel(f"Found a {kind.__module__}.{kind.__qualname__}, which vitrim cannot cut. Supported: {supported}.")
+
+
+def adapter_of_library(library: str) -> Adapter:
+    for adapter in ADAPTERS:
+        if adapter.library == library:
+            return adapter
+    known = ", ".join(adapter.library for adapter in ADAPTERS)
+    raise UnsupportedModel(f"The model comes from the library {library!r}; this version of vitrim knows: {known}.")
+
+
+def describe(model: nn.Module) -> ViTStructure:
+    """Describe what a model is made of: its blocks, their heads and neurons, and what each costs.
+
+    Raises:
+        UnsupportedModel: the model is not of a family that vitrim cuts exactly; says what was found.
+    """
+    return adapter_for(model).describe(model)
+
+
+def origin_of(model: nn.Module) -> Origin:
+    """How the model can be built again: as recorded by an earlier cut or load, else as its adapter tells."""
+    recorded = getattr(model, ORIGIN_ATTRIBUTE, None)
+    return recorded if isinstance(recorded, Origin) else adapter_for(model).origin(model)
+
+
+def record_origin(model: nn.Module, origin: Origin) -> None:
+    """Note on the model how it can be built again; deep copies keep the note, state dicts do not contain it."""
+    setattr(model, ORIGIN_ATTRIBUTE, origin)
