@@ -4,10 +4,11 @@ Of all plans within the budget, the one that keeps the most importance is chosen
 compete for the same parameters and multiply-adds, so every block may end with its own widths.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from vitrim.cost import Cost, count_cost
@@ -17,6 +18,10 @@ from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UNIT_KINDS, UnitGroup, UnitKind, ViTStructure
 
 
+MOST_COMBINATIONS = 1e6
+MOST_RELATIVE_GAP = 1e-5
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The most that the result may cost, as shares of the dense model, and the least that each block keeps.
@@ -24,7 +29,8 @@ class Budget:
     Attributes:
         params, macs: shares in (0, 1].
         min_heads, min_neurons: what every block that stays keeps (or all it has, if that is less).
-        multiple_of: neurons are kept in multiples of this, for hardware that likes round widths.
+        multiple_of: neurons are kept in multiples of this, for hardware that likes round widths (rounded down in a block
+            whose dense width is not a multiple).
     """
 
     params: float = 0.7
@@ -36,7 +42,9 @@ class Budget:
     def __post_init__(self) -> None:
         for name, share in (("parameters", self.params), ("multiply-adds", self.macs)):
             if not 0 < share <= 1:
-                raise BudgetError(f"The budget for {name} is {share:g}; expected a share above 0 and at most 1, such as 0.7.")
+                raise BudgetError(
+                    f"The budget for {name} is {share:g}; expected a share above 0 and at most 1, such as 0.7."
+                )
         if self.min_heads < 1 or self.min_neurons < 1 or self.multiple_of < 1:
             raise SettingError("budget.min_heads, budget.min_neurons and budget.multiple_of must be at least 1.")
 
@@ -82,7 +90,9 @@ def allocate(
     _check_sizes(structure, scores)
     kept_blocks = [index for index in range(len(structure.blocks)) if index not in remove_blocks]
     whole = whole or count_cost(structure)
-    least = {(i, kind): _least(structure.blocks[i].group(kind), kind, budget) for i in kept_blocks for kind in UNIT_KINDS}
+    least = {
+        (i, kind): _least(structure.blocks[i].group(kind), kind, budget) for i in kept_blocks for kind in UNIT_KINDS
+    }
     limit, floor = budget.limit(whole), _cost_of(structure, least)
     if floor.params > limit.params or floor.macs > limit.macs:
         params, macs = floor.share_of(whole)
@@ -93,7 +103,9 @@ def allocate(
     choices = [
         choice
         for (block, kind), start in least.items()
-        for choice in _choices(structure.blocks[block].group(kind), scores.group(kind, block), block, kind, start, budget)
+        for choice in _choices(
+            structure.blocks[block].group(kind), scores.group(kind, block), block, kind, start, budget
+        )
     ]
     taken = _solve(choices, Cost(params=limit.params - floor.params, macs=limit.macs - floor.macs))
     counts = dict(least)
@@ -113,7 +125,9 @@ def allocate(
 def smallest_cost(structure: ViTStructure, budget: Budget, num_blocks_removed: int = 0) -> Cost:
     """The cost of the smallest model that the budget's minimum widths allow, its last blocks removed."""
     kept = range(len(structure.blocks) - num_blocks_removed)
-    return _cost_of(structure, {(i, k): _least(structure.blocks[i].group(k), k, budget) for i in kept for k in UNIT_KINDS})
+    return _cost_of(
+        structure, {(i, k): _least(structure.blocks[i].group(k), k, budget) for i in kept for k in UNIT_KINDS}
+    )
 
 
 def _check_sizes(structure: ViTStructure, scores: Scores) -> None:
@@ -153,7 +167,7 @@ def _choices(
     step = budget.multiple_of if kind == "neurons" else 1
     # a negative exact score says that the unit harms; keeping it is worth nothing, not less
     ordered = np.sort(np.clip(np.asarray(unit_scores, dtype=np.float64), 0, None))[::-1]
-    edges = [*range(start, group.count, step), group.count]
+    edges = list(range(start, group.count + 1, step))  # a rest below one step never stays: widths are round
     return [
         _Choice(
             block=block,
@@ -173,86 +187,73 @@ def _best(unit_scores: np.ndarray, count: int) -> tuple[int, ...]:
 
 
 def _solve(choices: list[_Choice], room: Cost) -> np.ndarray:
-    """Which choices to take: the exact optimum of a knapsack with two weights.
+    """Which choices to take so that their value is greatest and their cost within `room`; `(len(choices),)` of bool.
 
-    The linear relaxation leaves a few choices in doubt. Its reduced costs prove which others cannot be otherwise in
-    any better solution than the rounded one; an integer program settles what is left.
+    Choices of equal cost are taken best first, so only *how many* of each cost is open. Blocks of one size have two
+    costs, a head's and a neuron's: every number of heads is tried, which is exact. Models whose blocks differ in size
+    have more, and go to an integer program.
     """
-    if not choices:
-        return np.zeros(0, dtype=bool)
     values = np.array([choice.value for choice in choices])
-    values = values / (values.mean() or 1.0)
-    weights = np.array([[choice.params, choice.macs] for choice in choices], dtype=np.float64).T  # (2, choices)
-    limits = np.array([room.params, room.macs], dtype=np.float64)
-    scale = np.maximum(weights.mean(axis=1), 1.0)
-    weights, limits = weights / scale[:, None], limits / scale
-    relaxed = linprog(-values, A_ub=weights, b_ub=limits, bounds=(0, 1), method="highs")
-    assert relaxed.status == 0, relaxed.message
-    taken = _fill(relaxed.x > 1 - 1e-9, values, weights, limits)
-    prices = np.maximum(-relaxed.ineqlin.marginals, 0)
-    reduced = values - prices @ weights
-    slack = -relaxed.fun - values @ taken
-    doubtful = np.flatnonzero(np.abs(reduced) <= slack + 1e-9)
-    if len(doubtful):
-        sure = reduced > 0
-        sure[doubtful] = False
-        better = _settle(choices, values, weights, limits, sure, doubtful)
-        if better is not None and values @ better > values @ taken:
-            taken = _fill(better, values, weights, limits)
-    return taken
+    costs = np.array([(choice.params, choice.macs) for choice in choices], dtype=np.int64).reshape(-1, 2)
+    unique, member_of = np.unique(costs, axis=0, return_inverse=True)
+    ranked = [_ranked(values, np.flatnonzero(member_of == kind)) for kind in range(len(unique))]
+    rare_first = sorted(range(len(unique)), key=lambda kind: len(ranked[kind]))
+    ranked, unit_costs = [ranked[kind] for kind in rare_first], [unique[kind] for kind in rare_first]
+    taken = np.zeros(len(choices), dtype=bool)
+    if not choices:
+        return taken
+    if np.prod([len(members) + 1.0 for members in ranked[:-1]]) <= MOST_COMBINATIONS:
+        counts = _try_all(values, ranked, unit_costs, room)
+        for members, count in zip(ranked, counts, strict=True):
+            taken[members[:count]] = True
+        return taken
+    taken = _integer_program(values, costs, room)
+    return _fill(taken, values, costs, room)
 
 
-def _settle(
-    choices: list[_Choice],
-    values: np.ndarray,
-    weights: np.ndarray,
-    limits: np.ndarray,
-    sure: np.ndarray,
-    doubtful: np.ndarray,
-) -> np.ndarray | None:
-    constraints = [LinearConstraint(weights[:, doubtful], ub=limits - weights[:, sure].sum(axis=1))]
-    ordered = _orders(choices, doubtful)
-    if ordered is not None:
-        constraints.append(ordered)
-    result = milp(
-        -values[doubtful],
-        constraints=constraints,
-        integrality=np.ones(len(doubtful)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": 20.0},
+def _ranked(values: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """These indices, the most valuable first, of equal ones the first."""
+    return members[np.argsort(-values[members], kind="stable")]
+
+
+def _try_all(
+    values: np.ndarray, ranked: Sequence[np.ndarray], unit_costs: Sequence[np.ndarray], room: Cost
+) -> tuple[int, ...]:
+    """The best number of choices of each cost: all numbers of the rare costs, filled up with the most frequent one."""
+    worth = [np.concatenate([[0.0], np.cumsum(values[members])]) for members in ranked]
+    grid = np.indices([len(members) + 1 for members in ranked[:-1]]).reshape(
+        len(ranked) - 1, -1
+    )  # (rare, combinations)
+    left = np.array([[room.params], [room.macs]]) - sum(
+        (np.outer(cost, count) for cost, count in zip(unit_costs, grid, strict=False)), np.zeros((2, 1), dtype=np.int64)
     )
-    if result.x is None:
-        return None
-    taken = sure.copy()
-    taken[doubtful[result.x > 0.5]] = True
-    return taken
+    fits = (left >= 0).all(axis=0)
+    filled = np.clip((left // np.maximum(unit_costs[-1], 1)[:, None]).min(axis=0), 0, len(ranked[-1]))
+    total = worth[-1][filled] + sum(value[count] for value, count in zip(worth, grid, strict=False))
+    best = int(np.argmax(np.where(fits, total, -np.inf)))
+    return (*grid[:, best].tolist(), int(np.broadcast_to(filled, fits.shape)[best]))
 
 
-def _orders(choices: list[_Choice], doubtful: np.ndarray) -> LinearConstraint | None:
-    """A group's last, smaller step may be taken only after the full one before it: widths stay round."""
-    rows = [
-        (later, earlier)
-        for earlier, later in zip(range(len(doubtful)), range(1, len(doubtful)), strict=False)
-        if _same_group(choices[doubtful[earlier]], choices[doubtful[later]])
-    ]
-    if not rows:
-        return None
-    data = np.tile([1.0, -1.0], len(rows))
-    columns = np.array(rows).flatten()
-    matrix = csr_matrix((data, (np.repeat(np.arange(len(rows)), 2), columns)), shape=(len(rows), len(doubtful)))
-    return LinearConstraint(matrix, ub=0)
+def _integer_program(values: np.ndarray, costs: np.ndarray, room: Cost) -> np.ndarray:
+    """The knapsack with two weights, solved to within `MOST_RELATIVE_GAP` of the greatest value."""
+    scale = costs.mean(axis=0)  # the solver's tolerances are absolute
+    result = milp(
+        -values / (values.mean() or 1.0),
+        constraints=LinearConstraint(csr_matrix((costs / scale).T), ub=np.array([room.params, room.macs]) / scale),
+        integrality=np.ones(len(values)),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": MOST_RELATIVE_GAP, "time_limit": 60.0},
+    )
+    assert result.x is not None, result.message  # taking nothing is always possible
+    return result.x > 0.5
 
 
-def _same_group(a: _Choice, b: _Choice) -> bool:
-    return (a.block, a.kind) == (b.block, b.kind) and a.size != b.size
-
-
-def _fill(taken: np.ndarray, values: np.ndarray, weights: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Add what still fits, the most valuable for its weight first."""
+def _fill(taken: np.ndarray, values: np.ndarray, costs: np.ndarray, room: Cost) -> np.ndarray:
+    """Add what still fits, the most valuable for its cost first."""
     taken = taken.copy()
-    room = limits - weights[:, taken].sum(axis=1)
-    for index in np.argsort(-values / weights.sum(axis=0), kind="stable"):
-        if not taken[index] and np.all(weights[:, index] <= room + 1e-9):
+    left = np.array([room.params, room.macs]) - costs[taken].sum(axis=0)
+    for index in np.argsort(-values / (costs / costs.mean(axis=0)).sum(axis=1), kind="stable"):
+        if not taken[index] and np.all(costs[index] <= left):
             taken[index] = True
-            room = room - weights[:, index]
+            left = left - costs[index]
     return taken

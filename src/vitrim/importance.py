@@ -226,14 +226,14 @@ def _effect_hooks(model: nn.Module, structure: ViTStructure, add: Callable[[str,
         handles.append(model.get_submodule(block.name).register_forward_hook(watch_block(block.name)))
         for kind in UNIT_KINDS:
             group = block.group(kind)
-            handles.append(model.get_submodule(group.reader).register_forward_pre_hook(watch_units(group.reader, group)))
+            handles.append(
+                model.get_submodule(group.reader).register_forward_pre_hook(watch_units(group.reader, group))
+            )
     return handles
 
 
 @torch.no_grad()
-def _activations(
-    model: nn.Module, structure: ViTStructure, batches: Iterable[Batch]
-) -> tuple[dict[str, Tensor], int]:
+def _activations(model: nn.Module, structure: ViTStructure, batches: Iterable[Batch]) -> tuple[dict[str, Tensor], int]:
     sums: dict[str, Tensor] = {}
 
     def add(name: str, value: Tensor) -> None:

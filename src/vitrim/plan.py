@@ -31,7 +31,9 @@ class KeptBlock:
                     f"The plan keeps no {kind} in block {self.block}; keep at least one, or leave the block out."
                 )
             if list(kept) != sorted(set(kept)) or kept[0] < 0:
-                raise PlanMismatch(f"The {kind} of block {self.block} in the plan are not sorted, distinct indices from 0.")
+                raise PlanMismatch(
+                    f"The {kind} of block {self.block} in the plan are not sorted, distinct indices from 0."
+                )
 
     def units(self, kind: "UnitKind") -> tuple[int, ...]:
         return self.heads if kind == "heads" else self.neurons
@@ -105,11 +107,15 @@ class PruningPlan:
                         f"0..{group.count - 1}. The plan was made for `{self.model}`, the model is `{structure.model}`."
                     )
                 if group.locked and len(units) < group.count:
-                    raise PlanMismatch(f"The plan removes {kind} of block {kept.block}, which cannot be cut: {group.locked}.")
+                    raise PlanMismatch(
+                        f"The plan removes {kind} of block {kept.block}, which cannot be cut: {group.locked}."
+                    )
         gone = set(range(len(structure.blocks))) - {kept.block for kept in self.blocks}
         for index in sorted(gone):
             if structure.blocks[index].locked:
-                raise PlanMismatch(f"The plan removes block {index}, which cannot be: {structure.blocks[index].locked}.")
+                raise PlanMismatch(
+                    f"The plan removes block {index}, which cannot be: {structure.blocks[index].locked}."
+                )
 
     def keeps_all(self, structure: "ViTStructure") -> bool:
         return self.blocks == structure.full_plan().blocks
@@ -128,7 +134,9 @@ class PruningPlan:
         """Read what `to_dict` wrote; unknown keys are kept out, missing or mistyped ones raise `PlanMismatch`."""
         try:
             if data["format"] != FORMAT:
-                raise PlanMismatch(f"The plan has format {data['format']}; this version of vitrim reads format {FORMAT}.")
+                raise PlanMismatch(
+                    f"The plan has format {data['format']}; this version of vitrim reads format {FORMAT}."
+                )
             blocks = tuple(
                 KeptBlock(block=int(b["block"]), heads=_indices(b["heads"]), neurons=_indices(b["neurons"]))
                 for b in data["blocks"]

@@ -42,7 +42,14 @@ def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Ca
     if not sys.stderr.isatty() or console().quiet:
         yield lambda steps: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     columns += (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())

@@ -76,7 +76,8 @@ def gated(model: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
 def skipping(model: nn.Module, blocks: list[BlockStructure]) -> Iterator[None]:
     """Within the context, these blocks hand their input on unchanged."""
     handles = [
-        model.get_submodule(block.name).register_forward_hook(lambda module, inputs, output: inputs[0]) for block in blocks
+        model.get_submodule(block.name).register_forward_hook(lambda module, inputs, output: inputs[0])
+        for block in blocks
     ]
     try:
         yield

@@ -57,7 +57,9 @@ def adapter_for(model: nn.Module) -> Adapter:
             return adapter
     supported = "; ".join(adapter.supported for adapter in ADAPTERS)
     kind = type(model)
-    raise UnsupportedModel(f"Found a {kind.__module__}.{kind.__qualname__}, which vitrim cannot cut. Supported: {supported}.")
+    raise UnsupportedModel(
+        f"Found a {kind.__module__}.{kind.__qualname__}, which vitrim cannot cut. Supported: {supported}."
+    )
 
 
 def adapter_of_library(library: str) -> Adapter:

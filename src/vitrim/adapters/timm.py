@@ -22,7 +22,9 @@ RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable",
 
 class TimmAdapter:
     library = "timm"
-    supported = "timm VisionTransformer and VisionTransformerDistilled made of plain pre-norm blocks (ViT, DeiT, DINOv2, ...)"
+    supported = (
+        "timm VisionTransformer and VisionTransformerDistilled made of plain pre-norm blocks (ViT, DeiT, DINOv2, ...)"
+    )
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, VisionTransformer)
@@ -150,7 +152,9 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_unknown_parts(model: VisionTransformer) -> None:
     if getattr(model, "attn_pool", None) is not None:
-        raise UnsupportedModel("Found attention pooling (`attn_pool`); supported poolings: token, avg, avgmax, max, none.")
+        raise UnsupportedModel(
+            "Found attention pooling (`attn_pool`); supported poolings: token, avg, avgmax, max, none."
+        )
     if not hasattr(model.patch_embed, "proj") or not isinstance(model.patch_embed.proj, nn.Conv2d):
         kind = type(model.patch_embed).__name__
         raise UnsupportedModel(f"Found a patch embedding of type {kind}; supported: one convolution (`PatchEmbed`).")
@@ -164,7 +168,9 @@ def _refuse_unknown_parts(model: VisionTransformer) -> None:
             raise UnsupportedModel(f"Found that {found} and parts {sorted(parts)}; supported: {sorted(BRANCH_PARTS)}.")
         for scale in (block.ls1, block.ls2):
             if not isinstance(scale, LayerScale | nn.Identity):
-                raise UnsupportedModel(f"Found a {type(scale).__name__} behind a branch of block {index}; supported: LayerScale.")
+                raise UnsupportedModel(
+                    f"Found a {type(scale).__name__} behind a branch of block {index}; supported: LayerScale."
+                )
 
 
 def _describe_block(name: str, block: Block, num_tokens: int, embed_dim: int) -> BlockStructure:

@@ -1,0 +1,341 @@
+"""Model folders and run folders: what is written to disk, how it is read back, and how a run goes on where it stopped.
+
+A model folder holds `config.json` and `model.safetensors`: architecture, arguments and plan rebuild the model, and the
+weights are loaded strictly. Nothing here writes or executes a pickle. Files appear whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from vitrim.adapters import adapter_of_library, origin_of, record_origin
+from vitrim.cost import count_cost
+from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
+from vitrim.plan import PruningPlan
+from vitrim.structure import Origin
+from vitrim.surgery import prune
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+Result = TypeVar("Result")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("vitrim", "torch", "torchvision", "timm", "accelerate", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (), provenance: Any = None) -> Path:
+    """Write `model` to `folder` so that `load` gives it back with the same logits, bit for bit.
+
+    Args:
+        folder: created if need be; a folder that holds something other than a vitrim model is refused.
+        classes: names of the outputs in order; by default those that the model was loaded with.
+        provenance: anything JSON can hold about where the model came from.
+
+    Raises:
+        FolderInUse: the folder holds something else. UnsupportedModel: the model does not say how it was built.
+    """
+    folder = Path(folder)
+    origin = origin_of(model)
+    origin = replace(origin, classes=tuple(classes) or origin.classes)
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(model, origin, provenance)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with writing(folder / WEIGHTS) as path:
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")  # last: its presence says that the folder is whole
+    record_origin(model, origin)
+    return folder
+
+
+def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Read a model folder that `save` wrote: a plain `nn.Module` in eval mode.
+
+    Raises:
+        CheckpointMismatch: the folder is not whole, or weights and architecture do not fit; says which.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    try:
+        about = config["vitrim"]
+        origin = Origin(
+            library=about["library"],
+            architecture=config["architecture"],
+            model_args={**config["model_args"], "num_classes": config["num_classes"]},
+            preprocessing=about["preprocessing"],
+            classes=tuple(config.get("label_names") or ()),
+        )
+        plan = PruningPlan.from_dict(about["plan"]) if about["plan"] else None
+    except (KeyError, TypeError) as problem:
+        raise CheckpointMismatch(
+            f"{folder / CONFIG} was not written by vitrim: {problem} is missing or misplaced."
+        ) from None
+    model = adapter_of_library(origin.library).build(origin)
+    record_origin(model, origin)
+    if plan is not None:
+        model = prune(model, plan)
+    load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    return model.to(device).eval()
+
+
+def is_model_folder(path: str | Path) -> bool:
+    return (Path(path) / CONFIG).is_file()
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        CheckpointMismatch: names the keys and shapes that differ.
+    """
+    own = model.state_dict()
+    missing = [f"{name} {tuple(own[name].shape)} is missing" for name in own if name not in tensors]
+    extra = [f"{name} {tuple(tensors[name].shape)} is not in the model" for name in tensors if name not in own]
+    differ = [
+        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    problems = differ + missing + extra
+    if problems:
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise CheckpointMismatch(f"{source} does not fit the architecture: {'; '.join(problems[:6])}{more}.")
+    floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(floats) == 1:
+        model.to(floats.pop())
+    model.load_state_dict(dict(tensors), strict=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint file of tensors: safetensors, or a `.pth` with `weights_only=True`; training wrappers are removed."""
+    if not path.is_file():
+        raise CheckpointMismatch(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = safetensors.torch.load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as problem:
+        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {_first_line(problem)}") from None
+    except Exception as problem:  # torch raises pickle's own errors for what weights_only refuses
+        if type(problem).__name__ != "UnpicklingError":
+            raise
+        raise CheckpointMismatch(
+            f"{path} holds more than tensors, and vitrim executes no pickled code: save `model.state_dict()` instead."
+        ) from None
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointMismatch(f"{path} holds no state dict of tensors; save `model.state_dict()`.")
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Size of the model's `model.safetensors`."""
+    return len(safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a model's weights, names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, moved into place when the block ends well and removed when it does not."""
+    working = path.with_name(f".{path.name}.partial")
+    try:
+        yield working
+        os.replace(working, path)
+    except BaseException:
+        working.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with writing(path) as working:
+        working.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise CheckpointMismatch(f"{path} is not valid JSON: {problem}.") from None
+
+
+class RunFolder:
+    """The folder of one run: each stage leaves one file, and a rerun skips what exists.
+
+    `run.json` holds what the run was made from; the same command goes on, another one is refused.
+    """
+
+    IDENTITY = "run.json"
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+        """Open or create a run folder.
+
+        Raises:
+            FolderInUse: the folder holds something else, or a run made from something else; lists the differences.
+        """
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
+        file = self.path / self.IDENTITY
+        wanted = json.loads(json.dumps(identity))
+        if file.is_file():
+            differences = list(_differences(read_json(file), wanted))
+            if differences:
+                raise FolderInUse(
+                    f"{self.path} holds a run made from something else: {'; '.join(differences[:8])}. Choose another "
+                    "folder with -o, or repeat the same command to go on with that run."
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise FolderInUse(f"{self.path} is not empty and holds no vitrim run; choose another folder with -o.")
+        wait_for_all()
+        if is_main_process():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(wanted, indent=2) + "\n")
+        wait_for_all()
+
+    def once(
+        self,
+        name: str,
+        make: Callable[[], Result],
+        write: Callable[[Result, Path], Any],
+        read: Callable[[Path], Result],
+    ) -> Result:
+        """The content of file (or folder) `name`: read if it is there, else made, written whole, and read back.
+
+        Only the first process makes it; every process reads the same.
+        """
+        path = self.path / name
+        if not path.exists() and is_main_process():
+            result = make()
+            with writing_path(path) as working:
+                write(result, working)
+        wait_for_all()
+        return read(path)
+
+    def once_json(self, name: str, make: Callable[[], Any]) -> Any:
+        return self.once(name, make, lambda value, path: path.write_text(json.dumps(value) + "\n"), read_json)
+
+    def once_plan(self, name: str, make: Callable[[], PruningPlan]) -> PruningPlan:
+        def read(path: Path) -> PruningPlan:
+            return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+
+        return self.once(name, make, lambda plan, path: path.write_text(plan.to_json()), read)
+
+
+@contextmanager
+def writing_path(path: Path) -> Iterator[Path]:
+    """As `writing`, for a file or a folder; a folder takes no leftovers along."""
+    working = path.with_name(f".{path.name}.partial")
+    _remove(working)
+    try:
+        yield working
+        os.replace(working, path)
+    except BaseException:
+        _remove(working)
+        raise
+
+
+def is_main_process() -> bool:
+    return PartialState().is_main_process
+
+
+def wait_for_all() -> None:
+    PartialState().wait_for_everyone()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _config(model: nn.Module, origin: Origin, provenance: Any) -> dict[str, Any]:
+    cost, shape = count_cost(model), origin.preprocessing.get("img_size", [])
+    arguments = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
+    num_classes = origin.model_args["num_classes"]
+    pretrained = {
+        name: origin.preprocessing[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    }
+    return {
+        "architecture": origin.architecture,
+        "num_classes": num_classes,
+        "label_names": list(origin.classes) or None,
+        "model_args": arguments,
+        "pretrained_cfg": {"input_size": [3, *shape], "num_classes": num_classes, **pretrained},
+        "vitrim": {
+            "format": FORMAT,
+            "library": origin.library,
+            "preprocessing": origin.preprocessing,
+            "plan": origin.plan.to_dict() if origin.plan else None,
+            "params": cost.params,
+            "macs": cost.macs,
+            "versions": versions(),
+            "provenance": provenance,
+        },
+    }
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointMismatch(f"There is no folder {folder}.")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointMismatch(f"{folder} is not a model folder: it has no {name}.")
+    return read_json(folder / CONFIG)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise FolderInUse(f"{folder} is a file; expected a folder for the model.")
+    if folder.is_dir() and any(folder.iterdir()) and "vitrim" not in _config_keys(folder):
+        raise FolderInUse(f"{folder} is not empty and holds no vitrim model; choose another folder.")
+
+
+def _config_keys(folder: Path) -> set[str]:
+    if not is_model_folder(folder):
+        return set()
+    try:
+        return set(read_json(folder / CONFIG))
+    except UserError:
+        return set()
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name} was {json.dumps(old)}, now {json.dumps(new)}"
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).strip().splitlines()[0][:200] if str(problem).strip() else type(problem).__name__

@@ -1,0 +1,169 @@
+"""What the student learns from: the teacher's soft output, its hidden states, its token relations, and the labels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitrim.errors import SettingError
+from vitrim.plan import PruningPlan
+from vitrim.structure import ViTStructure
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings:
+    """Weights of the terms; a term with weight 0 is not computed.
+
+    Attributes:
+        soft: divergence from the teacher's output distribution. temperature: its softening, T in T^2 KL(teacher/T || student/T).
+        hidden: mean squared error of the hidden states after matched blocks, relative to the teacher's variance.
+        relations: divergence of the tokens' query-query, key-key and value-value relations in the last block (MiniLMv2).
+        relation_heads: into how many parts queries, keys and values are split for it, whatever heads are left; must
+            divide the width of one head.
+        hard: cross entropy with the labels, mixed and smoothed as the augmentation made them.
+    """
+
+    soft: float = 1.0
+    temperature: float = 1.0
+    hidden: float = 0.0
+    relations: float = 0.0
+    relation_heads: int = 8
+    hard: float = 0.0
+
+    def __post_init__(self) -> None:
+        weights = {name: getattr(self, name) for name in ("soft", "hidden", "relations", "hard")}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise SettingError(f"The distillation weights are {weights}; expected none below 0 and one above.")
+        if self.temperature <= 0 or self.relation_heads < 1:
+            raise SettingError("distillation.temperature must be above 0 and distillation.relation_heads at least 1.")
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher/T) || softmax(student/T)), mean over images (Hinton et al. 2015); logits `(B, C)`.
+
+    T^2 keeps the gradient's size the same at every temperature.
+    """
+    student_log = F.log_softmax(student / temperature, dim=-1)
+    teacher_log = F.log_softmax(teacher / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
+
+
+def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error over the variance of the teacher's values, mean over images; `(B, N, D)` both.
+
+    The variance is taken image by image: then the loss of a batch is the mean of its parts' on several processes.
+    """
+    error = (student - teacher).square().mean(dim=(1, 2))
+    return (error / teacher.var(dim=(1, 2)).clamp_min(1e-12)).mean()
+
+
+def relation_loss(student: Tensor, teacher: Tensor, num_heads: int) -> Tensor:
+    """Mean over queries, keys and values of KL(teacher || student) between the tokens' relations (MiniLMv2, eq. 4-6).
+
+    Args:
+        student, teacher: outputs of the fused qkv layers, `(B, N, 3*H*K)`; H may differ.
+        num_heads: R, into how many parts each third is split.
+    """
+    total = torch.zeros((), device=student.device)
+    for mine, theirs in zip(student.chunk(3, dim=-1), teacher.chunk(3, dim=-1), strict=True):
+        student_log, teacher_log = _relations(mine, num_heads), _relations(theirs, num_heads)
+        total = (
+            total + F.kl_div(student_log, teacher_log, reduction="sum", log_target=True) / teacher_log[..., 0].numel()
+        )
+    return total / 3
+
+
+def _relations(states: Tensor, num_heads: int) -> Tensor:
+    """Log of softmax(X X' / sqrt d), `(B, R, N, N)`, from `(B, N, H*K)`."""
+    parts = states.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, R, N, d)
+    return F.log_softmax(parts @ parts.transpose(-1, -2) / parts.shape[-1] ** 0.5, dim=-1)
+
+
+@contextmanager
+def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Within the context, every forward pass of `model` leaves the named modules' outputs in the yielded dict."""
+    taps: dict[str, Tensor] = {}
+
+    def keep(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            taps[name] = output
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationLoss:
+    """The weighted sum of the terms for one pair of models. The plan says which teacher block each student block follows."""
+
+    settings: DistillationSettings
+    student_names: tuple[str, ...]
+    teacher_names: tuple[str, ...]
+    student_qkv: str
+    teacher_qkv: str
+
+    @classmethod
+    def between(
+        cls, settings: DistillationSettings, student: ViTStructure, teacher: ViTStructure, plan: PruningPlan
+    ) -> "DistillationLoss":
+        """Match the blocks by `plan`, which counts in the teacher.
+
+        Raises:
+            SettingError: `relation_heads` does not divide the width of a head.
+        """
+        width = student.blocks[-1].heads.width
+        if settings.relations and width % settings.relation_heads:
+            raise SettingError(
+                f"distillation.relation_heads is {settings.relation_heads}, which does not divide the head width {width}."
+            )
+        # behind a removed stretch the student must already be where the teacher is at the stretch's end
+        ends = [kept.block - 1 for kept in plan.blocks[1:]] + [len(teacher.blocks) - 1]
+        return cls(
+            settings=settings,
+            student_names=tuple(block.name for block in student.blocks),
+            teacher_names=tuple(teacher.blocks[end].name for end in ends),
+            student_qkv=student.blocks[-1].qkv,
+            teacher_qkv=teacher.blocks[plan.blocks[-1].block].qkv,
+        )
+
+    def student_taps(self) -> list[str]:
+        return self._taps(self.student_names, self.student_qkv)
+
+    def teacher_taps(self) -> list[str]:
+        return self._taps(self.teacher_names, self.teacher_qkv)
+
+    def _taps(self, names: tuple[str, ...], qkv: str) -> list[str]:
+        return [*(names if self.settings.hidden else ()), *([qkv] if self.settings.relations else [])]
+
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        targets: Tensor,
+        student_taps: dict[str, Tensor],
+        teacher_taps: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The weighted terms by name; their sum is the loss. Logits `(B, C)`, targets `(B, C)`."""
+        weights = self.settings
+        terms: dict[str, Tensor] = {}
+        if weights.soft:
+            terms["soft"] = weights.soft * soft_loss(student, teacher, weights.temperature)
+        if weights.hard:
+            terms["hard"] = weights.hard * F.cross_entropy(student, targets)
+        if weights.hidden:
+            pairs = zip(self.student_names, self.teacher_names, strict=True)
+            losses = [hidden_loss(student_taps[mine].float(), teacher_taps[theirs].float()) for mine, theirs in pairs]
+            terms["hidden"] = weights.hidden * torch.stack(losses).mean()
+        if weights.relations:
+            mine, theirs = student_taps[self.student_qkv].float(), teacher_taps[self.teacher_qkv].float()
+            terms["relations"] = weights.relations * relation_loss(mine, theirs, weights.relation_heads)
+        return terms
