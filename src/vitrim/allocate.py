@@ -4,8 +4,10 @@ Of all plans within the budget, the one that keeps the most importance is chosen
 compete for the same parameters and multiply-adds, so every block may end with its own widths.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -16,7 +18,6 @@ from vitrim.errors import BudgetError, PlanMismatch, SettingError
 from vitrim.importance import Scores
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UNIT_KINDS, UnitGroup, UnitKind, ViTStructure
-
 
 MOST_COMBINATIONS = 1e6
 MOST_RELATIVE_GAP = 1e-5
@@ -29,8 +30,8 @@ class Budget:
     Attributes:
         params, macs: shares in (0, 1].
         min_heads, min_neurons: what every block that stays keeps (or all it has, if that is less).
-        multiple_of: neurons are kept in multiples of this, for hardware that likes round widths (rounded down in a block
-            whose dense width is not a multiple).
+        multiple_of: neurons are kept in multiples of this, for hardware that likes round widths (rounded down
+            in a block whose dense width is not a multiple).
     """
 
     params: float = 0.7
@@ -97,8 +98,8 @@ def allocate(
     if floor.params > limit.params or floor.macs > limit.macs:
         params, macs = floor.share_of(whole)
         raise BudgetError(
-            f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds, but the "
-            f"smallest possible model keeps {params:.2%} and {macs:.2%}. Raise the budget or remove more blocks."
+            f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds, but "
+            f"the smallest possible model keeps {params:.2%} and {macs:.2%}. Raise the budget or remove more blocks."
         )
     choices = [
         choice
@@ -135,8 +136,8 @@ def _check_sizes(structure: ViTStructure, scores: Scores) -> None:
     scored = [(len(heads), len(neurons)) for heads, neurons in zip(scores.heads, scores.neurons, strict=True)]
     if sizes != scored:
         raise PlanMismatch(
-            f"The scores are of `{scores.model}` with (heads, neurons) {scored[:3]}... in {len(scored)} blocks, the model "
-            f"`{structure.model}` has {sizes[:3]}... in {len(sizes)}. Score this model again."
+            f"The scores are of `{scores.model}` with (heads, neurons) {scored[:3]}... in {len(scored)} blocks, the "
+            f"model `{structure.model}` has {sizes[:3]}... in {len(sizes)}. Score this model again."
         )
 
 
@@ -177,7 +178,7 @@ def _choices(
             params=(high - low) * group.params,
             macs=(high - low) * group.macs,
         )
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in pairwise(edges)
     ]
 
 
@@ -206,9 +207,9 @@ def _solve(choices: list[_Choice], room: Cost) -> np.ndarray:
         counts = _try_all(values, ranked, unit_costs, room)
         for members, count in zip(ranked, counts, strict=True):
             taken[members[:count]] = True
-        return taken
-    taken = _integer_program(values, costs, room)
-    return _fill(taken, values, costs, room)
+    else:
+        taken = _integer_program(values, costs, room)
+    return _fill(taken, values, costs, room)  # worthless units too: removing them would save nothing that is wanted
 
 
 def _ranked(values: np.ndarray, members: np.ndarray) -> np.ndarray:
@@ -221,9 +222,8 @@ def _try_all(
 ) -> tuple[int, ...]:
     """The best number of choices of each cost: all numbers of the rare costs, filled up with the most frequent one."""
     worth = [np.concatenate([[0.0], np.cumsum(values[members])]) for members in ranked]
-    grid = np.indices([len(members) + 1 for members in ranked[:-1]]).reshape(
-        len(ranked) - 1, -1
-    )  # (rare, combinations)
+    sizes = [len(members) + 1 for members in ranked[:-1]]
+    grid = np.indices(sizes).reshape(len(sizes), math.prod(sizes))  # (rare, combinations)
     left = np.array([[room.params], [room.macs]]) - sum(
         (np.outer(cost, count) for cost, count in zip(unit_costs, grid, strict=False)), np.zeros((2, 1), dtype=np.int64)
     )

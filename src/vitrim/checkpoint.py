@@ -4,6 +4,7 @@ A model folder holds `config.json` and `model.safetensors`: architecture, argume
 weights are loaded strictly. Nothing here writes or executes a pickle. Files appear whole or not at all.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from vitrim.adapters import adapter_of_library, origin_of, record_origin
 from vitrim.cost import count_cost
-from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
+from vitrim.errors import CheckpointMismatch, FolderInUse, SettingError, UserError
 from vitrim.plan import PruningPlan
 from vitrim.structure import Origin
 from vitrim.surgery import prune
@@ -58,8 +59,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, provenance)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    with writing(folder / WEIGHTS) as path:
-        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")  # last: its presence says that the folder is whole
     record_origin(model, origin)
     return folder
@@ -95,6 +95,51 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     return model.to(device).eval()
 
 
+def open_model(
+    name: str,
+    *,
+    arch: str | None = None,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The model that a person means: a timm name, a folder that vitrim wrote, or a checkpoint file with `arch`.
+
+    Args:
+        num_classes: outputs of a timm model; by default what timm has, or what the checkpoint's head has.
+        model_args: further arguments of the timm architecture, such as `embed_dim=192`.
+
+    Raises:
+        SettingError: options that do not go together, or a name that nothing goes by.
+        CheckpointMismatch: the checkpoint does not fit; says where.
+    """
+    arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    path = Path(name)
+    if path.is_dir():
+        given = [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])]
+        if given:
+            raise SettingError(f"{name} is a folder that says itself what the model is; leave out {', '.join(given)}.")
+        return load(path / "model" if is_model_folder(path / "model") else path)
+    library = adapter_of_library("timm")
+    if path.is_file():
+        if not arch:
+            raise SettingError(f"{name} is a file of weights; say with --arch which timm architecture they are for.")
+        tensors = read_tensors(path)
+        if "head.weight" in tensors:
+            arguments.setdefault("num_classes", len(tensors["head.weight"]))
+        model = library.create(arch, pretrained=False, **arguments)
+        load_weights(model, tensors, name)
+        return model.eval()
+    if arch:
+        raise SettingError(f"There is no checkpoint file {name}; --arch goes with a file of weights.")
+    if "/" in name or path.suffix in (".pth", ".pt", ".safetensors", ".bin"):
+        raise SettingError(f"There is no file or folder {name}.")
+    return library.create(name, pretrained=pretrained, **arguments).eval()
+
+
 def is_model_folder(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
@@ -124,7 +169,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint file of tensors: safetensors, or a `.pth` with `weights_only=True`; training wrappers are removed."""
+    """Read a state dict: safetensors, or a `.pth` with `weights_only=True`; wrappers of training scripts are undone."""
     if not path.is_file():
         raise CheckpointMismatch(f"There is no file {path}.")
     try:
@@ -173,6 +218,21 @@ def writing(path: Path) -> Iterator[Path]:
     except BaseException:
         working.unlink(missing_ok=True)
         raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: as the system reports it; safetensors wraps a full disk in an error of its own.
+    """
+    with writing(path) as working:
+        try:
+            safetensors.torch.save_file(dict(tensors), working, metadata=dict(about))
+        except SafetensorError as problem:
+            if "os error 28" in str(problem) or "No space left" in str(problem):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from problem
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -227,21 +287,37 @@ class RunFolder:
         make: Callable[[], Result],
         write: Callable[[Result, Path], Any],
         read: Callable[[Path], Result],
+        *,
+        together: bool = False,
     ) -> Result:
         """The content of file (or folder) `name`: read if it is there, else made, written whole, and read back.
 
-        Only the first process makes it; every process reads the same.
+        The first process makes it alone, or, with `together`, all do because making it needs them; every process
+        reads the same.
         """
         path = self.path / name
-        if not path.exists() and is_main_process():
+        wait_for_all()
+        exists = path.exists()
+        wait_for_all()  # nobody writes before everybody has looked
+        if not exists and (together or is_main_process()):
             result = make()
-            with writing_path(path) as working:
-                write(result, working)
+            if is_main_process():
+                with writing_path(path) as working:
+                    write(result, working)
         wait_for_all()
         return read(path)
 
-    def once_json(self, name: str, make: Callable[[], Any]) -> Any:
-        return self.once(name, make, lambda value, path: path.write_text(json.dumps(value) + "\n"), read_json)
+    def once_json(self, name: str, make: Callable[[], Any], *, together: bool = False) -> Any:
+        def write(value: Any, path: Path) -> None:
+            path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+        return self.once(name, make, write, read_json, together=together)
+
+    def forget_checkpoints(self) -> None:
+        """Remove the checkpoints of finished trainings; they are four times as large as the model."""
+        if is_main_process():
+            for file in self.path.glob("*.checkpoint.safetensors"):
+                file.unlink()
 
     def once_plan(self, name: str, make: Callable[[], PruningPlan]) -> PruningPlan:
         def read(path: Path) -> PruningPlan:

@@ -151,8 +151,8 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
         if data.classes == known:
             return data
         index = torch.tensor([known.index(name) for name in data.classes])
-        sets = {name: replace(part, labels=index[part.labels]) for name, part in _sets(data).items()}
-        return replace(data, classes=known, **sets)
+        renamed = [replace(part, labels=index[part.labels]) for part in (data.train, data.validation)]
+        return replace(data, classes=known, train=renamed[0], validation=renamed[1])
     if known:
         unknown = [name for name in data.classes if name not in known]
         raise DataError(
@@ -166,10 +166,6 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
             f"`--num-classes {len(data.classes)}` for a new model, or fine-tune this one with `vitrim train` first."
         )
     return data
-
-
-def _sets(data: ImageData) -> dict[str, ImageSet]:
-    return {"train": data.train, "validation": data.validation}
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

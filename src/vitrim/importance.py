@@ -1,10 +1,10 @@
 """How much the loss would change if a head, a neuron or a block were removed.
 
-Every criterion gives one non-negative number for each unit (`exact` may be negative). `taylor`, `fisher`, `kl` and `exact` are in units
-of the loss, so heads, neurons and blocks compare with each other; the others compare within one kind at best.
+Every criterion gives one number for each unit, non-negative but for `exact`. `taylor`, `fisher`, `kl` and `exact` are
+in units of the loss, so heads, neurons and blocks compare with each other; the others compare within one kind at best.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vitrim.adapters import describe
 from vitrim.errors import CheckpointMismatch, DataError, SettingError
-from vitrim.progress import track
+from vitrim.progress import advancing, track
 from vitrim.structure import UNIT_KINDS, UnitGroup, UnitKind, ViTStructure
 from vitrim.surgery import gated, skipping, unit_gate
 
@@ -131,18 +131,29 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "ta
 
 
 @torch.no_grad()
-def block_losses(model: nn.Module, batches: Sequence[Batch]) -> tuple[float, list[float]]:
-    """The mean loss of the model, and with each block skipped in turn: the exact importance of blocks."""
+def least_missed_blocks(model: nn.Module, batches: Iterable[Batch], count: int) -> list[int]:
+    """The blocks that the loss misses least, found by skipping: one goes, then all others are measured again.
+
+    Returns:
+        `count` block indices in the order of removal.
+    """
     structure = describe(model)
     was_training = model.training
     model.eval()
-    whole = mean_loss(model, batches)
-    losses = []
-    for block in track(structure.blocks, "skipping each block"):
-        with skipping(model, [block]):
-            losses.append(mean_loss(model, batches))
+    gone: list[int] = []
+    passes = sum(len(structure.blocks) - done for done in range(count))
+    with advancing("skipping blocks", passes) as advance:
+        for _ in range(count):
+            losses: dict[int, float] = {}
+            for index, block in enumerate(structure.blocks):
+                if index in gone or block.locked:
+                    continue
+                with skipping(model, [structure.blocks[i] for i in (*gone, index)]):
+                    losses[index] = mean_loss(model, batches)
+                advance(1)
+            gone.append(min(losses, key=lambda index: losses[index]))
     model.train(was_training)
-    return whole, losses
+    return gone
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How long a forward pass takes. Models that are to be compared run in turn, so that a drifting machine hits all alike."""
+"""How long a forward pass takes. Models to be compared run in turn, so that a drifting machine hits all alike."""
 
 import time
 from collections.abc import Sequence

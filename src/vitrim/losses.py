@@ -18,9 +18,10 @@ class DistillationSettings:
     """Weights of the terms; a term with weight 0 is not computed.
 
     Attributes:
-        soft: divergence from the teacher's output distribution. temperature: its softening, T in T^2 KL(teacher/T || student/T).
+        soft: divergence from the teacher's output distribution, T^2 KL(teacher/T || student/T).
+        temperature: T.
         hidden: mean squared error of the hidden states after matched blocks, relative to the teacher's variance.
-        relations: divergence of the tokens' query-query, key-key and value-value relations in the last block (MiniLMv2).
+        relations: divergence of the tokens' query-query, key-key and value-value relations, last block (MiniLMv2).
         relation_heads: into how many parts queries, keys and values are split for it, whatever heads are left; must
             divide the width of one head.
         hard: cross entropy with the labels, mixed and smoothed as the augmentation made them.
@@ -87,7 +88,7 @@ def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     """Within the context, every forward pass of `model` leaves the named modules' outputs in the yielded dict."""
     taps: dict[str, Tensor] = {}
 
-    def keep(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def keep(name: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             taps[name] = output
 
@@ -103,7 +104,7 @@ def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationLoss:
-    """The weighted sum of the terms for one pair of models. The plan says which teacher block each student block follows."""
+    """The weighted terms for one pair of models; a plan has said which teacher block each student block follows."""
 
     settings: DistillationSettings
     student_names: tuple[str, ...]
@@ -123,7 +124,8 @@ class DistillationLoss:
         width = student.blocks[-1].heads.width
         if settings.relations and width % settings.relation_heads:
             raise SettingError(
-                f"distillation.relation_heads is {settings.relation_heads}, which does not divide the head width {width}."
+                f"distillation.relation_heads is {settings.relation_heads}, which does not divide "
+                f"the head width {width}."
             )
         # behind a removed stretch the student must already be where the teacher is at the stretch's end
         ends = [kept.block - 1 for kept in plan.blocks[1:]] + [len(teacher.blocks) - 1]

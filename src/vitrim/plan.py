@@ -1,4 +1,4 @@
-"""The pruning plan: which heads and neurons of which blocks are kept, counted in the dense model. Standard library only.
+"""The pruning plan: which heads, neurons and blocks are kept, counted in the dense model. Standard library only.
 
 A plan decides nothing and cuts nothing. It is what one prints, reviews, edits by hand, and stores beside the weights.
 """
@@ -138,7 +138,7 @@ class PruningPlan:
                     f"The plan has format {data['format']}; this version of vitrim reads format {FORMAT}."
                 )
             blocks = tuple(
-                KeptBlock(block=int(b["block"]), heads=_indices(b["heads"]), neurons=_indices(b["neurons"]))
+                KeptBlock(block=_index(b["block"]), heads=_indices(b["heads"]), neurons=_indices(b["neurons"]))
                 for b in data["blocks"]
             )
             return cls(model=str(data["model"]), blocks=blocks)
@@ -154,6 +154,12 @@ class PruningPlan:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as problem:
             raise PlanMismatch(f"The plan is not valid JSON: {problem}.") from None
+
+
+def _index(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError("block must be a whole number")
+    return value
 
 
 def _indices(values: Any) -> tuple[int, ...]:

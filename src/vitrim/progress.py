@@ -46,13 +46,19 @@ def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Ca
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    columns += (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    ]
+    columns += [TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=console(), transient=True) as progress:
         task = progress.add_task(description, total=total, completed=done)
         yield lambda steps: progress.advance(task, steps)

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def recover(
     *,
     ridge: float = 1e-2,
 ) -> nn.Module:
-    """Return a copy of `student` whose readers are refitted to give what `teacher`'s gave; both models stay as they are.
+    """Return a copy of `student` whose readers are refitted to give what `teacher`'s gave; both models stay as is.
 
     For one reader with inputs x (of the student), weight W and bias b, and the teacher's outputs y, centred over all
     calibration images and tokens, the change that minimises |x (W + dW)' - y|^2 + lambda |dW|^2 is
@@ -152,22 +153,20 @@ def _refit(model: nn.Module, block: str, reader: str, states: list[Tensor], want
         x = seen[reader][0][0].flatten(0, 1)
         moments.add(x, target.flatten(0, 1) - layer(x))
     change, shift = moments.solve(ridge)
-    layer.weight += change.to(layer.weight)
+    layer.weight.add_(change.to(layer.weight))
     if layer.bias is not None:
-        layer.bias += shift.to(layer.bias)
+        layer.bias.add_(shift.to(layer.bias))
 
 
 class _Moments:
     """Sums over tokens of what the least-squares fit of a layer's residual needs, in float64."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        options = {"dtype": torch.float64, "device": layer.weight.device}
         self.count = 0
         self.has_bias = layer.bias is not None
-        self.xx = torch.zeros(layer.in_features, layer.in_features, **options)
-        self.rx = torch.zeros(layer.out_features, layer.in_features, **options)
-        self.x = torch.zeros(layer.in_features, **options)
-        self.r = torch.zeros(layer.out_features, **options)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=layer.weight.device)
+        self.xx, self.rx = zeros(layer.in_features, layer.in_features), zeros(layer.out_features, layer.in_features)
+        self.x, self.r = zeros(layer.in_features), zeros(layer.out_features)
 
     def add(self, x: Tensor, residual: Tensor) -> None:
         """Count in tokens' inputs `(T, in)` and residuals `(T, out)`."""

@@ -16,9 +16,9 @@ UNIT_KINDS: tuple[UnitKind, ...] = ("heads", "neurons")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorCut:
-    """Where a group's units lie in one parameter: along `dim`, `repeats` times in a row, `width` entries for each unit.
+    """Where a group's units lie in one parameter: along `dim`, `repeats` stretches, `width` entries a unit.
 
-    A fused qkv weight stores a head as three stretches of rows: `TensorCut(name=..., dim=0, width=head_dim, repeats=3)`.
+    A fused qkv weight stores a head as three stretches of rows: `dim=0, width=head_dim, repeats=3`.
     """
 
     name: str

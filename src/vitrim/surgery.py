@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,14 @@ def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
             _cut_group(student, block.group(kind), kept.units(kind))
     _keep_blocks(student, structure, [kept.block for kept in plan.blocks])
     adapter_for(student).mend(student, structure)
-    try:
+    with suppress(UnsupportedModel):  # a model that cannot be built again can still be cut; `save` will say so
         record_origin(student, origin_of(model).cut_by(plan))
-    except UnsupportedModel:
-        pass  # a model that cannot be saved can still be cut; `save` says why it cannot be saved
     return student
 
 
 @contextmanager
 def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
-    """Within the context, `model` computes as if it had been cut by `plan`, at its full size: the law that `prune` obeys."""
+    """Within the context, `model` computes at full size what `prune(model, plan)` must compute."""
     structure = describe(model)
     plan.check(structure)
     kept_blocks = {kept.block: kept for kept in plan.blocks}

@@ -4,6 +4,7 @@ An adapter describes a model (names, sizes, what belongs to a unit), says how to
 attributes that hold a size after a cut. It never cuts a tensor; `vitrim.surgery` does.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import nn
@@ -30,11 +31,17 @@ class Adapter(Protocol):
     def origin(self, model: nn.Module) -> Origin:
         """How to build this dense model again."""
 
+    def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        """A dense model by the library's own name for it; raises `SettingError` where there is none."""
+
     def build(self, origin: Origin) -> nn.Module:
         """The dense model of this origin, with random weights."""
 
+    def reset_head(self, model: nn.Module, num_classes: int) -> None:
+        """Give the model a fresh classifier for so many classes."""
+
     def mend(self, model: nn.Module, structure: ViTStructure) -> None:
-        """Set every attribute that repeats a size to what the cut tensors say; `structure` is the one before the cut."""
+        """Set every attribute that repeats a size to what the cut tensors say; `structure` was read before the cut."""
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
         """Give the blocks stochastic depth with a rate that grows linearly to `rate` at the last one."""
@@ -83,6 +90,14 @@ def origin_of(model: nn.Module) -> Origin:
     """How the model can be built again: as recorded by an earlier cut or load, else as its adapter tells."""
     recorded = getattr(model, ORIGIN_ATTRIBUTE, None)
     return recorded if isinstance(recorded, Origin) else adapter_for(model).origin(model)
+
+
+def with_new_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """Give `model` a fresh classifier for other classes, in place, and note that on it."""
+    origin = origin_of(model)
+    adapter_for(model).reset_head(model, num_classes)
+    record_origin(model, replace(origin, model_args={**origin.model_args, "num_classes": num_classes}, classes=()))
+    return model
 
 
 def record_origin(model: nn.Module, origin: Origin) -> None:

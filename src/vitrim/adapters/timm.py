@@ -1,7 +1,7 @@
 """timm's plain Vision Transformers: `VisionTransformer` and `VisionTransformerDistilled` with pre-norm blocks.
 
-Covers ViT, AugReg, DeiT, DeiT-III, DINO, DINOv2 (S, B, L), MAE, CLIP image towers: class token, distilled token, no class
-token, registers, average pooling, layer scale, qk-norm, gated attention. Other blocks are refused by name.
+Covers ViT, AugReg, DeiT, DeiT-III, DINO, DINOv2 (S, B, L), MAE, CLIP image towers: class token, distilled token, no
+class token, registers, average pooling, layer scale, qk-norm, gated attention. Other blocks are refused by name.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import timm.data
-from timm.layers import Attention, DropPath, LayerScale, Mlp, calculate_drop_path_rates
+from timm.layers import Attention, DropPath, LayerScale, Mlp, PatchEmbed, calculate_drop_path_rates
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -74,6 +74,13 @@ class TimmAdapter:
             model_args=_plain({**arguments, "num_classes": model.num_classes}),
             preprocessing=self.preprocessing(model),
         )
+
+    def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        return create_model(architecture, pretrained=pretrained, **arguments)
+
+    def reset_head(self, model: nn.Module, num_classes: int) -> None:
+        assert isinstance(model, VisionTransformer)
+        model.reset_classifier(num_classes)
 
     def build(self, origin: Origin) -> nn.Module:
         return create_model(origin.architecture, **origin.model_args)
@@ -144,8 +151,8 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
             json.dumps(value)
         except TypeError:
             raise UnsupportedModel(
-                f"The model was built with {name}={value!r}, which cannot be stored in config.json; use an argument that "
-                "is a number, a string or a list."
+                f"The model was built with {name}={value!r}, which cannot be stored in config.json; use an argument "
+                "that is a number, a string or a list."
             ) from None
     return kept
 
@@ -155,7 +162,7 @@ def _refuse_unknown_parts(model: VisionTransformer) -> None:
         raise UnsupportedModel(
             "Found attention pooling (`attn_pool`); supported poolings: token, avg, avgmax, max, none."
         )
-    if not hasattr(model.patch_embed, "proj") or not isinstance(model.patch_embed.proj, nn.Conv2d):
+    if not isinstance(model.patch_embed, PatchEmbed):  # HybridEmbed, say, has a `proj` behind a whole network
         kind = type(model.patch_embed).__name__
         raise UnsupportedModel(f"Found a patch embedding of type {kind}; supported: one convolution (`PatchEmbed`).")
     for index, block in enumerate(model.blocks):

@@ -1,0 +1,72 @@
+"""vitrim: make a trained Vision Transformer smaller and faster, and keep its accuracy.
+
+The names below are all that is public. They are imported when first used, so that `import vitrim` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vitrim.adapters import describe as describe
+    from vitrim.allocate import Budget as Budget
+    from vitrim.allocate import allocate as allocate
+    from vitrim.checkpoint import load as load
+    from vitrim.checkpoint import save as save
+    from vitrim.cost import count_cost as count_cost
+    from vitrim.data import load_data as load_data
+    from vitrim.errors import UserError as UserError
+    from vitrim.evaluate import evaluate as evaluate
+    from vitrim.importance import Scores as Scores
+    from vitrim.importance import score as score
+    from vitrim.latency import measure_latency as measure_latency
+    from vitrim.pipeline import Compressed as Compressed
+    from vitrim.pipeline import compress as compress
+    from vitrim.plan import PruningPlan as PruningPlan
+    from vitrim.recipe import Recipe as Recipe
+    from vitrim.recipe import load_recipe as load_recipe
+    from vitrim.recovery import recover as recover
+    from vitrim.structure import ViTStructure as ViTStructure
+    from vitrim.surgery import prune as prune
+    from vitrim.training import TrainingSettings as TrainingSettings
+    from vitrim.training import train as train
+
+_HOMES = {
+    "describe": "adapters",
+    "Budget": "allocate",
+    "allocate": "allocate",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "count_cost": "cost",
+    "load_data": "data",
+    "UserError": "errors",
+    "evaluate": "evaluate",
+    "Scores": "importance",
+    "score": "importance",
+    "measure_latency": "latency",
+    "Compressed": "pipeline",
+    "compress": "pipeline",
+    "PruningPlan": "plan",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
+    "recover": "recovery",
+    "ViTStructure": "structure",
+    "prune": "surgery",
+    "TrainingSettings": "training",
+    "train": "training",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitrim' has no attribute {name!r}")
+    value = getattr(import_module(f"vitrim.{_HOMES[name]}"), name)
+    globals()[name] = value  # a module of the same name (`vitrim.evaluate`) must not hide the function
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,124 @@
+"""The report: what came out, beside what went in. `report.json` holds the numbers; everything else is made from it."""
+
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from torch import nn
+
+from vitrim.checkpoint import file_bytes, versions
+from vitrim.cost import count_cost
+from vitrim.evaluate import Evaluation, compare
+from vitrim.latency import Latency
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Hardware and versions that the numbers depend on."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": gpu or "cpu",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "versions": versions(),
+    }
+
+
+def model_row(name: str, keep: float, model: nn.Module, found: Evaluation, latency: Latency) -> dict[str, Any]:
+    """One entry of `models` in `report.json`: accuracy in percent, cost, milliseconds, bytes."""
+    cost = count_cost(model)
+    return {
+        "name": name,
+        "keep": keep,
+        "top1": found.top1,
+        "top1_low": found.low,
+        "top1_high": found.high,
+        "top5": found.top5,
+        "params": cost.params,
+        "macs": cost.macs,
+        "latency_ms": latency.median_ms,
+        "latency_p90_ms": latency.p90_ms,
+        "latency_ratio": latency.ratio,
+        "file_bytes": file_bytes(model),
+    }
+
+
+def difference_to(dense: Evaluation, found: Evaluation) -> dict[str, float]:
+    """The paired difference to the dense model in points, with its 95 % interval over images."""
+    difference = compare(dense, found)
+    return {f"difference{'' if key == 'points' else '_' + key}": value for key, value in asdict(difference).items()}
+
+
+def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -> dict[str, Any]:
+    """One entry of `stages` in `report.json`: the model after one stage."""
+    cost = count_cost(model)
+    return {"model": model_name, "name": name, "top1": found.top1, "params": cost.params, "macs": cost.macs}
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """`report.md`."""
+    return _templates().get_template("report.md.jinja").render(report=report, dense=report["models"][0])
+
+
+def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of models: what `vitrim compress` and `vitrim demo` print."""
+    dense = report["models"][0]
+    header = ["model", "top-1 [95 % interval]", "parameters", "multiply-adds", "ms / batch", "file"]
+    rows = [
+        [
+            row["name"],
+            f"{row['top1']:.2f} % [{row['top1_low']:.2f}, {row['top1_high']:.2f}]",
+            _against(_thousands(row["params"]), row["params"], dense["params"]),
+            _against(_thousands(row["macs"]), row["macs"], dense["macs"]),
+            f"{row['latency_ms']:.2f} (x {row['latency_ratio']:.2f})",
+            _against(_bytes(row["file_bytes"]), row["file_bytes"], dense["file_bytes"]),
+        ]
+        for row in report["models"]
+    ]
+    return header, rows
+
+
+def _templates() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # Markdown; nothing here is served
+    )
+    found.globals.update(table_rows=table_rows)
+    found.filters.update(thousands=_thousands)
+    return found
+
+
+def _against(text: str, value: float, dense: float) -> str:
+    return text if value == dense else f"{text} ({value / dense:.1%})"
+
+
+def _thousands(count: int) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
