@@ -10,14 +10,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vitrim.adapters import describe as describe
-    from vitrim.allocate import Budget as Budget
-    from vitrim.allocate import allocate as allocate
+    from vitrim.allocation import Budget as Budget
+    from vitrim.allocation import allocate as allocate
     from vitrim.checkpoint import load as load
     from vitrim.checkpoint import save as save
     from vitrim.cost import count_cost as count_cost
     from vitrim.data import load_data as load_data
     from vitrim.errors import UserError as UserError
-    from vitrim.evaluate import evaluate as evaluate
+    from vitrim.evaluation import evaluate as evaluate
     from vitrim.importance import Scores as Scores
     from vitrim.importance import score as score
     from vitrim.latency import measure_latency as measure_latency
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "describe": "adapters",
-    "Budget": "allocate",
-    "allocate": "allocate",
+    "Budget": "allocation",
+    "allocate": "allocation",
     "load": "checkpoint",
     "save": "checkpoint",
     "count_cost": "cost",
     "load_data": "data",
     "UserError": "errors",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "Scores": "importance",
     "score": "importance",
     "measure_latency": "latency",

@@ -59,8 +59,9 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, provenance)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")  # last: its presence says that the folder is whole
+    with writing(folder / CONFIG) as path:  # moved into place last: its presence says that the folder is whole
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     record_origin(model, origin)
     return folder
 
@@ -273,7 +274,7 @@ class RunFolder:
                     f"{self.path} holds a run made from something else: {'; '.join(differences[:8])}. Choose another "
                     "folder with -o, or repeat the same command to go on with that run."
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and _foreign(self.path):
             raise FolderInUse(f"{self.path} is not empty and holds no vitrim run; choose another folder with -o.")
         wait_for_all()
         if is_main_process():
@@ -392,8 +393,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FolderInUse(f"{folder} is a file; expected a folder for the model.")
-    if folder.is_dir() and any(folder.iterdir()) and "vitrim" not in _config_keys(folder):
+    if folder.is_dir() and "vitrim" not in _config_keys(folder) and _foreign(folder):
         raise FolderInUse(f"{folder} is not empty and holds no vitrim model; choose another folder.")
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What lies in a folder besides what an interrupted write of ours left."""
+    left = {f".{name}.partial" for name in (CONFIG, WEIGHTS, RunFolder.IDENTITY)}
+    return [path.name for path in folder.iterdir() if path.name not in left]
 
 
 def _config_keys(folder: Path) -> set[str]:

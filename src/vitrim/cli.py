@@ -201,8 +201,7 @@ def evaluate(
     model
         A timm name, a folder that vitrim wrote, or a checkpoint file with --arch.
     """
-    from vitrim import evaluate as evaluation
-    from vitrim.adapters import describe
+    from vitrim import evaluation
 
     options, data = model_options or ModelOptions(), _load_data(data_options or DataOptions())
     names = [model, *([against] if against else [])]
@@ -210,7 +209,6 @@ def evaluate(
     for name in names:
         opened = _on_device(_open_model(name, options if name == model else ModelOptions()))
         found.append(evaluation.evaluate(opened, evaluation.match_labels(data, opened), batch_size=batch_size))
-        describe(opened)
     rows = [
         [
             name,
@@ -224,8 +222,8 @@ def evaluate(
     if against:
         difference = evaluation.compare(found[1], found[0])
         _print(
-            f"{model} against {against}: {difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}], "
-            f"paired, 95 % (exact McNemar p = {difference.p_value:.3g})"
+            f"{model} against {against}: {difference.points:+.2f} points "
+            f"[{difference.low:+.2f}, {difference.high:+.2f}], paired, 95 %; exact McNemar p = {difference.p_value:.3g}"
         )
 
 
@@ -346,9 +344,8 @@ def _load_data(options: DataOptions) -> "ImageData":
         holdout=options.holdout,
         strict=options.strict,
     )
-    say(
-        f"{found.name}: {len(found.classes)} classes, {len(found.train)} training and {len(found.validation)} validation images"
-    )
+    sizes = f"{len(found.train)} training and {len(found.validation)} validation images"
+    say(f"{found.name}: {len(found.classes)} classes, {sizes}")
     for note in found.notes:
         say(f"  {note}")
     return found

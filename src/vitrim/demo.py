@@ -27,7 +27,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     data = load_data("digits")
     torch.manual_seed(training.seed)
     new = adapter_of_library("timm").create(
-        "vit_tiny_patch16_224", img_size=8, patch_size=2, embed_dim=64, depth=4, num_heads=4, num_classes=10
+        "vit_tiny_patch16_224", img_size=8, patch_size=2, embed_dim=64, depth=4, num_heads=4, num_classes=10, weight_init="reset"
     )
     dense = fit(new, data, training, folder / "dense")
     results: list[Compressed] = []

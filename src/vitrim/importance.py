@@ -11,13 +11,14 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.adapters import describe
-from vitrim.errors import CheckpointMismatch, DataError, SettingError
+from vitrim.errors import CheckpointMismatch, DataError, NonFiniteLoss, SettingError
+from vitrim.modes import eval_mode
 from vitrim.progress import advancing, track
 from vitrim.structure import UNIT_KINDS, UnitGroup, UnitKind, ViTStructure
 from vitrim.surgery import gated, skipping, unit_gate
@@ -73,19 +74,21 @@ class Scores:
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
-        with safe_open(path, framework="np") as file:
-            about, names = file.metadata() or {}, set(file.keys())
-            if "blocks" not in names or "criterion" not in about:
-                raise CheckpointMismatch(f"{path} does not hold scores written by vitrim.")
-            depth = len([name for name in names if name.startswith("heads.")])
+        try:
+            with safe_open(path, framework="np") as file:
+                about, names = file.metadata() or {}, file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+            depth = len(tensors["blocks"])
             return cls(
                 model=about["model"],
                 criterion=about["criterion"],
                 num_images=int(about["num_images"]),
-                heads=tuple(file.get_tensor(f"heads.{i}") for i in range(depth)),
-                neurons=tuple(file.get_tensor(f"neurons.{i}") for i in range(depth)),
-                blocks=file.get_tensor("blocks"),
+                heads=tuple(tensors[f"heads.{i}"] for i in range(depth)),
+                neurons=tuple(tensors[f"neurons.{i}"] for i in range(depth)),
+                blocks=tensors["blocks"],
             )
+        except (SafetensorError, FileNotFoundError, KeyError) as problem:
+            raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {problem}.") from None
 
 
 def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "taylor", *, seed: int = 0) -> Scores:
@@ -110,9 +113,7 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "ta
         SettingError: unknown criterion. DataError: no batch. UnsupportedModel: the model cannot be described.
     """
     structure = describe(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         if criterion in ("taylor", "fisher", "kl"):
             sums, count = _effects(model, structure, batches, criterion, seed)
         elif criterion == "activation":
@@ -125,8 +126,6 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "ta
             sums, count = _random(structure, seed), 0
         else:
             raise SettingError(f"Unknown criterion {criterion!r}; choose one of {', '.join(get_args(Criterion))}.")
-    finally:
-        model.train(was_training)
     return _as_scores(structure, criterion, sums, count)
 
 
@@ -136,13 +135,20 @@ def least_missed_blocks(model: nn.Module, batches: Iterable[Batch], count: int) 
 
     Returns:
         `count` block indices in the order of removal.
+
+    Raises:
+        SettingError: fewer blocks than that can go.
     """
     structure = describe(model)
-    was_training = model.training
-    model.eval()
+    removable = sum(not block.locked for block in structure.blocks)
+    if count >= len(structure.blocks) or count > removable:
+        raise SettingError(
+            f"{count} blocks are to go, but of {len(structure.blocks)} blocks {removable} can be removed."
+        )
+    batches = list(batches) if iter(batches) is batches else batches  # they are gone through again and again
     gone: list[int] = []
     passes = sum(len(structure.blocks) - done for done in range(count))
-    with advancing("skipping blocks", passes) as advance:
+    with eval_mode(model), advancing("skipping blocks", passes) as advance:
         for _ in range(count):
             losses: dict[int, float] = {}
             for index, block in enumerate(structure.blocks):
@@ -152,7 +158,6 @@ def least_missed_blocks(model: nn.Module, batches: Iterable[Batch], count: int) 
                     losses[index] = mean_loss(model, batches)
                 advance(1)
             gone.append(min(losses, key=lambda index: losses[index]))
-    model.train(was_training)
     return gone
 
 
@@ -168,6 +173,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
     return total / count
 
 
+@torch.enable_grad()
 def _effects(
     model: nn.Module, structure: ViTStructure, batches: Iterable[Batch], criterion: str, seed: int
 ) -> tuple[dict[str, Tensor], int]:
@@ -323,6 +329,12 @@ def _as_scores(structure: ViTStructure, criterion: str, sums: dict[str, Tensor],
     if not sums:
         raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
     means = {name: (total / max(count, 1)).cpu().numpy() for name, total in sums.items()}
+    broken = [name for name, values in means.items() if not np.isfinite(values).all()]
+    if broken:
+        raise NonFiniteLoss(
+            f"The importance of {len(broken)} parts, such as {broken[0]}, is infinite or not a number; the model's "
+            "weights or its outputs are broken."
+        )
     return Scores(
         model=structure.model,
         criterion=criterion,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitrim.adapters import describe
 from vitrim.errors import SettingError
+from vitrim.modes import eval_mode
 from vitrim.progress import track
 
 
@@ -57,16 +58,12 @@ def measure_latencies(models: Sequence[nn.Module], settings: LatencySettings | N
     """
     settings = settings or LatencySettings()
     inputs = [_random_images(model, settings.batch_size) for model in models]
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
     rows = []
-    for index in track(range(settings.warmup + settings.rounds), "measuring latency"):
-        row = [_time_once(model, images) for model, images in zip(models, inputs, strict=True)]
-        if index >= settings.warmup:
-            rows.append(row)
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
+    with eval_mode(*models):
+        for index in track(range(settings.warmup + settings.rounds), "measuring latency"):
+            row = [_time_once(model, images) for model, images in zip(models, inputs, strict=True)]
+            if index >= settings.warmup:
+                rows.append(row)
     times = np.array(rows)  # (rounds, models), in milliseconds
     ratios = np.median(times / times[:, :1], axis=0)
     return [

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from vitrim import report as reports
 from vitrim.adapters import describe
-from vitrim.allocate import Budget, allocate, smallest_cost
+from vitrim.allocation import Budget, allocate, smallest_cost
 from vitrim.checkpoint import RunFolder, fingerprint, is_main_process, load, read_json, save, write_text
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
 from vitrim.errors import BudgetError, SettingError
-from vitrim.evaluate import Evaluation, evaluate, match_labels, preprocessing_of
+from vitrim.evaluation import Evaluation, evaluate, match_labels, preprocessing_of
 from vitrim.importance import Scores, least_missed_blocks, score
 from vitrim.latency import Latency, measure_latencies
 from vitrim.losses import soft_loss
@@ -143,7 +143,7 @@ def width_plan(structure: ViTStructure, scores: Scores, budget: Budget, num_bloc
 def depth_plan(
     student: nn.Module, dense: nn.Module, recipe: Recipe, num_blocks: int, calibration: Calibration
 ) -> PruningPlan:
-    """The plan of the depth stage, counted in the student: the least missed blocks go, then width down to the budget."""
+    """The plan of the depth stage, counted in the student: the least missed blocks go, then width to the budget."""
     gone = least_missed_blocks(student, calibration, num_blocks)
     say(f"depth: removing blocks {sorted(gone)} of {len(describe(student).blocks)}")
     scores = _score(student, recipe, calibration)

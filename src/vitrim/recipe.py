@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import tomli_w
 
-from vitrim.allocate import Budget
+from vitrim.allocation import Budget
 from vitrim.errors import SettingError
 from vitrim.importance import ImportanceSettings
 from vitrim.latency import LatencySettings

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitrim.adapters import describe
 from vitrim.errors import DataError, SettingError
+from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
 from vitrim.progress import track
 from vitrim.structure import UNIT_KINDS, ViTStructure
@@ -50,7 +51,7 @@ def recover(
     *,
     ridge: float = 1e-2,
 ) -> nn.Module:
-    """Return a copy of `student` whose readers are refitted to give what `teacher`'s gave; both models stay as is.
+    """Return a copy of `student` in eval mode, its readers refitted to give what `teacher`'s gave.
 
     For one reader with inputs x (of the student), weight W and bias b, and the teacher's outputs y, centred over all
     calibration images and tokens, the change that minimises |x (W + dW)' - y|^2 + lambda |dW|^2 is
@@ -67,12 +68,22 @@ def recover(
     """
     before = describe(teacher)
     plan.check(before)
-    student = copy.deepcopy(student)
-    if plan.keeps_all(before):
-        return student
-    was_training = teacher.training
-    teacher.eval(), student.eval()
-    after = describe(student)
+    student = copy.deepcopy(student).eval()
+    if not plan.keeps_all(before):
+        with eval_mode(teacher):
+            _refit_all(student, teacher, plan, batches, ridge)
+    return student
+
+
+def _refit_all(
+    student: nn.Module,
+    teacher: nn.Module,
+    plan: PruningPlan,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    ridge: float,
+) -> None:
+    """Go through both models block by block, in step, and refit the student's readers in place."""
+    before, after = describe(teacher), describe(student)
     pairs = _first_inputs(student, teacher, after, before, batches)
     teacher_block = 0
     for index, kept in enumerate(track(plan.blocks, "refitting the layers behind the cut")):
@@ -88,8 +99,6 @@ def recover(
             _refit(student, small.name, reader, pairs.student, wanted[dense.group(kind).reader], ridge)
         pairs.student = _through(student.get_submodule(small.name), pairs.student)
         teacher_block += 1
-    teacher.train(was_training)
-    return student
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitrim.checkpoint import file_bytes, versions
 from vitrim.cost import count_cost
-from vitrim.evaluate import Evaluation, compare
+from vitrim.evaluation import Evaluation, compare
 from vitrim.latency import Latency
 
 TEMPLATES = Path(__file__).parent / "templates"

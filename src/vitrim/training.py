@@ -28,11 +28,12 @@ from vitrim.adapters import adapter_for, describe
 from vitrim.checkpoint import write_tensors, writing
 from vitrim.data import AugmentationSettings, ImageData, num_train_steps, train_batches
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
-from vitrim.evaluate import evaluate, match_labels, preprocessing_of
+from vitrim.evaluation import evaluate, match_labels, preprocessing_of
 from vitrim.losses import DistillationLoss, DistillationSettings, tapped
 from vitrim.plan import PruningPlan
 from vitrim.progress import advancing, say
 
+LINES_FOR_A_TRAINING = 10
 STEPS_BETWEEN_CHECKS = 50  # asking the device whether the loss is finite makes it wait
 
 
@@ -302,7 +303,7 @@ class _Loop:
         )
 
     def _log(self, sums: dict[str, Tensor], steps: int, seconds: float) -> None:
-        """One line of `metrics.jsonl` and, away from a terminal, one for the person who waits."""
+        """One line of `metrics.jsonl` and now and then one for the person who waits."""
         epoch, every = self.step // self.steps_per_epoch, self.settings.evaluate_every
         means = {name: float(total) / steps for name, total in sums.items()}
         row = {
@@ -320,6 +321,8 @@ class _Loop:
         if self.metrics and self.accelerator.is_main_process:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        if "top1" not in row and epoch % max(1, self.settings.epochs // LINES_FOR_A_TRAINING):
+            return
         accuracy = f", validation top-1 {row['top1']:.2f} %" if "top1" in row else ""
         say(
             f"{self.stage}: epoch {epoch}/{self.settings.epochs}, loss {row['loss']:.4f}{accuracy}, "

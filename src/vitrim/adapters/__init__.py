@@ -89,14 +89,19 @@ def describe(model: nn.Module) -> ViTStructure:
 def origin_of(model: nn.Module) -> Origin:
     """How the model can be built again: as recorded by an earlier cut or load, else as its adapter tells."""
     recorded = getattr(model, ORIGIN_ATTRIBUTE, None)
-    return recorded if isinstance(recorded, Origin) else adapter_for(model).origin(model)
+    if not isinstance(recorded, Origin):
+        return adapter_for(model).origin(model)
+    num_classes = describe(model).num_classes
+    if num_classes == recorded.model_args["num_classes"]:
+        return recorded
+    # since then the model was given another classifier, by timm's `reset_classifier`, say
+    return replace(recorded, model_args={**recorded.model_args, "num_classes": num_classes}, classes=())
 
 
 def with_new_head(model: nn.Module, num_classes: int) -> nn.Module:
     """Give `model` a fresh classifier for other classes, in place, and note that on it."""
-    origin = origin_of(model)
     adapter_for(model).reset_head(model, num_classes)
-    record_origin(model, replace(origin, model_args={**origin.model_args, "num_classes": num_classes}, classes=()))
+    record_origin(model, replace(origin_of(model), classes=()))
     return model
 
 

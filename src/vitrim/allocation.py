@@ -89,6 +89,8 @@ def allocate(
         PlanMismatch: the scores are of a model with other sizes.
     """
     _check_sizes(structure, scores)
+    if not set(remove_blocks) <= set(range(len(structure.blocks))):
+        raise PlanMismatch(f"Blocks {sorted(remove_blocks)} are to go; the model has 0..{len(structure.blocks) - 1}.")
     kept_blocks = [index for index in range(len(structure.blocks)) if index not in remove_blocks]
     whole = whole or count_cost(structure)
     least = {
@@ -244,7 +246,8 @@ def _integer_program(values: np.ndarray, costs: np.ndarray, room: Cost) -> np.nd
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": MOST_RELATIVE_GAP, "time_limit": 60.0},
     )
-    assert result.x is not None, result.message  # taking nothing is always possible
+    if result.x is None:  # out of time: start from nothing, and `_fill` takes the most valuable for their cost
+        return np.zeros(len(values), dtype=bool)
     return result.x > 0.5
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vitrim.adapters import adapter_for, origin_of
 from vitrim.data import ImageData, ImageSet, Preprocessing, eval_batches
 from vitrim.errors import DataError, UnsupportedModel
+from vitrim.modes import eval_mode
 from vitrim.progress import track
 
 CONFIDENCE = 0.95
@@ -101,10 +102,8 @@ def evaluate(
         total = -(-len(images) // (batch_size * parts))
     else:
         batches = images
-    was_training = model.training
-    model.eval()
-    results = [_judge(model, *batch) for batch in track(batches, description, total)]
-    model.train(was_training)
+    with eval_mode(model):
+        results = [_judge(model, *batch) for batch in track(batches, description, total)]
     if shared and PartialState().num_processes > 1:
         results = gather_object(results)
     if not results:
@@ -169,8 +168,9 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For one batch: top-1 right, top-5 right, loss; each `(B,)`, on the CPU."""
-    logits = model(images).float()
+    """For one batch: top-1 right, top-5 right (NaN where there are no more than five outputs), loss; `(B,)` each."""
+    dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
+    logits = model(images.to(dtype)).float()
     if int(labels.max()) >= logits.shape[-1]:
         raise DataError(
             f"The data has the label {int(labels.max())}, but the model has outputs 0..{logits.shape[-1] - 1}."
@@ -178,7 +178,7 @@ def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
     best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="none")
-    top5 = hits.any(dim=1) if logits.shape[-1] > 5 else torch.zeros_like(hits[:, 0])
+    top5 = hits.double().sum(dim=1) if logits.shape[-1] > 5 else torch.full_like(loss, torch.nan).double()
     return hits[:, 0].cpu(), top5.cpu(), loss.double().cpu()
 
 
@@ -189,7 +189,7 @@ def _summarise(top1: Tensor, top5: Tensor, loss: Tensor) -> Evaluation:
         top1=100 * right / count,
         low=100 * float(interval.low),
         high=100 * float(interval.high),
-        top5=100 * float(top5.double().mean()) if top5.any() else None,
+        top5=None if top5.isnan().any() else 100 * float(top5.mean()),
         loss=float(loss.mean()),
         num_images=count,
         correct=top1.numpy(),

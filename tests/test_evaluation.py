@@ -1,0 +1,181 @@
+"""Laws of the evaluation: right counts, right intervals, the model left as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from models import build, random_images, same_tensors
+from vitrim.adapters import origin_of, record_origin
+from vitrim.data import ImageData, ImageSet
+from vitrim.errors import DataError
+from vitrim.evaluation import Evaluation, compare, evaluate, match_labels, preprocessing_of
+
+NUM_IMAGES = 23
+
+
+def batches(num_classes: int = 7, batch_size: int = 10) -> list[tuple[Tensor, Tensor]]:
+    images, labels = random_images(NUM_IMAGES), torch.arange(NUM_IMAGES) % num_classes
+    return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+
+
+def made_up(correct: list[int]) -> Evaluation:
+    right = np.array(correct, dtype=bool)
+    return Evaluation(
+        top1=100 * right.mean(), low=0.0, high=100.0, top5=None, loss=1.0, num_images=len(right), correct=right
+    )
+
+
+def image_data(classes: tuple[str, ...], num_images: int = 12) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (num_images, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images = ImageSet(labels=torch.arange(num_images) % len(classes), pixels=pixels)
+    return ImageData(name="made up", classes=classes, train=images, validation=images)
+
+
+@torch.no_grad()
+def test_counts_are_those_of_a_plain_loop() -> None:
+    model = build()
+    found = evaluate(model, batches())
+    top1, top5, loss = [], [], []
+    for images, labels in batches(batch_size=1):
+        logits = model(images)[0]
+        order = logits.argsort(descending=True).tolist()
+        top1.append(order[0] == labels.item())
+        top5.append(labels.item() in order[:5])
+        loss.append(-logits.log_softmax(dim=-1)[labels].item())
+    assert 0 < sum(top1) < sum(top5) < NUM_IMAGES
+    assert found.correct.tolist() == top1
+    assert found.top1 == pytest.approx(100 * np.mean(top1))
+    assert found.top5 == pytest.approx(100 * np.mean(top5))
+    assert found.loss == pytest.approx(np.mean(loss), rel=1e-5)
+    assert found.num_images == NUM_IMAGES
+
+
+def test_the_interval_is_wilsons() -> None:
+    found = evaluate(build(), batches())
+    interval = stats.binomtest(int(found.correct.sum()), NUM_IMAGES).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((100 * interval.low, 100 * interval.high))
+    assert found.low < found.top1 < found.high
+
+
+def test_the_division_into_batches_does_not_matter() -> None:
+    first, second = evaluate(build(), batches(batch_size=4)), evaluate(build(), batches(batch_size=23))
+    assert np.array_equal(first.correct, second.correct)
+    assert first.loss == pytest.approx(second.loss)
+
+
+class Fixed(nn.Module):
+    """A model whose logits are its input."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(6, 0.0), (5, None), (2, None)])
+def test_top5_needs_six_outputs_and_may_be_zero(num_classes: int, expected: float | None) -> None:
+    falling = torch.arange(num_classes, 0, -1.0)[None]
+    assert evaluate(Fixed(), [(falling, torch.tensor([num_classes - 1]))]).top5 == expected
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = build().train()
+    before = copy.deepcopy(model)
+    evaluate(model, batches())
+    assert model.training and same_tensors(model, before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_image_set_is_prepared_as_the_model_wants_it() -> None:
+    data = image_data(tuple("abcdefg"))
+    model = build(dtype=torch.float32)
+    preprocessing = preprocessing_of(model)
+    assert preprocessing.img_size == (32, 32)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    prepared = (data.validation.pixels / 255 - mean) / std
+    by_hand = evaluate(model, [(prepared, data.validation.labels)])
+    for source in (data, data.validation):
+        found = evaluate(model, source, batch_size=5)
+        assert np.array_equal(found.correct, by_hand.correct)
+        assert found.loss == pytest.approx(by_hand.loss, rel=1e-4)
+
+
+def test_no_image_and_labels_without_an_output_are_errors() -> None:
+    with pytest.raises(DataError, match="no image"):
+        evaluate(build(), [])
+    with pytest.raises(DataError, match=r"label 7.*outputs 0\.\.6"):
+        evaluate(build(), batches(num_classes=8))
+
+
+def test_an_evaluation_survives_a_dictionary() -> None:
+    found = evaluate(build(), batches())
+    back = Evaluation.from_dict(found.to_dict())
+    assert np.array_equal(back.correct, found.correct)
+    assert back.to_dict() == found.to_dict()
+
+
+def test_the_difference_is_positive_where_the_second_is_better() -> None:
+    rng = np.random.default_rng(0)
+    worse = rng.random(400) < 0.5
+    better = worse | (rng.random(400) < 0.3)
+    gain, loss = compare(made_up(worse), made_up(better)), compare(made_up(better), made_up(worse))
+    assert gain.points == pytest.approx(100 * (better.mean() - worse.mean()))
+    assert 0 < gain.low < gain.points < gain.high
+    assert gain.p_value < 0.01
+    assert (loss.points, loss.low, loss.high) == pytest.approx((-gain.points, -gain.high, -gain.low), rel=0.05)
+    assert loss.p_value == gain.p_value
+
+
+def test_equal_models_do_not_differ() -> None:
+    same = compare(made_up([1, 0, 1]), made_up([1, 0, 1]))
+    assert (same.points, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_an_even_exchange_is_no_difference() -> None:
+    exchanged = compare(made_up([1, 0] * 50), made_up([0, 1] * 50))
+    assert exchanged.points == 0 and exchanged.p_value == 1
+    assert exchanged.low < 0 < exchanged.high
+
+
+@pytest.mark.parametrize("second", [[0, 0, 0], [1, 1, 1]], ids=["all lost", "all gained"])
+def test_a_unanimous_difference_has_an_interval(second: list[int]) -> None:
+    found = compare(made_up([1 - second[0]] * 3), made_up(second))
+    assert found.low == found.points == found.high == 100 * (2 * second[0] - 1)
+
+
+def test_only_the_same_images_compare() -> None:
+    with pytest.raises(DataError, match="3 and 2 images"):
+        compare(made_up([1, 0, 1]), made_up([1, 0]))
+
+
+def named_model(classes: tuple[str, ...]) -> nn.Module:
+    model = build(num_classes=len(classes), dtype=torch.float32)
+    origin = origin_of(model)
+    record_origin(model, type(origin)(**{**vars(origin), "classes": classes}))
+    return model
+
+
+def test_labels_are_matched_by_name() -> None:
+    data = image_data(("dog", "ant", "cat"))
+    matched = match_labels(data, named_model(("ant", "bee", "cat", "dog")))
+    assert matched.classes == ("ant", "bee", "cat", "dog")
+    for before, after in ((data.train, matched.train), (data.validation, matched.validation)):
+        old = [data.classes[label] for label in before.labels]
+        assert [matched.classes[label] for label in after.labels] == old
+        assert after.pixels is before.pixels
+
+
+def test_labels_stay_where_the_names_agree_or_are_unknown() -> None:
+    data = image_data(("ant", "bee", "cat"))
+    assert match_labels(data, named_model(("ant", "bee", "cat"))) is data
+    assert match_labels(data, build()) is data
+
+
+def test_labels_that_the_model_cannot_give_are_refused_by_name() -> None:
+    with pytest.raises(DataError, match=r"1 classes.*cat"):
+        match_labels(image_data(("ant", "cat")), named_model(("ant", "bee")))
+    with pytest.raises(DataError, match=r"8 classes.*7 outputs"):
+        match_labels(image_data(tuple("abcdefgh")), build())

@@ -1,0 +1,155 @@
+"""Laws of the plan: it survives JSON, refuses what cannot be a plan, and composes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from models import make_structure, random_plan
+from vitrim.errors import PlanMismatch
+from vitrim.plan import KeptBlock, PruningPlan
+
+SIZES = [(3, 5), (2, 4), (4, 6), (1, 1)]
+PLAN = random_plan(make_structure(SIZES), seed=1, blocks=(0, 2, 3))
+BLOCK = {"block": 0, "heads": [0], "neurons": [0, 2]}
+
+
+def test_json_round_trip() -> None:
+    for seed in range(20):
+        plan = random_plan(make_structure(SIZES), seed=seed)
+        assert PruningPlan.from_json(plan.to_json()) == plan
+        assert PruningPlan.from_dict(plan.to_dict()) == plan
+        assert json.loads(plan.to_json()) == plan.to_dict()
+
+
+def test_json_has_one_line_for_each_block() -> None:
+    assert len(PLAN.to_json().splitlines()) == len(PLAN.blocks) + 2
+
+
+def test_unknown_keys_are_left_out() -> None:
+    data = {"format": 1, "model": "a", "note": "x", "blocks": [{**BLOCK, "note": "x"}]}
+    assert PruningPlan.from_dict(data).to_dict() == {"format": 1, "model": "a", "blocks": [BLOCK]}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2", "nonsense", '{"format": 1, "model": "a", "blocks": [}'])
+def test_broken_json_is_refused(text: str) -> None:
+    with pytest.raises(PlanMismatch, match="not valid JSON"):
+        PruningPlan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        "plan",
+        3,
+        {},
+        {"format": 1},
+        {"format": 2, "model": "a", "blocks": [BLOCK]},
+        {"format": 1, "model": "a"},
+        {"format": 1, "blocks": [BLOCK]},
+        {"format": 1, "model": "a", "blocks": None},
+        {"format": 1, "model": "a", "blocks": []},
+        {"format": 1, "model": "a", "blocks": 3},
+        {"format": 1, "model": "a", "blocks": "abc"},
+        {"format": 1, "model": "a", "blocks": [None]},
+        {"format": 1, "model": "a", "blocks": [{}]},
+        *(
+            {"format": 1, "model": "a", "blocks": [{**BLOCK, key: value}]}
+            for key, value in [
+                ("block", "first"),
+                ("block", None),
+                ("block", 0.5),
+                ("block", True),
+                ("block", -1),
+                ("heads", None),
+                ("heads", 0),
+                ("heads", "0"),
+                ("heads", [0.0]),
+                ("heads", [True]),
+                ("heads", ["0"]),
+                ("heads", []),
+                ("heads", [-1, 0]),
+                ("neurons", {"0": 1}),
+                ("neurons", []),
+                ("neurons", [2, 1]),
+                ("neurons", [1, 1]),
+            ]
+        ),
+        {"format": 1, "model": "a", "blocks": [{**BLOCK, "block": 1}, BLOCK]},
+        {"format": 1, "model": "a", "blocks": [BLOCK, BLOCK]},
+    ],
+    ids=str,
+)
+def test_what_is_no_plan_is_refused(data: object) -> None:
+    with pytest.raises(PlanMismatch):
+        PruningPlan.from_dict(data)
+    with pytest.raises(PlanMismatch):
+        PruningPlan.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("kept", [(), (1, 0), (0, 0), (-1, 0)], ids=["empty", "unsorted", "duplicate", "negative"])
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_a_block_keeps_sorted_distinct_units(kind: str, kept: tuple[int, ...]) -> None:
+    with pytest.raises(PlanMismatch, match=kind):
+        KeptBlock(block=0, **{"heads": (0,), "neurons": (0,), kind: kept})
+
+
+def test_a_plan_names_what_the_model_does_not_have() -> None:
+    structure = make_structure([(2, 3)])
+    for block, heads, neurons, found in [
+        (1, (0,), (0,), "block 1.*blocks 0..0"),
+        (0, (0, 2), (0,), r"heads \[2\] of block 0.*0..1"),
+        (0, (0,), (1, 3, 4), r"neurons \[3, 4\] of block 0.*0..2"),
+    ]:
+        plan = PruningPlan(model="other", blocks=(KeptBlock(block=block, heads=heads, neurons=neurons),))
+        with pytest.raises(PlanMismatch, match=found):
+            plan.check(structure)
+
+
+def test_only_the_full_plan_keeps_all() -> None:
+    structure = make_structure(SIZES)
+    full = structure.full_plan()
+    assert full.keeps_all(structure)
+    assert not full.without_blocks([3]).keeps_all(structure)
+    assert not PLAN.keeps_all(structure)
+
+
+def sizes(plan: PruningPlan) -> list[tuple[int, int]]:
+    return [(len(kept.heads), len(kept.neurons)) for kept in plan.blocks]
+
+
+def test_then_picks_from_what_is_left_and_is_associative() -> None:
+    for seed in range(20):
+        first = random_plan(make_structure(SIZES), seed=seed, blocks=(0, 1, 2))
+        second = random_plan(make_structure(sizes(first)), seed=seed + 100, blocks=(0, 2))
+        third = random_plan(make_structure(sizes(second)), seed=seed + 200, blocks=(1,))
+        assert first.then(second).then(third) == first.then(second.then(third))
+        kept, before = first.then(second).blocks[1], first.blocks[2]
+        assert kept.block == 2
+        assert np.array_equal(kept.neurons, np.array(before.neurons)[list(second.blocks[1].neurons)])
+
+
+def test_the_full_plan_is_neutral() -> None:
+    full = make_structure(SIZES).full_plan()
+    assert full.then(PLAN) == PLAN
+    assert PLAN.then(PruningPlan.full("any", sizes(PLAN))) == PLAN
+
+
+@pytest.mark.parametrize(
+    ("block", "heads", "neurons", "found"),
+    [(3, (0,), (0,), "block 3.*3 blocks left"), (2, (1,), (0,), "heads 1"), (2, (0,), (1,), "neurons 1")],
+)
+def test_then_cannot_bring_back_what_is_gone(
+    block: int, heads: tuple[int, ...], neurons: tuple[int, ...], found: str
+) -> None:
+    later = PruningPlan(model="a", blocks=(KeptBlock(block=block, heads=heads, neurons=neurons),))
+    with pytest.raises(PlanMismatch, match=found):
+        PLAN.then(later)
+
+
+def test_without_blocks_counts_among_the_kept() -> None:
+    assert [kept.block for kept in PLAN.without_blocks([1]).blocks] == [0, 3]
+    with pytest.raises(PlanMismatch, match="no block"):
+        PLAN.without_blocks([0, 1, 2])
