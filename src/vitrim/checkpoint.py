@@ -32,6 +32,7 @@ from vitrim.surgery import prune
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
+FILE_METADATA = {"format": "pt"}  # transformers asks for it
 Result = TypeVar("Result")
 
 
@@ -61,7 +62,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with writing(folder / CONFIG) as path:  # moved into place last: its presence says that the folder is whole
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+        write_tensors(folder / WEIGHTS, tensors, FILE_METADATA)
     record_origin(model, origin)
     return folder
 
@@ -197,7 +198,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def file_bytes(model: nn.Module) -> int:
     """Size of the model's `model.safetensors`."""
-    return len(safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return len(safetensors.torch.save(tensors, metadata=FILE_METADATA))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -228,12 +230,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         OSError: as the system reports it; safetensors wraps a full disk in an error of its own.
     """
     with writing(path) as working:
-        try:
+        with system_errors(path):
             safetensors.torch.save_file(dict(tensors), working, metadata=dict(about))
-        except SafetensorError as problem:
-            if "os error 28" in str(problem) or "No space left" in str(problem):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from problem
-            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,8 @@ from vitrim.pipeline import Compressed, compress, fit
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
 
 KEEPS = (0.7, 0.5)
+# 16 tokens; timm's own initialisation is made for wide models and learns slowly at this width
+SHAPE = {"img_size": 8, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "weight_init": "reset"}
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
@@ -26,9 +28,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder, {"command": "demo", "version": versions()["vitrim"]})
     data = load_data("digits")
     torch.manual_seed(training.seed)
-    new = adapter_of_library("timm").create(
-        "vit_tiny_patch16_224", img_size=8, patch_size=2, embed_dim=64, depth=4, num_heads=4, num_classes=10, weight_init="reset"
-    )
+    new = adapter_of_library("timm").create("vit_tiny_patch16_224", num_classes=10, **SHAPE)
     dense = fit(new, data, training, folder / "dense")
     results: list[Compressed] = []
     for keep in KEEPS:

@@ -24,6 +24,7 @@ from vitrim.evaluation import Evaluation, evaluate, match_labels, preprocessing_
 from vitrim.importance import Scores, least_missed_blocks, score
 from vitrim.latency import Latency, measure_latencies
 from vitrim.losses import soft_loss
+from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
 from vitrim.progress import say
 from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
@@ -75,7 +76,7 @@ def compress(
     """
     data = match_labels(data, model)
     check_budget(describe(model), recipe)
-    dense = model.to(PartialState().device).eval()
+    dense = model.to(PartialState().device)
     run = RunFolder(run_dir, identity("compress", recipe, dense, data))
     story = _Story(run, dense, data, recipe)
     before = story.measure("dense", dense)
@@ -323,7 +324,7 @@ class _Story:
 
     def _search_images(self) -> tuple[ImageSet, ImageSet]:
         train_images = self.data.train
-        held_out = max(SMALLEST_HELD_OUT, min(1024, len(train_images) // 5))
+        held_out = min(max(SMALLEST_HELD_OUT, min(1024, len(train_images) // 5)), len(train_images) // 2)
         few = min(self.recipe.depth.search_images, len(train_images) - held_out)
         # a sample of all but one is shuffled and balanced, so is every beginning of it
         order = train_images.sample(min(few + held_out, len(train_images) - 1), self.recipe.seed + 1)
@@ -374,9 +375,10 @@ class _Story:
 def mean_divergence(student: nn.Module, teacher: nn.Module, batches: Calibration) -> float:
     """Mean over images of KL(teacher || student)."""
     total, count = 0.0, 0
-    for images, _ in batches:
-        total += soft_loss(student(images), teacher(images), 1.0).item() * len(images)
-        count += len(images)
+    with eval_mode(student, teacher):
+        for images, _ in batches:
+            total += soft_loss(student(images), teacher(images), 1.0).item() * len(images)
+            count += len(images)
     return total / count
 
 

@@ -30,6 +30,7 @@ from vitrim.data import AugmentationSettings, ImageData, num_train_steps, train_
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.evaluation import evaluate, match_labels, preprocessing_of
 from vitrim.losses import DistillationLoss, DistillationSettings, tapped
+from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
 from vitrim.progress import advancing, say
 
@@ -159,7 +160,7 @@ class _Loop:
         self.model = model.to(self.device)
         self.preprocessing = preprocessing_of(self.model)
         self.num_classes = describe(self.model).num_classes
-        self.teacher = teacher.to(self.device).eval() if teacher is not None else None
+        self.teacher = teacher.to(self.device) if teacher is not None else None
         self.steps_per_epoch = num_train_steps(self.images, settings.batch_size)
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.optimizer = create_optimizer_v2(
@@ -216,6 +217,7 @@ class _Loop:
         self.student_taps: dict[str, Tensor] = {}
         self.teacher_taps: dict[str, Tensor] = {}
         if self.loss is not None and self.teacher is not None:
+            stack.enter_context(eval_mode(self.teacher))
             self.student_taps = stack.enter_context(tapped(self.model, self.loss.student_taps()))
             self.teacher_taps = stack.enter_context(tapped(self.teacher, self.loss.teacher_taps()))
         forward = self.accelerator.prepare(self.model)
@@ -350,6 +352,7 @@ class _Loop:
     def _resume(self) -> None:
         self.accelerator.wait_for_everyone()
         if not self.checkpoint or not self.checkpoint.exists():
+            self._forget_metrics_after(0)  # an earlier start may have been stopped before its first checkpoint
             return
         with safe_open(self.checkpoint, framework="pt") as file:
             about = file.metadata()
