@@ -4,11 +4,11 @@ A model folder holds `config.json` and `model.safetensors`: architecture, argume
 weights are loaded strictly. Nothing here writes or executes a pickle. Files appear whole or not at all.
 """
 
-import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -216,10 +216,27 @@ def writing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, moved into place when the block ends well and removed when it does not."""
     working = path.with_name(f".{path.name}.partial")
     try:
-        yield working
-        os.replace(working, path)
+        with _naming(path):
+            yield working
+            os.replace(working, path)
     except BaseException:
         working.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Make the system's errors say which file; safetensors wraps them in an error of its own."""
+    try:
+        yield
+    except SafetensorError as problem:
+        found = re.search(r"os error (\d+)", str(problem))
+        if not found:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from problem
+    except OSError as problem:
+        problem.filename = problem.filename or str(path)
         raise
 
 
@@ -227,11 +244,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """Write a safetensors file, whole or not at all.
 
     Raises:
-        OSError: as the system reports it; safetensors wraps a full disk in an error of its own.
+        OSError: as the system reports it.
     """
     with writing(path) as working:
-        with system_errors(path):
-            safetensors.torch.save_file(dict(tensors), working, metadata=dict(about))
+        safetensors.torch.save_file(dict(tensors), working, metadata=dict(about))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -331,8 +347,9 @@ def writing_path(path: Path) -> Iterator[Path]:
     working = path.with_name(f".{path.name}.partial")
     _remove(working)
     try:
-        yield working
-        os.replace(working, path)
+        with _naming(path):
+            yield working
+            os.replace(working, path)
     except BaseException:
         _remove(working)
         raise

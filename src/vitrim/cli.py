@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from vitrim.recipe import Recipe
     from vitrim.structure import ViTStructure
 
-PLACE_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+PLACE_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+PLACE_PROBLEMS |= {errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 app = App(
     name="vitrim",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def _default(item: dataclasses.Field) -> Any:
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     shipped = SHIPPED / f"{source}.toml"
-    if not path.suffix and not path.exists() and shipped.is_file():
+    if not path.suffix and not path.is_file() and shipped.is_file():  # a folder `train` is no recipe
         path = shipped
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
@@ -161,7 +162,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     for option in options:
         if get_origin(option) is Literal and value in get_args(option):
             return value
-        if option is float and type(value) in (int, float):
+        if option is float and type(value) in (int, float) and math.isfinite(value):
             return float(value)
         if isinstance(option, type) and type(value) is option:
             return value

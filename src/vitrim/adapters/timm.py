@@ -46,7 +46,7 @@ class TimmAdapter:
             model=_architecture(model),
             family=type(model).__name__,
             img_size=tuple(embed.img_size),
-            in_chans=model.in_chans,
+            in_chans=embed.proj.in_channels,
             num_classes=model.num_classes,
             embed_dim=model.embed_dim,
             num_tokens=num_tokens,
