@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vitrim import data, datasets
+from vitrim import augmentation, data, datasets
 from vitrim.data import AugmentationSettings, ImageSet, Preprocessing, eval_batches, load_data, train_batches
 from vitrim.errors import DataError, SettingError
 
@@ -196,13 +196,13 @@ def test_shift_is_a_crop_after_reflecting_padding() -> None:
     box = torch.tensor([[-3, 2], [0, 0], [3, -2], [1, 1], [-1, -1], [2, 3]])
     padded = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect").to(torch.uint8)
     expected = [padded[i, :, 3 + y : 12 + y, 3 + x : 10 + x] for i, (y, x) in enumerate(box.tolist())]
-    assert torch.equal(data.shift(images, box), torch.stack(expected))
+    assert torch.equal(augmentation.shift(images, box), torch.stack(expected))
 
 
 def test_zoom_is_a_resized_crop() -> None:
     images = memory_set(5, 16, 12).pixels
-    box = data.random_boxes(5, 16, 12, 0.3, torch.Generator().manual_seed(0))
-    zoomed = data.zoom(images, box, "bilinear")
+    box = augmentation.random_boxes(5, 16, 12, 0.3, torch.Generator().manual_seed(0))
+    zoomed = augmentation.zoom(images, box, "bilinear")
     for i, (top, left, height, width) in enumerate(box.tolist()):
         crop = F.resized_crop(images[i : i + 1], top, left, height, width, [16, 12], antialias=True)
         # Only the border differs: a crop repeats its edge, a zoom sees the neighbours outside the box.
@@ -211,7 +211,7 @@ def test_zoom_is_a_resized_crop() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 60)])
 def test_random_boxes_lie_inside_and_keep_scale_and_aspect(size: tuple[int, int]) -> None:
-    top, left, height, width = data.random_boxes(500, *size, 0.35, torch.Generator().manual_seed(0)).unbind(1)
+    top, left, height, width = augmentation.random_boxes(500, *size, 0.35, torch.Generator().manual_seed(0)).unbind(1)
     assert min(top.min(), left.min()) >= 0
     assert (top + height).max() <= size[0] and (left + width).max() <= size[1]
     aspect = width / height
@@ -225,19 +225,19 @@ def test_rand_augment_keeps_type_and_shape_and_does_nothing_without_operations()
     images = memory_set(28, 12, 10).pixels
     before = images.clone()
     every = torch.arange(28)[:, None] % 14
-    changed = data.rand_augment(images, every, torch.ones_like(every), 9, (128.0,) * 3)
+    changed = augmentation.rand_augment(images, every, torch.ones_like(every), 9, (128.0,) * 3)
     assert changed.dtype == torch.uint8 and changed.shape == images.shape and torch.equal(images, before)
     nothing = torch.zeros(28, 0, dtype=torch.int64)
-    assert torch.equal(data.rand_augment(images, nothing, nothing, 9, (128.0,) * 3), images)
+    assert torch.equal(augmentation.rand_augment(images, nothing, nothing, 9, (128.0,) * 3), images)
 
 
 def test_rand_augment_treats_each_image_by_itself() -> None:
     images = memory_set(28, 16, 16).pixels
     ops = torch.arange(28)[:, None] % 14
     sign = torch.where(torch.arange(28)[:, None] < 14, 1, -1)
-    together = data.rand_augment(images, ops, sign, 15, (0.0,) * 3)
+    together = augmentation.rand_augment(images, ops, sign, 15, (0.0,) * 3)
     one_by_one = [
-        data.rand_augment(images[i : i + 1], ops[i : i + 1], sign[i : i + 1], 15, (0.0,) * 3) for i in range(28)
+        augmentation.rand_augment(images[i : i + 1], ops[i : i + 1], sign[i : i + 1], 15, (0.0,) * 3) for i in range(28)
     ]
     assert torch.equal(together, torch.cat(one_by_one))
     unchanged = (together == images).flatten(1).all(dim=1)
@@ -256,7 +256,7 @@ def test_rand_augment_treats_each_image_by_itself() -> None:
 )
 def test_move_is_torchvisions_but_for_the_edge(op: int, strength: float, reference: Callable) -> None:
     images = torch.nn.functional.interpolate(memory_set(4, 4, 5).pixels, (16, 20), mode="bilinear")
-    moved = data.move(images, torch.full((4,), op), torch.full((4,), strength), (90.0,) * 3)
+    moved = augmentation.move(images, torch.full((4,), op), torch.full((4,), strength), (90.0,) * 3)
     differs = (moved.int() - reference(images).int()).abs() > 1
     assert differs.float().mean() < 0.15  # torchvision mixes in the fill colour twice half-way over the edge
 

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from vitrim.adapters import adapter_of_library, origin_of, record_origin
 from vitrim.cost import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, SettingError, UserError
 from vitrim.plan import PruningPlan
+from vitrim.processes import is_main_process, wait_for_all
 from vitrim.structure import Origin
 from vitrim.surgery import prune
 
@@ -353,14 +353,6 @@ def writing_path(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(working)
         raise
-
-
-def is_main_process() -> bool:
-    return PartialState().is_main_process
-
-
-def wait_for_all() -> None:
-    PartialState().wait_for_everyone()
 
 
 def _remove(path: Path) -> None:

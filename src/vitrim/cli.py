@@ -399,9 +399,9 @@ def _model_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _on_device(model: "nn.Module") -> "nn.Module":
-    from accelerate import PartialState
+    from vitrim.processes import this_process
 
-    return model.to(PartialState().device)
+    return model.to(this_process().device)
 
 
 def _describe(model: "nn.Module") -> "ViTStructure":

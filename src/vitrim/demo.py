@@ -9,16 +9,24 @@ from torch import nn
 
 from vitrim import report as reports
 from vitrim.adapters import adapter_of_library
-from vitrim.checkpoint import RunFolder, is_main_process, versions, write_text
+from vitrim.checkpoint import RunFolder, versions, write_text
 from vitrim.data import load_data
 from vitrim.importance import Scores
 from vitrim.latency import measure_latencies
 from vitrim.pipeline import Compressed, compress, fit
+from vitrim.processes import is_main_process
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
 
 KEEPS = (0.7, 0.5)
 # 16 tokens; timm's own initialisation is made for wide models and learns slowly at this width
-SHAPE = {"img_size": 8, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "weight_init": "reset"}
+SHAPE: dict[str, Any] = {
+    "img_size": 8,
+    "patch_size": 2,
+    "embed_dim": 64,
+    "depth": 4,
+    "num_heads": 4,
+    "weight_init": "reset",
+}
 
 
 def run_demo(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from scipy import stats
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from vitrim.adapters import adapter_for, origin_of
 from vitrim.data import ImageData, ImageSet, Preprocessing, eval_batches
 from vitrim.errors import DataError, UnsupportedModel
 from vitrim.modes import eval_mode
+from vitrim.processes import this_process
 from vitrim.progress import track
 
 CONFIDENCE = 0.95
@@ -95,7 +95,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]]
     total, shared = None, isinstance(images, ImageSet)
     if isinstance(images, ImageSet):
-        state = PartialState()
+        state = this_process()
         part, parts = state.process_index, state.num_processes
         options = {"batch_size": batch_size, "part": part, "parts": parts, "num_workers": num_workers}
         batches = eval_batches(images, preprocessing_of(model), device=device_of(model), **options)
@@ -104,7 +104,7 @@ def evaluate(
         batches = images
     with eval_mode(model):
         results = [_judge(model, *batch) for batch in track(batches, description, total)]
-    if shared and PartialState().num_processes > 1:
+    if shared and this_process().num_processes > 1:
         results = gather_object(results)
     if not results:
         raise DataError("There is no image to evaluate on; expected at least one.")

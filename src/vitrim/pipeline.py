@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from vitrim import report as reports
 from vitrim.adapters import describe
 from vitrim.allocation import Budget, allocate, smallest_cost
-from vitrim.checkpoint import RunFolder, fingerprint, is_main_process, load, read_json, save, write_text
+from vitrim.checkpoint import RunFolder, fingerprint, load, read_json, save, write_text
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
 from vitrim.errors import BudgetError, SettingError
@@ -26,6 +25,7 @@ from vitrim.latency import Latency, measure_latencies
 from vitrim.losses import soft_loss
 from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
+from vitrim.processes import is_main_process, this_process
 from vitrim.progress import say
 from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery import recover
@@ -76,7 +76,7 @@ def compress(
     """
     data = match_labels(data, model)
     check_budget(describe(model), recipe)
-    dense = model.to(PartialState().device)
+    dense = model.to(this_process().device)
     run = RunFolder(run_dir, identity("compress", recipe, dense, data))
     story = _Story(run, dense, data, recipe)
     before = story.measure("dense", dense)
@@ -182,7 +182,7 @@ def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | P
     """Train a dense model in a run folder: `metrics.jsonl`, `model/`, `evaluation.json`. Goes on where it stopped."""
     if len(data.classes) > describe(model).num_classes:
         match_labels(data, model)  # raises, and says what to do
-    model = model.to(PartialState().device)
+    model = model.to(this_process().device)
     run = RunFolder(run_dir, identity("train", recipe, model, data))
     write_recipe(run, recipe)
 
@@ -398,7 +398,7 @@ def _score(model: nn.Module, recipe: Recipe, calibration: Calibration) -> Scores
 
 
 def _load_here(path: Path) -> nn.Module:
-    return load(path, device=PartialState().device)
+    return load(path, device=this_process().device)
 
 
 def _less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int) -> Cost:

@@ -164,7 +164,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
             return value
         if option is float and type(value) in (int, float) and math.isfinite(value):
             return float(value)
-        if isinstance(option, type) and type(value) is option:
+        if option is not float and isinstance(option, type) and type(value) is option:
             return value
     raise SettingError(f"{name} is {value!r}; expected {' or '.join(_spoken(option) for option in options)}.")
 

@@ -32,6 +32,7 @@ from vitrim.evaluation import evaluate, match_labels, preprocessing_of
 from vitrim.losses import DistillationLoss, DistillationSettings, tapped
 from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
+from vitrim.processes import this_process
 from vitrim.progress import advancing, say
 
 LINES_FOR_A_TRAINING = 10
@@ -151,9 +152,9 @@ class _Loop:
         stage: str,
         seed: int,
     ) -> None:
-        self.accelerator = Accelerator(
-            mixed_precision="no"
-        )  # bf16 is ours: one process may train in several precisions
+        this_process()  # makes the group of processes, also without GPUs
+        # bf16 is ours: one process may train in several precisions
+        self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
         self.settings, self.stage, self.seed, self.loss = settings, stage, seed, loss
         self.data, self.images = data, data.train.to(self.device)
@@ -307,7 +308,8 @@ class _Loop:
     def _log(self, sums: dict[str, Tensor], steps: int, seconds: float) -> None:
         """One line of `metrics.jsonl` and now and then one for the person who waits."""
         epoch, every = self.step // self.steps_per_epoch, self.settings.evaluate_every
-        means = {name: float(total) / steps for name, total in sums.items()}
+        totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="mean")  # over processes
+        means = {name: total / steps for name, total in zip(sums, totals.tolist(), strict=True)}
         row = {
             "stage": self.stage,
             "epoch": epoch,
