@@ -37,7 +37,7 @@ class ImportanceSettings:
         batch_size: images for one pass.
     """
 
-    criterion: Criterion = "taylor"
+    criterion: Criterion = "fisher"
     num_images: int = 2048
     batch_size: int = 128
 
@@ -91,7 +91,7 @@ class Scores:
             raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {problem}.") from None
 
 
-def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "taylor", *, seed: int = 0) -> Scores:
+def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "fisher", *, seed: int = 0) -> Scores:
     """Score every head, neuron and block of `model`; the model is left as it was.
 
     With a gate g = 1 on a unit's output o, removing the unit is g = 0, and to first order the loss of one image
