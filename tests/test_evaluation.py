@@ -171,7 +171,8 @@ def test_labels_are_matched_by_name() -> None:
 def test_labels_stay_where_the_names_agree_or_are_unknown() -> None:
     data = image_data(("ant", "bee", "cat"))
     assert match_labels(data, named_model(("ant", "bee", "cat"))) is data
-    assert match_labels(data, build()) is data
+    unnamed = image_data(tuple("abcdefg"))
+    assert match_labels(unnamed, build()) is unnamed
 
 
 def test_labels_that_the_model_cannot_give_are_refused_by_name() -> None:
@@ -179,3 +180,5 @@ def test_labels_that_the_model_cannot_give_are_refused_by_name() -> None:
         match_labels(image_data(("ant", "cat")), named_model(("ant", "bee")))
     with pytest.raises(DataError, match=r"8 classes.*7 outputs"):
         match_labels(image_data(tuple("abcdefgh")), build())
+    with pytest.raises(DataError, match=r"3 classes.*7 outputs of unknown names"):
+        match_labels(image_data(("ant", "bee", "cat")), build())

@@ -142,7 +142,7 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
     """The data set with its labels as the model counts them: by class name where the model's are known.
 
     Raises:
-        DataError: a label that the model has no output for.
+        DataError: a class that the model has no output for, or another number of them where names are unknown.
     """
     origin = origin_of(model)
     known, num_outputs = origin.classes, int(origin.model_args["num_classes"])
@@ -159,10 +159,10 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
             f"{', '.join(unknown[:3])}; the model's {len(known)} begin with {', '.join(known[:3])}. "
             "`vitrim train` gives a model outputs for new classes."
         )
-    if len(data.classes) > num_outputs:
+    if len(data.classes) != num_outputs:  # also with more outputs: nothing says which of them are the data's classes
         raise DataError(
-            f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs. Pass "
-            f"`--num-classes {len(data.classes)}` for a new model, or fine-tune this one with `vitrim train` first."
+            f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs of unknown "
+            f"names. Pass `--num-classes {len(data.classes)}` for a new model, or fine-tune this one with `vitrim train`."
         )
     return data
 

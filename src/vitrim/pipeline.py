@@ -180,8 +180,7 @@ def most_blocks(structure: ViTStructure, recipe: Recipe) -> int:
 
 def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
     """Train a dense model in a run folder: `metrics.jsonl`, `model/`, `evaluation.json`. Goes on where it stopped."""
-    if len(data.classes) > describe(model).num_classes:
-        match_labels(data, model)  # raises, and says what to do
+    data = match_labels(data, model)
     model = model.to(this_process().device)
     run = RunFolder(run_dir, identity("train", recipe, model, data))
     write_recipe(run, recipe)

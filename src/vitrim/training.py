@@ -117,7 +117,7 @@ def train(
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         DataError: the data does not fit the model.
     """
-    match_labels(data, model)
+    data = match_labels(data, model)
     model = copy.deepcopy(model)
     if settings.epochs == 0:
         return model.eval()
