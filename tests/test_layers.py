@@ -16,7 +16,18 @@ LAYERS = {  # from the top
     "long jobs": {"training", "export", "report"},
     "decisions": {"allocation", "checkpoint"},
     "operations": {"importance", "surgery", "recovery", "latency", "evaluation"},
-    "parts": {"adapters", "cost", "losses", "modes", "processes", "data", "datasets", "imagesets", "augmentation", "layouts"},
+    "parts": {
+        "adapters",
+        "cost",
+        "losses",
+        "modes",
+        "processes",
+        "data",
+        "datasets",
+        "imagesets",
+        "augmentation",
+        "layouts",
+    },
     "words": {"structure", "plan", "errors", "progress"},
 }
 HEIGHT = {module: -depth for depth, modules in enumerate(LAYERS.values()) for module in modules}

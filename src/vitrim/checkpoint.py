@@ -109,6 +109,8 @@ def open_model(
 ) -> nn.Module:
     """The model that a person means: a timm name, a folder that vitrim wrote, or a checkpoint file with `arch`.
 
+    Weights in half precision are read into float32: they are to be trained and measured.
+
     Args:
         num_classes: outputs of a timm model; by default what timm has, or what the checkpoint's head has.
         model_args: further arguments of the timm architecture, such as `embed_dim=192`.
@@ -124,7 +126,7 @@ def open_model(
         given = [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])]
         if given:
             raise SettingError(f"{name} is a folder that says itself what the model is; leave out {', '.join(given)}.")
-        return load(path / "model" if is_model_folder(path / "model") else path)
+        return load(path / "model" if is_model_folder(path / "model") else path).float()
     library = adapter_of_library("timm")
     if path.is_file():
         if not arch:
@@ -134,7 +136,7 @@ def open_model(
             arguments.setdefault("num_classes", len(tensors["head.weight"]))
         model = library.create(arch, pretrained=False, **arguments)
         load_weights(model, tensors, name)
-        return model.eval()
+        return model.float().eval()
     if arch:
         raise SettingError(f"There is no checkpoint file {name}; --arch goes with a file of weights.")
     if "/" in name or path.suffix in (".pth", ".pt", ".safetensors", ".bin"):

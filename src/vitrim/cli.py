@@ -32,6 +32,7 @@ app = App(
     help="Make a trained Vision Transformer smaller and faster, and keep its accuracy.",
     version=f"vitrim {__version__}",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `_status` says how to go on
 )
 
 
@@ -265,6 +266,8 @@ def plan(
     """
     from vitrim import pipeline
 
+    if output and output.is_dir():
+        raise SettingError(f"{output} is a folder; -o names the JSON file to write the plan to.")
     recipe = _recipe(recipe_options or RecipeOptions())
     dense = _on_device(_open_model(model, model_options or ModelOptions()))
     structure = _describe(dense)
@@ -274,6 +277,7 @@ def plan(
     if output:
         from vitrim.checkpoint import write_text
 
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, found.to_json())
         _print(f"plan written to {output}")
 
@@ -382,7 +386,8 @@ def _model_to_train(name: str, options: ModelOptions, data: "ImageData", seed: i
     model = _open_model(name, options)
     _describe(model)
     known, num_outputs = origin_of(model).classes, int(origin_of(model).model_args["num_classes"])
-    if not is_new and ((known and not set(data.classes) <= set(known)) or num_outputs < len(data.classes)):
+    fits = set(data.classes) <= set(known) if known else num_outputs == len(data.classes)
+    if not is_new and not fits:
         say(f"{name} was trained for other classes; it gets a fresh classifier for {len(data.classes)}")
         return with_new_head(model, len(data.classes))
     return model

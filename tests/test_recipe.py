@@ -1,0 +1,175 @@
+"""Laws of the recipes: TOML in and out loses nothing, and what is not understood is refused by name."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runs import short_recipe
+from vitrim.allocation import Budget
+from vitrim.errors import SettingError, UserError
+from vitrim.recipe import (
+    SHIPPED,
+    DepthSettings,
+    Recipe,
+    TrainRecipe,
+    from_table,
+    load_recipe,
+    set_in,
+    to_table,
+    to_toml,
+)
+from vitrim.training import TrainingSettings
+
+TRAIN_RECIPES = {"train", "demo-train"}
+ALL_SHIPPED = sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def kind_of(name: str) -> type[Any]:
+    return TrainRecipe if name in TRAIN_RECIPES else Recipe
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        TrainRecipe(),
+        short_recipe(blocks=2, seed=3),
+        Recipe(width_training=TrainingSettings(learning_rate=1e-05, precision="bf16", compile=True)),
+        *(load_recipe(kind_of(name), name) for name in ALL_SHIPPED),
+    ],
+)
+def test_a_recipe_comes_back_from_its_toml(recipe: Any, tmp_path: Path) -> None:
+    assert load_recipe(type(recipe), write(tmp_path, to_toml(recipe))) == recipe
+    assert from_table(type(recipe), to_table(recipe)) == recipe
+
+
+def test_no_recipe_gives_the_defaults() -> None:
+    assert load_recipe(Recipe, None) == Recipe()
+    assert load_recipe(Recipe, None, ["seed=4"]) == Recipe(seed=4)
+
+
+def test_what_is_not_given_keeps_the_default_of_the_recipe_not_of_the_part(tmp_path: Path) -> None:
+    path = write(tmp_path, "[training]\nbatch_size = 64\n")
+    assert load_recipe(TrainRecipe, path).training == replace(TrainRecipe().training, batch_size=64)
+
+
+def test_a_file_goes_before_a_shipped_recipe_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default").write_text("seed = 77\n")
+    assert load_recipe(Recipe, "default").seed == 77
+
+
+def test_a_folder_named_like_a_shipped_recipe_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data folder has a subfolder `train`, and the recipe of `vitrim train` is called so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    assert load_recipe(TrainRecipe, "train") == load_recipe(TrainRecipe, SHIPPED / "train.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[budget]\nparam = 0.5", "no setting budget.param; did you mean budget.params?"),
+        ("sed = 1", "no setting sed; did you mean seed?"),
+        ("[width_training.augmentation]\nmix_up = 0.1", "did you mean width_training.augmentation.mixup?"),
+        ("[depth]\nqqqqqqq = 1", "no setting depth.qqqqqqq; expected one of blocks, max_share"),
+        ("[budget]\nparams = 'half'", "budget.params is 'half'; expected a number"),
+        ("[width_training]\nepochs = 1.5", "width_training.epochs is 1.5; expected a whole number"),
+        ("[width_training]\nepochs = true", "width_training.epochs is True; expected a whole number"),
+        ("[width_training]\ncompile = 1", "width_training.compile is 1; expected true or false"),
+        ("[width_training]\nprecision = 'fp8'", "expected one of 'auto', 'fp32', 'bf16'"),
+        ("[depth]\nblocks = 'some'", "depth.blocks is 'some'; expected a whole number or one of 'auto'"),
+        ("[importance]\ncriterion = 'tailor'", "importance.criterion is 'tailor'; expected one of 'taylor'"),
+        ("budget = 0.7", "budget is 0.7; expected a table"),
+        ("[budget]\nparams = 1.5", "budget for parameters is 1.5"),
+        ("[budget]\nparams = nan", "budget.params is nan; expected a number"),
+        ("[depth]\nblocks = -1", "depth.blocks is -1"),
+        ("[budget\nparams = 1", "is not valid TOML"),
+        ("seed = 1\nseed = 2", "is not valid TOML"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as found:
+        load_recipe(Recipe, write(tmp_path, text))
+    assert said in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [
+        (section, f"{name} = {value}")
+        for section in ("width_training", "importance", "latency", "recovery", "depth", "budget")
+        for name, value in to_table(Recipe())[section].items()
+        if isinstance(value, float)
+        for value in ("nan", "inf")
+    ],
+)
+def test_numbers_that_are_none_are_refused(section: str, wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        load_recipe(Recipe, write(tmp_path, f"[{section}]\n{wrong}"))
+
+
+def test_a_missing_recipe_is_told_with_the_shipped_ones() -> None:
+    with pytest.raises(SettingError, match=r"no recipe nothing; .*shipped recipes: .*default"):
+        load_recipe(Recipe, "nothing")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xff\xfe\x00seed")
+    with pytest.raises(SettingError, match="not valid TOML"):
+        load_recipe(Recipe, path)
+
+
+def test_whole_numbers_are_welcome_where_real_ones_are_expected(tmp_path: Path) -> None:
+    budget = load_recipe(Recipe, write(tmp_path, "[budget]\nparams = 1\nmacs = 1")).budget
+    assert budget == Budget(params=1.0, macs=1.0)
+    assert type(budget.params) is float
+
+
+def test_changes_override_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed = 1\n[budget]\nparams = 0.5\nmacs = 0.5\n")
+    changes = ["budget.params=0.6", "depth.blocks=auto", "width_training.augmentation.crop=resized", "seed = 3"]
+    found = load_recipe(Recipe, path, [*changes, "seed=4"])
+    assert (found.budget.params, found.budget.macs, found.seed) == (0.6, 0.5, 4)
+    assert found.depth == DepthSettings(blocks="auto")
+    assert found.width_training.augmentation.crop == "resized"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("seed", "expected KEY=VALUE"),
+        ("=3", "expected KEY=VALUE"),
+        ("budget.parms=0.5", "did you mean budget.params?"),
+        ("seed.deep=1", "seed is not a table"),
+        ("budget=0.5", "expected a table"),
+        ("budget.params=", "expected a number"),
+        ("seed=1 2", "expected a whole number"),
+    ],
+)
+def test_changes_that_are_not_understood_are_refused(change: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError) as found:
+        load_recipe(Recipe, write(tmp_path, "seed = 1"), [change])
+    assert said in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1), ("1e-05", 1e-5), ("true", True), ("[1, 2]", [1, 2]), ("avg", "avg"), ("'a b'", "a b"), ("a=b", "a=b")],
+)
+def test_values_are_read_as_toml_or_as_a_word(text: str, value: Any) -> None:
+    table: dict[str, Any] = {}
+    set_in(table, f"part.key={text}")
+    assert table == {"part": {"key": value}}
+    assert not isinstance(value, float) or math.isfinite(value)
