@@ -373,3 +373,9 @@ def test_a_broken_identity_is_named(tmp_path: Path) -> None:
     (tmp_path / RunFolder.IDENTITY).write_text(json.dumps(IDENTITY)[:-5])
     with pytest.raises(CheckpointMismatch, match=RunFolder.IDENTITY):
         RunFolder(tmp_path, IDENTITY)
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    save(build(), tmp_path)
+    weights, config = ((tmp_path / name).stat().st_mode for name in ("model.safetensors", "config.json"))
+    assert weights == config

@@ -10,7 +10,7 @@ import vitrim
 
 SOURCE = Path(vitrim.__file__).parent
 LAYERS = {  # from the top
-    "doors": {"cli", "__main__", "__init__"},
+    "doors": {"cli", "tables", "__main__", "__init__"},
     "story": {"demo", "pipeline"},
     "settings": {"recipe"},
     "long jobs": {"training", "export", "report"},

@@ -16,11 +16,11 @@ from runs import digits, digits_model, read_lines, short_recipe, short_training,
 from vitrim import pipeline
 from vitrim.adapters import describe
 from vitrim.allocation import Budget
-from vitrim.checkpoint import load
+from vitrim.checkpoint import fingerprint, load
 from vitrim.cost import count_cost
 from vitrim.data import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
-from vitrim.importance import Scores
+from vitrim.importance import Scores, score
 from vitrim.pipeline import check_budget, compress, fit, plan_only, width_plan
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
@@ -326,3 +326,15 @@ def test_the_demo_compresses_twice_and_goes_on_where_it_stopped(
     monkeypatch.setattr(pipeline, "train", _stop)
     assert vitrim.demo.run_demo(tmp_path / "demo") == report
     assert files(tmp_path / "demo") == before
+
+
+def test_scores_of_another_model_or_criterion_are_refused(tmp_path: Path) -> None:
+    dense, data = digits_model(), digits()
+    own = score(dense, [(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))])
+    other_criterion = short_recipe(importance=replace(short_recipe().importance, criterion="taylor"))
+    with pytest.raises(SettingError, match="made by fisher, the recipe asks for taylor"):
+        compress(dense, data, other_criterion, tmp_path / "run", scores=own)
+    foreign = replace(own, weights=fingerprint(digits_model(seed=1)))
+    with pytest.raises(SettingError, match="other weights"):
+        compress(dense, data, short_recipe(), tmp_path / "run", scores=foreign)
+    assert not (tmp_path / "run").exists()

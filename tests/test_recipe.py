@@ -1,6 +1,7 @@
 """Laws of the recipes: TOML in and out loses nothing, and what is not understood is refused by name."""
 
 import math
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,9 @@ def test_values_are_read_as_toml_or_as_a_word(text: str, value: Any) -> None:
     set_in(table, f"part.key={text}")
     assert table == {"part": {"key": value}}
     assert not isinstance(value, float) or math.isfinite(value)
+
+
+def test_the_default_recipe_lists_every_setting_at_its_default() -> None:
+    for kind, name in ((Recipe, "default"), (TrainRecipe, "train")):
+        table = tomllib.loads((SHIPPED / f"{name}.toml").read_text())
+        assert table == to_table(kind())

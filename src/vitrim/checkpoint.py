@@ -215,15 +215,28 @@ def fingerprint(model: nn.Module) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, moved into place when the block ends well and removed when it does not."""
+    """Give a temporary path beside `path` for a file or a folder.
+
+    It is moved into place when the block ends well and removed when it does not.
+    """
     working = path.with_name(f".{path.name}.partial")
+    _remove(working)
     try:
         with _naming(path):
             yield working
+            if working.is_file():
+                working.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
             os.replace(working, path)
     except BaseException:
-        working.unlink(missing_ok=True)
+        _remove(working)
         raise
+
+
+def _umask() -> int:
+    """The process' mask of file permissions, which can be read only by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
@@ -319,7 +332,7 @@ class RunFolder:
         if not exists and (together or is_main_process()):
             result = make()
             if is_main_process():
-                with writing_path(path) as working:
+                with writing(path) as working:
                     write(result, working)
         wait_for_all()
         return read(path)
@@ -341,20 +354,6 @@ class RunFolder:
             return PruningPlan.from_json(path.read_text(encoding="utf-8"))
 
         return self.once(name, make, lambda plan, path: path.write_text(plan.to_json()), read)
-
-
-@contextmanager
-def writing_path(path: Path) -> Iterator[Path]:
-    """As `writing`, for a file or a folder; a folder takes no leftovers along."""
-    working = path.with_name(f".{path.name}.partial")
-    _remove(working)
-    try:
-        with _naming(path):
-            yield working
-            os.replace(working, path)
-    except BaseException:
-        _remove(working)
-        raise
 
 
 def _remove(path: Path) -> None:

@@ -3,7 +3,6 @@
 """
 
 import errno
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrim import __version__
 from vitrim.errors import SettingError, UserError
+from vitrim.tables import print_line, print_plan, print_report, print_structure, print_table
 
 if TYPE_CHECKING:
     from torch import nn
 
     from vitrim.data import ImageData
-    from vitrim.plan import PruningPlan
     from vitrim.recipe import Recipe
     from vitrim.structure import ViTStructure
 
@@ -104,7 +103,7 @@ def demo(*, output: Annotated[Path, Parameter(name=["-o", "--output"])] = Path("
     from vitrim.demo import run_demo
 
     report = run_demo(output)
-    _print_report(report, output)
+    print_report(report, output)
 
 
 @app.command
@@ -182,7 +181,7 @@ def compress(
     data = _load_data(data_options or DataOptions())
     found = Scores.load(_existing(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found)
-    _print_report(result.report, output)
+    print_report(result.report, output)
 
 
 @app.command
@@ -220,10 +219,10 @@ def evaluate(
         ]
         for name, e in zip(names, found, strict=True)
     ]
-    _print_table(f"{found[0].num_images} validation images", ["model", "top-1 [95 %]", "top-5", "loss"], rows)
+    print_table(f"{found[0].num_images} validation images", ["model", "top-1 [95 %]", "top-5", "loss"], rows)
     if against:
         difference = evaluation.compare(found[1], found[0])
-        _print(
+        print_line(
             f"{model} against {against}: {difference.points:+.2f} points "
             f"[{difference.low:+.2f}, {difference.high:+.2f}], paired, 95 %; exact McNemar p = {difference.p_value:.3g}"
         )
@@ -241,7 +240,7 @@ def inspect(model: str, *, model_options: ModelOptions | None = None) -> None:
         A timm name, a folder that vitrim wrote, or a checkpoint file with --arch.
     """
     structure = _describe(_open_model(model, model_options or ModelOptions()))
-    _print_structure(structure)
+    print_structure(structure)
 
 
 @app.command
@@ -273,13 +272,13 @@ def plan(
     structure = _describe(dense)
     pipeline.check_budget(structure, recipe)
     found = pipeline.plan_only(dense, _load_data(data_options or DataOptions()), recipe)
-    _print_plan(structure, found)
+    print_plan(structure, found)
     if output:
         from vitrim.checkpoint import write_text
 
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, found.to_json())
-        _print(f"plan written to {output}")
+        print_line(f"plan written to {output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -296,7 +295,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except CycloptsError as problem:
         return _complain(" ".join(str(problem).split()) + " `vitrim COMMAND --help` shows an example.")
     except KeyboardInterrupt:
-        return _complain("Interrupted. The same command goes on from the last checkpoint.")
+        return _complain("Interrupted. The same command goes on; a training from its last checkpoint.")
     except OSError as problem:
         if problem.errno in PLACE_PROBLEMS:
             return _complain(f"Cannot write or read {problem.filename or 'a file'}: {problem.strerror}.")
@@ -419,87 +418,3 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise SettingError(f"There is no file {path}.")
     return path
-
-
-def _print_structure(structure: "ViTStructure") -> None:
-    from vitrim.cost import block_cost, count_cost
-
-    total = count_cost(structure)
-    rows = []
-    for index, block in enumerate(structure.blocks):
-        cost = block_cost(structure, index, block.heads.count, block.neurons.count)
-        locked = [text for text in (block.heads.locked, block.neurons.locked, block.locked) if text]
-        rows.append(
-            [
-                str(index),
-                f"{block.heads.count} x {block.heads.width}",
-                str(block.neurons.count),
-                f"{cost.params:,}",
-                f"{cost.macs:,}",
-                "; ".join(locked) or "heads, neurons, block",
-            ]
-        )
-    rows.append(
-        ["rest", "", "", f"{structure.params:,}", f"{structure.macs:,}", "nothing: embedding, final norm, classifier"]
-    )
-    rows.append(["total", "", "", f"{total.params:,}", f"{total.macs:,}", ""])
-    title = (
-        f"{structure.model} ({structure.family}), {structure.img_size[0]} x {structure.img_size[1]} pixels, "
-        f"{structure.num_tokens} tokens of width {structure.embed_dim}, {structure.num_classes} outputs"
-    )
-    header = ["block", "heads x width", "neurons", "parameters", "multiply-adds", "can be pruned"]
-    _print_table(title, header, rows)
-
-
-def _print_plan(structure: "ViTStructure", plan: "PruningPlan") -> None:
-    from vitrim.cost import count_cost
-
-    kept = {block.block: block for block in plan.blocks}
-    rows = []
-    for index, block in enumerate(structure.blocks):
-        if index not in kept:
-            rows.append([str(index), "removed", "removed", ""])
-            continue
-        gone = [head for head in range(block.heads.count) if head not in kept[index].heads]
-        heads, neurons = len(kept[index].heads), len(kept[index].neurons)
-        rows.append(
-            [
-                str(index),
-                f"{heads} of {block.heads.count}",
-                f"{neurons} of {block.neurons.count}",
-                ", ".join(map(str, gone)) or "none",
-            ]
-        )
-    _print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads that go"], rows)
-    cost, whole = count_cost(structure, plan), count_cost(structure)
-    params, macs = cost.share_of(whole)
-    _print(f"keeps {cost.params:,} parameters ({params:.2%}) and {cost.macs:,} multiply-adds ({macs:.2%})")
-
-
-def _print_report(report: dict[str, Any], folder: Path) -> None:
-    from vitrim.report import table_rows
-
-    _print_table(report["title"], *table_rows(report))
-    _print(f"report: {folder / 'report.json'}, {folder / 'report.md'}")
-
-
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width of its own
-    console.print(table)
-
-
-def _print(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line)

@@ -161,8 +161,9 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
         )
     if len(data.classes) != num_outputs:  # also with more outputs: nothing says which of them are the data's classes
         raise DataError(
-            f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs of unknown "
-            f"names. Pass `--num-classes {len(data.classes)}` for a new model, or fine-tune this one with `vitrim train`."
+            f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs of "
+            f"unknown names. Pass `--num-classes {len(data.classes)}` for a new model, or fine-tune this one with "
+            "`vitrim train`."
         )
     return data
 

@@ -54,6 +54,7 @@ class Scores:
 
     Attributes:
         heads: for each block, `(H,)` float64. neurons: for each block, `(M,)`. blocks: `(L,)`.
+        weights: fingerprint of the model's weights, where it was noted.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Scores:
     heads: tuple[np.ndarray, ...]
     neurons: tuple[np.ndarray, ...]
     blocks: np.ndarray
+    weights: str = ""
 
     def group(self, kind: UnitKind, block: int) -> np.ndarray:
         return (self.heads if kind == "heads" else self.neurons)[block]
@@ -70,6 +72,7 @@ class Scores:
         arrays = {f"{kind}.{i}": self.group(kind, i) for kind in UNIT_KINDS for i in range(len(self.heads))}
         arrays["blocks"] = self.blocks
         about = {"model": self.model, "criterion": self.criterion, "num_images": str(self.num_images)}
+        about["weights"] = self.weights
         save_file(arrays, path, metadata=about)
 
     @classmethod
@@ -86,6 +89,7 @@ class Scores:
                 heads=tuple(tensors[f"heads.{i}"] for i in range(depth)),
                 neurons=tuple(tensors[f"neurons.{i}"] for i in range(depth)),
                 blocks=tensors["blocks"],
+                weights=about.get("weights", ""),
             )
         except (SafetensorError, FileNotFoundError, KeyError) as problem:
             raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {problem}.") from None

@@ -71,11 +71,14 @@ def compress(
         scores: of this model, from an earlier run with the same importance settings; measured if not given.
 
     Raises:
+        SettingError: the scores are of another criterion or model.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data; lists what differs.
         BudgetError, SettingError, DataError, NonFiniteLoss: see there.
     """
     data = match_labels(data, model)
     check_budget(describe(model), recipe)
+    if scores is not None:
+        _check_scores(scores, model, recipe)
     dense = model.to(this_process().device)
     run = RunFolder(run_dir, identity("compress", recipe, dense, data))
     story = _Story(run, dense, data, recipe)
@@ -393,7 +396,19 @@ def read_report(run_dir: str | Path) -> dict[str, Any]:
 
 
 def _score(model: nn.Module, recipe: Recipe, calibration: Calibration) -> Scores:
-    return score(model, calibration, recipe.importance.criterion, seed=recipe.seed)
+    found = score(model, calibration, recipe.importance.criterion, seed=recipe.seed)
+    return replace(found, weights=fingerprint(model))
+
+
+def _check_scores(scores: Scores, model: nn.Module, recipe: Recipe) -> None:
+    """Refuse scores of another criterion or of other weights; scores that do not say whose they are, are trusted."""
+    if scores.criterion != recipe.importance.criterion:
+        raise SettingError(
+            f"The scores were made by {scores.criterion}, the recipe asks for {recipe.importance.criterion}; leave the "
+            "scores out, or set importance.criterion to theirs."
+        )
+    if scores.weights and scores.weights != fingerprint(model):
+        raise SettingError("The scores are of a model with other weights; leave them out and they are measured.")
 
 
 def _load_here(path: Path) -> nn.Module:
