@@ -342,7 +342,7 @@ def test_leftovers_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_another_run_is_refused_with_its_differences(tmp_path: Path) -> None:
-    RunFolder(tmp_path, IDENTITY)
+    RunFolder(tmp_path, IDENTITY).once_json("stage.json", lambda: 1)
     other = {"recipe": {"budget": {"params": 0.5}, "seeds": [0, 1]}, "model": "deit"}
     with pytest.raises(FolderInUse) as caught:
         RunFolder(tmp_path, other)
@@ -354,9 +354,16 @@ def test_another_run_is_refused_with_its_differences(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [{**IDENTITY, "more": 1}, {"model": "vit"}], ids=["more", "less"])
 def test_more_or_less_is_another_run(other: dict, tmp_path: Path) -> None:
-    RunFolder(tmp_path, IDENTITY)
+    RunFolder(tmp_path, IDENTITY).once_json("stage.json", lambda: 1)
     with pytest.raises(FolderInUse, match="made from something else"):
         RunFolder(tmp_path, other)
+
+
+def test_a_folder_in_which_nothing_was_made_yet_can_be_taken_by_a_corrected_command(tmp_path: Path) -> None:
+    RunFolder(tmp_path, IDENTITY)
+    RunFolder(tmp_path, {"model": "corrected"}).once_json("stage.json", lambda: 1)
+    with pytest.raises(FolderInUse, match="corrected"):
+        RunFolder(tmp_path, IDENTITY)
 
 
 def test_foreign_folders_are_no_runs(tmp_path: Path) -> None:
@@ -369,7 +376,7 @@ def test_foreign_folders_are_no_runs(tmp_path: Path) -> None:
 
 
 def test_a_broken_identity_is_named(tmp_path: Path) -> None:
-    RunFolder(tmp_path, IDENTITY)
+    RunFolder(tmp_path, IDENTITY).once_json("stage.json", lambda: 1)
     (tmp_path / RunFolder.IDENTITY).write_text(json.dumps(IDENTITY)[:-5])
     with pytest.raises(CheckpointMismatch, match=RunFolder.IDENTITY):
         RunFolder(tmp_path, IDENTITY)

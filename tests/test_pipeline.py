@@ -338,3 +338,23 @@ def test_scores_of_another_model_or_criterion_are_refused(tmp_path: Path) -> Non
     with pytest.raises(SettingError, match="other weights"):
         compress(dense, data, short_recipe(), tmp_path / "run", scores=foreign)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks", "min_neurons", "keep"), [(4, 2, 16, 0.22), (6, 2, 1, 0.13), (6, 4, 16, 0.14)]
+)
+def test_every_budget_that_is_admitted_gets_a_width_plan(
+    depth: int, blocks: int, min_neurons: int, keep: float
+) -> None:
+    model = digits_model(depth=depth)
+    wanted = short_recipe(keep=keep, blocks=blocks, budget={"min_neurons": min_neurons})
+    check_budget(describe(model), wanted)  # too small with all blocks, possible without those that go later
+    plan = width_plan(describe(model), score(model, [], criterion="magnitude"), wanted.budget, blocks)
+    plan.check(describe(model))
+
+
+def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
+    odd = short_recipe(width_training=short_training(batch_size=33))
+    with pytest.raises(SettingError, match="batch_size is 33"):
+        compress(digits_model(), digits(), odd, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -331,7 +331,7 @@ def test_the_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     train(digits_model(), digits(), short_training(ema_decay=0.9), run_dir=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train.checkpoint.safetensors"]
     with safe_open(tmp_path / "train.checkpoint.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["identity"])["images"] == 60
+        assert json.loads(file.metadata()["identity"])["seed"] == 0
         assert {name.partition(".")[0] for name in file.keys()} == {"model", "ema", "optimizer"}  # noqa: SIM118
 
 
@@ -340,3 +340,29 @@ def test_training_a_copy_equals_training_the_model() -> None:
     assert same_tensors(
         train(model, digits(), short_training()), train(copy.deepcopy(model), digits(), short_training())
     )
+
+
+def test_the_rate_warms_up_to_its_peak_and_falls_to_its_least() -> None:
+    settings = short_training(epochs=6, warmup_epochs=2, learning_rate=1e-3, min_learning_rate=1e-5)
+    loop = _Loop(digits_model(), digits(), settings, None, None, None, "train", 0)
+    rates = []
+    for step in range(loop.total_steps):
+        loop.scheduler.step_update(step)
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+    peak = rates.index(max(rates))
+    assert peak == 2 * loop.steps_per_epoch and max(rates) == pytest.approx(1e-3)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 1e-4
+
+
+def test_a_frozen_model_is_trained_all_the_same() -> None:
+    model = digits_model().requires_grad_(False)
+    trained = train(model, digits(), short_training())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not same_tensors(model, trained)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(digits_model(), digits(), short_training(), run_dir=tmp_path / "new")
+    with pytest.raises(FolderInUse, match="another model or teacher"):
+        train(digits_model(seed=1), digits(), short_training(), run_dir=tmp_path / "new")

@@ -248,7 +248,10 @@ def _integer_program(values: np.ndarray, costs: np.ndarray, room: Cost) -> np.nd
     )
     if result.x is None:  # out of time: start from nothing, and `_fill` takes the most valuable for their cost
         return np.zeros(len(values), dtype=bool)
-    return result.x > 0.5
+    taken = result.x > 0.5
+    while np.any(costs[taken].sum(axis=0) > (room.params, room.macs)):  # the solver tolerates a little too much
+        taken[np.flatnonzero(taken)[np.argmin(values[taken])]] = False
+    return taken
 
 
 def _fill(taken: np.ndarray, values: np.ndarray, costs: np.ndarray, room: Cost) -> np.ndarray:

@@ -68,12 +68,14 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Read a model folder that `save` wrote: a plain `nn.Module` in eval mode.
+    """Read a model folder that `save` wrote, or the model of a run folder: a plain `nn.Module` in eval mode.
 
     Raises:
         CheckpointMismatch: the folder is not whole, or weights and architecture do not fit; says which.
     """
     folder = Path(folder)
+    if not is_model_folder(folder) and is_model_folder(folder / "model"):
+        folder = folder / "model"
     config = _read_config(folder)
     try:
         about = config["vitrim"]
@@ -126,7 +128,7 @@ def open_model(
         given = [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])]
         if given:
             raise SettingError(f"{name} is a folder that says itself what the model is; leave out {', '.join(given)}.")
-        return load(path / "model" if is_model_folder(path / "model") else path).float()
+        return load(path).float()
     library = adapter_of_library("timm")
     if path.is_file():
         if not arch:
@@ -296,20 +298,24 @@ class RunFolder:
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
         file = self.path / self.IDENTITY
         wanted = json.loads(json.dumps(identity))
-        if file.is_file():
+        if file.is_file() and not self._is_fresh():
             differences = list(_differences(read_json(file), wanted))
             if differences:
                 raise FolderInUse(
                     f"{self.path} holds a run made from something else: {'; '.join(differences[:8])}. Choose another "
                     "folder with -o, or repeat the same command to go on with that run."
                 )
-        elif self.path.exists() and _foreign(self.path):
+        elif not file.is_file() and self.path.exists() and _foreign(self.path):
             raise FolderInUse(f"{self.path} is not empty and holds no vitrim run; choose another folder with -o.")
         wait_for_all()
         if is_main_process():
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(wanted, indent=2) + "\n")
         wait_for_all()
+
+    def _is_fresh(self) -> bool:
+        """Whether the folder holds nothing yet but what it is to be made from: another command may have it."""
+        return {path.name for path in self.path.iterdir()} <= {self.IDENTITY, "recipe.toml"}
 
     def once(
         self,

@@ -75,8 +75,8 @@ class RecipeOptions:
     """How the budget and the training are set; what is not given comes from the recipe."""
 
     keep: Annotated[float | None, Parameter(help="share of parameters and of multiply-adds that may stay")] = None
-    keep_params: Annotated[float | None, Parameter(help="share of parameters alone")] = None
-    keep_macs: Annotated[float | None, Parameter(help="share of multiply-adds alone")] = None
+    keep_params: Annotated[float | None, Parameter(help="share of parameters, multiply-adds as they come")] = None
+    keep_macs: Annotated[float | None, Parameter(help="share of multiply-adds, parameters as they come")] = None
     multiple_of: Annotated[int | None, Parameter(help="round the kept neurons to a multiple, such as 8")] = None
     depth: Annotated[Literal["auto"] | int | None, Parameter(help="blocks to remove; 0 none, auto finds out")] = None
     recipe: Annotated[str, Parameter(help="default, paper, or a TOML file")] = "default"
@@ -322,9 +322,14 @@ def _recipe(options: RecipeOptions) -> "Recipe":
 
     if options.keep is not None and (options.keep_params is not None or options.keep_macs is not None):
         raise SettingError("Give either --keep for both, or --keep-params and --keep-macs, not all.")
+    params, macs = options.keep_params, options.keep_macs
+    if options.keep is not None:
+        params = macs = options.keep
+    elif (params is None) != (macs is None):  # one alone bounds that one alone
+        params, macs = (1.0 if params is None else params), (1.0 if macs is None else macs)
     named = {
-        "budget.params": options.keep if options.keep is not None else options.keep_params,
-        "budget.macs": options.keep if options.keep is not None else options.keep_macs,
+        "budget.params": params,
+        "budget.macs": macs,
         "budget.multiple_of": options.multiple_of,
         "depth.blocks": options.depth,
         "width_training.batch_size": options.batch_size,

@@ -173,7 +173,8 @@ def train_batches(
     Raises:
         SettingError: the batch cannot be divided. DataError: too few images or classes, or a file that went bad.
     """
-    batch_size = _checked_batch_size(images, batch_size, part, parts, num_classes)
+    _check_parts(part, parts)
+    batch_size = check_batch_size(images, batch_size, parts, num_classes)
     order = torch.randperm(images.num_images, generator=_generator("epoch", seed, epoch))
     positions = part_positions(batch_size, part, parts)
     steps = range(first_step, num_train_steps(images, batch_size))
@@ -242,9 +243,8 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def _checked_batch_size(images: ImageSet, batch_size: int, part: int, parts: int, num_classes: int) -> int:
+def check_batch_size(images: ImageSet, batch_size: int, parts: int, num_classes: int) -> int:
     """The size of a training batch, less for a small set, after checking that it can be divided and the labels fit."""
-    _check_parts(part, parts)
     multiple = 2 * parts
     if batch_size < 1 or batch_size % multiple:
         raise SettingError(

@@ -39,6 +39,7 @@ BROKEN_IMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_DECODED_AT_START = 50_000  # of more files, only the headers are checked: decoding all could take hours
 _CHUNK = 256  # files for one task of the thread pool
 
 
@@ -197,7 +198,8 @@ def _decode(images: ImageSet, memory_bytes: int, what: str, strict: bool) -> tup
     if size is not None and len(files) * 3 * size[0] * size[1] <= memory_bytes:
         pixels, broken = _decode_all(files, size, f"Decoding {what} images")
     if pixels is None:
-        broken = _in_threads(lambda i: _check_header(files[i]), len(files), f"Checking {what} images")
+        whole = len(files) <= _DECODED_AT_START
+        broken = _in_threads(lambda i: _check(files[i], whole), len(files), f"Checking {what} images")
     dropped = [files[i] for i in broken.nonzero()[0]]
     if dropped and strict:
         raise DataError(f"{dropped[0]} cannot be decoded; repair or remove it, or load without strict.")
@@ -253,9 +255,11 @@ def _decode_into(pixels: np.ndarray, index: int, file: str) -> None:
     pixels[index] = array.transpose(2, 0, 1)
 
 
-def _check_header(file: str) -> None:
-    with Image.open(file):
-        pass
+def _check(file: str, whole: bool) -> None:
+    """Raise one of `BROKEN_IMAGE` for a file with a bad header or, with `whole`, one that cannot be decoded."""
+    with Image.open(file) as image:
+        if whole:
+            image.load()
 
 
 def _common_size(files: Sequence[str]) -> tuple[int, int] | None:

@@ -83,6 +83,15 @@ def _relations(states: Tensor, num_heads: int) -> Tensor:
     return F.log_softmax(parts @ parts.transpose(-1, -2) / parts.shape[-1] ** 0.5, dim=-1)
 
 
+def check_relation_heads(settings: DistillationSettings, structure: ViTStructure) -> None:
+    """Raise `SettingError` if queries, keys and values cannot be split as the relations term asks."""
+    width = structure.blocks[-1].heads.width
+    if settings.relations and width % settings.relation_heads:
+        raise SettingError(
+            f"distillation.relation_heads is {settings.relation_heads}, which does not divide the head width {width}."
+        )
+
+
 @contextmanager
 def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     """Within the context, every forward pass of `model` leaves the named modules' outputs in the yielded dict."""
@@ -121,12 +130,7 @@ class DistillationLoss:
         Raises:
             SettingError: `relation_heads` does not divide the width of a head.
         """
-        width = student.blocks[-1].heads.width
-        if settings.relations and width % settings.relation_heads:
-            raise SettingError(
-                f"distillation.relation_heads is {settings.relation_heads}, which does not divide "
-                f"the head width {width}."
-            )
+        check_relation_heads(settings, student)
         # behind a removed stretch the student must already be where the teacher is at the stretch's end
         ends = [kept.block - 1 for kept in plan.blocks[1:]] + [len(teacher.blocks) - 1]
         return cls(

@@ -31,7 +31,7 @@ from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery import recover
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
-from vitrim.training import TrainingSettings, train
+from vitrim.training import TrainingSettings, check_training, train
 
 SMALLEST_HELD_OUT = 64
 
@@ -77,6 +77,8 @@ def compress(
     """
     data = match_labels(data, model)
     check_budget(describe(model), recipe)
+    for settings in (recipe.width_training, recipe.depth_training):
+        check_training(settings, describe(model), data)
     if scores is not None:
         _check_scores(scores, model, recipe)
     dense = model.to(this_process().device)
@@ -131,16 +133,19 @@ def width_plan(structure: ViTStructure, scores: Scores, budget: Budget, num_bloc
         wider = replace(budget, params=_mix(budget.params, extra), macs=_mix(budget.macs, extra))
         return allocate(structure, scores, wider)
 
-    def reaches(plan: PruningPlan) -> bool:
-        left = _less_largest_blocks(structure, plan, num_blocks)
+    def reaches(extra: float) -> bool:
+        try:
+            left = _less_largest_blocks(structure, plan_at(extra), num_blocks)
+        except BudgetError:
+            return False  # so small only without the blocks that go later
         return left.params >= limit.params or left.macs >= limit.macs
 
     low, high = 0.0, 1.0
-    if not reaches(plan_at(high)):
+    if not reaches(high):
         return plan_at(high)  # the blocks alone are more than the budget asks for
     for _ in range(7):
         middle = (low + high) / 2
-        low, high = (low, middle) if reaches(plan_at(middle)) else (middle, high)
+        low, high = (low, middle) if reaches(middle) else (middle, high)
     return plan_at(high)
 
 
@@ -184,6 +189,7 @@ def most_blocks(structure: ViTStructure, recipe: Recipe) -> int:
 def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
     """Train a dense model in a run folder: `metrics.jsonl`, `model/`, `evaluation.json`. Goes on where it stopped."""
     data = match_labels(data, model)
+    check_training(recipe.training, describe(model), data)
     model = model.to(this_process().device)
     run = RunFolder(run_dir, identity("train", recipe, model, data))
     write_recipe(run, recipe)
@@ -264,6 +270,8 @@ class _Story:
     def distil(self, stage: str, student: nn.Module, plan: PruningPlan, *, with_depth: bool = False) -> nn.Module:
         """Teach the student; `plan` counts in the dense model. `with_depth` adds the epochs of the depth stage."""
         settings = self.recipe.width_training if stage == "width" else self.recipe.depth_training
+        if plan.keeps_all(describe(self.dense)):
+            return student  # nothing was cut, so there is nothing to learn
         if with_depth:
             settings = replace(settings, epochs=settings.epochs + self.recipe.depth_training.epochs)
 
@@ -305,6 +313,10 @@ class _Story:
             best = min(losses, key=lambda n: losses[n], default=count)
             if count - best >= 2:
                 break  # twice in a row no better
+        if not losses:
+            raise BudgetError(
+                f"No model with up to {most} blocks fewer fits the budget; remove more with --depth N, or raise --keep."
+            )
         return min(losses, key=lambda n: losses[n])
 
     def _try_depth(self, gone: list[int], scores: Scores, calibration: Calibration) -> float | None:

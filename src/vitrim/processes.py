@@ -1,5 +1,7 @@
 """Which of how many processes this is, and its device: a GPU each where there are any, else the CPU."""
 
+from datetime import timedelta
+
 import torch
 from accelerate import PartialState
 
@@ -7,7 +9,8 @@ from accelerate import PartialState
 def this_process() -> PartialState:
     """The state of the group that `torchrun` or `accelerate launch` started; a group of one otherwise."""
     # Not told `cpu`, accelerate makes no group of processes without GPUs: each would take itself for the only one.
-    return PartialState(cpu=not torch.cuda.is_available())
+    # One process may work for hours while the others wait for its result.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def is_main_process() -> bool:

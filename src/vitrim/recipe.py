@@ -68,6 +68,9 @@ class Recipe:
     depth_training: TrainingSettings = field(default_factory=TrainingSettings)
     latency: LatencySettings = field(default_factory=LatencySettings)
 
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
@@ -77,6 +80,14 @@ class TrainRecipe:
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(epochs=100, learning_rate=1e-3, drop_path=0.1, warmup_epochs=5)
     )
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise SettingError(f"seed is {seed}; expected a whole number from 0.")
 
 
 def load_recipe(kind: type[Kind], source: str | Path | None, changes: Sequence[str] = ()) -> Kind:

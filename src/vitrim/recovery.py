@@ -20,6 +20,8 @@ from vitrim.plan import PruningPlan
 from vitrim.progress import track
 from vitrim.structure import UNIT_KINDS, ViTStructure
 
+LEAST_RIDGE = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySettings:
@@ -34,8 +36,11 @@ class RecoverySettings:
     ridge: float = 1e-2
 
     def __post_init__(self) -> None:
-        if self.ridge <= 0:
-            raise SettingError(f"recovery.ridge is {self.ridge:g}; expected a number above 0, such as 0.01.")
+        if not self.ridge >= LEAST_RIDGE:
+            raise SettingError(
+                f"recovery.ridge is {self.ridge:g}; expected a number from {LEAST_RIDGE:g}, such as 0.01: less is lost "
+                "in the rounding of the inputs' products."
+            )
 
 
 class _Stop(Exception):
@@ -61,7 +66,7 @@ def recover(
     Args:
         student: `prune(teacher, plan)`.
         batches: (images, labels); the labels are not used. All images' hidden states are held in memory:
-            images x tokens x width x 8 bytes.
+            up to images x tokens x width x 24 bytes.
 
     Raises:
         DataError: no batch was given. PlanMismatch: the plan does not fit the teacher.

@@ -2,7 +2,8 @@
 
 Every step is a pure function of the weights and of (seed, step): the batches, stochastic depth and dropout draw from
 generators seeded by them. So a checkpoint needs no random state, and a resumed run ends with the weights of an
-uninterrupted one. Several processes share each batch and end with the weights of one, up to rounding.
+uninterrupted one. Several processes share each batch and end with the weights of one, up to rounding, unless the model
+itself draws (stochastic depth, dropout): then each process draws its own.
 """
 
 import copy
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import safe_open
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -25,15 +27,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.adapters import adapter_for, describe
-from vitrim.checkpoint import write_tensors, writing
-from vitrim.data import AugmentationSettings, ImageData, num_train_steps, train_batches
+from vitrim.checkpoint import fingerprint, write_tensors, writing
+from vitrim.data import AugmentationSettings, ImageData, check_batch_size, num_train_steps, train_batches
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.evaluation import evaluate, match_labels, preprocessing_of
-from vitrim.losses import DistillationLoss, DistillationSettings, tapped
+from vitrim.losses import DistillationLoss, DistillationSettings, check_relation_heads, tapped
 from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
 from vitrim.processes import this_process
 from vitrim.progress import advancing, say
+from vitrim.structure import ViTStructure
 
 LINES_FOR_A_TRAINING = 10
 STEPS_BETWEEN_CHECKS = 50  # asking the device whether the loss is finite makes it wait
@@ -121,12 +124,26 @@ def train(
     model = copy.deepcopy(model)
     if settings.epochs == 0:
         return model.eval()
+    model.requires_grad_(True)  # a teacher may come frozen; its student learns
     adapter_for(model).set_drop_path(model, settings.drop_path)
     loss = _loss_of(model, teacher, plan, settings)
     loop = _Loop(model, data, settings, loss, teacher, Path(run_dir) if run_dir else None, stage, seed)
     devices = [loop.device] if loop.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         return loop.run()
+
+
+def check_training(settings: TrainingSettings, structure: ViTStructure, data: ImageData) -> None:
+    """Refuse before anything is computed what a training of this model on this data could not do.
+
+    Raises:
+        SettingError: the batch cannot be shared out, or `relation_heads` does not divide the width of a head.
+        DataError: there are too few images for one update.
+    """
+    if settings.epochs:
+        parts = this_process().num_processes * settings.accumulate
+        check_batch_size(data.train, settings.batch_size, parts, structure.num_classes)
+    check_relation_heads(settings.distillation, structure)
 
 
 def _loss_of(
@@ -154,7 +171,9 @@ class _Loop:
     ) -> None:
         this_process()  # makes the group of processes, also without GPUs
         # bf16 is ours: one process may train in several precisions
-        self.accelerator = Accelerator(mixed_precision="no")
+        headless = loss is not None and not (loss.settings.soft or loss.settings.hard)  # no term reads the logits
+        parallel = DistributedDataParallelKwargs(find_unused_parameters=headless)
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[parallel])
         self.device = self.accelerator.device
         self.settings, self.stage, self.seed, self.loss = settings, stage, seed, loss
         self.data, self.images = data, data.train.to(self.device)
@@ -171,17 +190,27 @@ class _Loop:
             weight_decay=settings.weight_decay,
             layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
         )
+        warmup = min(settings.warmup_epochs, settings.epochs - 1)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched="cosine",
-            num_epochs=settings.epochs,
-            warmup_epochs=min(settings.warmup_epochs, settings.epochs - 1),
+            num_epochs=settings.epochs - warmup,
+            warmup_epochs=warmup,
+            warmup_prefix=True,  # the cosine begins at its peak, after the warm-up
             warmup_lr=settings.learning_rate / 100,
             min_lr=settings.min_learning_rate,
             step_on_epochs=False,
             updates_per_epoch=self.steps_per_epoch,
         )
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        if run_dir and self.accelerator.is_main_process:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        self.origin = {
+            "weights": fingerprint(self.model),
+            "teacher": fingerprint(teacher) if teacher is not None else None,
+            "loss": repr(loss),
+            "data": data.fingerprint(),
+        }
         self.checkpoint = run_dir / f"{stage}.checkpoint.safetensors" if run_dir else None
         self.metrics = run_dir / "metrics.jsonl" if run_dir else None
         self.step = 0
@@ -334,7 +363,7 @@ class _Loop:
         )
 
     def _identity(self) -> str:
-        about = {"settings": asdict(self.settings), "seed": self.seed, "images": len(self.images)}
+        about = {"settings": asdict(self.settings), "seed": self.seed, **self.origin}
         return json.dumps(about, sort_keys=True)
 
     def _save(self) -> None:
@@ -361,7 +390,8 @@ class _Loop:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about["identity"] != self._identity():
             raise FolderInUse(
-                f"{self.checkpoint} was made with other settings, another seed or other data; use another folder."
+                f"{self.checkpoint} was made from another model or teacher, with other settings, another seed or "
+                "other data; use another folder."
             )
         self.step = int(about["step"])
         self.model.load_state_dict(_under("model.", tensors))
