@@ -62,6 +62,7 @@ def print_plan(structure: "ViTStructure", plan: "PruningPlan") -> None:
     print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads that go"], rows)
     cost, whole = count_cost(structure, plan), count_cost(structure)
     params, macs = cost.share_of(whole)
+    print_line("one cut, before any training; `--depth auto` of compress may also remove blocks")
     print_line(f"keeps {cost.params:,} parameters ({params:.2%}) and {cost.macs:,} multiply-adds ({macs:.2%})")
 
 
