@@ -240,6 +240,13 @@ def _named(place: Place) -> Path:
     return save(digits_model(), place.path / "named", classes=tuple("0123456789"))
 
 
+# one of each kind also as users meet it; each costs the seconds in which a process imports torch
+AS_USERS_MEET_IT = {
+    *("no such data", "empty folder", "strict", "one class", "more classes than outputs", "unsupported model"),
+    *("weights that do not fit", "keep 1.5", "keep nothing", "all blocks", "no number", "something else"),
+}
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_a_user_can_mend_is_said_in_one_sentence(
     name: str, place: Place, capsys: pytest.CaptureFixture[str]
@@ -247,7 +254,7 @@ def test_what_a_user_can_mend_is_said_in_one_sentence(
     arguments, said = BAD[name]
     given = arguments(place)
     before = {path: path.read_bytes() for path in place.path.rglob("*") if path.is_file()}
-    status, out, err = call(capsys, *given)
+    status, out, err = run(given) if name in AS_USERS_MEET_IT else call(capsys, *given)
     line = complaint(err)
     assert status == 2
     assert re.search(said, line), line
@@ -284,13 +291,10 @@ def test_a_fault_of_ours_is_told_apart(
 # As users run it
 
 
-def test_a_usage_error_and_a_user_error_as_users_meet_them(place: Place) -> None:
+def test_a_usage_error_as_users_meet_it(place: Place) -> None:
     status, out, err = run(place.compress("--kep", "0.5"))
     assert (status, out) == (2, "")
     assert len(err.splitlines()) == 1 and "--kep" in complaint(err)
-    status, out, err = run(place.compress("--keep", "1.5"))
-    assert (status, out) == (2, "")
-    assert len(err.splitlines()) == 1 and "1.5" in complaint(err)
 
 
 def test_a_full_disk_is_told_and_the_same_command_goes_on(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ weights are loaded strictly. Nothing here writes or executes a pickle. Files app
 import hashlib
 import json
 import os
+import pickle
 import platform
 import re
 import shutil
@@ -185,11 +186,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError) as problem:
         raise CheckpointMismatch(f"{path} is not a readable checkpoint: {_first_line(problem)}") from None
-    except Exception as problem:  # torch raises pickle's own errors for what weights_only refuses
-        if type(problem).__name__ != "UnpicklingError":
-            raise
+    except pickle.UnpicklingError:  # what `weights_only` refuses
         raise CheckpointMismatch(
-            f"{path} holds more than tensors, and vitrim executes no pickled code: save `model.state_dict()` instead."
+            f"{path} is no checkpoint of tensors alone, and vitrim executes no pickled code: save `model.state_dict()`."
         ) from None
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

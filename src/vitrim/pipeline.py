@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitrim import report as reports
 from vitrim.adapters import describe
 from vitrim.allocation import Budget, allocate, smallest_cost
-from vitrim.checkpoint import RunFolder, fingerprint, load, read_json, save, write_text
+from vitrim.checkpoint import RunFolder, fingerprint, load, save, write_text
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
 from vitrim.errors import BudgetError, SettingError
@@ -401,10 +401,6 @@ def model_name(budget: Budget) -> str:
     if budget.params == budget.macs:
         return f"-{100 * (1 - budget.params):g} %"
     return f"params {budget.params:g}, macs {budget.macs:g}"
-
-
-def read_report(run_dir: str | Path) -> dict[str, Any]:
-    return read_json(Path(run_dir) / "report.json")
 
 
 def _score(model: nn.Module, recipe: Recipe, calibration: Calibration) -> Scores:

@@ -92,9 +92,6 @@ class ViTStructure:
         """The plan that keeps everything."""
         return PruningPlan.full(self.model, [(block.heads.count, block.neurons.count) for block in self.blocks])
 
-    def reader_names(self) -> list[str]:
-        return [block.group(kind).reader for block in self.blocks for kind in UNIT_KINDS]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
