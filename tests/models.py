@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitrim.adapters.timm import create_model
 from vitrim.plan import KeptBlock, PruningPlan
-from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
+from vitrim.structure import BlockStructure, UnitGroup, UnitKind, ViTStructure
 
 VIT = "vit_tiny_patch16_224"
 SIZES = {"img_size": 32, "embed_dim": 16, "depth": 4, "num_heads": 4, "mlp_ratio": 1.5, "num_classes": 7}
@@ -69,10 +69,12 @@ def random_plan(structure: ViTStructure, seed: int = 0, blocks: tuple[int, ...] 
     """Keep `blocks` (by default all), each with random heads and neurons, of its own number."""
     rng = np.random.default_rng(seed)
     kept = tuple(
-        KeptBlock(
-            block=index,
-            heads=random_units(rng, structure.blocks[index].heads.count),
-            neurons=random_units(rng, structure.blocks[index].neurons.count),
+        KeptBlock.of(
+            index,
+            {
+                group.key: range(group.count) if group.locked else random_units(rng, group.count)
+                for group in structure.blocks[index].groups
+            },
         )
         for index in (range(len(structure.blocks)) if blocks is None else blocks)
     )
@@ -84,22 +86,25 @@ def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:
 
 
 def one_unit_plan(structure: ViTStructure) -> PruningPlan:
-    """One head and one neuron in every block, not the first ones."""
-    kept = [
-        KeptBlock(block=index, heads=(block.heads.count - 1,), neurons=(block.neurons.count // 2,))
-        for index, block in enumerate(structure.blocks)
-    ]
-    return PruningPlan(model=structure.model, blocks=tuple(kept))
+    """One head and one neuron in every block, not the first ones; what is locked stays."""
+
+    def kept(group: UnitGroup) -> range:
+        unit = group.count - 1 if group.kind == "heads" else group.count // 2
+        return range(group.count) if group.locked else range(unit, unit + 1)
+
+    blocks = enumerate(structure.blocks)
+    plan = tuple(KeptBlock.of(index, {group.key: kept(group) for group in block.groups}) for index, block in blocks)
+    return PruningPlan(model=structure.model, blocks=plan)
 
 
 def make_structure(blocks: list[tuple[int, int]], *, seed: int | None = None, **outside: int) -> ViTStructure:
     """Blocks of `(num_heads, num_neurons)`. Units cost the same in all blocks, or at random where there is a seed."""
     rng = np.random.default_rng(seed)
 
-    def group(index: int, kind: str, count: int, params: int, macs: int) -> UnitGroup:
+    def group(index: int, kind: UnitKind, count: int, params: int, macs: int) -> UnitGroup:
         if seed is not None:
             params, macs = (int(cost * rng.integers(50, 150)) // 100 for cost in (params, macs))
-        return UnitGroup(count=count, reader=f"{index}.{kind}", width=1, cuts=(), params=params, macs=macs)
+        return UnitGroup(kind=kind, key=kind, count=count, reader=f"{index}.{kind}", params=params, macs=macs)
 
     return ViTStructure(
         model="made up",
@@ -109,12 +114,10 @@ def make_structure(blocks: list[tuple[int, int]], *, seed: int | None = None, **
         num_classes=7,
         embed_dim=16,
         num_tokens=5,
-        blocks_name="blocks",
         blocks=tuple(
             BlockStructure(
                 name=f"blocks.{index}",
-                heads=group(index, "heads", heads, 268, 1520),
-                neurons=group(index, "neurons", neurons, 33, 160),
+                groups=(group(index, "heads", heads, 268, 1520), group(index, "neurons", neurons, 33, 160)),
                 params=96,
                 macs=0,
             )

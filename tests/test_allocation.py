@@ -60,7 +60,7 @@ def best_worth(structure: ViTStructure, scores: Scores, budget: Budget, limit: C
         heads = range(min(budget.min_heads, block.heads.count), block.heads.count + 1)
         neurons = range(min(budget.min_neurons, block.neurons.count), block.neurons.count + 1)
         options.append(
-            [(block_cost(structure, i, h, n), sums["heads", i][h] + sums["neurons", i][n])
+            [(block_cost(structure, i, {"heads": h, "neurons": n}), sums["heads", i][h] + sums["neurons", i][n])
              for h, n in product(heads, neurons)]
         )  # fmt: skip
     outside = Cost(params=structure.params, macs=structure.macs)
@@ -214,7 +214,10 @@ def test_widths_are_multiples_or_whole() -> None:
 def test_locked_groups_are_kept_whole() -> None:
     free = make_structure(EVEN)
     for kind in UNIT_KINDS:
-        blocks = tuple(replace(block, **{kind: replace(block.group(kind), locked="why")}) for block in free.blocks)
+        blocks = tuple(
+            replace(block, groups=tuple(replace(g, locked="why" if g.kind == kind else "") for g in block.groups))
+            for block in free.blocks
+        )
         structure = replace(free, blocks=blocks)
         plan = allocate(structure, make_scores(structure), replace(TINY, params=0.9, macs=0.9))
         assert all(len(kept.units(kind)) == structure.blocks[kept.block].group(kind).count for kept in plan.blocks)
@@ -253,7 +256,10 @@ def test_the_smallest_cost_is_that_of_the_smallest_plan() -> None:
     for removed in range(3):
         left = range(len(structure.blocks) - removed)
         expected = sum(
-            (block_cost(structure, index, 1, min(4, structure.blocks[index].neurons.count)) for index in left),
+            (
+                block_cost(structure, index, {"heads": 1, "neurons": min(4, structure.blocks[index].neurons.count)})
+                for index in left
+            ),
             Cost(params=structure.params, macs=structure.macs),
         )
         assert smallest_cost(structure, Budget(min_neurons=4), removed) == expected

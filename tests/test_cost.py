@@ -52,7 +52,7 @@ def test_a_plan_costs_what_its_blocks_cost() -> None:
     plan = random_plan(structure, seed=3)
     total = Cost(params=structure.params, macs=structure.macs)
     for kept in plan.blocks:
-        total += block_cost(structure, kept.block, len(kept.heads), len(kept.neurons))
+        total += block_cost(structure, kept.block, {"heads": len(kept.heads), "neurons": len(kept.neurons)})
     assert total == count_cost(structure, plan)
     share = total.share_of(count_cost(structure))
     assert min(share) > 0 and max(share) < 1

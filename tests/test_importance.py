@@ -62,7 +62,7 @@ def removal_effects(model: nn.Module, images: Tensor, labels: Tensor) -> np.ndar
     for kind in UNIT_KINDS:
         for group in (block.group(kind) for block in structure.blocks):
             for unit in range(group.count):
-                with gated(model, {group.reader: gate_without(group, unit)}):
+                with gated(model, [(group, gate_without(group, unit))]):
                     changed = F.cross_entropy(model(images), labels, reduction="none")
                 effects.append((changed - whole).abs().mean().item())
     return np.array(effects)
@@ -88,9 +88,9 @@ def test_taylor_is_the_slope_of_the_loss_in_the_gate() -> None:
                 group = block.group(kind)
                 for unit in range(0, group.count, 5):
                     nudge = step * (1 - gate_without(group, unit).double())
-                    with gated(model, {group.reader: 1 + nudge}):
+                    with gated(model, [(group, 1 + nudge)]):
                         more = mean_loss(model, [batch])
-                    with gated(model, {group.reader: 1 - nudge}):
+                    with gated(model, [(group, 1 - nudge)]):
                         less = mean_loss(model, [batch])
                     slope = abs(more - less) / (2 * step)
                     assert scores.group(kind, index)[unit] == pytest.approx(slope, rel=1e-6, abs=1e-8)
@@ -195,7 +195,7 @@ def test_kl_is_the_second_order_change_of_the_output() -> None:
     unit = int(np.argmax(scores.neurons[0]))
     with torch.no_grad():
         whole = F.log_softmax(model(images), dim=-1)
-        with gated(model, {group.reader: gate_without(group, unit)}):
+        with gated(model, [(group, gate_without(group, unit))]):
             cut = F.log_softmax(model(images), dim=-1)
     divergence = F.kl_div(cut, whole, reduction="sum", log_target=True).item()
     assert scores.neurons[0][unit] == pytest.approx(divergence, rel=0.2)

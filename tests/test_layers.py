@@ -13,7 +13,7 @@ LAYERS = {  # from the top
     "doors": {"cli", "tables", "__main__", "__init__"},
     "story": {"demo", "pipeline"},
     "settings": {"recipe"},
-    "long jobs": {"training", "export", "report"},
+    "long jobs": {"training", "exporting", "report"},
     "decisions": {"allocation", "checkpoint"},
     "operations": {"importance", "surgery", "recovery", "latency", "evaluation"},
     "parts": {
@@ -21,7 +21,9 @@ LAYERS = {  # from the top
         "cost",
         "losses",
         "modes",
+        "outputs",
         "processes",
+        "states",
         "data",
         "datasets",
         "imagesets",

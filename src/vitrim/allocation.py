@@ -13,11 +13,11 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from vitrim.cost import Cost, count_cost
+from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
 from vitrim.importance import Scores
 from vitrim.plan import KeptBlock, PruningPlan
-from vitrim.structure import UNIT_KINDS, UnitGroup, UnitKind, ViTStructure
+from vitrim.structure import UnitGroup, ViTStructure
 
 MOST_COMBINATIONS = 1e6
 MOST_RELATIVE_GAP = 1e-5
@@ -59,7 +59,7 @@ class _Choice:
     """`size` further units of one group, the next best in order: one yes-or-no decision of the program."""
 
     block: int
-    kind: UnitKind
+    key: str
     size: int
     value: float
     params: int
@@ -93,10 +93,8 @@ def allocate(
         raise PlanMismatch(f"Blocks {sorted(remove_blocks)} are to go; the model has 0..{len(structure.blocks) - 1}.")
     kept_blocks = [index for index in range(len(structure.blocks)) if index not in remove_blocks]
     whole = whole or count_cost(structure)
-    least = {
-        (i, kind): _least(structure.blocks[i].group(kind), kind, budget) for i in kept_blocks for kind in UNIT_KINDS
-    }
-    limit, floor = budget.limit(whole), _cost_of(structure, least)
+    least = _least_counts(structure, kept_blocks, budget)
+    limit, floor = budget.limit(whole), _cost_of(structure, kept_blocks, least)
     if floor.params > limit.params or floor.macs > limit.macs:
         params, macs = floor.share_of(whole)
         raise BudgetError(
@@ -105,20 +103,20 @@ def allocate(
         )
     choices = [
         choice
-        for (block, kind), start in least.items()
-        for choice in _choices(
-            structure.blocks[block].group(kind), scores.group(kind, block), block, kind, start, budget
-        )
+        for (block, key), start in least.items()
+        for choice in _choices(structure.blocks[block].group(key), scores.group(key, block), block, start, budget)
     ]
     taken = _solve(choices, Cost(params=limit.params - floor.params, macs=limit.macs - floor.macs))
     counts = dict(least)
     for choice, take in zip(choices, taken, strict=True):
-        counts[choice.block, choice.kind] += choice.size if take else 0
+        counts[choice.block, choice.key] += choice.size if take else 0
     blocks = tuple(
-        KeptBlock(
-            block=index,
-            heads=_best(scores.heads[index], counts[index, "heads"]),
-            neurons=_best(scores.neurons[index], counts[index, "neurons"]),
+        KeptBlock.of(
+            index,
+            {
+                group.key: _best(scores.group(group.key, index), counts[index, group.key])
+                for group in structure.blocks[index].groups
+            },
         )
         for index in kept_blocks
     )
@@ -127,54 +125,56 @@ def allocate(
 
 def smallest_cost(structure: ViTStructure, budget: Budget, num_blocks_removed: int = 0) -> Cost:
     """The cost of the smallest model that the budget's minimum widths allow, its last blocks removed."""
-    kept = range(len(structure.blocks) - num_blocks_removed)
-    return _cost_of(
-        structure, {(i, k): _least(structure.blocks[i].group(k), k, budget) for i in kept for k in UNIT_KINDS}
-    )
+    removable = [index for index, block in enumerate(structure.blocks) if not block.locked]
+    gone = set(removable[len(removable) - num_blocks_removed :]) if num_blocks_removed else set()
+    kept = [index for index in range(len(structure.blocks)) if index not in gone]
+    return _cost_of(structure, kept, _least_counts(structure, kept, budget))
 
 
 def _check_sizes(structure: ViTStructure, scores: Scores) -> None:
-    sizes = [(block.heads.count, block.neurons.count) for block in structure.blocks]
-    scored = [(len(heads), len(neurons)) for heads, neurons in zip(scores.heads, scores.neurons, strict=True)]
-    if sizes != scored:
+    sizes = [{group.key: group.count for group in block.groups} for block in structure.blocks]
+    scored = [
+        {key: len(values) for key, values in (("heads", heads), ("neurons", neurons), *more.items()) if len(values)}
+        for heads, neurons, more in zip(scores.heads, scores.neurons, scores.more or [{}] * len(sizes), strict=False)
+    ]
+    if sizes != scored or len(scores.heads) != len(sizes):
         raise PlanMismatch(
-            f"The scores are of `{scores.model}` with (heads, neurons) {scored[:3]}... in {len(scored)} blocks, the "
-            f"model `{structure.model}` has {sizes[:3]}... in {len(sizes)}. Score this model again."
+            f"The scores are of `{scores.model}` with {scored[:3]}... in {len(scored)} blocks, the model "
+            f"`{structure.model}` has {sizes[:3]}... in {len(sizes)}. Score this model again."
         )
 
 
-def _least(group: UnitGroup, kind: UnitKind, budget: Budget) -> int:
-    """How many units of a group stay at any rate."""
+def _least_counts(structure: ViTStructure, kept_blocks: Sequence[int], budget: Budget) -> dict[tuple[int, str], int]:
+    """How many units of each group stay at any rate."""
+    return {(i, group.key): _least(group, budget) for i in kept_blocks for group in structure.blocks[i].groups}
+
+
+def _least(group: UnitGroup, budget: Budget) -> int:
     if group.locked:
         return group.count
-    if kind == "heads":
+    if group.kind == "heads":
         return min(budget.min_heads, group.count)
     rounded = -(-budget.min_neurons // budget.multiple_of) * budget.multiple_of
     return min(rounded, group.count)
 
 
-def _cost_of(structure: ViTStructure, counts: dict[tuple[int, UnitKind], int]) -> Cost:
+def _cost_of(structure: ViTStructure, kept_blocks: Sequence[int], counts: dict[tuple[int, str], int]) -> Cost:
     total = Cost(params=structure.params, macs=structure.macs)
-    for (index, kind), count in counts.items():
-        block = structure.blocks[index]
-        total += Cost(params=count * block.group(kind).params, macs=count * block.group(kind).macs)
-        if kind == "heads":  # once a block
-            total += Cost(params=block.params, macs=block.macs)
+    for index in kept_blocks:
+        total += block_cost(structure, index, {key: count for (block, key), count in counts.items() if block == index})
     return total
 
 
-def _choices(
-    group: UnitGroup, unit_scores: np.ndarray, block: int, kind: UnitKind, start: int, budget: Budget
-) -> list[_Choice]:
+def _choices(group: UnitGroup, unit_scores: np.ndarray, block: int, start: int, budget: Budget) -> list[_Choice]:
     """The units beyond the least, best first, in steps of the wanted multiple."""
-    step = budget.multiple_of if kind == "neurons" else 1
+    step = budget.multiple_of if group.kind == "neurons" else 1
     # a negative exact score says that the unit harms; keeping it is worth nothing, not less
     ordered = np.sort(np.clip(np.asarray(unit_scores, dtype=np.float64), 0, None))[::-1]
     edges = list(range(start, group.count + 1, step))  # a rest below one step never stays: widths are round
     return [
         _Choice(
             block=block,
-            kind=kind,
+            key=group.key,
             size=high - low,
             value=float(ordered[low:high].sum()),
             params=(high - low) * group.params,

@@ -4,6 +4,7 @@
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,16 +43,16 @@ def count_cost(model: nn.Module | ViTStructure, plan: PruningPlan | None = None)
     plan.check(structure)
     total = Cost(params=structure.params, macs=structure.macs)
     for kept in plan.blocks:
-        total += block_cost(structure, kept.block, len(kept.heads), len(kept.neurons))
+        total += block_cost(structure, kept.block, {key: len(units) for key, units in kept.items()})
     return total
 
 
-def block_cost(structure: ViTStructure, index: int, num_heads: int, num_neurons: int) -> Cost:
-    """What one block costs with so many heads and neurons."""
+def block_cost(structure: ViTStructure, index: int, counts: Mapping[str, int]) -> Cost:
+    """What one block costs with so many units of each group, by key."""
     block = structure.blocks[index]
     return Cost(
-        params=block.params + num_heads * block.heads.params + num_neurons * block.neurons.params,
-        macs=block.macs + num_heads * block.heads.macs + num_neurons * block.neurons.macs,
+        params=block.params + sum(counts[group.key] * group.params for group in block.groups),
+        macs=block.macs + sum(counts[group.key] * group.macs for group in block.groups),
     )
 
 

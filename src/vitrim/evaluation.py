@@ -15,6 +15,7 @@ from vitrim.adapters import adapter_for, origin_of
 from vitrim.data import ImageData, ImageSet, Preprocessing, eval_batches
 from vitrim.errors import DataError, UnsupportedModel
 from vitrim.modes import eval_mode
+from vitrim.outputs import logits_of
 from vitrim.processes import this_process
 from vitrim.progress import track
 
@@ -171,7 +172,7 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
 def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For one batch: top-1 right, top-5 right (NaN where there are no more than five outputs), loss; `(B,)` each."""
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
-    logits = model(images.to(dtype)).float()
+    logits = logits_of(model(images.to(dtype))).float()
     if int(labels.max()) >= logits.shape[-1]:
         raise DataError(
             f"The data has the label {int(labels.max())}, but the model has outputs 0..{logits.shape[-1] - 1}."

@@ -4,10 +4,11 @@ Every criterion gives one number for each unit, non-negative but for `exact`. `t
 in units of the loss, so heads, neurons and blocks compare with each other; the others compare within one kind at best.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,15 +17,18 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.adapters import describe
-from vitrim.errors import CheckpointMismatch, DataError, NonFiniteLoss, SettingError
+from vitrim.adapters import describe, readable
+from vitrim.errors import CheckpointMismatch, DataError, NonFiniteLoss, SettingError, UnsupportedModel
 from vitrim.modes import eval_mode
+from vitrim.outputs import logits_of
 from vitrim.progress import advancing, track
-from vitrim.structure import UNIT_KINDS, UnitGroup, UnitKind, ViTStructure
-from vitrim.surgery import gated, skipping, unit_gate
+from vitrim.states import input_state, output_state, with_input_state
+from vitrim.structure import UNIT_KINDS, BlockStructure, TensorCut, UnitGroup, ViTStructure
+from vitrim.surgery import columns_dim, gated, skipping, unit_gate, unit_rows
 
 Criterion = Literal["taylor", "fisher", "kl", "exact", "magnitude", "activation", "random"]
 Batch = tuple[Tensor, Tensor]
+MORE = "more."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,9 @@ class Scores:
     """One number for each unit of a model, higher meaning more missed.
 
     Attributes:
-        heads: for each block, `(H,)` float64. neurons: for each block, `(M,)`. blocks: `(L,)`.
+        heads: for each block, `(H,)` float64. neurons: for each block, `(M,)`.
+        blocks: `(L,)`; infinite for blocks that cannot be removed. Of units that cannot, the scores mean nothing.
+        more: for each block, those of further groups of units by key, where it has any.
         weights: fingerprint of the model's weights, where it was noted.
     """
 
@@ -63,13 +69,19 @@ class Scores:
     heads: tuple[np.ndarray, ...]
     neurons: tuple[np.ndarray, ...]
     blocks: np.ndarray
+    more: tuple[dict[str, np.ndarray], ...] = ()
     weights: str = ""
 
-    def group(self, kind: UnitKind, block: int) -> np.ndarray:
-        return (self.heads if kind == "heads" else self.neurons)[block]
+    def group(self, key: str, block: int) -> np.ndarray:
+        """The scores of one group of units."""
+        if key in ("heads", "neurons"):
+            return (self.heads if key == "heads" else self.neurons)[block]
+        return self.more[block][key]
 
     def save(self, path: Path) -> None:
-        arrays = {f"{kind}.{i}": self.group(kind, i) for kind in UNIT_KINDS for i in range(len(self.heads))}
+        depth = len(self.blocks)
+        arrays = {f"{kind}.{i}": self.group(kind, i) for kind in UNIT_KINDS for i in range(depth)}
+        arrays |= {f"{MORE}{i}.{key}": values for i, row in enumerate(self.more) for key, values in row.items()}
         arrays["blocks"] = self.blocks
         about = {"model": self.model, "criterion": self.criterion, "num_images": str(self.num_images)}
         about["weights"] = self.weights
@@ -89,6 +101,7 @@ class Scores:
                 heads=tuple(tensors[f"heads.{i}"] for i in range(depth)),
                 neurons=tuple(tensors[f"neurons.{i}"] for i in range(depth)),
                 blocks=tensors["blocks"],
+                more=tuple(_under(f"{MORE}{i}.", tensors) for i in range(depth)),
                 weights=about.get("weights", ""),
             )
         except (SafetensorError, FileNotFoundError, KeyError) as problem:
@@ -117,6 +130,11 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "fi
         SettingError: unknown criterion. DataError: no batch. UnsupportedModel: the model cannot be described.
     """
     structure = describe(model)
+    if structure.num_classes < 1 and criterion in ("taylor", "fisher", "kl", "exact"):
+        raise UnsupportedModel(
+            f"{structure.model} has no classifier, so no loss says what a unit is worth; give it one (num_classes), or "
+            "score by activation or magnitude."
+        )
     with eval_mode(model):
         if criterion in ("taylor", "fisher", "kl"):
             sums, count = _effects(model, structure, batches, criterion, seed)
@@ -170,7 +188,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Cross entropy with the labels, averaged over images."""
     total, count = 0.0, 0
     for images, labels in batches:
-        total += F.cross_entropy(model(images), labels, reduction="sum").item()
+        total += F.cross_entropy(logits_of(model(images)), labels, reduction="sum").item()
         count += len(images)
     if not count:
         raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
@@ -193,96 +211,138 @@ def _effects(
         total = effect.double().abs().pow(power).sum(dim=0)
         sums[name] = sums[name] + total if name in sums else total
 
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    handles = _effect_hooks(model, structure, add)
     count = 0
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+    with without_weight_gradients(model), readable(model), _effect_hooks(model, structure, add) as start:
         for images, labels in track(batches, "scoring heads, neurons and blocks"):
-            logits = model(images)
+            start(len(images))
+            logits = logits_of(model(images))
             if criterion == "kl":
                 shares = logits.detach().float().softmax(dim=-1).cpu()
                 labels = torch.multinomial(shares, 1, generator=generator).squeeze(1).to(logits.device)
             # a sum, not a mean: each image's gradient is then that of its own loss
             F.cross_entropy(logits, labels, reduction="sum").backward()
             count += len(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
     factor = 0.5 if criterion == "kl" else 1.0
     return {name: factor * total for name, total in sums.items()}, count
 
 
-def _effect_hooks(model: nn.Module, structure: ViTStructure, add: Callable[[str, Tensor], None]) -> list:
-    """Hooks that call `add(name, effect)` during the backward pass, `effect` `(B, units)` summed over tokens."""
+@contextmanager
+def without_weight_gradients(model: nn.Module) -> Iterator[None]:
+    """Within the context no weight asks for a gradient."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
-    def watch_units(name: str, group: UnitGroup) -> Callable:
+
+@contextmanager
+def _effect_hooks(
+    model: nn.Module, structure: ViTStructure, add: Callable[[str, Tensor], None]
+) -> Iterator[Callable[[int], None]]:
+    """Within the context, backward passes call `add(name, effect)`, `effect` `(B, units)` summed over tokens.
+
+    Gives a function that must be told the number of images before each forward pass.
+    """
+    num_images = 0
+
+    def start(count: int) -> None:
+        nonlocal num_images
+        num_images = count
+
+    def watch_units(name: str, group: UnitGroup, dim: int) -> Callable:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            output = inputs[0]  # (B, N, units * width)
-
-            def on_gradient(gradient: Tensor) -> None:
-                effect = (output.detach() * gradient).unflatten(-1, (group.count, group.width))
-                add(name, effect.sum(dim=(1, 3)))
-
-            output.register_hook(on_gradient)
-
-        return hook
-
-    def watch_block(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            added = (output - inputs[0]).detach()  # what skipping the block would take away, (B, N, D)
-            output.register_hook(lambda gradient: add(name, (added * gradient).sum(dim=(1, 2))[:, None]))
-
-        return hook
-
-    def start_graph(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0].detach().requires_grad_(), *inputs[1:])
-
-    first = model.get_submodule(structure.blocks[0].name)
-    handles = [first.register_forward_pre_hook(start_graph)]
-    for block in structure.blocks:
-        handles.append(model.get_submodule(block.name).register_forward_hook(watch_block(block.name)))
-        for kind in UNIT_KINDS:
-            group = block.group(kind)
-            handles.append(
-                model.get_submodule(group.reader).register_forward_pre_hook(watch_units(group.reader, group))
+            output = inputs[0]  # (B, N, columns), (B * windows, N, columns) or (B, columns, h, w)
+            frozen = output.detach()
+            output.register_hook(
+                lambda gradient: add(name, _of_images(frozen * gradient, group, dim, num_images).sum(dim=(1, 3)))
             )
-    return handles
+
+        return hook
+
+    def watch_block(block: BlockStructure) -> Callable:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given = output_state(output)
+            added = (given - input_state(args, kwargs, block.state)).detach()  # what skipping the block takes away
+            given.register_hook(lambda gradient: add(block.name, (added * gradient).flatten(1).sum(1, keepdim=True)))
+
+        return hook
+
+    def start_graph(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        state = input_state(args, kwargs, structure.blocks[0].state).detach().requires_grad_()
+        return with_input_state(args, kwargs, state, structure.blocks[0].state)
+
+    with ExitStack() as stack:
+        first = model.get_submodule(structure.blocks[0].name)
+        stack.callback(first.register_forward_pre_hook(start_graph, with_kwargs=True).remove)
+        for block in structure.blocks:
+            if not block.locked:
+                module = model.get_submodule(block.name)
+                stack.callback(module.register_forward_hook(watch_block(block), with_kwargs=True).remove)
+            for group in cuttable(block):
+                reader = model.get_submodule(group.reader)
+                hook = watch_units(unit_name(block, group), group, columns_dim(reader))
+                stack.callback(reader.register_forward_pre_hook(hook).remove)
+        yield start
+
+
+def _of_images(values: Tensor, group: UnitGroup, dim: int, num_images: int) -> Tensor:
+    """A group's columns of what its reader reads, image by image, `(B, tokens, units, width)`.
+
+    Windows are counted inside their image: every model here lays them out with the image as the slowest index.
+    """
+    columns = values.movedim(dim, -1)[..., group.first : group.first + group.count * group.width]
+    return columns.reshape(num_images, -1, group.count, group.width)
+
+
+def cuttable(block: BlockStructure) -> list[UnitGroup]:
+    """The groups of a block that may lose units."""
+    return [group for group in block.groups if not group.locked]
+
+
+def unit_name(block: BlockStructure, group: UnitGroup) -> str:
+    """What the sums call a group; two groups may have one reader."""
+    return f"{block.name} {group.key}"
 
 
 @torch.no_grad()
 def _activations(model: nn.Module, structure: ViTStructure, batches: Iterable[Batch]) -> tuple[dict[str, Tensor], int]:
     sums: dict[str, Tensor] = {}
+    count = 0
 
     def add(name: str, value: Tensor) -> None:
         sums[name] = sums.get(name, torch.zeros_like(value[0], dtype=torch.float64)) + value.double().sum(dim=0)
 
-    handles = []
-    for block in structure.blocks:
-        for kind in UNIT_KINDS:
-            group = block.group(kind)
+    def watch_units(name: str, group: UnitGroup, dim: int) -> Callable:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            size = _of_images(inputs[0].abs(), group, dim, len(images)).mean(dim=1)  # (B, units, width)
+            add(name, size.square().sum(dim=-1))
 
-            def on_reader(module: nn.Module, inputs: tuple[Tensor, ...], group: UnitGroup = group) -> None:
-                size = inputs[0].abs().mean(dim=1).unflatten(-1, (group.count, group.width))  # (B, units, width)
-                add(group.reader, size.square().sum(dim=-1))
+        return hook
 
-            handles.append(model.get_submodule(group.reader).register_forward_pre_hook(on_reader))
+    def watch_block(block: BlockStructure) -> Callable:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            change = 1 - F.cosine_similarity(input_state(args, kwargs, block.state), output_state(output), dim=-1)
+            add(block.name, change.flatten(1).mean(dim=1, keepdim=True))
 
-        def on_block(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = block.name) -> None:
-            add(name, (1 - F.cosine_similarity(inputs[0], output, dim=-1)).mean(dim=1, keepdim=True))
+        return hook
 
-        handles.append(model.get_submodule(block.name).register_forward_hook(on_block))
-    count = 0
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(readable(model))
+        for block in structure.blocks:
+            for group in cuttable(block):
+                reader = model.get_submodule(group.reader)
+                hook = watch_units(unit_name(block, group), group, columns_dim(reader))
+                stack.callback(reader.register_forward_pre_hook(hook).remove)
+            if not block.locked:
+                module = model.get_submodule(block.name)
+                stack.callback(module.register_forward_hook(watch_block(block), with_kwargs=True).remove)
         for images, _ in track(batches, "measuring activations"):
             model(images)
             count += len(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return sums, count
 
 
@@ -291,13 +351,13 @@ def _removals(model: nn.Module, structure: ViTStructure, batches: list[Batch]) -
     whole = mean_loss(model, batches)
     count = sum(len(images) for images, _ in batches)
     changes: dict[str, list[float]] = {}
-    groups = [block.group(kind) for block in structure.blocks for kind in UNIT_KINDS]
-    units = [(group, unit) for group in groups for unit in range(group.count)]
-    for group, unit in track(units, "removing each unit in turn"):
+    groups = [(unit_name(block, group), group) for block in structure.blocks for group in cuttable(block)]
+    units = [(name, group, unit) for name, group in groups for unit in range(group.count)]
+    for name, group, unit in track(units, "removing each unit in turn"):
         others = tuple(index for index in range(group.count) if index != unit)
-        with gated(model, {group.reader: unit_gate(group, others)}):
-            changes.setdefault(group.reader, []).append(mean_loss(model, batches) - whole)
-    for block in track(structure.blocks, "skipping each block"):
+        with gated(model, [(group, unit_gate(group, others))]):
+            changes.setdefault(name, []).append(mean_loss(model, batches) - whole)
+    for block in track([block for block in structure.blocks if not block.locked], "skipping each block"):
         with skipping(model, [block]):
             changes[block.name] = [mean_loss(model, batches) - whole]
     return {name: torch.tensor(values, dtype=torch.float64) * count for name, values in changes.items()}, count
@@ -306,27 +366,38 @@ def _removals(model: nn.Module, structure: ViTStructure, batches: list[Batch]) -
 def _magnitudes(model: nn.Module, structure: ViTStructure) -> dict[str, Tensor]:
     sums = {}
     for block in structure.blocks:
-        for kind in UNIT_KINDS:
-            group = block.group(kind)
-            parts = [
-                model.get_parameter(cut.name).detach().double().movedim(cut.dim, 0)
-                .reshape(cut.repeats, group.count, cut.width, -1).square().sum(dim=(0, 2, 3))
-                for cut in group.cuts
-            ]  # fmt: skip
-            sums[group.reader] = torch.stack(parts).sum(dim=0)
-        sums[block.name] = (sums[block.heads.reader].sum() + sums[block.neurons.reader].sum())[None]
+        for group in cuttable(block):
+            sums[unit_name(block, group)] = sum(
+                (_squares(model, cut, group.count) for cut in group.cuts), torch.zeros(group.count, dtype=torch.float64)
+            )
+        total = [sums[unit_name(block, group)].sum() for group in cuttable(block)]
+        sums[block.name] = torch.stack(total).sum()[None] if total else torch.zeros(1, dtype=torch.float64)
     return sums
+
+
+def _squares(model: nn.Module, cut: TensorCut, count: int) -> Tensor:
+    """Sum of squares of what one parameter stores for each unit, `(count,)`; a buffer is no weight."""
+    owner, _, key = cut.name.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), key)
+    if not isinstance(tensor, nn.Parameter):
+        return torch.zeros(count, dtype=torch.float64)
+    squares = tensor.detach().double().square().movedim(cut.dim, 0).reshape(tensor.shape[cut.dim], -1).sum(dim=1)
+    return squares.cpu()[unit_rows(cut, count)].sum(dim=(0, 2))
 
 
 def _random(structure: ViTStructure, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     sums = {}
     for block in structure.blocks:
-        for kind in UNIT_KINDS:
-            group = block.group(kind)
-            sums[group.reader] = torch.rand(group.count, generator=generator, dtype=torch.float64) * group.macs
+        for group in cuttable(block):
+            draws = torch.rand(group.count, generator=generator, dtype=torch.float64)
+            sums[unit_name(block, group)] = draws * group.macs
         sums[block.name] = torch.rand(1, generator=generator, dtype=torch.float64)
     return sums
+
+
+def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
 def _as_scores(structure: ViTStructure, criterion: str, sums: dict[str, Tensor], count: int) -> Scores:
@@ -339,11 +410,18 @@ def _as_scores(structure: ViTStructure, criterion: str, sums: dict[str, Tensor],
             f"The importance of {len(broken)} parts, such as {broken[0]}, is infinite or not a number; the model's "
             "weights or its outputs are broken."
         )
+    rows = [{group.key: _scores_of(block, group, means) for group in block.groups} for block in structure.blocks]
+    none = np.zeros(0)
     return Scores(
         model=structure.model,
         criterion=criterion,
         num_images=count,
-        heads=tuple(means[block.heads.reader] for block in structure.blocks),
-        neurons=tuple(means[block.neurons.reader] for block in structure.blocks),
-        blocks=np.concatenate([means[block.name] for block in structure.blocks]),
+        heads=tuple(row.pop("heads", none) for row in rows),
+        neurons=tuple(row.pop("neurons", none) for row in rows),
+        blocks=np.array([np.inf if b.locked else means[b.name].item() for b in structure.blocks]),
+        more=tuple(rows),
     )
+
+
+def _scores_of(block: BlockStructure, group: UnitGroup, means: dict[str, np.ndarray]) -> np.ndarray:
+    return np.zeros(group.count) if group.locked else means[unit_name(block, group)]

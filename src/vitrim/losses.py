@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from vitrim.errors import SettingError
 from vitrim.plan import PruningPlan
+from vitrim.states import output_state
 from vitrim.structure import ViTStructure
 
 
@@ -53,12 +55,12 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error over the variance of the teacher's values, mean over images; `(B, N, D)` both.
+    """Squared error over the variance of the teacher's values, mean over images; `(B, ...)` both.
 
     The variance is taken image by image: then the loss of a batch is the mean of its parts' on several processes.
     """
-    error = (student - teacher).square().mean(dim=(1, 2))
-    return (error / teacher.var(dim=(1, 2)).clamp_min(1e-12)).mean()
+    error = (student - teacher).flatten(1).square().mean(dim=1)
+    return (error / teacher.flatten(1).var(dim=1).clamp_min(1e-12)).mean()
 
 
 def relation_loss(student: Tensor, teacher: Tensor, num_heads: int) -> Tensor:
@@ -84,8 +86,14 @@ def _relations(states: Tensor, num_heads: int) -> Tensor:
 
 
 def check_relation_heads(settings: DistillationSettings, structure: ViTStructure) -> None:
-    """Raise `SettingError` if queries, keys and values cannot be split as the relations term asks."""
-    width = structure.blocks[-1].heads.width
+    """Raise `SettingError` if queries, keys and values cannot be had or not be split as the relations term asks."""
+    last = structure.blocks[-1]
+    if settings.relations and not last.qkv:
+        raise SettingError(
+            f"distillation.relations needs one layer for queries, keys and values, which `{last.name}` of "
+            f"{structure.model} does not have; set its weight to 0."
+        )
+    width = last.heads.width
     if settings.relations and width % settings.relation_heads:
         raise SettingError(
             f"distillation.relation_heads is {settings.relation_heads}, which does not divide the head width {width}."
@@ -98,8 +106,8 @@ def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     taps: dict[str, Tensor] = {}
 
     def keep(name: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            taps[name] = output
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            taps[name] = output_state(output)
 
         return hook
 
@@ -109,6 +117,18 @@ def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _stretch_ends(teacher: ViTStructure, kept: list[int]) -> list[int]:
+    """For each kept block, the teacher's last block before the next kept one, or before the stage ends.
+
+    Behind a removed stretch the student must already be where the teacher is at the stretch's end.
+    """
+    ends = []
+    for block, following in zip(kept, [*kept[1:], len(teacher.blocks)], strict=True):
+        stage = teacher.blocks[block].stage
+        ends.append(max(i for i in range(block, following) if teacher.blocks[i].stage == stage))
+    return ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +151,7 @@ class DistillationLoss:
             SettingError: `relation_heads` does not divide the width of a head.
         """
         check_relation_heads(settings, student)
-        # behind a removed stretch the student must already be where the teacher is at the stretch's end
-        ends = [kept.block - 1 for kept in plan.blocks[1:]] + [len(teacher.blocks) - 1]
+        ends = _stretch_ends(teacher, [kept.block for kept in plan.blocks])
         return cls(
             settings=settings,
             student_names=tuple(block.name for block in student.blocks),

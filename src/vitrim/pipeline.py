@@ -24,6 +24,7 @@ from vitrim.importance import Scores, least_missed_blocks, score
 from vitrim.latency import Latency, measure_latencies
 from vitrim.losses import soft_loss
 from vitrim.modes import eval_mode
+from vitrim.outputs import logits_of
 from vitrim.plan import PruningPlan
 from vitrim.processes import is_main_process, this_process
 from vitrim.progress import say
@@ -169,6 +170,11 @@ def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
     depth, blocks = len(structure.blocks), recipe.depth.blocks
     if isinstance(blocks, int) and blocks >= depth:
         raise SettingError(f"{blocks} blocks are to be removed, but the model has {depth}; at least one must stay.")
+    locked = [block for block in structure.blocks if block.locked]
+    if isinstance(blocks, int) and blocks > depth - len(locked):
+        raise SettingError(
+            f"{blocks} blocks are to be removed, but only {depth - len(locked)} of {depth} can be: {locked[0].locked}."
+        )
     most = blocks if isinstance(blocks, int) else most_blocks(structure, recipe)
     whole, limit = count_cost(structure), recipe.budget.limit(count_cost(structure))
     least = smallest_cost(structure, recipe.budget, most)
@@ -183,7 +189,8 @@ def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
 
 def most_blocks(structure: ViTStructure, recipe: Recipe) -> int:
     """How many blocks `auto` may remove."""
-    return min(int(recipe.depth.max_share * len(structure.blocks)), len(structure.blocks) - 1)
+    removable = sum(not block.locked for block in structure.blocks)
+    return min(int(recipe.depth.max_share * len(structure.blocks)), removable, len(structure.blocks) - 1)
 
 
 def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
@@ -391,7 +398,7 @@ def mean_divergence(student: nn.Module, teacher: nn.Module, batches: Calibration
     total, count = 0.0, 0
     with eval_mode(student, teacher):
         for images, _ in batches:
-            total += soft_loss(student(images), teacher(images), 1.0).item() * len(images)
+            total += soft_loss(logits_of(student(images)), logits_of(teacher(images)), 1.0).item() * len(images)
             count += len(images)
     return total / count
 
@@ -425,7 +432,8 @@ def _load_here(path: Path) -> nn.Module:
 
 def _less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int) -> Cost:
     """What stays of a plan's cost without its `count` largest blocks."""
-    sizes = [block_cost(structure, kept.block, len(kept.heads), len(kept.neurons)) for kept in plan.blocks]
+    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].locked]
+    sizes = [block_cost(structure, kept.block, {key: len(units) for key, units in kept.items()}) for kept in removable]
     total = count_cost(structure, plan)
     params, macs = sorted(size.params for size in sizes)[-count:], sorted(size.macs for size in sizes)[-count:]
     return Cost(params=total.params - sum(params), macs=total.macs - sum(macs))

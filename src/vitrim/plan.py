@@ -4,39 +4,52 @@ A plan decides nothing and cuts nothing. It is what one prints, reviews, edits b
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from vitrim.errors import PlanMismatch
 
 if TYPE_CHECKING:
-    from vitrim.structure import UnitKind, ViTStructure
+    from vitrim.structure import BlockStructure, ViTStructure
 
 FORMAT = 1
+_MORE_UNITS = re.compile(r"(heads|neurons)\.[1-9][0-9]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeptBlock:
-    """One block that stays: its index in the dense model and the sorted indices of its kept heads and neurons."""
+    """One block that stays: its index in the dense model and the sorted indices of its kept heads and neurons.
+
+    A block without attention keeps no heads, one without an MLP no neurons. `more` holds `(key, kept)` for further
+    groups of units, where a block has two attentions or two MLPs.
+    """
 
     block: int
-    heads: tuple[int, ...]
-    neurons: tuple[int, ...]
+    heads: tuple[int, ...] = ()
+    neurons: tuple[int, ...] = ()
+    more: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        for kind, kept in (("heads", self.heads), ("neurons", self.neurons)):
-            if not kept:
+        for key, kept in self.items():
+            if list(kept) != sorted(set(kept)) or (kept and kept[0] < 0):
                 raise PlanMismatch(
-                    f"The plan keeps no {kind} in block {self.block}; keep at least one, or leave the block out."
-                )
-            if list(kept) != sorted(set(kept)) or kept[0] < 0:
-                raise PlanMismatch(
-                    f"The {kind} of block {self.block} in the plan are not sorted, distinct indices from 0."
+                    f"The {key} of block {self.block} in the plan are not sorted, distinct indices from 0."
                 )
 
-    def units(self, kind: "UnitKind") -> tuple[int, ...]:
-        return self.heads if kind == "heads" else self.neurons
+    @classmethod
+    def of(cls, block: int, units: Mapping[str, Iterable[int]]) -> Self:
+        """From kept units by key."""
+        kept = {key: tuple(indices) for key, indices in units.items()}
+        more = tuple(sorted((key, indices) for key, indices in kept.items() if key not in ("heads", "neurons")))
+        return cls(block=block, heads=kept.get("heads", ()), neurons=kept.get("neurons", ()), more=more)
+
+    def items(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return (("heads", self.heads), ("neurons", self.neurons), *self.more)
+
+    def units(self, key: str) -> tuple[int, ...]:
+        return dict(self.items()).get(key, ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +99,8 @@ class PruningPlan:
                     f"The later plan keeps block {kept.block} of a model that has {len(self.blocks)} blocks left."
                 )
             before = self.blocks[kept.block]
-            heads, neurons = _pick(before.heads, kept.heads, "heads"), _pick(before.neurons, kept.neurons, "neurons")
-            blocks.append(KeptBlock(block=before.block, heads=heads, neurons=neurons))
+            units = {key: _pick(before.units(key), indices, key) for key, indices in kept.items()}
+            blocks.append(KeptBlock.of(before.block, units))
         return PruningPlan(model=self.model, blocks=tuple(blocks))
 
     def check(self, structure: "ViTStructure") -> None:
@@ -98,18 +111,7 @@ class PruningPlan:
                     f"The plan keeps block {kept.block}, but the model has blocks 0..{len(structure.blocks) - 1}. "
                     f"The plan was made for `{self.model}`, the model is `{structure.model}`."
                 )
-            block = structure.blocks[kept.block]
-            for group, units, kind in ((block.heads, kept.heads, "heads"), (block.neurons, kept.neurons, "neurons")):
-                if units[-1] >= group.count:
-                    outside = [unit for unit in units if unit >= group.count][:5]
-                    raise PlanMismatch(
-                        f"The plan keeps {kind} {outside} of block {kept.block}, but that block has {kind} "
-                        f"0..{group.count - 1}. The plan was made for `{self.model}`, the model is `{structure.model}`."
-                    )
-                if group.locked and len(units) < group.count:
-                    raise PlanMismatch(
-                        f"The plan removes {kind} of block {kept.block}, which cannot be cut: {group.locked}."
-                    )
+            _check_units(kept, structure.blocks[kept.block], f"`{self.model}`, the model is `{structure.model}`")
         gone = set(range(len(structure.blocks))) - {kept.block for kept in self.blocks}
         for index in sorted(gone):
             if structure.blocks[index].locked:
@@ -121,7 +123,7 @@ class PruningPlan:
         return self.blocks == structure.full_plan().blocks
 
     def to_dict(self) -> dict[str, Any]:
-        blocks = [{"block": b.block, "heads": list(b.heads), "neurons": list(b.neurons)} for b in self.blocks]
+        blocks = [{"block": b.block, **{key: list(kept) for key, kept in b.items()}} for b in self.blocks]
         return {"format": FORMAT, "model": self.model, "blocks": blocks}
 
     def to_json(self) -> str:
@@ -138,7 +140,11 @@ class PruningPlan:
                     f"The plan has format {data['format']}; this version of vitrim reads format {FORMAT}."
                 )
             blocks = tuple(
-                KeptBlock(block=_index(b["block"]), heads=_indices(b["heads"]), neurons=_indices(b["neurons"]))
+                KeptBlock.of(
+                    _index(b["block"]),
+                    {"heads": _indices(b["heads"]), "neurons": _indices(b["neurons"])}
+                    | {key: _indices(kept) for key, kept in b.items() if _MORE_UNITS.fullmatch(key)},
+                )
                 for b in data["blocks"]
             )
             return cls(model=str(data["model"]), blocks=blocks)
@@ -168,7 +174,26 @@ def _indices(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _check_units(kept: KeptBlock, block: "BlockStructure", names: str) -> None:
+    """Raise `PlanMismatch` unless the block has these units and may lose the others."""
+    for key in [group.key for group in block.groups] + [key for key, units in kept.items() if units]:
+        group, units = block.group(key), kept.units(key)
+        if group.count and not units:
+            raise PlanMismatch(
+                f"The plan keeps no {key} in block {kept.block}; keep at least one, or leave the block out."
+            )
+        if units and units[-1] >= group.count:
+            outside = [unit for unit in units if unit >= group.count][:5]
+            has = f"{key} 0..{group.count - 1}" if group.count else f"no {key}"
+            raise PlanMismatch(
+                f"The plan keeps {key} {outside} of block {kept.block}, but that block has {has}. "
+                f"The plan was made for {names}."
+            )
+        if group.locked and len(units) < group.count:
+            raise PlanMismatch(f"The plan removes {key} of block {kept.block}, which cannot be cut: {group.locked}.")
+
+
 def _pick(before: tuple[int, ...], kept: tuple[int, ...], kind: str) -> tuple[int, ...]:
-    if kept[-1] >= len(before):
+    if kept and kept[-1] >= len(before):
         raise PlanMismatch(f"The later plan keeps {kind} {kept[-1]} where only {len(before)} are left.")
     return tuple(before[index] for index in kept)

@@ -5,20 +5,23 @@ the network: its inputs come from the already refitted student, its targets from
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrim.adapters import describe
+from vitrim.adapters import describe, readable
 from vitrim.errors import DataError, SettingError
 from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
 from vitrim.progress import track
-from vitrim.structure import UNIT_KINDS, ViTStructure
+from vitrim.states import output_state, with_state
+from vitrim.structure import BlockStructure, ViTStructure
+from vitrim.surgery import columns_dim
 
 LEAST_RIDGE = 1e-6
 
@@ -65,8 +68,8 @@ def recover(
 
     Args:
         student: `prune(teacher, plan)`.
-        batches: (images, labels); the labels are not used. All images' hidden states are held in memory:
-            up to images x tokens x width x 24 bytes.
+        batches: (images, labels); the labels are not used. All images and their hidden states are held in memory:
+            up to images x tokens x width x 24 bytes besides the images.
 
     Raises:
         DataError: no batch was given. PlanMismatch: the plan does not fit the teacher.
@@ -75,7 +78,7 @@ def recover(
     plan.check(before)
     student = copy.deepcopy(student).eval()
     if not plan.keeps_all(before):
-        with eval_mode(teacher):
+        with eval_mode(teacher), readable(teacher):
             _refit_all(student, teacher, plan, batches, ridge)
     return student
 
@@ -89,85 +92,119 @@ def _refit_all(
 ) -> None:
     """Go through both models block by block, in step, and refit the student's readers in place."""
     before, after = describe(teacher), describe(student)
-    pairs = _first_inputs(student, teacher, after, before, batches)
-    teacher_block = 0
-    for index, kept in enumerate(track(plan.blocks, "refitting the layers behind the cut")):
-        while teacher_block < kept.block:  # removed blocks: only the teacher goes through them
-            pairs.teacher = _through(teacher.get_submodule(before.blocks[teacher_block].name), pairs.teacher)
-            teacher_block += 1
-        dense, small = before.blocks[kept.block], after.blocks[index]
-        wanted, pairs.teacher = _through_and_watch(
-            teacher, dense.name, [dense.group(kind).reader for kind in UNIT_KINDS], pairs.teacher
-        )
-        for kind in UNIT_KINDS:
-            reader = small.group(kind).reader
-            _refit(student, small.name, reader, pairs.student, wanted[dense.group(kind).reader], ridge)
-        pairs.student = _through(student.get_submodule(small.name), pairs.student)
-        teacher_block += 1
-
-
-@dataclass
-class _States:
-    """Hidden states before the next block, one tensor `(B, N, D)` for each batch."""
-
-    student: list[Tensor]
-    teacher: list[Tensor]
-
-
-def _first_inputs(
-    student: nn.Module,
-    teacher: nn.Module,
-    after: ViTStructure,
-    before: ViTStructure,
-    batches: Iterable[tuple[Tensor, Tensor]],
-) -> _States:
-    states = _States([], [])
-    for images, _ in batches:
-        states.student.append(_input_of(student, after.blocks[0].name, images))
-        states.teacher.append(_input_of(teacher, before.blocks[0].name, images))
-    if not states.student:
+    images = [images for images, _ in batches]
+    if not images:
         raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
-    return states
+    small_walk, dense_walk = _Walk(student, after, images), _Walk(teacher, before, images)
+    for index, kept in enumerate(track(plan.blocks, "refitting the layers behind the cut")):
+        while dense_walk.position < kept.block:  # removed blocks: only the teacher goes through them
+            dense_walk.step()
+        wanted = dense_walk.step(_readers(teacher, before.blocks[kept.block]))
+        for reader in _readers(student, after.blocks[index]):
+            targets = wanted[before.blocks[kept.block].name + reader.removeprefix(after.blocks[index].name)]
+            _refit(student.get_submodule(reader), small_walk.inputs_of(reader), targets, ridge)
+        small_walk.step()
 
 
-def _input_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
-    with _watching(model, [name]) as seen, _stopping(model, name):
-        model(images)
-    return seen[name][0][0]
+def _readers(model: nn.Module, block: BlockStructure) -> list[str]:
+    """The readers of a block's units that least squares can refit, in order, each once."""
+    names = dict.fromkeys(group.reader for group in block.groups if group.reader)
+    return [name for name in names if _is_matrix(model.get_submodule(name))]
 
 
-def _through(block: nn.Module, states: list[Tensor]) -> list[Tensor]:
-    return [block(state) for state in states]
+def _is_matrix(layer: nn.Module) -> bool:
+    """Whether a layer multiplies each token by its weight and does nothing else."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and layer.padding == (0, 0)
+    return isinstance(layer, nn.Linear)
 
 
-def _through_and_watch(
-    model: nn.Module, block: str, readers: list[str], states: list[Tensor]
-) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    """Run a block on all states; also give each reader's outputs."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in readers}
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda m, i, output, name=name: outputs[name].append(output))
-        for name in readers
-    ]
+class _Walk:
+    """One model on its way through its blocks, all calibration batches side by side.
+
+    A forward pass from the images on goes through the model itself, so whatever lies between, before or beside the
+    blocks (masks, rotary embeddings, merging of patches) is as in any other pass; the blocks that lie behind give what
+    they gave before without computing it. Of those, only the last one's output is still needed, and that of the last
+    one of each stage, which later ones may look back at; for the others stand zeros that take no memory.
+    """
+
+    def __init__(self, model: nn.Module, structure: ViTStructure, images: list[Tensor]) -> None:
+        self.model, self.blocks, self.images = model, structure.blocks, images
+        self.position = 0
+        self.given: list[dict[str, Any]] = [{} for _ in images]
+
+    def step(self, readers: Sequence[str] = ()) -> dict[str, list[Tensor]]:
+        """Take all batches through the next block; give the outputs of these readers on the way."""
+        block = self.blocks[self.position]
+        outputs: dict[str, list[Tensor]] = {reader: [] for reader in readers}
+        with _watching(self.model, outputs):
+            for images, given in zip(self.images, self.given, strict=True):
+                self._run(images, given, block.name)
+        before = self.blocks[self.position - 1] if self.position else None
+        if before and before.stage == block.stage:
+            for given in self.given:
+                given[before.name] = _without_values(given[before.name])
+        self.position += 1
+        return outputs
+
+    def inputs_of(self, reader: str) -> Iterator[Tensor]:
+        """What a reader in the next block takes, batch by batch."""
+        for images, given in zip(self.images, self.given, strict=True):
+            seen: list[Tensor] = []
+            hook = self.model.get_submodule(reader).register_forward_pre_hook(partial(_take_and_stop, seen))
+            try:
+                self._run(images, given)
+            finally:
+                hook.remove()
+            yield seen[0]
+
+    def _run(self, images: Tensor, given: dict[str, Any], until: str = "") -> None:
+        """One forward pass; it ends behind the block `until`, whose output is kept, or where a hook stops it."""
+        with ExitStack() as stack:
+            for name, output in given.items():
+                stack.enter_context(_giving(self.model.get_submodule(name), output))
+            if until:
+                hook = partial(_keep_and_stop, given, until)
+                stack.callback(self.model.get_submodule(until).register_forward_hook(hook).remove)
+            with suppress(_Stop):
+                self.model(images)
+
+
+def _take_and_stop(seen: list[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    seen.append(inputs[0])
+    raise _Stop
+
+
+def _keep_and_stop(given: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    given[name] = output
+    raise _Stop
+
+
+@contextmanager
+def _giving(module: nn.Module, output: Any) -> Iterator[None]:
+    """Within the context the module gives this without computing anything."""
+    module.forward = lambda *args, **kwargs: output
     try:
-        return outputs, _through(model.get_submodule(block), states)
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del module.forward
 
 
-def _refit(model: nn.Module, block: str, reader: str, states: list[Tensor], wanted: list[Tensor], ridge: float) -> None:
-    """Refit one reader in place, from the block's inputs `states` and the wanted outputs `(B, N, D)`."""
-    layer = model.get_submodule(reader)
-    assert isinstance(layer, nn.Linear)
-    moments = _Moments(layer)
-    for state, target in zip(states, wanted, strict=True):
-        with _watching(model, [reader]) as seen, _stopping(model, reader):
-            model.get_submodule(block)(state)
-        x = seen[reader][0][0].flatten(0, 1)
-        moments.add(x, target.flatten(0, 1) - layer(x))
+def _without_values(output: Any) -> Any:
+    """Zeros in the place of the hidden state, all of them one number in memory."""
+    state = output_state(output)
+    return with_state(output, torch.zeros((), dtype=state.dtype, device=state.device).expand(state.shape))
+
+
+def _refit(layer: nn.Module, inputs: Iterable[Tensor], wanted: Sequence[Tensor], ridge: float) -> None:
+    """Refit one reader in place, from its inputs and the wanted outputs, one tensor for each batch."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    moments, dim = _Moments(layer), columns_dim(layer)
+    for x, target in zip(inputs, wanted, strict=True):
+        residual = target - layer(x)
+        moments.add(x.movedim(dim, -1).flatten(0, -2), residual.movedim(dim, -1).flatten(0, -2))
     change, shift = moments.solve(ridge)
-    layer.weight.add_(change.to(layer.weight))
+    layer.weight.add_(change.to(layer.weight).view_as(layer.weight))
     if layer.bias is not None:
         layer.bias.add_(shift.to(layer.bias))
 
@@ -175,12 +212,13 @@ def _refit(model: nn.Module, block: str, reader: str, states: list[Tensor], want
 class _Moments:
     """Sums over tokens of what the least-squares fit of a layer's residual needs, in float64."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         self.count = 0
         self.has_bias = layer.bias is not None
         zeros = partial(torch.zeros, dtype=torch.float64, device=layer.weight.device)
-        self.xx, self.rx = zeros(layer.in_features, layer.in_features), zeros(layer.out_features, layer.in_features)
-        self.x, self.r = zeros(layer.in_features), zeros(layer.out_features)
+        num_out, num_in = layer.weight.shape[:2]
+        self.xx, self.rx = zeros(num_in, num_in), zeros(num_out, num_in)
+        self.x, self.r = zeros(num_in), zeros(num_out)
 
     def add(self, x: Tensor, residual: Tensor) -> None:
         """Count in tokens' inputs `(T, in)` and residuals `(T, out)`."""
@@ -203,31 +241,15 @@ class _Moments:
 
 
 @contextmanager
-def _watching(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[tuple[Tensor, ...]]]]:
-    """Collect the inputs of the named modules."""
-    seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in names}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: seen[name].append(inputs))
-        for name in names
-    ]
+def _watching(model: nn.Module, outputs: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Within the context, what each of the named modules gives is added to its list."""
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor, *, name: str) -> None:
+        outputs[name].append(output)
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name=name)) for name in outputs]
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _stopping(model: nn.Module, name: str) -> Iterator[None]:
-    """End the forward pass of the with-block when it reaches the named module."""
-
-    def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        raise _Stop
-
-    handle = model.get_submodule(name).register_forward_pre_hook(stop)
-    try:
-        yield
-    except _Stop:
-        pass
-    finally:
-        handle.remove()

@@ -1,14 +1,14 @@
 """What a Vision Transformer is made of, as plain data: which units exist, where they lie, what each costs.
 
-A *unit* is an attention head or an MLP hidden neuron. All units of one kind in one block form a `UnitGroup`;
-each group has one *reader*: the linear layer whose input columns are the units' outputs (`attn.proj`, `mlp.fc2`).
+A *unit* is an attention head or an MLP hidden neuron. All units of one attention, or of one MLP, form a `UnitGroup`;
+each group has one *reader*: the layer whose input columns are the units' outputs (`attn.proj`, `mlp.fc2`).
 Adapters make these descriptions; everything else only reads them. Standard library only.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from vitrim.plan import PruningPlan
+from vitrim.plan import KeptBlock, PruningPlan
 
 UnitKind = Literal["heads", "neurons"]
 UNIT_KINDS: tuple[UnitKind, ...] = ("heads", "neurons")
@@ -16,36 +16,44 @@ UNIT_KINDS: tuple[UnitKind, ...] = ("heads", "neurons")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorCut:
-    """Where a group's units lie in one parameter: along `dim`, `repeats` stretches, `width` entries a unit.
+    """Where a group's units lie in one parameter or buffer: along `dim`, `repeats` stretches, `width` entries a unit.
 
-    A fused qkv weight stores a head as three stretches of rows: `dim=0, width=head_dim, repeats=3`.
+    A fused qkv weight stores a head as three stretches of rows: `dim=0, width=head_dim, repeats=3`. The stretches
+    begin at entry `first`, where something else comes before them.
     """
 
     name: str
     dim: int
     width: int = 1
     repeats: int = 1
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitGroup:
-    """All heads, or all neurons, of one block.
+    """All heads of one attention, or all neurons of one MLP.
 
     Attributes:
+        kind: heads or neurons.
+        key: what the plan calls the group: its kind, or `heads.1`, `neurons.1` for a second one in the same block.
         count: how many units there are.
-        reader: name of the linear layer that reads the units; its input has `count * width` columns.
+        reader: name of the layer that reads the units: linear (columns last) or a convolution (channels first).
         width: columns per unit: the head width for heads, 1 for neurons.
-        cuts: every parameter that stores a part of each unit.
+        first: the reader's column with which the group begins.
+        cuts: every tensor that stores a part of each unit.
         params, macs: what one unit costs; multiply-adds for one image, attention products included.
-        locked: why units of this group cannot be removed exactly; empty if they can.
+        locked: why units of this group cannot be removed exactly; empty if they can. Such a group may lack the rest.
     """
 
+    kind: UnitKind
+    key: str
     count: int
-    reader: str
-    width: int
-    cuts: tuple[TensorCut, ...]
-    params: int
-    macs: int
+    reader: str = ""
+    width: int = 1
+    first: int = 0
+    cuts: tuple[TensorCut, ...] = ()
+    params: int = 0
+    macs: int = 0
     locked: str = ""
 
 
@@ -54,27 +62,54 @@ class BlockStructure:
     """One residual block.
 
     Attributes:
-        name: module name, `blocks.3`.
+        name: module name, `blocks.3`; blocks whose names differ in the last part alone form a *stage*.
+        groups: its attentions and MLPs, in the order in which they run.
         params, macs: what the block costs besides its units (norms, biases of the readers, layer scale).
+        state: which positional argument of the block is the residual stream.
         qkv: name of the layer whose output holds queries, keys and values `(B, N, 3*H*K)`, for relation distillation.
+        cuts: tensors outside the block that hold one entry for each block of the model along `dim`.
         locked: why the block cannot be removed; empty if it can.
     """
 
     name: str
-    heads: UnitGroup
-    neurons: UnitGroup
+    groups: tuple[UnitGroup, ...]
     params: int
     macs: int
+    state: int = 0
     qkv: str = ""
+    cuts: tuple[TensorCut, ...] = ()
     locked: str = ""
 
-    def group(self, kind: UnitKind) -> UnitGroup:
-        return self.heads if kind == "heads" else self.neurons
+    @property
+    def stage(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def heads(self) -> UnitGroup:
+        """The first attention; a group of no heads where there is none."""
+        return self.group("heads")
+
+    @property
+    def neurons(self) -> UnitGroup:
+        """The first MLP; a group of no neurons where there is none."""
+        return self.group("neurons")
+
+    def group(self, key: str) -> UnitGroup:
+        for group in self.groups:
+            if group.key == key:
+                return group
+        kind: UnitKind = "heads" if key.startswith("heads") else "neurons"
+        return UnitGroup(kind=kind, key=key, count=0, locked=f"`{self.name}` has none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTStructure:
-    """A whole model: what it is called, its blocks, and what everything outside the blocks costs."""
+    """A whole model: what it is called, its blocks, and what everything outside the blocks costs.
+
+    Attributes:
+        embed_dim, num_tokens: width and length of the residual stream behind the last block.
+        uncut: parts outside the blocks that have heads or neurons which vitrim leaves alone, and why.
+    """
 
     model: str
     family: str
@@ -83,14 +118,18 @@ class ViTStructure:
     num_classes: int
     embed_dim: int
     num_tokens: int
-    blocks_name: str
     blocks: tuple[BlockStructure, ...]
     params: int
     macs: int
+    uncut: tuple[str, ...] = ()
 
     def full_plan(self) -> PruningPlan:
         """The plan that keeps everything."""
-        return PruningPlan.full(self.model, [(block.heads.count, block.neurons.count) for block in self.blocks])
+        blocks = tuple(
+            KeptBlock.of(index, {group.key: range(group.count) for group in block.groups})
+            for index, block in enumerate(self.blocks)
+        )
+        return PruningPlan(model=self.model, blocks=blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,18 @@
 """Cutting: the only code that changes the size of a tensor. It follows a plan and decides nothing."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrim.adapters import adapter_for, describe, origin_of, record_origin
+from vitrim.adapters import adapter_for, describe, origin_of, readable, record_origin
 from vitrim.errors import UnsupportedModel
 from vitrim.plan import PruningPlan
-from vitrim.structure import UNIT_KINDS, BlockStructure, TensorCut, UnitGroup, ViTStructure
+from vitrim.states import input_state, with_state
+from vitrim.structure import BlockStructure, TensorCut, UnitGroup, ViTStructure
 
 
 def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -25,12 +27,12 @@ def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
     structure = describe(model)
     plan.check(structure)
     student = copy.deepcopy(model)
-    for kept in plan.blocks:
-        block = structure.blocks[kept.block]
-        for kind in UNIT_KINDS:
-            _cut_group(student, block.group(kind), kept.units(kind))
-    _keep_blocks(student, structure, [kept.block for kept in plan.blocks])
-    adapter_for(student).mend(student, structure)
+    for (name, dim), gone in _losses(structure, plan).items():
+        _cut(student, name, dim, gone)
+    adapter = adapter_for(student)
+    adapter.fit_units(student, structure, plan)
+    _keep_blocks(student, structure, plan)
+    adapter.fit_depth(student, structure, plan)
     with suppress(UnsupportedModel):  # a model that cannot be built again can still be cut; `save` will say so
         record_origin(student, origin_of(model).cut_by(plan))
     return student
@@ -42,39 +44,55 @@ def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
     structure = describe(model)
     plan.check(structure)
     kept_blocks = {kept.block: kept for kept in plan.blocks}
-    gates: dict[str, Tensor] = {}
     skipped = [block for index, block in enumerate(structure.blocks) if index not in kept_blocks]
+    gates: list[tuple[UnitGroup, Tensor]] = []
     for index, kept in kept_blocks.items():
-        for kind in UNIT_KINDS:
-            group = structure.blocks[index].group(kind)
-            if len(kept.units(kind)) < group.count:
-                gates[group.reader] = unit_gate(group, kept.units(kind))
+        for group in structure.blocks[index].groups:
+            if len(kept.units(group.key)) < group.count:
+                gates.append((group, unit_gate(group, kept.units(group.key))))
     with gated(model, gates), skipping(model, skipped):
         yield
 
 
 @contextmanager
-def gated(model: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context, the input of each named reader is multiplied by its gate, `(columns,)`."""
-    handles = []
-    for name, gate in gates.items():
-
-        def multiply(module: nn.Module, inputs: tuple[Tensor, ...], gate: Tensor = gate) -> tuple[Tensor, ...]:
-            return (inputs[0] * gate.to(inputs[0]), *inputs[1:])
-
-        handles.append(model.get_submodule(name).register_forward_pre_hook(multiply))
-    try:
+def gated(model: nn.Module, gates: Iterable[tuple[UnitGroup, Tensor]]) -> Iterator[None]:
+    """Within the context, each group's columns of its reader's input are multiplied by a gate, `(count * width,)`."""
+    with ExitStack() as stack:
+        stack.enter_context(readable(model))
+        for group, gate in gates:
+            reader = model.get_submodule(group.reader)
+            stack.callback(reader.register_forward_pre_hook(_multiplier(reader, group, gate)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _multiplier(reader: nn.Module, group: UnitGroup, gate: Tensor):  # type: ignore[no-untyped-def]
+    def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        dim = columns_dim(reader)
+        whole = torch.ones(inputs[0].shape[dim], dtype=gate.dtype)
+        whole[group.first : group.first + len(gate)] = gate
+        shape = (-1,) if dim == -1 else (-1, *(1 for _ in inputs[0].shape[2:]))
+        return (inputs[0] * whole.to(inputs[0]).view(shape), *inputs[1:])
+
+    return multiply
+
+
+def columns_dim(reader: nn.Module) -> int:
+    """Where a reader's input has its columns: a convolution in dimension 1, a linear layer in the last."""
+    return 1 if isinstance(reader, nn.Conv2d) else -1
 
 
 @contextmanager
-def skipping(model: nn.Module, blocks: list[BlockStructure]) -> Iterator[None]:
+def skipping(model: nn.Module, blocks: Sequence[BlockStructure]) -> Iterator[None]:
     """Within the context, these blocks hand their input on unchanged."""
+
+    def handing_on(position: int):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            return with_state(output, input_state(args, kwargs, position))
+
+        return hook
+
     handles = [
-        model.get_submodule(block.name).register_forward_hook(lambda module, inputs, output: inputs[0])
+        model.get_submodule(block.name).register_forward_hook(handing_on(block.state), with_kwargs=True)
         for block in blocks
     ]
     try:
@@ -91,29 +109,56 @@ def unit_gate(group: UnitGroup, kept: tuple[int, ...]) -> Tensor:
     return gate.flatten()
 
 
-def _cut_group(model: nn.Module, group: UnitGroup, kept: tuple[int, ...]) -> None:
-    if len(kept) == group.count:
-        return
-    for cut in group.cuts:
-        module_name, _, parameter_name = cut.name.rpartition(".")
-        module = model.get_submodule(module_name)
-        old = getattr(module, parameter_name)
-        rows = _positions(cut, group.count, kept).to(old.device)
-        new = nn.Parameter(old.detach().index_select(cut.dim, rows).contiguous(), requires_grad=old.requires_grad)
-        setattr(module, parameter_name, new)
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
+def unit_rows(cut: TensorCut, count: int) -> Tensor:
+    """Indices along the cut dimension that store the units, `(repeats, count, width)`."""
+    return cut.first + torch.arange(cut.repeats * count * cut.width).view(cut.repeats, count, cut.width)
 
 
-def _positions(cut: TensorCut, count: int, kept: tuple[int, ...]) -> Tensor:
-    """Indices along the cut dimension, laid out `(repeats, units, width)`."""
-    layout = torch.arange(cut.repeats * count * cut.width).view(cut.repeats, count, cut.width)
-    return layout[:, list(kept)].flatten()
+def _losses(structure: ViTStructure, plan: PruningPlan) -> dict[tuple[str, int], list[Tensor]]:
+    """What goes from each tensor along each dimension; one tensor may store units of several groups."""
+    losses: dict[tuple[str, int], list[Tensor]] = {}
+    for kept in plan.blocks:
+        for group in structure.blocks[kept.block].groups:
+            gone = sorted(set(range(group.count)) - set(kept.units(group.key)))
+            for cut in group.cuts if gone else ():
+                losses.setdefault((cut.name, cut.dim), []).append(unit_rows(cut, group.count)[:, gone].flatten())
+    gone_blocks = _gone(structure, plan)
+    for cut in {cut for index in gone_blocks for cut in structure.blocks[index].cuts}:
+        losses.setdefault((cut.name, cut.dim), []).append(torch.tensor(gone_blocks))
+    return losses
 
 
-def _keep_blocks(model: nn.Module, structure: ViTStructure, kept: list[int]) -> None:
-    parent_name, _, name = structure.blocks_name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    blocks = getattr(parent, name)
-    if len(kept) < len(blocks):
-        setattr(parent, name, type(blocks)(*(blocks[index] for index in kept)))
+def _gone(structure: ViTStructure, plan: PruningPlan) -> list[int]:
+    return sorted(set(range(len(structure.blocks))) - {kept.block for kept in plan.blocks})
+
+
+def _cut(model: nn.Module, name: str, dim: int, gone: list[Tensor]) -> None:
+    module_name, _, key = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    old = getattr(module, key)
+    stays = torch.ones(old.shape[dim], dtype=torch.bool)
+    stays[torch.cat(gone)] = False
+    new = old.detach().index_select(dim, stays.nonzero().flatten().to(old.device)).contiguous()
+    if isinstance(old, nn.Parameter):
+        setattr(module, key, nn.Parameter(new, requires_grad=old.requires_grad))
+    else:
+        module._buffers[key] = new
+    _fit_layer(module)
+
+
+def _fit_layer(module: nn.Module) -> None:
+    """Set the attributes of torch's own layers that repeat the size of their weight."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        if module.groups > 1:  # one filter for each channel
+            module.groups = len(module.weight)
+        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+        module.num_features = len(module.weight)
+
+
+def _keep_blocks(model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
+    for index in reversed(_gone(structure, plan)):  # the last first, so that names before it still hold
+        stage, _, position = structure.blocks[index].name.rpartition(".")
+        del model.get_submodule(stage)[int(position)]  # type: ignore[operator]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitrim.plan import PruningPlan
-    from vitrim.structure import ViTStructure
+    from vitrim.structure import BlockStructure, ViTStructure
 
 
 def print_structure(structure: "ViTStructure") -> None:
@@ -16,16 +16,17 @@ def print_structure(structure: "ViTStructure") -> None:
     total = count_cost(structure)
     rows = []
     for index, block in enumerate(structure.blocks):
-        cost = block_cost(structure, index, block.heads.count, block.neurons.count)
-        locked = [text for text in (block.heads.locked, block.neurons.locked, block.locked) if text]
+        cost = block_cost(structure, index, {group.key: group.count for group in block.groups})
+        heads = [f"{group.count} x {group.width}" for group in block.groups if group.kind == "heads"]
+        neurons = [str(group.count) for group in block.groups if group.kind == "neurons"]
         rows.append(
             [
-                str(index),
-                f"{block.heads.count} x {block.heads.width}",
-                str(block.neurons.count),
+                block.name,
+                ", ".join(heads),
+                ", ".join(neurons),
                 f"{cost.params:,}",
                 f"{cost.macs:,}",
-                "; ".join(locked) or "heads, neurons, block",
+                _prunable(block),
             ]
         )
     rows.append(
@@ -38,6 +39,18 @@ def print_structure(structure: "ViTStructure") -> None:
     )
     header = ["block", "heads x width", "neurons", "parameters", "multiply-adds", "can be pruned"]
     print_table(title, header, rows)
+    for part in structure.uncut:
+        print_line(f"left whole: {part}")
+
+
+def _prunable(block: "BlockStructure") -> str:
+    """What of a block can go, and why the rest cannot."""
+    parts = [(group.key, group.locked) for group in block.groups] + [("block", block.locked)]
+    free = ", ".join(name for name, locked in parts if not locked)
+    reasons = [
+        f"{name} stay: {locked}" if name != "block" else f"block stays: {locked}" for name, locked in parts if locked
+    ]
+    return "; ".join([*([free] if free else []), *reasons])
 
 
 def print_plan(structure: "ViTStructure", plan: "PruningPlan") -> None:
@@ -47,18 +60,15 @@ def print_plan(structure: "ViTStructure", plan: "PruningPlan") -> None:
     rows = []
     for index, block in enumerate(structure.blocks):
         if index not in kept:
-            rows.append([str(index), "removed", "removed", ""])
+            rows.append([block.name, "removed", "removed", ""])
             continue
-        gone = [head for head in range(block.heads.count) if head not in kept[index].heads]
-        heads, neurons = len(kept[index].heads), len(kept[index].neurons)
-        rows.append(
-            [
-                str(index),
-                f"{heads} of {block.heads.count}",
-                f"{neurons} of {block.neurons.count}",
-                ", ".join(map(str, gone)) or "none",
-            ]
-        )
+        columns = {"heads": [], "neurons": [], "gone": []}  # type: dict[str, list[str]]
+        for group in block.groups:
+            units = kept[index].units(group.key)
+            columns[group.kind].append(f"{len(units)} of {group.count}")
+            if group.kind == "heads":
+                columns["gone"] += [str(head) for head in range(group.count) if head not in units] or ["none"]
+        rows.append([block.name, *(", ".join(column) for column in columns.values())])
     print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads that go"], rows)
     cost, whole = count_cost(structure, plan), count_cost(structure)
     params, macs = cost.share_of(whole)

@@ -33,6 +33,7 @@ from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.evaluation import evaluate, match_labels, preprocessing_of
 from vitrim.losses import DistillationLoss, DistillationSettings, check_relation_heads, tapped
 from vitrim.modes import eval_mode
+from vitrim.outputs import logits_of
 from vitrim.plan import PruningPlan
 from vitrim.processes import this_process
 from vitrim.progress import advancing, say
@@ -307,11 +308,11 @@ class _Loop:
 
     def _terms(self, images: Tensor, targets: Tensor, forward: Any, teacher: Any) -> dict[str, Tensor]:
         with self._autocast():
-            logits = forward(images).float()
+            logits = logits_of(forward(images)).float()
             if self.loss is None:
                 return {"hard": F.cross_entropy(logits, targets)}
             with torch.no_grad():
-                wanted = teacher(images).float()
+                wanted = logits_of(teacher(images)).float()
         return self.loss(logits, wanted, targets, self.student_taps, self.teacher_taps)
 
     @contextmanager

@@ -4,6 +4,7 @@ An adapter describes a model (names, sizes, what belongs to a unit), says how to
 attributes that hold a size after a cut. It never cuts a tensor; `vitrim.surgery` does.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from vitrim.adapters.timm import TimmAdapter
 from vitrim.errors import UnsupportedModel
+from vitrim.plan import PruningPlan
 from vitrim.structure import Origin, ViTStructure
 
 ORIGIN_ATTRIBUTE = "vitrim_origin"
@@ -40,8 +42,17 @@ class Adapter(Protocol):
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
         """Give the model a fresh classifier for so many classes."""
 
-    def mend(self, model: nn.Module, structure: ViTStructure) -> None:
-        """Set every attribute that repeats a size to what the cut tensors say; `structure` was read before the cut."""
+    def fit_units(self, model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
+        """Set every attribute that repeats a size to what the cut tensors say.
+
+        `structure` was read before the cut; the blocks that the plan leaves out are still in the model.
+        """
+
+    def fit_depth(self, model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
+        """Set every attribute that counts or numbers the blocks, after those that the plan leaves out are gone."""
+
+    def readable(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within the context, every reader runs as a module, so that hooks on it see what it reads."""
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
         """Give the blocks stochastic depth with a rate that grows linearly to `rate` at the last one."""
@@ -84,6 +95,11 @@ def describe(model: nn.Module) -> ViTStructure:
         UnsupportedModel: the model is not of a family that vitrim cuts exactly; says what was found.
     """
     return adapter_for(model).describe(model)
+
+
+def readable(model: nn.Module) -> AbstractContextManager[None]:
+    """Within the context, hooks on the readers of the model's heads and neurons see what they read."""
+    return adapter_for(model).readable(model)
 
 
 def origin_of(model: nn.Module) -> Origin:

@@ -1,59 +1,99 @@
-"""timm's plain Vision Transformers: `VisionTransformer` and `VisionTransformerDistilled` with pre-norm blocks.
+"""timm's Vision Transformers: which classes of models, and where their blocks are.
 
-Covers ViT, AugReg, DeiT, DeiT-III, DINO, DINOv2 (S, B, L), MAE, CLIP image towers: class token, distilled token, no
-class token, registers, average pooling, layer scale, qk-norm, gated attention. Other blocks are refused by name.
+What an attention or an MLP consists of is looked up by its type (`timm_units`); an attention that is not known there is
+left whole, and the description says so. `docs/add-a-model.md` shows how to add a family.
 """
 
 import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import timm
 import timm.data
-from timm.layers import Attention, DropPath, LayerScale, Mlp, PatchEmbed, calculate_drop_path_rates
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from timm.layers import DropPath, calculate_drop_path_rates
+from timm.models import convit, hiera
+from torch import Tensor, nn
 
+from vitrim.adapters.describing import BlockParts, Macs, locked_heads, structure_of
+from vitrim.adapters.timm_stages import STAGE_PARTS
+from vitrim.adapters.timm_units import PARTS as PLAIN_PARTS
 from vitrim.errors import SettingError, UnsupportedModel
-from vitrim.structure import BlockStructure, Origin, TensorCut, UnitGroup, ViTStructure
+from vitrim.plan import PruningPlan
+from vitrim.structure import Origin, TensorCut, UnitGroup, ViTStructure
 
-BRANCH_PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One class of models: where its blocks are.
+
+    Attributes:
+        cls: name of the class in timm.
+        blocks: names of its blocks, a star for any number.
+        states: for blocks whose residual stream is not the first argument: its position, by the same names.
+        locked: blocks that cannot be removed, by name or with stars, and why; `{name}` is an attribute of the model.
+        shared_bias: attribute of the model that, where it is set, gives one position bias for each head to all blocks.
+    """
+
+    cls: str
+    blocks: tuple[str, ...]
+    states: Mapping[str, int] = field(default_factory=dict)
+    locked: Mapping[str, str] = field(default_factory=dict)
+    shared_bias: str = ""
+
+
+FAMILIES = (
+    Family(cls="VisionTransformer", blocks=("blocks.*",)),
+    Family(cls="VisionTransformerDistilled", blocks=("blocks.*",)),
+    Family(cls="VisionTransformerRelPos", blocks=("blocks.*",), shared_bias="shared_rel_pos"),
+    Family(cls="VisionTransformerSAM", blocks=("blocks.*",)),
+    Family(cls="NaFlexVit", blocks=("blocks.*",)),
+    Family(cls="Eva", blocks=("blocks.*",)),
+    Family(cls="Beit", blocks=("blocks.*",), shared_bias="rel_pos_bias"),
+    Family(cls="SwinTransformer", blocks=("layers.*.blocks.*",)),
+    Family(cls="SwinTransformerV2", blocks=("layers.*.blocks.*",)),
+    Family(cls="SwinTransformerV2Cr", blocks=("stages.*.blocks.*",)),
+    Family(cls="Hiera", blocks=("blocks.*",)),
+    Family(cls="HieraDet", blocks=("blocks.*",)),
+    Family(cls="MultiScaleVit", blocks=("stages.*.blocks.*",)),
+    Family(cls="MaxxVit", blocks=("stages.*.blocks.*",)),
+    Family(cls="PoolingVisionTransformer", blocks=("transformers.*.blocks.*",)),
+    Family(cls="TinyVit", blocks=("stages.*.blocks.*",)),
+    Family(
+        cls="ConVit",
+        blocks=("blocks.*",),
+        locked={"blocks.{local_up_to_layer}": "the class token joins the stream in front of it"},
+    ),
+    Family(cls="Xcit", blocks=("blocks.*", "cls_attn_blocks.*")),
+    Family(cls="Cait", blocks=("blocks.*", "blocks_token_only.*"), states={"blocks_token_only.*": 1}),
+)
+PARTS = {**PLAIN_PARTS, **STAGE_PARTS}
+BY_CLASS = {family.cls: family for family in FAMILIES}
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
 class TimmAdapter:
     library = "timm"
-    supported = (
-        "timm VisionTransformer and VisionTransformerDistilled made of plain pre-norm blocks (ViT, DeiT, DINOv2, ...)"
-    )
+    supported = f"timm's {', '.join(sorted(BY_CLASS))}"
 
     def matches(self, model: nn.Module) -> bool:
-        return isinstance(model, VisionTransformer)
+        return _family(model) is not None
 
-    def describe(self, model: nn.Module) -> ViTStructure:
-        assert isinstance(model, VisionTransformer)
-        _refuse_unknown_parts(model)
-        embed = model.patch_embed
-        num_patches, num_tokens = embed.num_patches, embed.num_patches + model.num_prefix_tokens
-        blocks = tuple(
-            _describe_block(f"blocks.{index}", block, num_tokens, model.embed_dim)
-            for index, block in enumerate(model.blocks)
-        )
-        in_blocks = sum(_num_params(block) for block in model.blocks)
-        patch_macs = num_patches * embed.proj.weight.numel()
-        heads = [head for head in (model.head, getattr(model, "head_dist", None)) if isinstance(head, nn.Linear)]
-        head_tokens = 1 if model.global_pool else num_tokens
-        return ViTStructure(
-            model=_architecture(model),
-            family=type(model).__name__,
-            img_size=tuple(embed.img_size),
-            in_chans=embed.proj.in_channels,
-            num_classes=model.num_classes,
-            embed_dim=model.embed_dim,
-            num_tokens=num_tokens,
-            blocks_name="blocks",
-            blocks=blocks,
-            params=_num_params(model) - in_blocks,
-            macs=patch_macs + head_tokens * sum(head.weight.numel() for head in heads),
+    def describe(self, model: Any) -> ViTStructure:
+        family = _family(model)
+        assert family is not None
+        blocks = [_block_parts(model, family, name) for name in _block_names(model, family)]
+        return structure_of(
+            model,
+            blocks,
+            name=_architecture(model),
+            image_shape=_image_shape(model),
+            num_classes=getattr(model, "num_classes", 0),
+            embed_dim=model.num_features,
+            uncut=_outside(model, [block.name for block in blocks]),
         )
 
     def origin(self, model: nn.Module) -> Origin:
@@ -78,36 +118,46 @@ class TimmAdapter:
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         return create_model(architecture, pretrained=pretrained, **arguments)
 
-    def reset_head(self, model: nn.Module, num_classes: int) -> None:
-        assert isinstance(model, VisionTransformer)
+    def reset_head(self, model: Any, num_classes: int) -> None:
         model.reset_classifier(num_classes)
 
     def build(self, origin: Origin) -> nn.Module:
         return create_model(origin.architecture, **origin.model_args)
 
-    def mend(self, model: nn.Module, structure: ViTStructure) -> None:
-        assert isinstance(model, VisionTransformer)
-        reduction = model.feature_info[0]["reduction"]
-        model.feature_info = [
-            {"module": f"blocks.{index}", "num_chs": model.embed_dim, "reduction": reduction}
-            for index in range(len(model.blocks))
-        ]
-        for block in model.blocks:
-            attn = block.attn
-            attn.attn_dim = attn.proj.in_features
-            attn.num_heads = attn.attn_dim // attn.head_dim  # `scale` keeps the head width's value
+    def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+        for kept in plan.blocks:
+            block = structure.blocks[kept.block]
+            lost = {group.reader: group for group in block.groups if len(kept.units(group.key)) < group.count}
+            for name, module in _parts(model.get_submodule(block.name), block.name):
+                groups = [group for reader, group in lost.items() if reader.startswith(f"{name}.")]
+                if not groups:
+                    continue
+                if _mixed_rope(model) and groups[0].kind == "heads":  # the frequencies of all heads stay together
+                    before = getattr(module, "kept_heads", range(groups[0].count))
+                    setattr(module, "kept_heads", tuple(before[head] for head in kept.units(groups[0].key)))  # noqa: B010
+                PARTS[type(module)].fit(module)
+
+    def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+        _renumber_features(model, structure, plan)
+        if _mixed_rope(model):
+            model.rope.depth = len(plan.blocks)
+        _renumber_depths(model, structure, plan)
+
+    def readable(self, model: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
-        assert isinstance(model, VisionTransformer)
-        for block, share in zip(model.blocks, calculate_drop_path_rates(rate, len(model.blocks)), strict=True):
-            block.drop_path1 = DropPath(share) if share > 0 else nn.Identity()
-            block.drop_path2 = DropPath(share) if share > 0 else nn.Identity()
+        blocks = [model.get_submodule(block.name) for block in self.describe(model).blocks]
+        for block, share in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+            for module in list(block.modules()):
+                for name, child in list(module.named_children()):
+                    if name.startswith("drop_path") and isinstance(child, DropPath | nn.Identity):
+                        setattr(module, name, DropPath(share) if share > 0 else nn.Identity())
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
-        assert isinstance(model, VisionTransformer)
         config = timm.data.resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
         return {
-            "img_size": list(model.patch_embed.img_size),
+            "img_size": list(_image_shape(model)[1:]),
             "mean": list(config["mean"]),
             "std": list(config["std"]),
             "interpolation": config["interpolation"],
@@ -157,82 +207,132 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _refuse_unknown_parts(model: VisionTransformer) -> None:
-    if getattr(model, "attn_pool", None) is not None:
-        raise UnsupportedModel(
-            "Found attention pooling (`attn_pool`); supported poolings: token, avg, avgmax, max, none."
-        )
-    if not isinstance(model.patch_embed, PatchEmbed):  # HybridEmbed, say, has a `proj` behind a whole network
-        kind = type(model.patch_embed).__name__
-        raise UnsupportedModel(f"Found a patch embedding of type {kind}; supported: one convolution (`PatchEmbed`).")
-    for index, block in enumerate(model.blocks):
-        parts = {name for name, _ in block.named_children()}
-        found = f"block {index} is a {type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
-        if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
-            mlp = type(getattr(block, "mlp", None)).__name__
-            raise UnsupportedModel(f"Found that {found} and {mlp}; supported: Block with Attention and Mlp.")
-        if parts != BRANCH_PARTS or isinstance(block.mlp.fc1, nn.Conv2d):
-            raise UnsupportedModel(f"Found that {found} and parts {sorted(parts)}; supported: {sorted(BRANCH_PARTS)}.")
-        for scale in (block.ls1, block.ls2):
-            if not isinstance(scale, LayerScale | nn.Identity):
-                raise UnsupportedModel(
-                    f"Found a {type(scale).__name__} behind a branch of block {index}; supported: LayerScale."
-                )
+def _family(model: nn.Module) -> Family | None:
+    """The family of the model's class or of the nearest one that it is derived from."""
+    for cls in type(model).__mro__:
+        if cls.__name__ in BY_CLASS and cls.__module__.startswith("timm."):
+            return BY_CLASS[cls.__name__]
+    return None
 
 
-def _describe_block(name: str, block: Block, num_tokens: int, embed_dim: int) -> BlockStructure:
-    heads = _describe_heads(f"{name}.attn", block.attn, num_tokens, embed_dim)
-    neurons = _describe_neurons(f"{name}.mlp", block.mlp, num_tokens, embed_dim)
-    unit_params = heads.count * heads.params + neurons.count * neurons.params
-    return BlockStructure(
+def _image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """`(C, h, w)` of the images that the model was built for."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    arguments = getattr(model, "_model_args", None) or {}
+    channels, *sides = config.get("input_size") or (3, 224, 224)
+    size = arguments.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None) or sides
+    height, width = (size, size) if isinstance(size, int) else size
+    return _in_chans(model, config.get("first_conv"), arguments.get("in_chans") or channels), height, width
+
+
+def _in_chans(model: Any, first_conv: Any, default: int) -> int:
+    """As the first convolution has it; timm says which that is."""
+    for name in (first_conv,) if isinstance(first_conv, str) else first_conv or ():
+        try:
+            weight: Tensor = model.get_submodule(name).weight
+        except AttributeError:
+            continue
+        if weight.ndim == 4:
+            return weight.shape[1]
+    return default
+
+
+def _block_names(model: nn.Module, family: Family) -> list[str]:
+    return [name for name, _ in model.named_modules() if any(_is_like(name, pattern) for pattern in family.blocks)]
+
+
+def _is_like(name: str, pattern: str) -> bool:
+    """Whether a module's name is that of the pattern, whose stars stand for one number each."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", "[0-9]+"), name) is not None
+
+
+def _of(table: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((value for pattern, value in table.items() if _is_like(name, pattern)), default)
+
+
+def _block_parts(model: nn.Module, family: Family, name: str) -> BlockParts:
+    return BlockParts(
         name=name,
-        heads=heads,
-        neurons=neurons,
-        params=_num_params(block) - unit_params,
-        macs=0,  # norms, biases and layer scale have no matrix product
-        qkv=f"{name}.attn.qkv",
+        find_groups=partial(_find_groups, model, family, name),
+        state=_of(family.states, name, 0),
+        cuts=(TensorCut(name="rope.freqs", dim=1),) if _mixed_rope(model) else (),
+        locked=_of({key.format_map(vars(model)): why for key, why in family.locked.items()}, name, ""),
     )
 
 
-def _describe_heads(name: str, attn: Attention, num_tokens: int, embed_dim: int) -> UnitGroup:
-    width, has_bias = attn.head_dim, attn.qkv.bias is not None
-    cuts = [TensorCut(name=f"{name}.qkv.weight", dim=0, width=width, repeats=3)]
-    cuts += [TensorCut(name=f"{name}.qkv.bias", dim=0, width=width, repeats=3)] if has_bias else []
-    projections = 4  # queries, keys, values, output
-    if getattr(attn, "gate", None) is not None:
-        projections += 1
-        cuts += [TensorCut(name=f"{name}.gate.weight", dim=0, width=width)]
-        cuts += [TensorCut(name=f"{name}.gate.bias", dim=0, width=width)] if attn.gate.bias is not None else []
-    cuts += [TensorCut(name=f"{name}.proj.weight", dim=1, width=width)]
-    locked = "" if isinstance(attn.norm, nn.Identity) else f"`{name}.norm` normalises across heads"
-    return UnitGroup(
-        count=attn.num_heads,
-        reader=f"{name}.proj",
-        width=width,
-        cuts=tuple(cuts),
-        params=projections * width * embed_dim + (projections - 1) * width * has_bias,
-        # scores and weighted sum: N*N products of length K each
-        macs=projections * num_tokens * embed_dim * width + 2 * num_tokens**2 * width,
-        locked=locked,
-    )
+def _find_groups(model: nn.Module, family: Family, block: str, macs: Macs) -> list[UnitGroup]:
+    found: list[UnitGroup] = []
+    for name, module in _parts(model.get_submodule(block), block):
+        part = PARTS.get(type(module))
+        if part is None:
+            reason = f"vitrim does not know what a head of `{name}` ({type(module).__name__}) consists of"
+            found.append(locked_heads(_num_heads(module), reason))
+        else:
+            found += part.find(name, module, macs)
+    if family.shared_bias and getattr(model, family.shared_bias, None) is not None:
+        reason = f"`{family.shared_bias}` gives the same bias for each head to all blocks"
+        found = [replace(group, locked=group.locked or reason) if group.kind == "heads" else group for group in found]
+    return found
 
 
-def _describe_neurons(name: str, mlp: Mlp, num_tokens: int, embed_dim: int) -> UnitGroup:
-    has_bias = mlp.fc1.bias is not None
-    cuts = [TensorCut(name=f"{name}.fc1.weight", dim=0)]
-    cuts += [TensorCut(name=f"{name}.fc1.bias", dim=0)] if has_bias else []
-    cuts += [TensorCut(name=f"{name}.fc2.weight", dim=1)]
-    locked = "" if isinstance(mlp.norm, nn.Identity) else f"`{name}.norm` normalises across neurons"
-    return UnitGroup(
-        count=mlp.fc1.out_features,
-        reader=f"{name}.fc2",
-        width=1,
-        cuts=tuple(cuts),
-        params=2 * embed_dim + has_bias,
-        macs=2 * num_tokens * embed_dim,
-        locked=locked,
-    )
+def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The attentions and MLPs in a module, or the module itself; parts of parts belong to them."""
+    inside = list(module.modules())[1:]  # some blocks repeat the number of their attention's heads
+    if type(module) in PARTS or (_num_heads(module) and not any(_num_heads(part) for part in inside)):
+        yield name, module
+        return
+    for key, child in module.named_children():
+        yield from _parts(child, f"{name}.{key}")
 
 
-def _num_params(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _num_heads(module: nn.Module) -> int:
+    count = getattr(module, "num_heads", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _outside(model: nn.Module, blocks: list[str]) -> Iterator[str]:
+    """What has heads or neurons, but lies in no block."""
+    inside = tuple(f"{name}." for name in blocks)
+    for key, child in model.named_children():
+        for name, module in _parts(child, key):
+            if name not in blocks and not name.startswith(inside):
+                yield f"`{name}` ({type(module).__name__}) lies outside the blocks"
+
+
+def _mixed_rope(model: nn.Module) -> bool:
+    """Whether rotary frequencies are learned for each head of each block, all in one tensor."""
+    return bool(getattr(model, "rope_mixed", False) or getattr(model, "rope_is_mixed", False))
+
+
+def _renumber_features(model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+    """Let `feature_info` and `stage_ends` name the blocks that are left; a stage then ends with its last one."""
+    left = {structure.blocks[kept.block].name for kept in plan.blocks}
+    all_names = [block.name for block in structure.blocks]
+
+    def renamed(name: str) -> str | None:
+        """What is now called the last block up to this one; None if nothing of its stage is left before it."""
+        if name not in all_names:
+            return name
+        stage, _, number = name.rpartition(".")
+        position = sum(f"{stage}.{i}" in left or f"{stage}.{i}" not in all_names for i in range(int(number) + 1)) - 1
+        return f"{stage}.{position}" if position >= 0 else None
+
+    if isinstance(getattr(model, "feature_info", None), list):
+        rows: dict[str | None, dict[str, Any]] = {}
+        for row in model.feature_info:
+            name = renamed(row["module"])
+            rows[name] = {**row, "module": name}
+        rows.pop(None, None)
+        model.feature_info = list(rows.values())
+    if isinstance(ends := getattr(model, "stage_ends", None), list):
+        names = [renamed(f"blocks.{end}") for end in ends]
+        model.stage_ends = [int(name.rpartition(".")[2]) for name in names if name]
+
+
+def _renumber_depths(model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+    """Attributes of single families that count blocks."""
+    kept = [block.block for block in plan.blocks]
+    if isinstance(model, convit.ConVit):
+        model.local_up_to_layer = sum(block < model.local_up_to_layer for block in kept)
+    if isinstance(model, hiera.Hiera):
+        model.reroll.schedule = {now: model.reroll.schedule[before] for now, before in enumerate(kept)}

@@ -1,0 +1,144 @@
+"""Attentions of timm that take it for granted that their heads together are as wide as the residual stream.
+
+Each class here is timm's own with another `forward`, which asks the tensors how wide the heads are; names of
+parameters, attributes and results are timm's. Only models that lost heads contain them. This file needs torch and timm
+alone, since the parts that a model uses are also written beside its weights (`modeling.py`).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import AttentionRope, DiffAttention, apply_rot_embed_cat
+from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
+from torch import Tensor
+
+
+def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Attention over `(B, H, N, K)` on the path that the module is set to, additive or boolean bias; `(B, N, H*K)`."""
+    if attn.fused_attn:
+        dropout = attn.attn_drop.p if attn.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal)
+    else:
+        out = weigh(attn, q, k, bias, causal) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
+def weigh(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
+    """The weights with which attention adds up the values, `(B, H, N, N)`."""
+    scores = (q * attn.scale) @ k.transpose(-2, -1)
+    if causal:
+        bias = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if bias is not None:
+        scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
+    return attn.attn_drop(scores.softmax(dim=-1))
+
+
+def fused_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values `(B, H, N, K)` of a fused layer whose biases may be parameters of the attention."""
+    qkv = attn.qkv(x)
+    if getattr(attn, "q_bias", None) is not None:
+        qkv = qkv + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def of_kept_heads(attn: Any, rope: Tensor) -> Tensor:
+    """Where every head learned frequencies of its own, `(..., H, N, 2*K)`, those of the heads that are left."""
+    kept = getattr(attn, "kept_heads", None)
+    return rope if kept is None else rope[..., list(kept), :, :]
+
+
+def rotate(attn: Any, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
+    """Rotary embedding of all but the prefix tokens; `(B, H, N, K)`."""
+    rope = of_kept_heads(attn, rope)
+    first, rest = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
+    rest = apply_rot_embed_cat(rest, rope, half=getattr(attn, "rotate_half", False))
+    return torch.cat([first, rest], dim=2).type_as(like)
+
+
+class CutEvaAttention(eva.EvaAttention):
+    def forward(self, x, rope=None, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        gate = self.gate(x).sigmoid() if self.gate is not None else None
+        if self.qkv is not None:
+            q, k, v = fused_qkv(self, x)
+        else:
+            layers = (self.q_proj, self.k_proj, self.v_proj)
+            q, k, v = (layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(self, q, rope, v), rotate(self, k, rope, v)
+        x = self.norm(attend(self, q, k, v, attn_mask, is_causal))
+        x = x * gate if gate is not None else x
+        return self.proj_drop(self.proj(x))
+
+
+class CutBeitAttention(beit.Attention):
+    def forward(self, x, shared_rel_pos_bias=None):  # type: ignore[no-untyped-def]
+        bias = shared_rel_pos_bias
+        if self.relative_position_bias_table is not None:
+            own = self._get_rel_pos_bias()
+            bias = own if bias is None else own + bias
+        return self.proj_drop(self.proj(attend(self, *fused_qkv(self, x), bias)))
+
+
+class CutRelPosAttention(vision_transformer_relpos.RelPosAttention):
+    def forward(self, x, shared_rel_pos=None):  # type: ignore[no-untyped-def]
+        q, k, v = fused_qkv(self, x)
+        bias = self.rel_pos.get_bias() if self.rel_pos is not None else shared_rel_pos
+        return self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v, bias)))
+
+
+class CutDiffAttention(DiffAttention):
+    def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        q, k = (t.unflatten(2, (2 * self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k))
+        v = v.unflatten(2, (self.num_heads, 2 * self.head_dim)).transpose(1, 2)
+        x = differential(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
+        return self.proj_drop(self.proj(self.norm(x)))
+
+
+def differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
+    """Differential attention: of each pair of query and key heads, the second's weights are taken from the first's.
+
+    `q`, `k` are `(B, 2*H, N, K)`, `v` is `(B, H, N, 2*K)`; gives `(B, N, 2*H*K)`.
+    """
+    share = attn._compute_lambda().type_as(q)
+    if attn.fused_attn:
+        (q1, q2), (k1, k2) = (t.unflatten(1, (attn.num_heads, 2)).unbind(2) for t in (q, k))
+        one, two = attend(attn, q1, k1, v, bias, causal), attend(attn, q2, k2, v, bias, causal)
+        out = (one - share * two).unflatten(2, (attn.num_heads, -1))
+    else:  # one product with the values instead of two
+        one, two = weigh(attn, q, k, bias, causal).unflatten(1, (attn.num_heads, 2)).unbind(2)
+        out = ((one - share * two) @ v).transpose(1, 2)
+    return (attn.sub_norm(out) * (1 - attn.lambda_init)).flatten(2)
+
+
+class CutParallelScalingBlock(vision_transformer.ParallelScalingBlock):
+    def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        mlp, q, k, v = self.in_proj(self.in_norm(x)).split(self.in_split, dim=-1)
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in (q, k, v))
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        attention = attend(self, q, k, v, attn_mask, is_causal)
+        mlp = self.mlp_drop(self.mlp_act(mlp if self.mlp_bias is None else mlp + self.mlp_bias))
+        if self.out_proj is not None:
+            out = self.out_proj(torch.cat((attention, mlp), dim=-1))
+        else:
+            out = self.attn_out_proj(attention) + self.mlp_out_proj(mlp)
+        return x + self.drop_path(self.ls(out))
+
+
+class CutDiffParallelScalingBlock(vision_transformer.DiffParallelScalingBlock):
+    def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        mlp, q, k, v = self.in_proj(self.in_norm(x)).split(self.in_split, dim=-1)
+        q, k = (t.unflatten(2, (2 * self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k))
+        v = v.unflatten(2, (self.num_heads, 2 * self.head_dim)).transpose(1, 2)
+        attention = differential(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
+        mlp = self.mlp_drop(self.mlp_act(mlp if self.mlp_bias is None else mlp + self.mlp_bias))
+        return x + self.drop_path(self.ls(self.out_proj(torch.cat((attention, mlp), dim=-1))))
+
+
+class CutAttentionRope(AttentionRope):
+    def forward(self, x, rope=None, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        rope = None if rope is None else of_kept_heads(self, rope)
+        return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)

@@ -1,0 +1,366 @@
+"""What each attention and each MLP of timm consists of: one entry for each class, found by the type of the module.
+
+An entry has two halves. `find` tells the units: how many, who reads them, which tensors store them. `fit` is called
+after a cut and sets the attributes that repeat a size; where the class takes a size for granted in its `forward`, it
+becomes the one of `timm_attention` that does not.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from timm.layers import Attention, AttentionRope, DiffAttention, Mlp
+from timm.layers.mlp import ConvMlp, GatedMlp, GlobalResponseNormMlp, GluMlp, SwiGLU
+from timm.layers.pos_embed_rel import RelPosBias, RelPosBiasTf, RelPosMlp
+from timm.models import beit, eva, vision_transformer, vision_transformer_relpos, vision_transformer_sam, vitamin
+from torch import nn
+
+from vitrim.adapters.describing import Macs, columns, cut_of, heads, locked_neurons, neurons, rows
+from vitrim.adapters.timm_attention import (
+    CutAttentionRope,
+    CutBeitAttention,
+    CutDiffAttention,
+    CutDiffParallelScalingBlock,
+    CutEvaAttention,
+    CutParallelScalingBlock,
+    CutRelPosAttention,
+)
+from vitrim.structure import TensorCut, UnitGroup
+
+Find = Callable[[str, nn.Module, Macs], list[UnitGroup]]
+Fit = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How to describe one class of attention or MLP, and what to set on it after a cut."""
+
+    find: Find
+    fit: Fit
+
+
+def across(norm: nn.Module, name: str, units: str) -> str:
+    """The reason not to cut in front of a normalisation over all units; empty if there is none."""
+    return "" if isinstance(norm, nn.Identity) else f"`{name}` normalises across {units}"
+
+
+def _no_fit(module: nn.Module) -> None:
+    """Nothing repeats a size."""
+
+
+# MLPs: fc1 gives the neurons, fc2 reads them
+
+
+def _mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+    return [
+        neurons(
+            count=mlp.fc2.weight.shape[1],
+            reader=f"{name}.fc2",
+            cuts=[*rows(f"{name}.fc1", mlp.fc1), columns(f"{name}.fc2")],
+            macs=macs.get(name, 0),
+            locked=across(mlp.norm, f"{name}.norm", "neurons"),
+        )
+    ]
+
+
+def _conv_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+    """A batch norm treats each neuron by itself and is cut with it."""
+    each_alone = isinstance(mlp.norm, nn.modules.batchnorm._BatchNorm)
+    norm = rows(f"{name}.norm", mlp.norm) if each_alone else []
+    return [
+        neurons(
+            count=mlp.fc2.weight.shape[1],
+            reader=f"{name}.fc2",
+            cuts=[*rows(f"{name}.fc1", mlp.fc1), *norm, columns(f"{name}.fc2")],
+            macs=macs.get(name, 0),
+            locked="" if each_alone else across(mlp.norm, f"{name}.norm", "neurons"),
+        )
+    ]
+
+
+def _glu(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+    """A neuron is two rows of fc1: one of the first half, one of the second."""
+    return [
+        neurons(
+            count=mlp.fc2.weight.shape[1],
+            reader=f"{name}.fc2",
+            cuts=[*rows(f"{name}.fc1", mlp.fc1, repeats=2), columns(f"{name}.fc2")],
+            macs=macs.get(name, 0),
+            locked=across(mlp.norm, f"{name}.norm", "neurons"),
+        )
+    ]
+
+
+def _swiglu(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+    return [
+        neurons(
+            count=mlp.fc2.weight.shape[1],
+            reader=f"{name}.fc2",
+            cuts=[*rows(f"{name}.fc1_g", mlp.fc1_g), *rows(f"{name}.fc1_x", mlp.fc1_x), columns(f"{name}.fc2")],
+            macs=macs.get(name, 0),
+            locked=across(mlp.norm, f"{name}.norm", "neurons"),
+        )
+    ]
+
+
+def _geglu(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+    """ViTamin's; its norm comes before the neurons."""
+    return [
+        neurons(
+            count=mlp.w2.weight.shape[1],
+            reader=f"{name}.w2",
+            cuts=[*rows(f"{name}.w0", mlp.w0), *rows(f"{name}.w1", mlp.w1), columns(f"{name}.w2")],
+            macs=macs.get(name, 0),
+        )
+    ]
+
+
+def _gated_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+    if isinstance(mlp.gate, nn.Identity):
+        return _mlp(name, mlp, macs)
+    return [
+        locked_neurons(mlp.fc2.weight.shape[1], f"`{name}.gate` mixes the neurons' tokens after a norm across them")
+    ]
+
+
+def _grn_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+    return [locked_neurons(mlp.fc2.weight.shape[1], f"`{name}.grn` normalises across neurons")]
+
+
+# Attentions: qkv gives the heads, proj reads them
+
+
+def _attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    width = attn.head_dim
+    return [
+        heads(
+            count=attn.num_heads,
+            width=width,
+            reader=f"{name}.proj",
+            cuts=[
+                *rows(f"{name}.qkv", attn.qkv, width, repeats=3),
+                *rows(f"{name}.gate", getattr(attn, "gate", None), width),
+                columns(f"{name}.proj", width),
+            ],
+            macs=macs.get(name, 0),
+            locked=across(getattr(attn, "norm", nn.Identity()), f"{name}.norm", "heads"),
+        )
+    ]
+
+
+def _fit_attention(attn: Any) -> None:
+    attn.attn_dim = attn.proj.in_features
+    attn.num_heads = attn.attn_dim // attn.head_dim  # `scale` keeps the head width's value
+
+
+def _attention_rope(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    """With fewer key and value heads than query heads, a unit is one of those and all queries that share it."""
+    if attn.qkv is not None:
+        return _attention(name, attn, macs)
+    width, shared = attn.head_dim, attn.head_dim * attn.num_kv_groups
+    return [
+        heads(
+            count=attn.num_kv_heads,
+            width=shared,
+            reader=f"{name}.proj",
+            cuts=[
+                *rows(f"{name}.q_proj", attn.q_proj, shared),
+                *rows(f"{name}.k_proj", attn.k_proj, width),
+                *rows(f"{name}.v_proj", attn.v_proj, width),
+                *rows(f"{name}.gate", attn.gate, shared),
+                columns(f"{name}.proj", shared),
+            ],
+            macs=macs.get(name, 0),
+            locked=across(attn.norm, f"{name}.norm", "heads"),
+        )
+    ]
+
+
+def _fit_attention_rope(attn: Any) -> None:
+    _fit_attention(attn)
+    attn.num_kv_heads = attn.num_heads // attn.num_kv_groups
+    attn.kv_dim = attn.num_kv_heads * attn.head_dim
+    if hasattr(attn, "kept_heads"):
+        attn.__class__ = CutAttentionRope
+
+
+def _eva(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    width = attn.head_dim
+    cuts: list[TensorCut] = []
+    for layer in ("qkv", "q_proj", "k_proj", "v_proj", "gate"):
+        cuts += rows(f"{name}.{layer}", getattr(attn, layer), width, repeats=3 if layer == "qkv" else 1)
+    for bias in ("q_bias", "k_bias", "v_bias"):
+        cuts += cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)
+    return [
+        heads(
+            count=attn.num_heads,
+            width=width,
+            reader=f"{name}.proj",
+            cuts=[*cuts, columns(f"{name}.proj", width)],
+            macs=macs.get(name, 0),
+            locked=across(attn.norm, f"{name}.norm", "heads"),
+        )
+    ]
+
+
+def _fit_eva(attn: Any) -> None:
+    attn.num_heads = attn.proj.in_features // attn.head_dim
+    attn.__class__ = CutEvaAttention
+
+
+def _beit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    width = attn.proj.in_features // attn.num_heads
+    cuts = rows(f"{name}.qkv", attn.qkv, width, repeats=3)
+    for bias in ("q_bias", "k_bias", "v_bias"):
+        cuts += cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)
+    cuts += cut_of(f"{name}.relative_position_bias_table", attn.relative_position_bias_table, dim=1)
+    cuts += [columns(f"{name}.proj", width)]
+    return [heads(count=attn.num_heads, width=width, reader=f"{name}.proj", cuts=cuts, macs=macs.get(name, 0))]
+
+
+def _fit_beit(attn: Any) -> None:
+    attn.num_heads = attn.proj.in_features // round(attn.scale**-2)  # the head width stands nowhere else
+    attn.__class__ = CutBeitAttention
+
+
+def rel_pos_cuts(name: str, rel_pos: Any) -> list[TensorCut]:
+    """What a position bias stores for each head."""
+    if rel_pos is None:
+        return []
+    if isinstance(rel_pos, RelPosMlp):
+        return rows(f"{name}.mlp.fc2", rel_pos.mlp.fc2)
+    if isinstance(rel_pos, RelPosBiasTf):
+        return cut_of(f"{name}.relative_position_bias_table", rel_pos.relative_position_bias_table)
+    return cut_of(f"{name}.relative_position_bias_table", rel_pos.relative_position_bias_table, dim=1)
+
+
+def rel_pos_fixed(name: str, macs: Macs) -> int:
+    """Multiply-adds of a position bias that do not depend on the number of heads."""
+    return macs.get(f"{name}.mlp.fc1", 0)
+
+
+def fit_rel_pos(rel_pos: Any, num_heads: int) -> None:
+    if isinstance(rel_pos, RelPosBias | RelPosMlp):
+        rel_pos.bias_shape = (*rel_pos.bias_shape[:2], num_heads)
+    if isinstance(rel_pos, RelPosBiasTf):
+        rel_pos.bias_shape = (num_heads, *rel_pos.bias_shape[1:])
+    if isinstance(rel_pos, RelPosBiasTf | RelPosMlp):
+        rel_pos.num_heads = num_heads
+
+
+def _rel_pos_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    width = attn.head_dim
+    return [
+        heads(
+            count=attn.num_heads,
+            width=width,
+            reader=f"{name}.proj",
+            cuts=[
+                *rows(f"{name}.qkv", attn.qkv, width, repeats=3),
+                *rel_pos_cuts(f"{name}.rel_pos", attn.rel_pos),
+                columns(f"{name}.proj", width),
+            ],
+            macs=macs.get(name, 0) - rel_pos_fixed(f"{name}.rel_pos", macs),
+        )
+    ]
+
+
+def _fit_rel_pos_attention(attn: Any) -> None:
+    attn.num_heads = attn.proj.in_features // attn.head_dim
+    fit_rel_pos(attn.rel_pos, attn.num_heads)
+    attn.__class__ = CutRelPosAttention
+
+
+def _fit_num_heads(attn: Any) -> None:
+    attn.num_heads = attn.proj.in_features // attn.head_dim
+
+
+def _diff_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    """A head has two query and two key heads and values twice as wide."""
+    width = 2 * attn.head_dim
+    return [
+        heads(
+            count=attn.num_heads,
+            width=width,
+            reader=f"{name}.proj",
+            cuts=[*rows(f"{name}.qkv", attn.qkv, width, repeats=3), columns(f"{name}.proj", width)],
+            macs=macs.get(name, 0),
+            locked=across(attn.norm, f"{name}.norm", "heads"),
+        )
+    ]
+
+
+def _fit_diff_attention(attn: Any) -> None:
+    attn.num_heads = attn.proj.in_features // (2 * attn.head_dim)
+    attn.__class__ = CutDiffAttention
+
+
+def _parallel_scaling(name: str, block: Any, macs: Macs) -> list[UnitGroup]:
+    """ViT-22B's block: one layer gives neurons, queries, keys and values, in this order."""
+    num_neurons, attn_dim = block.in_split[0], block.in_split[1]
+    width, dim = attn_dim // block.num_heads, block.in_proj.in_features
+    fused = block.out_proj is not None
+    of_neurons, of_heads = ("out_proj", "out_proj") if fused else ("mlp_out_proj", "attn_out_proj")
+    num_tokens = macs.get(f"{name}.in_proj", 0) // block.in_proj.weight.numel()
+    neuron_macs = 2 * num_tokens * dim * num_neurons
+    before = [TensorCut(name=f"{name}.in_proj.{key}", dim=0) for key, _ in block.in_proj.named_parameters()]
+    inside = rows(f"{name}.in_proj", block.in_proj, width, repeats=3, first=num_neurons)
+    return [
+        heads(
+            count=block.num_heads,
+            width=width,
+            reader=f"{name}.{of_heads}",
+            cuts=[*inside, columns(f"{name}.{of_heads}", width)],
+            macs=macs.get(name, 0) - neuron_macs,
+        ),
+        neurons(
+            count=num_neurons,
+            reader=f"{name}.{of_neurons}",
+            cuts=[
+                *before,
+                *cut_of(f"{name}.mlp_bias", block.mlp_bias),
+                columns(f"{name}.{of_neurons}", first=attn_dim if fused else 0),
+            ],
+            macs=neuron_macs,
+            first=attn_dim if fused else 0,
+        ),
+    ]
+
+
+def _fit_parallel_scaling(block: Any) -> None:
+    if block.out_proj is None:
+        num_neurons, attn_dim = block.mlp_out_proj.in_features, block.attn_out_proj.in_features
+    else:
+        attn_dim = (block.in_proj.out_features - block.out_proj.in_features) // 2
+        num_neurons = block.out_proj.in_features - attn_dim
+    pair = 2 if isinstance(block, vision_transformer.DiffParallelScalingBlock) else 1
+    block.num_heads = attn_dim // (pair * block.head_dim)
+    block.in_split = [num_neurons, attn_dim, attn_dim, attn_dim]
+    block.__class__ = CutDiffParallelScalingBlock if pair == 2 else CutParallelScalingBlock
+
+
+PARTS: Mapping[type[nn.Module], Part] = {
+    Mlp: Part(_mlp, _no_fit),
+    ConvMlp: Part(_conv_mlp, _no_fit),
+    GluMlp: Part(_glu, _no_fit),
+    SwiGLU: Part(_swiglu, _no_fit),
+    vitamin.GeGluMlp: Part(_geglu, _no_fit),
+    GatedMlp: Part(_gated_mlp, _no_fit),
+    GlobalResponseNormMlp: Part(_grn_mlp, _no_fit),
+    Attention: Part(_attention, _fit_attention),
+    AttentionRope: Part(_attention_rope, _fit_attention_rope),
+    CutAttentionRope: Part(_attention_rope, _fit_attention_rope),
+    DiffAttention: Part(_diff_attention, _fit_diff_attention),
+    CutDiffAttention: Part(_diff_attention, _fit_diff_attention),
+    eva.EvaAttention: Part(_eva, _fit_eva),
+    CutEvaAttention: Part(_eva, _fit_eva),
+    beit.Attention: Part(_beit, _fit_beit),
+    CutBeitAttention: Part(_beit, _fit_beit),
+    vision_transformer_relpos.RelPosAttention: Part(_rel_pos_attention, _fit_rel_pos_attention),
+    CutRelPosAttention: Part(_rel_pos_attention, _fit_rel_pos_attention),
+    vision_transformer_sam.Attention: Part(_attention, _fit_num_heads),
+    vision_transformer.ParallelScalingBlock: Part(_parallel_scaling, _fit_parallel_scaling),
+    CutParallelScalingBlock: Part(_parallel_scaling, _fit_parallel_scaling),
+    vision_transformer.DiffParallelScalingBlock: Part(_parallel_scaling, _fit_parallel_scaling),
+    CutDiffParallelScalingBlock: Part(_parallel_scaling, _fit_parallel_scaling),
+}

@@ -1,0 +1,40 @@
+"""The hidden state in what a block takes and gives: most blocks pass a tensor, some a tuple that begins with it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def input_state(args: Sequence[Any], kwargs: Mapping[str, Any], position: int = 0) -> Tensor:
+    """The residual stream among a block's arguments: the positional one, else the first tensor given by name."""
+    if len(args) > position:
+        return output_state(args[position])
+    return next(value for value in kwargs.values() if isinstance(value, Tensor))
+
+
+def with_input_state(
+    args: Sequence[Any], kwargs: Mapping[str, Any], state: Tensor, position: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with another hidden state."""
+    if len(args) > position:
+        return (*args[:position], with_state(args[position], state), *args[position + 1 :]), dict(kwargs)
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return tuple(args), {**kwargs, name: state}
+
+
+def output_state(output: Any) -> Tensor:
+    """The hidden state in what a block gave."""
+    return output if isinstance(output, Tensor) else output_state(next(iter(output)))
+
+
+def with_state(output: Any, state: Tensor) -> Any:
+    """What a block gave, with another hidden state."""
+    if isinstance(output, Tensor):
+        return state
+    return type(output)([with_state(output[0], state), *output[1:]])
+
+
+def with_units_last(reader_input: Tensor, *, channels_first: bool) -> Tensor:
+    """A reader's input or output with its columns last: convolutions have theirs in dimension 1."""
+    return reader_input.movedim(1, -1) if channels_first else reader_input

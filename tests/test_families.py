@@ -1,0 +1,178 @@
+"""Every family keeps the laws: cutting is silencing, costs add up, scores are slopes of the loss, files come back."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from counting import count_macs
+from families import TIMM, build_row
+from families_stages import TIMM_STAGES
+from models import one_unit_plan, random_plan, same_tensors
+from vitrim.adapters import describe
+from vitrim.cost import Cost, count_cost
+from vitrim.importance import score
+from vitrim.outputs import logits_of
+from vitrim.plan import PruningPlan
+from vitrim.recovery import recover
+from vitrim.structure import ViTStructure
+from vitrim.surgery import gated, prune, silence, unit_gate
+
+WHOLE = {
+    "EVA-02 with norms inside": {"neurons": "normalises across neurons"},
+    "BEiT-3": {"heads": "normalises across heads", "neurons": "normalises across neurons"},
+    "BEiT, one bias for all blocks": {"heads": "same bias"},
+    "relative position, residual post-norm": {"heads": "same bias"},
+}
+ROWS = {**TIMM, **TIMM_STAGES}
+EXACT = 1e-12
+every_family = pytest.mark.parametrize("family", ROWS)
+
+
+def images_for(structure: ViTStructure, count: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, structure.in_chans, *structure.img_size, generator=generator, dtype=dtype)
+
+
+def removable(structure: ViTStructure) -> list[int]:
+    return [index for index, block in enumerate(structure.blocks) if not block.locked]
+
+
+def plans(structure: ViTStructure) -> dict[str, PruningPlan]:
+    """Uneven widths, one unit in every group that may be cut, and the first block that may go gone."""
+    found = {"uneven": random_plan(structure, seed=1), "one unit": one_unit_plan(structure)}
+    free = removable(structure)
+    if free and len(structure.blocks) > 1:
+        found["block removed"] = random_plan(
+            structure, seed=2, blocks=tuple(i for i in range(len(structure.blocks)) if i != free[0])
+        )
+    return found
+
+
+def relative_distance(one: Tensor, two: Tensor) -> float:
+    return ((one - two).abs().max() / two.abs().max().clamp_min(1e-30)).item()
+
+
+@every_family
+def test_what_cannot_be_cut_says_why(family: str) -> None:
+    """Every row can lose heads, neurons or blocks; what it cannot lose stands above, with a part of the reason."""
+    structure = describe(build_row(ROWS[family]))
+    reasons = {group.kind: group.locked for block in structure.blocks for group in block.groups if group.locked}
+    reasons |= {} if removable(structure) else {"blocks": structure.blocks[0].locked}
+    assert reasons.keys() == WHOLE.get(family, {}).keys()
+    for kind, reason in reasons.items():
+        assert WHOLE[family][kind] in reason
+    assert structure.blocks
+    assert len(reasons) < 3
+
+
+def set_fused(model: nn.Module, fused: bool) -> None:
+    """Choose the attention path as each library names it."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("sdpa" if fused else "eager")
+
+
+@every_family
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@torch.no_grad()
+def test_cutting_equals_silencing(family: str, fused: bool, mode: str) -> None:
+    model = build_row(ROWS[family])
+    structure = describe(model)
+    images = images_for(structure)
+    set_fused(model, fused)
+    model.train(mode == "train")
+    for plan in plans(structure).values():
+        if plan.keeps_all(structure):
+            continue
+        whole = copy.deepcopy(model)
+        student = prune(model, plan)
+        with silence(whole, plan):
+            wanted = logits_of(whole(images))
+        assert relative_distance(logits_of(student(images)), wanted) < EXACT
+        assert relative_distance(logits_of(model(images)), wanted) > 1e-6  # else the law would say nothing
+
+
+@every_family
+@torch.no_grad()
+def test_keeping_everything_changes_nothing(family: str) -> None:
+    model = build_row(ROWS[family])
+    structure = describe(model)
+    images = images_for(structure)
+    student = prune(model, structure.full_plan())
+    assert same_tensors(student, model)
+    assert torch.equal(logits_of(student(images)), logits_of(model(images)))
+
+
+@every_family
+def test_cutting_twice_equals_cutting_by_the_composed_plan(family: str) -> None:
+    model = build_row(ROWS[family])
+    first = list(plans(describe(model)).values())[-1]
+    once = prune(model, first)
+    second = random_plan(describe(once), seed=3)
+    twice, at_once = prune(once, second), prune(model, first.then(second))
+    assert same_tensors(twice, at_once)
+    images = images_for(describe(model))
+    with torch.no_grad():
+        assert torch.equal(logits_of(twice(images)), logits_of(at_once(images)))
+
+
+@every_family
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str, fused: bool) -> None:
+    model = build_row(ROWS[family])
+    set_fused(model, fused)
+    structure = describe(model)
+    images = images_for(structure, 1)
+    for plan in [structure.full_plan(), *plans(structure).values()]:
+        student = prune(model, plan)
+        params = sum(parameter.numel() for parameter in student.parameters())
+        assert count_cost(structure, plan) == Cost(params=params, macs=count_macs(student, images))
+
+
+@every_family
+def test_scores_are_slopes_of_the_loss(family: str) -> None:
+    """Of each group's first and last unit, against autograd through a gate on all of the unit's columns."""
+    model = build_row(ROWS[family])
+    structure = describe(model)
+    images, label = images_for(structure, 2), torch.tensor([1, 2])
+    found = score(model, [(images, label)], "taylor")
+    for index, block in enumerate(structure.blocks):
+        for group in block.groups:
+            if group.locked:
+                continue
+            for unit in {0, group.count - 1}:
+                slopes = []
+                for i in range(2):
+                    gate = unit_gate(group, tuple(range(group.count))).double().requires_grad_()
+                    with gated(model, [(group, gate)]):
+                        loss = F.cross_entropy(logits_of(model(images[i : i + 1])), label[i : i + 1])
+                    slope = torch.autograd.grad(loss, gate)[0].view(group.count, group.width)[unit].sum()
+                    slopes.append(slope.abs().item())
+                assert found.group(group.key, index)[unit] == pytest.approx(sum(slopes) / 2, rel=1e-6, abs=1e-12)
+
+
+@every_family
+@torch.no_grad()
+def test_recovery_refits_what_reads_removed_units(family: str) -> None:
+    model = build_row(ROWS[family])
+    structure = describe(model)
+    plan = list(plans(structure).values())[-1]
+    batches = [(images_for(structure, 6), torch.zeros(6, dtype=torch.long))]
+    student = prune(model, plan)
+    recovered = recover(student, model, plan, batches)
+    cut = [
+        describe(student).blocks[position].group(group.key).reader
+        for position, kept in enumerate(plan.blocks)
+        for group in structure.blocks[kept.block].groups
+        if len(kept.units(group.key)) < group.count
+    ]
+    for reader in cut:
+        assert not torch.equal(recovered.get_submodule(reader).weight, student.get_submodule(reader).weight)
+    assert torch.isfinite(logits_of(recovered(batches[0][0]))).all()
+    assert same_tensors(recover(model, model, structure.full_plan(), batches), model)
