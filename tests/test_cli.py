@@ -23,7 +23,7 @@ from vitrim.cli import _status
 from vitrim.cost import count_cost
 from vitrim.plan import PruningPlan
 
-COMMANDS = ("demo", "train", "compress", "evaluate", "inspect", "plan")
+COMMANDS = ("demo", "train", "compress", "evaluate", "inspect", "plan", "export")
 RECIPE = """
 [budget]
 min_neurons = 4

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitrim.data import load_data as load_data
     from vitrim.errors import UserError as UserError
     from vitrim.evaluation import evaluate as evaluate
+    from vitrim.exporting import export as export
     from vitrim.importance import Scores as Scores
     from vitrim.importance import score as score
     from vitrim.latency import measure_latency as measure_latency
@@ -42,6 +43,7 @@ _HOMES = {
     "load_data": "data",
     "UserError": "errors",
     "evaluate": "evaluation",
+    "export": "exporting",
     "Scores": "importance",
     "score": "importance",
     "measure_latency": "latency",

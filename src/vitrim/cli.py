@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vitrim.data import ImageData
+    from vitrim.evaluation import Difference
     from vitrim.recipe import Recipe
     from vitrim.structure import ViTStructure
 
@@ -222,10 +223,7 @@ def evaluate(
     print_table(f"{found[0].num_images} validation images", ["model", "top-1 [95 %]", "top-5", "loss"], rows)
     if against:
         difference = evaluation.compare(found[1], found[0])
-        print_line(
-            f"{model} against {against}: {difference.points:+.2f} points "
-            f"[{difference.low:+.2f}, {difference.high:+.2f}], paired, 95 %; exact McNemar p = {difference.p_value:.3g}"
-        )
+        print_line(f"{model} against {against}: {_points(difference)}")
 
 
 @app.command
@@ -279,6 +277,56 @@ def plan(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, found.to_json())
         print_line(f"plan written to {output}")
+
+
+@app.command
+def export(
+    model: str,
+    *,
+    format: Annotated[Literal["onnx", "torch-export"], Parameter(help="ONNX, or PyTorch's own .pt2")] = "onnx",
+    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    int8: Annotated[bool, Parameter(help="quantise to int8 and measure its accuracy on --data", negative="")] = False,
+    data_options: DataOptions | None = None,
+    model_options: ModelOptions | None = None,
+) -> None:
+    """Write a model as one file that runs without vitrim; it is read back, compared with the model, and timed.
+
+    Example: `vitrim export runs/flowers-small --format onnx`
+
+    Parameters
+    ----------
+    model
+        A timm name, a folder that vitrim wrote, or a checkpoint file with --arch.
+    output
+        File to write; by default model.onnx, model.int8.onnx or model.pt2 beside the model's config.json, or here.
+    """
+    from vitrim import exporting
+
+    path = output or _export_folder(model) / f"model{'.int8' if int8 else ''}{exporting.SUFFIXES[format]}"
+    exporting.check_settings(path, format, int8=int8, has_data=data_options is not None)
+    opened = _open_model(model, model_options or ModelOptions())
+    data = _load_data(data_options) if data_options else None
+    found = exporting.export(opened, path, format=format, int8=int8, data=data)
+    header = ["", "size", *(f"difference, batch of {size}" for size in found.max_differences), "ms at batch 1"]
+    rows = [
+        [model, "", *("" for _ in found.max_differences), f"{found.eager.median_ms:.2f} (x 1.00)"],
+        [
+            str(path),
+            f"{found.file_bytes / 1e6:.2f} MB",
+            *(f"{difference:.1e}" for difference in found.max_differences.values()),
+            f"{found.latency.median_ms:.2f} (x {found.latency.ratio:.2f})",
+        ],
+    ]
+    if found.accuracy:
+        header.append("top-1 [95 %]")
+        for row, e in zip(rows, (found.accuracy.float32, found.accuracy.int8), strict=True):
+            row.append(f"{e.top1:.2f} % [{e.low:.2f}, {e.high:.2f}]")
+    print_table(f"{format}, {'int8' if int8 else 'float32'}", header, rows)
+    print_line("difference: of a logit on random images, at most, as a share of the largest logit")
+    print_line(f"ms: on the CPU, in turns; threads: {found.latency.threads}")
+    if found.accuracy:
+        images = f"{found.accuracy.int8.num_images} validation images, one by one"
+        print_line(f"int8 against float32 on {images}: {_points(found.accuracy.difference)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -417,6 +465,20 @@ def _describe(model: "nn.Module") -> "ViTStructure":
     from vitrim.adapters import describe
 
     return describe(model)
+
+
+def _export_folder(name: str) -> Path:
+    """Where an exported file goes by default: beside the model's `config.json`, else here."""
+    from vitrim.checkpoint import is_model_folder
+
+    return next((folder for folder in (Path(name), Path(name) / "model") if is_model_folder(folder)), Path())
+
+
+def _points(difference: "Difference") -> str:
+    return (
+        f"{difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}], paired, 95 %; "
+        f"exact McNemar p = {difference.p_value:.3g}"
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -38,3 +38,11 @@ class FolderInUse(UserError):
 
 class NonFiniteLoss(UserError):
     """The training loss became infinite or not a number."""
+
+
+class ExportFailed(UserError):
+    """An exporter cannot take the model, or its file cannot be run."""
+
+
+class ExportMismatch(UserError):
+    """An exported file computes something else than the model it was made from."""

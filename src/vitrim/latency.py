@@ -1,8 +1,9 @@
 """How long a forward pass takes. Models to be compared run in turn, so that a drifting machine hits all alike."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,14 +58,22 @@ def measure_latencies(models: Sequence[nn.Module], settings: LatencySettings | N
     All models must be on one device. Quote the ratio rather than the milliseconds: it is measured in pairs.
     """
     settings = settings or LatencySettings()
-    inputs = [_random_images(model, settings.batch_size) for model in models]
-    rows = []
+    inputs = [random_images(model, settings.batch_size) for model in models]
+    passes = [partial(model, images) for model, images in zip(models, inputs, strict=True)]
     with eval_mode(*models):
-        for index in track(range(settings.warmup + settings.rounds), "measuring latency"):
-            row = [_time_once(model, images) for model, images in zip(models, inputs, strict=True)]
-            if index >= settings.warmup:
-                rows.append(row)
-    times = np.array(rows)  # (rounds, models), in milliseconds
+        return time_in_turns(passes, settings, inputs[0].device)
+
+
+def time_in_turns(
+    passes: Sequence[Callable[[], object]], settings: LatencySettings, device: torch.device
+) -> list[Latency]:
+    """Time several forward passes in turn, each of `settings.batch_size` images; ratios are to the first."""
+    rows = []
+    for index in track(range(settings.warmup + settings.rounds), "measuring latency"):
+        row = [_time_once(run, device) for run in passes]
+        if index >= settings.warmup:
+            rows.append(row)
+    times = np.array(rows)  # (rounds, passes), in milliseconds
     ratios = np.median(times / times[:, :1], axis=0)
     return [
         Latency(
@@ -72,23 +81,24 @@ def measure_latencies(models: Sequence[nn.Module], settings: LatencySettings | N
             p90_ms=float(np.percentile(column, 90)),
             ratio=float(ratio),
             batch_size=settings.batch_size,
-            device=str(inputs[0].device),
+            device=str(device),
             threads=torch.get_num_threads(),
         )
         for column, ratio in zip(times.T, ratios, strict=True)
     ]
 
 
-def _random_images(model: nn.Module, batch_size: int) -> Tensor:
+def random_images(model: nn.Module, batch_size: int) -> Tensor:
+    """A batch as the model takes it, of normal noise and always the same: `(B, channels, height, width)`."""
     structure, parameter = describe(model), next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, structure.in_chans, *structure.img_size, generator=generator)
     return images.to(parameter.device, parameter.dtype)
 
 
-def _time_once(model: nn.Module, images: Tensor) -> float:
+def _time_once(run: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
-    model(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return 1000 * (time.perf_counter() - start)

@@ -1,0 +1,383 @@
+"""Laws of exported files: they compute what the model does, say what they are, and appear whole or not at all."""
+
+import copy
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vitrim
+from models import VARIANTS, build, random_images, random_plan, same_tensors
+from runs import digits, digits_model, save_digits_model
+from vitrim import exporting
+from vitrim.adapters import describe, origin_of, record_origin
+from vitrim.cli import _status
+from vitrim.cost import count_cost
+from vitrim.data import eval_batches
+from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
+from vitrim.evaluation import compare, evaluate, preprocessing_of
+from vitrim.exporting import METADATA_FILE, SUFFIXES, TOLERANCE, Exported, export
+from vitrim.latency import LatencySettings
+from vitrim.plan import PruningPlan
+from vitrim.surgery import prune
+
+FORMATS = tuple(SUFFIXES)
+QUICK = LatencySettings(rounds=2, warmup=1)
+CLASSES = tuple(f"class {index}" for index in range(7))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An exported model, the model, and copies of what could have been changed by exporting it."""
+
+    model: nn.Module
+    before: nn.Module
+    random_state: tuple[Tensor, Tensor]
+    logged: tuple[int, int]
+    exported: Exported
+
+
+def cut_model() -> nn.Module:
+    """Two of four blocks, with heads and neurons of their own numbers."""
+    dense = build()
+    record_origin(dense, replace(origin_of(dense), classes=CLASSES))
+    cut = prune(dense, random_plan(describe(dense), seed=3, blocks=(1, 2)))
+    kept = describe(cut).blocks
+    assert kept[0].heads.count != kept[1].heads.count and kept[0].neurons.count != kept[1].neurons.count
+    return cut
+
+
+def small_model() -> nn.Module:
+    return digits_model(depth=1)
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    model = cut_model().train()
+    before = copy.deepcopy(model)
+    random_state, logged = torch.get_rng_state(), logging.root.manager.disable
+    path = tmp_path_factory.mktemp("exported") / f"model{SUFFIXES[request.param]}"
+    exported = export(model, path, format=request.param, latency=QUICK)
+    return Case(model, before, (random_state, torch.get_rng_state()), (logged, logging.root.manager.disable), exported)
+
+
+def read(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
+    """A file as others read it: how to run it, and what it says about itself."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        properties = session.get_modelmeta().custom_metadata_map
+        return (
+            lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]),
+            {name: json.loads(text) for name, text in properties.items()},
+        )
+    files = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=files)
+    return program.module(), json.loads(files[METADATA_FILE])
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# What is exported
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 5])
+def test_the_file_computes_what_the_model_does(case: Case, num_images: int) -> None:
+    images = random_images(num_images, seed=num_images, dtype=torch.float32)
+    run, _ = read(case.exported.path)
+    with torch.no_grad():
+        expected = copy.deepcopy(case.model).eval().float()(images)
+        assert torch.allclose(run(images), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_what_was_measured_is_told(case: Case) -> None:
+    found = case.exported
+    assert set(found.max_differences) == {1, 3}
+    assert all(0 <= difference <= TOLERANCE for difference in found.max_differences.values())
+    assert found.file_bytes == found.path.stat().st_size
+    assert found.eager.ratio == 1 and found.latency.ratio > 0 and found.latency.median_ms > 0
+    assert found.accuracy is None
+
+
+def test_the_file_says_what_it_is(case: Case) -> None:
+    origin, cost = origin_of(case.model), count_cost(case.model)
+    _, metadata = read(case.exported.path)
+    assert tuple(metadata["classes"]) == CLASSES
+    assert metadata["preprocessing"] == preprocessing_of(case.model).to_dict()
+    assert (metadata["library"], metadata["architecture"]) == (origin.library, origin.architecture)
+    assert metadata["model_args"] == origin.model_args
+    assert PruningPlan.from_dict(metadata["plan"]) == origin.plan
+    assert (metadata["params"], metadata["macs"]) == (cost.params, cost.macs)
+    assert metadata["precision"] == "float32"
+
+
+def test_the_model_and_the_process_are_left_as_they_were(case: Case) -> None:
+    assert same_tensors(case.model, case.before)
+    assert all(module.training for module in case.model.modules())
+    assert all(parameter.requires_grad for parameter in case.model.parameters())
+    assert torch.equal(*case.random_state)
+    assert case.logged[0] == case.logged[1]
+
+
+def test_the_file_is_alone_and_names_no_path_of_this_machine(case: Case) -> None:
+    path = case.exported.path
+    assert files_in(path.parent) == {path.name}
+    content = path.read_bytes()
+    assert str(Path(torch.__file__).parent).encode() not in content
+    assert str(Path(vitrim.__file__).parent).encode() not in content
+
+
+def test_the_public_name_is_the_function() -> None:
+    assert vitrim.export is exporting.export
+
+
+@pytest.mark.slow
+def test_the_file_needs_neither_vitrim_nor_the_library(case: Case) -> None:
+    code = "import sys\nsys.modules.update(dict.fromkeys(['vitrim', 'timm', 'torchvision', 'transformers']))\n"
+    if case.exported.format == "onnx":
+        code += "import numpy, onnxruntime\nrun = onnxruntime.InferenceSession(sys.argv[1]).run\n"
+        code += "print(run(['logits'], {'images': numpy.zeros((4, 3, 32, 32), 'float32')})[0].shape)"
+    else:
+        code += "import torch\nprint(tuple(torch.export.load(sys.argv[1]).module()(torch.zeros(4, 3, 32, 32)).shape))"
+    done = subprocess.run([sys.executable, "-c", code, case.exported.path], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "(4, 7)", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_can_be_exported(variant: str, format: str, tmp_path: Path) -> None:
+    found = export(build(variant), tmp_path / f"model{SUFFIXES[format]}", format=format, latency=QUICK)
+    assert max(found.max_differences.values()) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_model_too_large_for_one_onnx_file_gets_one_for_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "LARGEST_ONNX_FILE", 0)
+    model, images = small_model(), random_images(3, dtype=torch.float32, side=8)
+    found = export(model, tmp_path / "model.onnx", latency=QUICK)
+    assert files_in(tmp_path) == {"model.onnx", "model.onnx.data"}
+    assert found.file_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    run, _ = read(found.path)
+    with torch.no_grad():
+        assert torch.allclose(run(images), model(images), atol=1e-5)
+    with pytest.raises(SettingError, match="int8 is for models of at most"):
+        export(model, tmp_path / "int8.onnx", int8=True, data=digits())
+
+
+# What is noticed
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_with_other_weights_is_noticed_and_the_old_one_stays(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, path = exporting._trace, tmp_path / f"model{SUFFIXES[format]}"
+    path.write_text("precious")
+
+    def trace_another(model: nn.Module) -> torch.export.ExportedProgram:
+        model = copy.deepcopy(model)
+        model.blocks[0].mlp.fc2.bias[0] += 0.01
+        return trace(model)
+
+    monkeypatch.setattr(exporting, "_trace", trace_another)
+    with pytest.raises(ExportMismatch, match=r"differ from the model's by .* Nothing was written"):
+        export(small_model(), path, format=format, latency=QUICK)
+    assert files_in(tmp_path) == {path.name} and path.read_text() == "precious"
+
+
+BROKEN: dict[str, tuple[Callable[[Tensor], Tensor], type[UserError], str]] = {
+    "not a number": (lambda images: torch.full((len(images), 10), torch.nan), ExportMismatch, "nan"),
+    "infinite": (lambda images: torch.full((len(images), 10), torch.inf), ExportMismatch, "inf"),
+    "all classes alike": (lambda images: torch.ones(len(images), 10), ExportMismatch, "batch of 1"),
+    "another shape": (lambda images: torch.ones(len(images), 9), ExportMismatch, r"\(1, 9\).*\(1, 10\)"),
+    "one batch size": (
+        lambda images: images.view(2, 3, 8, 8),
+        ExportFailed,
+        "does not run on a batch of 1: RuntimeError",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_comparison_can_fail(name: str) -> None:
+    run, error, said = BROKEN[name]
+    with pytest.raises(error, match=said):
+        exporting._compare(small_model(), run, TOLERANCE)
+
+
+def test_logits_that_are_all_zero_are_equal() -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    assert exporting._compare(model, model, TOLERANCE) == {1: 0.0, 3: 0.0}
+
+
+class Chooses(nn.Module):
+    """Does something else for many images, which one trace cannot hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if len(x) < 4 else -x
+
+
+class Unknown(nn.Module):
+    """An operation that ONNX does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_model_that_an_exporter_cannot_take_is_told_in_one_sentence(
+    format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model()
+    model.norm = Chooses() if format == "torch-export" else Unknown()
+    with pytest.raises(ExportFailed, match=r"cannot take this model: \w+: .") as caught:
+        export(model, tmp_path / f"model{SUFFIXES[format]}", format=format)
+    assert "\n" not in str(caught.value)
+    assert not files_in(tmp_path)
+    out, err = capfd.readouterr()
+    assert not out and len(err.splitlines()) <= 1, err
+
+
+# Settings
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown format": ({"format": "tflite"}, "'tflite'; expected one of onnx, torch-export"),
+    "another format's name": ({"format": "torch-export"}, r"ends in \.pt2"),
+    "int8 without data": ({"int8": True}, "name data"),
+    "data without int8": ({"data": []}, "Data is for measuring int8"),
+    "int8 of another format": ({"path": "model.pt2", "format": "torch-export", "int8": True}, "int8 is for the format"),
+    "a folder": ({"path": "folder.onnx"}, "is a folder; name the file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_cannot_be_met_are_refused(name: str, tmp_path: Path) -> None:
+    changes, said = REFUSED[name]
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(SettingError, match=said):
+        export(small_model(), **{**changes, "path": tmp_path / changes.get("path", "model.onnx")})
+    assert files_in(tmp_path) == {"folder.onnx"}
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_told_with_what_to_install(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SettingError, match=rf"needs the package {package}.*pip install 'vitrim\[onnx\]'"):
+        export(small_model(), tmp_path / "model.onnx")
+    assert not files_in(tmp_path)
+
+
+# int8
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Exported]:
+    model = digits_model(depth=2)
+    path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    return model, export(model, path, int8=True, data=digits(), latency=QUICK)
+
+
+def test_the_accuracy_of_int8_is_that_of_the_file_on_the_validation_images(int8: tuple[nn.Module, Exported]) -> None:
+    model, found = int8
+    assert found.accuracy is not None
+    run, metadata = read(found.path)
+    batches = eval_batches(digits().validation, preprocessing_of(model), batch_size=QUICK.batch_size)
+    right = torch.cat([run(images).argmax(dim=1) == labels for images, labels in batches])
+    assert np.array_equal(found.accuracy.int8.correct, right.numpy())
+    assert np.array_equal(found.accuracy.float32.correct, evaluate(model, digits()).correct)
+    assert found.accuracy.difference == compare(found.accuracy.float32, found.accuracy.int8)
+    assert metadata["precision"] == "int8" and metadata["architecture"] == origin_of(model).architecture
+
+
+def test_int8_holds_whole_numbers_and_computes_something_else(int8: tuple[nn.Module, Exported]) -> None:
+    model, found = int8
+    graph = onnx.load(found.path).graph
+    stored = {tensor.data_type: 0 for tensor in graph.initializer}
+    for tensor in graph.initializer:
+        stored[tensor.data_type] += int(np.prod(tensor.dims))
+    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
+    assert stored[onnx.TensorProto.INT8] >= matrices
+    assert min(found.max_differences.values()) > 0
+    assert files_in(found.path.parent) == {found.path.name}
+
+
+# The command
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = _status(["export", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("run_folder", [False, True])
+def test_the_command_writes_beside_the_config(
+    run_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = save_digits_model(tmp_path / "run" / "model", depth=1)
+    given = Path("run") if run_folder else Path("run/model")
+    status, out, err = call(capsys, given, "--format", "torch-export")
+    assert status == 0, err
+    assert "run/model/model.pt2" in out and "(x 1.00)" in out and "batch of 3" in out
+    assert files_in(model) == {"config.json", "model.safetensors", "model.pt2"}
+    assert same_tensors(vitrim.load(given), vitrim.load(model))
+
+
+def test_the_command_measures_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = save_digits_model(tmp_path / "model", depth=1)
+    status, out, err = call(capsys, model, "--int8", "--data", "digits")
+    assert status == 0, err
+    assert "450 validation images" in out and "paired, 95 %" in out
+    assert "model.int8.onnx" in files_in(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--int8"], "--data on the command line"),
+        (["--data", "digits"], "Data is for measuring int8"),
+        (["--format", "tflite"], "tflite"),
+        (["-o", "model.pt2"], r"ends in \.onnx"),
+    ],
+    ids=str,
+)
+def test_the_command_refuses_in_one_sentence(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = save_digits_model(tmp_path / "model", depth=1)
+    status, out, err = call(capsys, model, *options)
+    assert (status, out) == (2, "")
+    assert err.startswith("vitrim: ") and len(err.splitlines()) == 1
+    assert re.search(said, err)
+    assert files_in(model) == {"config.json", "model.safetensors"} and files_in(tmp_path) == {"model"}
