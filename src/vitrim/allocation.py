@@ -5,7 +5,7 @@ compete for the same parameters and multiply-adds, so every block may end with i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,9 @@ from vitrim.structure import UnitGroup, ViTStructure
 
 MOST_COMBINATIONS = 1e6
 MOST_RELATIVE_GAP = 1e-5
+MOST_SECONDS = 2.0
+LARGEST_CORE = 300
+STEPS_OF_PRICES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,19 +240,64 @@ def _try_all(
 
 
 def _integer_program(values: np.ndarray, costs: np.ndarray, room: Cost) -> np.ndarray:
-    """The knapsack with two weights, solved to within `MOST_RELATIVE_GAP` of the greatest value."""
-    scale = costs.mean(axis=0)  # the solver's tolerances are absolute
+    """The knapsack with two weights; `(len(values),)` of bool.
+
+    At the right prices of a parameter and of a multiply-add, the choices that are worth more than they cost fill the
+    room but for a rest; the value that is lost there is at most `gap`. A choice whose worth less its cost is further
+    from zero than that is taken, or left, in every better solution. The others, the core (Balas and Zemel 1980), are
+    left to an integer program where they are few.
+    """
+    weights, limits = costs / costs.mean(axis=0), np.array([room.params, room.macs]) / costs.mean(axis=0)
+    prices = _prices(values, weights, limits)
+    profit = values - weights @ prices
+    rounded = _fill(_within(profit > 0, values, costs, room), values, costs, room)
+    bound = prices @ limits + profit.clip(0).sum()
+    gap = bound - values[rounded].sum()
+    core, taken = np.flatnonzero(np.abs(profit) <= gap), profit > gap
+    if gap <= MOST_RELATIVE_GAP * bound or len(core) > LARGEST_CORE:
+        return rounded  # as good as the best, or among thousands of units that are worth the same
     result = milp(
-        -values / (values.mean() or 1.0),
-        constraints=LinearConstraint(csr_matrix((costs / scale).T), ub=np.array([room.params, room.macs]) / scale),
-        integrality=np.ones(len(values)),
+        -values[core] / (values.mean() or 1.0),
+        constraints=LinearConstraint(csr_matrix(weights[core].T), ub=limits - weights[taken].sum(axis=0)),
+        integrality=np.ones(len(core)),
         bounds=Bounds(0, 1),
-        options={"mip_rel_gap": MOST_RELATIVE_GAP, "time_limit": 60.0},
+        options={"mip_rel_gap": MOST_RELATIVE_GAP, "time_limit": MOST_SECONDS},
     )
-    if result.x is None:  # out of time: start from nothing, and `_fill` takes the most valuable for their cost
-        return np.zeros(len(values), dtype=bool)
-    taken = result.x > 0.5
-    while np.any(costs[taken].sum(axis=0) > (room.params, room.macs)):  # the solver tolerates a little too much
+    if result.x is not None:
+        taken[core] = result.x > 0.5
+    better = _fill(_within(taken, values, costs, room), values, costs, room)
+    return better if values[better].sum() >= values[rounded].sum() else rounded
+
+
+def _prices(values: np.ndarray, weights: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """The least prices `(2,)` at which what is worth more than it costs fits into the limits, by nested bisection."""
+    most = [(values / np.maximum(weights[:, i], 1e-12)).max(initial=0.0) for i in range(2)]
+
+    def used(first: float, second: float, which: int) -> float:
+        return weights[values > first * weights[:, 0] + second * weights[:, 1], which].sum()
+
+    def second_price(first: float) -> float:
+        return _bisect(lambda price: used(first, price, 1) <= limits[1], most[1])
+
+    first = _bisect(lambda price: used(price, second_price(price), 0) <= limits[0], most[0])
+    return np.array([first, second_price(first)])
+
+
+def _bisect(fits: Callable[[float], bool], high: float) -> float:
+    """The least price up to `high` that makes things fit."""
+    low = 0.0
+    if fits(low):
+        return low
+    for _ in range(STEPS_OF_PRICES):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _within(taken: np.ndarray, values: np.ndarray, costs: np.ndarray, room: Cost) -> np.ndarray:
+    """Without the least valuable choices while they are too many: the solver tolerates a little too much."""
+    taken = taken.copy()
+    while np.any(costs[taken].sum(axis=0) > (room.params, room.macs)):
         taken[np.flatnonzero(taken)[np.argmin(values[taken])]] = False
     return taken
 
