@@ -76,6 +76,15 @@ TIMM: dict[str, Row] = {
 }
 
 
+MADE_OF_CLASSES = {  # given to timm's factory as classes, which no file can hold
+    "ViT, scaling blocks in parallel",
+    "ViT, scaling blocks with biases",
+    "ViT, two attentions and two MLPs in parallel",
+    "ViT, differential attention in parallel",
+    "ViT, SwiGLU unpacked",
+}
+
+
 def build_row(row: Row, *, dtype: torch.dtype = torch.float64) -> nn.Module:
     """The row's model in eval mode with random weights; nothing in it draws at random."""
     with torch.random.fork_rng(devices=[]):

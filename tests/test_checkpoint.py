@@ -69,7 +69,7 @@ def test_saving_and_loading_gives_the_same_model(how: str, dtype: torch.dtype, t
     back = load(save(model, tmp_path / "model"))
     assert_same_model(model, back)
     assert not back.training
-    assert names(tmp_path / "model") == ["config.json", "model.safetensors"]
+    assert names(tmp_path / "model") == ["config.json", "model.safetensors", *(["modeling.py"] if how != "dense" else [])]
 
 
 @pytest.mark.parametrize("variant", BY_FACTORY)
@@ -85,6 +85,20 @@ def test_a_loaded_model_can_be_cut_and_saved_again(tmp_path: Path) -> None:
     assert_same_model(CUTS["cut twice"](model), twice)
 
 
+def test_folders_of_the_first_format_are_still_read(tmp_path: Path) -> None:
+    """It kept architecture and arguments where timm looks for them."""
+    model = cut(build())
+    save(model, tmp_path, classes=tuple("abcdefg"))
+    config = read_json(tmp_path / "config.json")
+    about = config.pop("vitrim")
+    old = {"architecture": about.pop("architecture"), "model_args": about.pop("model_args"), "num_classes": 7}
+    old |= {"label_names": about.pop("classes"), "vitrim": {**about, "format": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(old), encoding="utf-8")
+    back = load(tmp_path)
+    assert_same_model(model, back)
+    assert origin_of(back).classes == tuple("abcdefg")
+
+
 def test_the_config_tells_plan_cost_classes_and_provenance(tmp_path: Path) -> None:
     model = build()
     plan = random_plan(describe(model), seed=1)
@@ -95,7 +109,7 @@ def test_the_config_tells_plan_cost_classes_and_provenance(tmp_path: Path) -> No
     assert PruningPlan.from_dict(about["plan"]) == plan
     assert (about["params"], about["macs"]) == (count_cost(student).params, count_cost(student).macs)
     assert about["provenance"] == {"from": "a test"}
-    assert config["architecture"] == "vit_tiny_patch16_224"
+    assert about["architecture"] == "vit_tiny_patch16_224"
     back = load(tmp_path)
     assert origin_of(back).classes == tuple("abcdefg")
     save(back, tmp_path / "again")

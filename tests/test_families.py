@@ -1,17 +1,24 @@
 """Every family keeps the laws: cutting is silencing, costs add up, scores are slopes of the loss, files come back."""
 
 import copy
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counting import count_macs
-from families import TIMM, build_row
-from families_stages import TIMM_STAGES
+from families import MADE_OF_CLASSES, TIMM, build_row
+from families_huggingface import HUGGINGFACE
+from families_hybrids import MADE_OF_SIZES, TIMM_HYBRIDS, WHOLE_HYBRIDS
+from families_stages import MADE_OF_CONFIGS, TIMM_STAGES, WHOLE_STAGES
+from families_torchvision import MADE_OF_BLOCKS, TORCHVISION
 from models import one_unit_plan, random_plan, same_tensors
-from vitrim.adapters import describe
+from vitrim.adapters import describe, origin_of
+from vitrim.checkpoint import load, save
 from vitrim.cost import Cost, count_cost
 from vitrim.importance import score
 from vitrim.outputs import logits_of
@@ -21,12 +28,15 @@ from vitrim.structure import ViTStructure
 from vitrim.surgery import gated, prune, silence, unit_gate
 
 WHOLE = {
+    **WHOLE_STAGES,
+    **WHOLE_HYBRIDS,
     "EVA-02 with norms inside": {"neurons": "normalises across neurons"},
     "BEiT-3": {"heads": "normalises across heads", "neurons": "normalises across neurons"},
     "BEiT, one bias for all blocks": {"heads": "same bias"},
     "relative position, residual post-norm": {"heads": "same bias"},
+    "transformers BEiT, shared": {"heads": "same bias"},
 }
-ROWS = {**TIMM, **TIMM_STAGES}
+ROWS = {**TIMM, **TIMM_STAGES, **TIMM_HYBRIDS, **HUGGINGFACE, **TORCHVISION}
 EXACT = 1e-12
 every_family = pytest.mark.parametrize("family", ROWS)
 
@@ -176,3 +186,33 @@ def test_recovery_refits_what_reads_removed_units(family: str) -> None:
         assert not torch.equal(recovered.get_submodule(reader).weight, student.get_submodule(reader).weight)
     assert torch.isfinite(logits_of(recovered(batches[0][0]))).all()
     assert same_tensors(recover(model, model, structure.full_plan(), batches), model)
+
+
+@pytest.mark.parametrize("family", sorted(ROWS.keys() - MADE_OF_CLASSES - MADE_OF_CONFIGS - MADE_OF_SIZES.keys() - MADE_OF_BLOCKS))
+@torch.no_grad()
+def test_files_give_the_model_back_with_and_without_vitrim(family: str, tmp_path: Path) -> None:
+    model = build_row(ROWS[family], dtype=torch.float32)
+    structure = describe(model)
+    student = prune(model, list(plans(structure).values())[-1])
+    images = images_for(structure, dtype=torch.float32)
+    logits = logits_of(student(images))
+    save(student, tmp_path)
+    assert torch.equal(logits_of(load(tmp_path)(images)), logits)
+    if origin_of(model).library == "timm":
+        through_timm = timm.create_model(f"local-dir:{tmp_path}").eval()
+        assert same_tensors(through_timm, student)
+        assert torch.equal(logits_of(through_timm(images)), logits)
+    if (tmp_path / "modeling.py").exists():
+        alone = standalone(tmp_path).load_model()
+        assert same_tensors(alone, student)
+        assert torch.equal(logits_of(alone(images)), logits)
+
+
+def standalone(folder: Path) -> ModuleType:
+    """The `modeling.py` of a folder, which may not mention vitrim's package."""
+    text = (folder / "modeling.py").read_text(encoding="utf-8")
+    assert "import vitrim" not in text and "from vitrim" not in text
+    module = ModuleType("modeling")
+    module.__file__ = str(folder / "modeling.py")
+    exec(compile(text, module.__file__, "exec"), vars(module))
+    return module

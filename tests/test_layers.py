@@ -14,7 +14,7 @@ LAYERS = {  # from the top
     "story": {"demo", "pipeline"},
     "settings": {"recipe"},
     "long jobs": {"training", "exporting", "report"},
-    "decisions": {"allocation", "checkpoint"},
+    "decisions": {"allocation", "checkpoint", "hub", "standalone"},
     "operations": {"importance", "surgery", "recovery", "latency", "evaluation"},
     "parts": {
         "adapters",
@@ -30,10 +30,11 @@ LAYERS = {  # from the top
         "augmentation",
         "layouts",
     },
-    "words": {"structure", "plan", "errors", "progress"},
+    "words": {"structure", "plan", "errors", "progress", "registration"},
 }
 HEIGHT = {module: -depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
-MAY_IMPORT = {"timm.data": {"data", "adapters"}, "timm.models": {"adapters"}, "transformers": {"adapters"}}
+MAY_IMPORT = {"timm.data": {"data", "adapters"}, "timm.models": {"adapters", "hub"}, "transformers": {"adapters"}}
+MAY_IMPORT |= {"timm": {"adapters", "hub"}}
 MAY_IMPORT |= {name: {"training", "adapters"} for name in ("timm.optim", "timm.scheduler", "timm.utils")}
 
 

@@ -6,6 +6,8 @@ The names below are all that is public. They are imported when first used, so th
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitrim.registration import when_imported
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -60,6 +62,18 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
+
+
+def _register_with_timm() -> None:
+    import_module("vitrim.hub").register_with_timm()
+
+
+def _register_with_transformers() -> None:
+    import_module("vitrim.adapters.huggingface_auto").register(import_module("vitrim.surgery").prune)
+
+
+when_imported("timm", _register_with_timm)
+when_imported("transformers", _register_with_transformers)
 
 
 def __getattr__(name: str) -> Any:

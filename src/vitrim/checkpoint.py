@@ -1,7 +1,8 @@
 """Model folders and run folders: what is written to disk, how it is read back, and how a run goes on where it stopped.
 
 A model folder holds `config.json` and `model.safetensors`: architecture, arguments and plan rebuild the model, and the
-weights are loaded strictly. Nothing here writes or executes a pickle. Files appear whole or not at all.
+weights are loaded strictly; a cut model also gets a `modeling.py` that rebuilds it without vitrim. Nothing here writes
+or executes a pickle. Files appear whole or not at all.
 """
 
 import hashlib
@@ -28,11 +29,14 @@ from vitrim.cost import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, SettingError, UserError
 from vitrim.plan import PruningPlan
 from vitrim.processes import is_main_process, wait_for_all
+from vitrim.standalone import modeling_source, rebuild_facts
 from vitrim.structure import Origin
 from vitrim.surgery import prune
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = 1
+CONFIG, WEIGHTS, MODELING = "config.json", "model.safetensors", "modeling.py"
+LIBRARIES = ("timm", "transformers", "torchvision")
+STANDALONE = ("timm", "torchvision")  # libraries with which `modeling.py` builds a model without vitrim
+FORMAT = 2
 FILE_METADATA = {"format": "pt"}  # transformers asks for it
 Result = TypeVar("Result")
 
@@ -45,6 +49,8 @@ def versions() -> dict[str, str]:
 
 def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (), provenance: Any = None) -> Path:
     """Write `model` to `folder` so that `load` gives it back with the same logits, bit for bit.
+
+    timm reads the folder too (`timm.create_model("local-dir:FOLDER")` after `import vitrim`), and transformers.
 
     Args:
         folder: created if need be; a folder that holds something other than a vitrim model is refused.
@@ -62,8 +68,13 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     config = _config(model, origin, provenance)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with writing(folder / CONFIG) as path:  # moved into place last: its presence says that the folder is whole
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tensors(folder / WEIGHTS, tensors, FILE_METADATA)
+        if origin.plan and origin.library in STANDALONE:
+            config["rebuild"] = rebuild_facts(model, origin)
+            write_text(folder / MODELING, modeling_source(model, origin))
+        else:
+            (folder / MODELING).unlink(missing_ok=True)  # of a model that was here before
+        path.write_text(_to_json(config), encoding="utf-8")
     record_origin(model, origin)
     return folder
 
@@ -79,15 +90,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
         folder = folder / "model"
     config = _read_config(folder)
     try:
-        about = config["vitrim"]
-        origin = Origin(
-            library=about["library"],
-            architecture=config["architecture"],
-            model_args={**config["model_args"], "num_classes": config["num_classes"]},
-            preprocessing=about["preprocessing"],
-            classes=tuple(config.get("label_names") or ()),
-        )
-        plan = PruningPlan.from_dict(about["plan"]) if about["plan"] else None
+        origin, plan = _origin_in(config)
     except (KeyError, TypeError) as problem:
         raise CheckpointMismatch(
             f"{folder / CONFIG} was not written by vitrim: {problem} is missing or misplaced."
@@ -110,13 +113,15 @@ def open_model(
     patch_size: int | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """The model that a person means: a timm name, a folder that vitrim wrote, or a checkpoint file with `arch`.
+    """The model that a person means: a name, a folder, or a checkpoint file with `arch`.
 
-    Weights in half precision are read into float32: they are to be trained and measured.
+    A name is timm's, or another library's after its own: `torchvision:vit_b_16`, `transformers:USER/NAME`,
+    `timm:hf-hub:USER/NAME`. A folder is one that vitrim, transformers (`save_pretrained`) or timm wrote. Weights in
+    half precision are read into float32: they are to be trained and measured.
 
     Args:
-        num_classes: outputs of a timm model; by default what timm has, or what the checkpoint's head has.
-        model_args: further arguments of the timm architecture, such as `embed_dim=192`.
+        num_classes: outputs of the model; by default what the library has, or what the checkpoint's head has.
+        model_args: further arguments of the architecture, such as `embed_dim=192`.
 
     Raises:
         SettingError: options that do not go together, or a name that nothing goes by.
@@ -126,25 +131,46 @@ def open_model(
     arguments = {key: value for key, value in arguments.items() if value is not None}
     path = Path(name)
     if path.is_dir():
-        given = [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])]
-        if given:
-            raise SettingError(f"{name} is a folder that says itself what the model is; leave out {', '.join(given)}.")
-        return load(path).float()
-    library = adapter_of_library("timm")
+        return _open_folder(path, [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])])
     if path.is_file():
         if not arch:
             raise SettingError(f"{name} is a file of weights; say with --arch which timm architecture they are for.")
         tensors = read_tensors(path)
         if "head.weight" in tensors:
             arguments.setdefault("num_classes", len(tensors["head.weight"]))
-        model = library.create(arch, pretrained=False, **arguments)
+        library, architecture = _library_in(arch)
+        model = adapter_of_library(library).create(architecture, pretrained=False, **arguments)
         load_weights(model, tensors, name)
         return model.float().eval()
     if arch:
         raise SettingError(f"There is no checkpoint file {name}; --arch goes with a file of weights.")
-    if "/" in name or path.suffix in (".pth", ".pt", ".safetensors", ".bin"):
-        raise SettingError(f"There is no file or folder {name}.")
-    return library.create(name, pretrained=pretrained, **arguments).eval()
+    library, architecture = _library_in(name)
+    if path.suffix in (".pth", ".pt", ".safetensors", ".bin") or (
+        "/" in name and library == "timm" and ":" not in name
+    ):
+        raise SettingError(
+            f"There is no file or folder {name}. Names of the hub begin with a library: timm:hf-hub:USER/NAME, "
+            "transformers:USER/NAME."
+        )
+    return adapter_of_library(library).create(architecture, pretrained=pretrained, **arguments).float().eval()
+
+
+def _library_in(name: str) -> tuple[str, str]:
+    """A name's library and what the library calls it: `torchvision:vit_b_16`, else timm's."""
+    library, _, rest = name.partition(":")
+    return (library, rest) if library in LIBRARIES and rest else ("timm", name)
+
+
+def _open_folder(path: Path, given: list[str]) -> nn.Module:
+    """A folder of vitrim's, transformers' or timm's."""
+    if given:
+        raise SettingError(f"{path} is a folder that says itself what the model is; leave out {', '.join(given)}.")
+    keys = _config_keys(path)
+    if "vitrim" not in keys and "model_type" in keys:
+        return adapter_of_library("transformers").create(str(path)).float().eval()
+    if "vitrim" not in keys and {"architecture", "pretrained_cfg"} <= keys:
+        return adapter_of_library("timm").create(f"local-dir:{path}", pretrained=True).float().eval()
+    return load(path).float()
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -369,29 +395,44 @@ def _remove(path: Path) -> None:
 
 
 def _config(model: nn.Module, origin: Origin, provenance: Any) -> dict[str, Any]:
-    cost, shape = count_cost(model), origin.preprocessing.get("img_size", [])
-    arguments = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
-    num_classes = origin.model_args["num_classes"]
-    pretrained = {
-        name: origin.preprocessing[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-    }
-    return {
+    cost = count_cost(model)
+    about = {
+        "format": FORMAT,
+        "library": origin.library,
         "architecture": origin.architecture,
-        "num_classes": num_classes,
-        "label_names": list(origin.classes) or None,
-        "model_args": arguments,
-        "pretrained_cfg": {"input_size": [3, *shape], "num_classes": num_classes, **pretrained},
-        "vitrim": {
-            "format": FORMAT,
-            "library": origin.library,
-            "preprocessing": origin.preprocessing,
-            "plan": origin.plan.to_dict() if origin.plan else None,
-            "params": cost.params,
-            "macs": cost.macs,
-            "versions": versions(),
-            "provenance": provenance,
-        },
+        "model_args": origin.model_args,
+        "preprocessing": origin.preprocessing,
+        "classes": list(origin.classes),
+        "plan": origin.plan.to_dict() if origin.plan else None,
+        "params": cost.params,
+        "macs": cost.macs,
+        "versions": versions(),
+        "provenance": provenance,
     }
+    return {**adapter_of_library(origin.library).config_root(model, origin), "vitrim": about}
+
+
+def _to_json(config: Mapping[str, Any]) -> str:
+    """Indented, but lists of numbers in one line: a plan has thousands of them."""
+    text = json.dumps(config, indent=2)
+    return re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
+def _origin_in(config: Mapping[str, Any]) -> tuple[Origin, PruningPlan | None]:
+    """How to build the dense model, and the plan that then cuts it; KeyError or TypeError where something is missing.
+
+    Format 1 kept architecture and arguments where timm looks for them.
+    """
+    about = config["vitrim"]
+    first = about["format"] == 1
+    origin = Origin(
+        library=about["library"],
+        architecture=config["architecture"] if first else about["architecture"],
+        model_args={**config["model_args"], "num_classes": config["num_classes"]} if first else about["model_args"],
+        preprocessing=about["preprocessing"],
+        classes=tuple((config.get("label_names") if first else about["classes"]) or ()),
+    )
+    return origin, PruningPlan.from_dict(about["plan"]) if about["plan"] else None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -412,7 +453,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _foreign(folder: Path) -> list[str]:
     """What lies in a folder besides what an interrupted write of ours left."""
-    left = {f".{name}.partial" for name in (CONFIG, WEIGHTS, RunFolder.IDENTITY)}
+    left = {f".{name}.partial" for name in (CONFIG, WEIGHTS, MODELING, RunFolder.IDENTITY)}
     return [path.name for path in folder.iterdir() if path.name not in left]
 
 

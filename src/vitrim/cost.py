@@ -59,7 +59,7 @@ def block_cost(structure: ViTStructure, index: int, counts: Mapping[str, int]) -
 def count_cost_by_running(model: nn.Module) -> Cost:
     """Count by running the model on the meta device under torch's FLOP counter; one multiply-add is two FLOPs."""
     structure = describe(model)
-    twin = copy.deepcopy(model).to("meta").eval()
+    twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)  # the counter hooks onto gradients otherwise
     dtype = next(twin.parameters()).dtype
     images = torch.empty(1, structure.in_chans, *structure.img_size, device="meta", dtype=dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

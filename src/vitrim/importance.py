@@ -271,16 +271,20 @@ def _effect_hooks(
 
         return hook
 
-    def start_graph(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        state = input_state(args, kwargs, structure.blocks[0].state).detach().requires_grad_()
-        return with_input_state(args, kwargs, state, structure.blocks[0].state)
+    def start_graph(block: BlockStructure) -> Callable:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            state = input_state(args, kwargs, block.state)  # some models have several streams
+            if state.requires_grad:
+                return None
+            return with_input_state(args, kwargs, state.detach().requires_grad_(), block.state)
+
+        return hook
 
     with ExitStack() as stack:
-        first = model.get_submodule(structure.blocks[0].name)
-        stack.callback(first.register_forward_pre_hook(start_graph, with_kwargs=True).remove)
         for block in structure.blocks:
+            module = model.get_submodule(block.name)
+            stack.callback(module.register_forward_pre_hook(start_graph(block), with_kwargs=True).remove)
             if not block.locked:
-                module = model.get_submodule(block.name)
                 stack.callback(module.register_forward_hook(watch_block(block), with_kwargs=True).remove)
             for group in cuttable(block):
                 reader = model.get_submodule(group.reader)

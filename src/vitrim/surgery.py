@@ -27,14 +27,15 @@ def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
     structure = describe(model)
     plan.check(structure)
     student = copy.deepcopy(model)
-    for (name, dim), gone in _losses(structure, plan).items():
-        _cut(student, name, dim, gone)
+    with torch.device("cpu"):  # indices have values even where a model is built without them, on the meta device
+        for (name, dim), gone in _losses(structure, plan).items():
+            _cut(student, name, dim, gone)
     adapter = adapter_for(student)
     adapter.fit_units(student, structure, plan)
     _keep_blocks(student, structure, plan)
     adapter.fit_depth(student, structure, plan)
     with suppress(UnsupportedModel):  # a model that cannot be built again can still be cut; `save` will say so
-        record_origin(student, origin_of(model).cut_by(plan))
+        record_origin(student, origin_of(model).cut_by(plan, structure))
     return student
 
 

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from vitrim.adapters.huggingface import HuggingFaceAdapter
 from vitrim.adapters.timm import TimmAdapter
+from vitrim.adapters.torchvision import TorchvisionAdapter
 from vitrim.errors import UnsupportedModel
 from vitrim.plan import PruningPlan
 from vitrim.structure import Origin, ViTStructure
@@ -57,11 +59,14 @@ class Adapter(Protocol):
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
         """Give the blocks stochastic depth with a rate that grows linearly to `rate` at the last one."""
 
+    def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
+        """What the library itself wants to find in `config.json`, so that it can load the model."""
+
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """Mean, standard deviation, interpolation and crop that the model was trained with."""
 
 
-ADAPTERS: tuple[Adapter, ...] = (TimmAdapter(),)
+ADAPTERS: tuple[Adapter, ...] = (TimmAdapter(), HuggingFaceAdapter(), TorchvisionAdapter())
 
 
 def adapter_for(model: nn.Module) -> Adapter:

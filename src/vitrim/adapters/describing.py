@@ -153,7 +153,7 @@ def _describe_block(
     locked = block.locked
     if taken != given and not locked:
         locked = f"`{block.name}` changes the shape of the stream from {_shape(taken)} to {_shape(given)}"
-    params, macs = _num_params(model.get_submodule(block.name)), found.macs.get(block.name, 0)
+    params, macs = _own_params(model, block.name, owners), found.macs.get(block.name, 0)
     for cut in block.cuts:  # its share of what all blocks have in common
         tensor, owner = _tensor(model, cut.name), cut.name.rpartition(".")[0]
         params += tensor.numel() // tensor.shape[cut.dim]
@@ -212,6 +212,12 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
+def _own_params(model: nn.Module, name: str, owners: Mapping[int, list[str]]) -> int:
+    """Parameters that go with the module, those left out that others use, too."""
+    own = [p for p in model.get_submodule(name).parameters() if all(o.startswith(f"{name}.") for o in owners[id(p)])]
+    return sum(parameter.numel() for parameter in own)
+
+
 def _num_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -220,7 +226,9 @@ def _width(shape: tuple[int, ...], expected: int) -> int:
     """The width of a state `(N, D)`, `(h, w, D)` or `(D, h, w)`; some models are wider behind their blocks."""
     if expected in shape or len(shape) < 3:
         return expected if expected in shape else shape[-1]
-    return shape[0] if shape[1] == shape[2] else shape[-1]
+    if shape[0] == shape[1] or shape[1] == shape[2]:
+        return shape[-1] if shape[0] == shape[1] else shape[0]
+    return max(shape)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -95,7 +95,8 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     try:
         model.eval()
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        without_values = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.device("cpu"), without_values, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             state = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype)
                 for name, tensor in (*model.named_parameters(), *model.named_buffers())

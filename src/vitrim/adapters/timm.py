@@ -19,6 +19,7 @@ from timm.models import convit, hiera
 from torch import Tensor, nn
 
 from vitrim.adapters.describing import BlockParts, Macs, locked_heads, structure_of
+from vitrim.adapters.timm_hybrids import HYBRID_PARTS
 from vitrim.adapters.timm_stages import STAGE_PARTS
 from vitrim.adapters.timm_units import PARTS as PLAIN_PARTS
 from vitrim.errors import SettingError, UnsupportedModel
@@ -45,6 +46,25 @@ class Family:
     shared_bias: str = ""
 
 
+WITH_PARTS_BETWEEN_STAGES = ("EfficientFormerV2", "EfficientVitMsra", "Levit", "LevitDistilled", "RepVit", "SHViT")
+IN_STAGES = (
+    "ConvNeXt",
+    "DaVit",
+    "EdgeNeXt",
+    "EfficientFormer",
+    "EfficientVit",
+    "EfficientVitLarge",
+    "FastVit",
+    "GlobalContextVit",
+    "IFormer",
+    "MambaOut",
+    "MetaFormer",
+    "MetaNeXt",
+    "NextViT",
+    "PyramidVisionTransformerV2",
+    "Sequencer2d",
+    "SwiftFormer",
+)
 FAMILIES = (
     Family(cls="VisionTransformer", blocks=("blocks.*",)),
     Family(cls="VisionTransformerDistilled", blocks=("blocks.*",)),
@@ -69,9 +89,35 @@ FAMILIES = (
     ),
     Family(cls="Xcit", blocks=("blocks.*", "cls_attn_blocks.*")),
     Family(cls="Cait", blocks=("blocks.*", "blocks_token_only.*"), states={"blocks_token_only.*": 1}),
+    Family(cls="MlpMixer", blocks=("blocks.*",)),
+    Family(cls="FocalNet", blocks=("layers.*.blocks.*",)),
+    Family(cls="CrossVit", blocks=("blocks.*.blocks.*.*", "blocks.*.fusion.*", "blocks.*.fusion.*.*")),
+    Family(cls="VOLO", blocks=("network.*.*", "post_network.*")),
+    Family(cls="ByobNet", blocks=("stages.*.*.transformer.*",)),
+    Family(
+        cls="CoaT",
+        blocks=("serial_blocks*.*", "parallel_blocks.*"),
+        locked={"parallel_blocks.*": "it carries the streams of several stages at once"},
+    ),
+    Family(cls="Nest", blocks=("levels.*.transformer_encoder.*",)),
+    Family(cls="Twins", blocks=("blocks.*.*",), locked={"blocks.*.0": "the encoding of positions comes behind it"}),
+    Family(cls="TNT", blocks=("blocks.*",), locked={"blocks.*": "it carries two streams, of pixels and of patches"}),
+    Family(cls="Visformer", blocks=("stage*.*",)),
+    Family(cls="CSATv2", blocks=("stages.*.*",)),
+    Family(cls="CPUBone", blocks=("stages.*.*",)),
+    Family(cls="LowFormer", blocks=("stages.*.*",)),
+    Family(cls="DeepseekVitEncoder", blocks=("blocks.*",)),
+    Family(cls="DeepseekVitClassifier", blocks=("encoder.blocks.*",)),
+    Family(cls="Qwen3VitEncoder", blocks=("blocks.*",)),
+    Family(cls="Qwen3VitClassifier", blocks=("encoder.blocks.*",)),
+    Family(cls="Gemma4VitEncoder", blocks=("blocks.*",)),
+    Family(cls="Gemma4VitClassifier", blocks=("encoder.blocks.*",)),
+    *(Family(cls=cls, blocks=("stages.*.blocks.*", "stages.*.downsample")) for cls in WITH_PARTS_BETWEEN_STAGES),
+    *(Family(cls=cls, blocks=("stages.*.blocks.*",)) for cls in IN_STAGES),
 )
-PARTS = {**PLAIN_PARTS, **STAGE_PARTS}
+PARTS = {**PLAIN_PARTS, **STAGE_PARTS, **HYBRID_PARTS}
 BY_CLASS = {family.cls: family for family in FAMILIES}
+CUT_ARCHITECTURE = "vitrim_cut"  # what timm knows a cut model by
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
@@ -86,6 +132,12 @@ class TimmAdapter:
         family = _family(model)
         assert family is not None
         blocks = [_block_parts(model, family, name) for name in _block_names(model, family)]
+        if not blocks:
+            named = " or ".join(f"`{pattern}`" for pattern in family.blocks)
+            raise UnsupportedModel(
+                f"Found a {family.cls} without transformer blocks, which would be named {named}; vitrim cuts attention "
+                "heads, MLP neurons and such blocks."
+            )
         return structure_of(
             model,
             blocks,
@@ -132,10 +184,11 @@ class TimmAdapter:
                 groups = [group for reader, group in lost.items() if reader.startswith(f"{name}.")]
                 if not groups:
                     continue
-                if _mixed_rope(model) and groups[0].kind == "heads":  # the frequencies of all heads stay together
+                part = PARTS[type(module)]
+                if groups[0].kind == "heads" and (part.remembers or _mixed_rope(model)):
                     before = getattr(module, "kept_heads", range(groups[0].count))
                     setattr(module, "kept_heads", tuple(before[head] for head in kept.units(groups[0].key)))  # noqa: B010
-                PARTS[type(module)].fit(module)
+                part.fit(module)
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
         _renumber_features(model, structure, plan)
@@ -153,6 +206,22 @@ class TimmAdapter:
                 for name, child in list(module.named_children()):
                     if name.startswith("drop_path") and isinstance(child, DropPath | nn.Identity):
                         setattr(module, name, DropPath(share) if share > 0 else nn.Identity())
+
+    def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
+        """timm's own layout; a cut model is of an architecture that vitrim registers with timm."""
+        arguments = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
+        num_classes = origin.model_args["num_classes"]
+        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+        config = {"input_size": list(_image_shape(model)), "num_classes": num_classes}
+        config |= {name: origin.preprocessing[name] for name in names}
+        known = getattr(model, "pretrained_cfg", None) or {}
+        config |= {name: known[name] for name in ("pool_size", "first_conv", "classifier") if known.get(name)}
+        root: dict[str, Any] = {"architecture": origin.architecture, "model_args": arguments}
+        if origin.plan:
+            cut = {"base": origin.architecture, "base_args": arguments, "plan": origin.plan.to_json()}
+            root = {"architecture": CUT_ARCHITECTURE, "model_args": cut}
+        labels = {"num_classes": num_classes, "label_names": list(origin.classes) or None}
+        return {**root, **labels, "pretrained_cfg": config}
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         config = timm.data.resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
@@ -173,7 +242,7 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
         SettingError: timm knows no such architecture, or the architecture takes no such argument.
     """
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    if not timm.is_model(architecture):
+    if not architecture.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(architecture):
         near = timm.list_models(f"*{architecture.split('.')[0][:12]}*")[:3]
         hint = f" Names like it: {', '.join(near)}." if near else " `timm.list_models('vit*')` lists the names."
         raise SettingError(f"timm knows no model named {architecture!r}, and there is no such file or folder.{hint}")
@@ -181,10 +250,10 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
         model = timm.create_model(architecture, pretrained=pretrained, **arguments)
     except TypeError as problem:
         raise SettingError(f"timm's {architecture} does not take these arguments: {problem}.") from problem
-    except (AssertionError, RuntimeError) as problem:
+    except (AssertionError, RuntimeError, OSError) as problem:  # no network, no such repository
         first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise SettingError(f"timm could not build {architecture} with {arguments}: {first_line}") from problem
-    model._model_args = arguments  # as timm >= 1.0.31 does itself
+    model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # as timm >= 1.0.31 does itself
     return model
 
 
@@ -238,7 +307,10 @@ def _in_chans(model: Any, first_conv: Any, default: int) -> int:
 
 
 def _block_names(model: nn.Module, family: Family) -> list[str]:
-    return [name for name, _ in model.named_modules() if any(_is_like(name, pattern) for pattern in family.blocks)]
+    """In the order of the modules; what consists of one layer or of further blocks is no block."""
+    parts = {name: module for name, module in model.named_modules() if next(module.children(), None) is not None}
+    names = [name for name in parts if any(_is_like(name, pattern) for pattern in family.blocks)]
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
 def _is_like(name: str, pattern: str) -> bool:

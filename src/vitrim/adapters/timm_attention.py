@@ -20,11 +20,11 @@ def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = Non
         dropout = attn.attn_drop.p if attn.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal)
     else:
-        out = weigh(attn, q, k, bias, causal) @ v
+        out = attention_weights(attn, q, k, bias, causal) @ v
     return out.transpose(1, 2).flatten(2)
 
 
-def weigh(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
+def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
     """The weights with which attention adds up the values, `(B, H, N, N)`."""
     scores = (q * attn.scale) @ k.transpose(-2, -1)
     if causal:
@@ -109,7 +109,7 @@ def differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
         one, two = attend(attn, q1, k1, v, bias, causal), attend(attn, q2, k2, v, bias, causal)
         out = (one - share * two).unflatten(2, (attn.num_heads, -1))
     else:  # one product with the values instead of two
-        one, two = weigh(attn, q, k, bias, causal).unflatten(1, (attn.num_heads, 2)).unbind(2)
+        one, two = attention_weights(attn, q, k, bias, causal).unflatten(1, (attn.num_heads, 2)).unbind(2)
         out = ((one - share * two) @ v).transpose(1, 2)
     return (attn.sub_norm(out) * (1 - attn.lambda_init)).flatten(2)
 

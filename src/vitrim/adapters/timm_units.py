@@ -33,10 +33,14 @@ Fit = Callable[[nn.Module], None]
 
 @dataclass(frozen=True)
 class Part:
-    """How to describe one class of attention or MLP, and what to set on it after a cut."""
+    """How to describe one class of attention or MLP, and what to set on it after a cut.
+
+    `remembers`: whether `fit` finds on the module which heads were kept, counted in the dense model: `kept_heads`.
+    """
 
     find: Find
     fit: Fit
+    remembers: bool = False
 
 
 def across(norm: nn.Module, name: str, units: str) -> str:
