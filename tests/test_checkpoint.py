@@ -69,7 +69,11 @@ def test_saving_and_loading_gives_the_same_model(how: str, dtype: torch.dtype, t
     back = load(save(model, tmp_path / "model"))
     assert_same_model(model, back)
     assert not back.training
-    assert names(tmp_path / "model") == ["config.json", "model.safetensors", *(["modeling.py"] if how != "dense" else [])]
+    assert names(tmp_path / "model") == [
+        "config.json",
+        "model.safetensors",
+        *(["modeling.py"] if how != "dense" else []),
+    ]
 
 
 @pytest.mark.parametrize("variant", BY_FACTORY)

@@ -1,9 +1,9 @@
 """Cut every model that timm lists and write down what of it can be cut: `python -m tools.models -o docs/models.md`.
 
-Each model is built with random weights in float64, as small as its arguments allow (a short depth), cut by a random
-plan of uneven widths with one block removed where one can be, and compared with itself silenced, on one image; its cost
-is compared with torch's counter on the cut model. Results are kept line by line in a file, so that the same command
-goes on where it was stopped. About an hour on two cores.
+Each model is built with random weights in float64, as small as its arguments allow (few blocks, small images), cut by
+a random plan of uneven widths with one block removed where one can be, and compared with itself silenced, on one image;
+its cost is compared with torch's counter on the cut model. Results are kept line by line in a file, so that the same
+command goes on where it was stopped. About an hour on two cores.
 """
 
 import argparse
@@ -36,9 +36,10 @@ from vitrim.surgery import prune, silence
 
 EXACT = 1e-9  # relative; float64 rounds at 1e-16, and some of these models are a hundred layers deep
 SHORT = ({"depth": 2}, {"depths": (2, 2, 2, 2)}, {"depths": (2, 2, 2)}, {"layers": (2, 2, 2, 2)}, {})
+SMALL_SIDE = 112  # of images: patches of 14 and 16 fit, and windows of 7
 MOST_PARAMETERS = 400e6
 HAS_UNITS = re.compile(r"Attention|Attn$|MHSA|GPSA|XCA|Mlp$|MLP$|Glu|GLU|FeedForward|FFN")
-CHANNEL_GATES = {"SplitAttn", "SelectiveKernelAttn", "BatNonLocalAttn"}
+CHANNEL_GATES = {"GlobalContext", "SplitAttn", "SelectiveKernelAttn", "BatNonLocalAttn"}
 
 
 def examine(name: str) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def examine(name: str) -> dict[str, Any]:
         with torch.device("meta"):
             whole = timm.create_model(name)
         row |= {"class": type(whole).__name__, "file": timm.model_entrypoint(name).__module__.rpartition(".")[2]}
-        found = sorted({type(m).__name__ for m in whole.modules() if has_units(m)})
+        found = kinds_of_units(whole)
         row["units"] = found
         if not adapter_knows(whole):
             return {**row, "status": "unknown class" if found else "no heads, no MLP"}
@@ -60,9 +61,16 @@ def examine(name: str) -> dict[str, Any]:
         return {**row, "status": "failed", "problem": f"{type(problem).__name__}: {first_line(problem)}"}
 
 
-def has_units(module: nn.Module) -> bool:
-    kind = type(module).__name__
-    return bool(HAS_UNITS.search(kind)) and kind not in CHANNEL_GATES and "Classifier" not in kind
+def kinds_of_units(model: nn.Module) -> list[str]:
+    """The classes of attentions and MLPs in a model; gates on the channels of a convolution are neither."""
+    kinds, inside_gates = set(), ()
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind in CHANNEL_GATES:
+            inside_gates += (f"{name}.",)
+        elif HAS_UNITS.search(kind) and "Classifier" not in kind and not name.startswith(inside_gates or "?"):
+            kinds.add(kind)
+    return sorted(kinds)
 
 
 def adapter_knows(model: nn.Module) -> bool:
@@ -97,11 +105,14 @@ def check(name: str) -> dict[str, Any]:
 
 def build(name: str) -> nn.Module:
     """The model in float64, with few blocks where it has an argument for that."""
-    for arguments in SHORT:
+    for arguments in ({**short, **small} for short in SHORT for small in ({"img_size": SMALL_SIDE}, {})):
         try:
             with torch.device("meta"):
-                size = sum(p.numel() for p in timm.create_model(name, **arguments).parameters())
-        except Exception:  # the architecture takes no such argument, or not so short
+                trial = timm.create_model(name, **arguments)
+                if "img_size" in arguments:
+                    trial.eval()(torch.empty(1, 3, SMALL_SIDE, SMALL_SIDE))
+                size = sum(parameter.numel() for parameter in trial.parameters())
+        except Exception:  # the architecture takes no such argument, or no such value
             continue
         if size > MOST_PARAMETERS:
             raise MemoryError(f"{size / 1e6:.0f} million parameters, and no argument that makes it shallow")
@@ -196,10 +207,10 @@ def problem(row: dict[str, Any]) -> str:
 HEADER = """# Models
 
 Written by `python -m tools.models -o docs/models.md` with timm {timm} and torch {torch}. All {models} models that
-`timm.list_models()` gives were built with random weights in float64 (with few blocks where their arguments allow it),
-cut by a random plan of uneven widths, with one block removed where one can be, and compared on one image with
-themselves at full size, the same parts silenced. *Exact* means that the outputs differ by less than 1e-9 of the largest
-value and that the cost computed in advance is the cost counted on the cut model, to the last unit.
+`timm.list_models()` gives were built with random weights in float64 (with few blocks and small images where their
+arguments allow it), cut by a random plan of uneven widths, with one block removed where one can be, and compared on one
+image with themselves at full size, the same parts silenced. *Exact* means that the outputs differ by less than 1e-9 of
+the largest value and that the cost computed in advance is the cost counted on the cut model, to the last unit.
 
 *All*, *some* and *none* say how many of a model's attentions, MLPs and blocks can lose heads, neurons or go; what stays
 is named by `vitrim inspect`, with the reason.

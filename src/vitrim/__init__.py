@@ -73,7 +73,7 @@ def _register_with_transformers() -> None:
 
 
 when_imported("timm", _register_with_timm)
-when_imported("transformers", _register_with_transformers)
+when_imported("transformers.models.auto.configuration_auto", _register_with_transformers)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,7 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from vitrim.adapters import adapter_of_library
-from vitrim.adapters.timm import CUT_ARCHITECTURE
 from vitrim.plan import PruningPlan
-from vitrim.surgery import prune
 
 
 def vitrim_cut(
@@ -38,6 +35,10 @@ def vitrim_cut(
     overlay = base_args.pop("pretrained_cfg_overlay", {})  # decides the image size of models that take none
     source = getattr(pretrained_cfg, "source", None) or (pretrained_cfg or {}).get("source")
 
+    # only now: this file is imported in the middle of timm's import, which vitrim's adapters may have begun
+    from vitrim.adapters import adapter_of_library
+    from vitrim.surgery import prune
+
     def build(**all_arguments: Any) -> nn.Module:
         dense = adapter_of_library("timm").create(base, pretrained_cfg_overlay=overlay, **all_arguments)
         return prune(dense, PruningPlan.from_json(plan))
@@ -57,7 +58,7 @@ def vitrim_cut(
 
 def register_with_timm() -> None:
     """Make timm know the architecture of cut models."""
-    if not timm.is_model(CUT_ARCHITECTURE):
+    if not timm.is_model(vitrim_cut.__name__):
         register_model(vitrim_cut)
 
 

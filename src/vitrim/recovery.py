@@ -78,7 +78,7 @@ def recover(
     plan.check(before)
     student = copy.deepcopy(student).eval()
     if not plan.keeps_all(before):
-        with eval_mode(teacher), readable(teacher):
+        with eval_mode(teacher), readable(teacher), readable(student):
             _refit_all(student, teacher, plan, batches, ridge)
     return student
 
@@ -102,7 +102,8 @@ def _refit_all(
         wanted = dense_walk.step(_readers(teacher, before.blocks[kept.block]))
         for reader in _readers(student, after.blocks[index]):
             targets = wanted[before.blocks[kept.block].name + reader.removeprefix(after.blocks[index].name)]
-            _refit(student.get_submodule(reader), small_walk.inputs_of(reader), targets, ridge)
+            if len(targets) == len(images):  # a layer that several parts share runs more than once
+                _refit(student.get_submodule(reader), small_walk.inputs_of(reader), targets, ridge)
         small_walk.step()
 
 

@@ -29,8 +29,12 @@ def rebuild_facts(model: nn.Module, origin: Origin) -> dict[str, Any]:
         dense = adapter_of_library(origin.library).build(origin)
     removed = origin.removed_blocks()
     for name in reversed(removed):
-        stage, _, position = name.rpartition(".")
-        del dense.get_submodule(stage)[int(position)]  # type: ignore[operator]
+        stage, _, key = name.rpartition(".")
+        container: Any = dense.get_submodule(stage)
+        if key.isdigit():
+            del container[int(key)]
+        else:
+            del container._modules[key]
     before = dict(dense.named_modules())
     attributes: dict[str, dict[str, Any]] = {}
     forwards: dict[str, str] = {}

@@ -161,5 +161,9 @@ def _fit_layer(module: nn.Module) -> None:
 
 def _keep_blocks(model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
     for index in reversed(_gone(structure, plan)):  # the last first, so that names before it still hold
-        stage, _, position = structure.blocks[index].name.rpartition(".")
-        del model.get_submodule(stage)[int(position)]  # type: ignore[operator]
+        stage, _, key = structure.blocks[index].name.rpartition(".")
+        container: Any = model.get_submodule(stage)
+        if key.isdigit():
+            del container[int(key)]
+        else:  # deleting by position would give all others other names
+            del container._modules[key]
