@@ -22,7 +22,8 @@ class _Products(TorchDispatchMode):
         elif func in (aten.addmm.default, aten.baddbmm.default):
             self.total += out.numel() * args[1].shape[-1]
         elif func is aten.convolution.default:
-            self.total += out.numel() * args[1][0].numel()  # one filter for each value
+            values = args[0] if args[6] else out  # a transposed one has a filter for each value that it takes
+            self.total += values.numel() * args[1][0].numel()
         return out
 
 

@@ -71,7 +71,15 @@ MADE_OF_SIZES: dict[str, Row] = {  # no name of timm's gives them these, so no f
     "gMixer": of_class(mlp_mixer.MlpMixer, 32, **MIXER, mlp_ratio=(1.0, 4.0), mlp_layer=GluMlp),
     "ResMLP": of_class(mlp_mixer.MlpMixer, 32, **MIXER, block_layer=ResBlock, mlp_ratio=2, norm_layer=mlp_mixer.Affine),
     "gMLP": of_class(mlp_mixer.MlpMixer, 32, **MIXER, block_layer=SpatialGatingBlock, mlp_layer=GatedMlp, mlp_ratio=2),
-    "FocalNet": of_class(focalnet.FocalNet, 32, drop_path_rate=0.0, depths=(2, 2), embed_dim=16, focal_levels=(2, 2), focal_windows=(3, 3)),
+    "FocalNet": of_class(
+        focalnet.FocalNet,
+        32,
+        drop_path_rate=0.0,
+        depths=(2, 2),
+        embed_dim=16,
+        focal_levels=(2, 2),
+        focal_windows=(3, 3),
+    ),
     "CrossViT": of_class(
         crossvit.CrossVit,
         48,
@@ -103,7 +111,9 @@ MADE_OF_SIZES: dict[str, Row] = {  # no name of timm's gives them these, so no f
         downsamples=(True, False, False),
         outlook_attention=(True, False, False),
     ),
-    "NesT": of_class(nest.Nest, 64, img_size=64, embed_dims=(16, 32, 32), num_heads=(2, 4, 4), depths=(1, 1, 2)),
+    "NesT": of_class(
+        nest.Nest, 64, drop_path_rate=0.0, img_size=64, embed_dims=(16, 32, 32), num_heads=(2, 4, 4), depths=(1, 1, 2)
+    ),
 }
 TIMM_HYBRIDS: dict[str, Row] = {
     **MADE_OF_SIZES,
@@ -191,7 +201,7 @@ TIMM_HYBRIDS: dict[str, Row] = {
         32,
         "sequencer2d_s",
         img_size=32,
-        layers=[1, 2],
+        layers=[2, 2],
         patch_sizes=[4, 2],
         embed_dims=[16, 32],
         hidden_sizes=[4, 8],
@@ -220,7 +230,7 @@ TIMM_HYBRIDS: dict[str, Row] = {
     "Visformer": timm_model(
         "visformer_tiny", **COMMON, img_size=64, init_channels=8, embed_dim=32, depth=(1, 2, 2), num_heads=4, group=8
     ),
-    "CSATv2": timm_at(64, "csatv2", dims=(8, 16, 32, 32), depths=(1, 1, 2, 2), transformer_depths=(0, 0, 1, 1)),
+    "CSATv2": timm_at(64, "csatv2", dims=(8, 16, 32, 32), depths=(2, 1, 2, 2), transformer_depths=(0, 0, 1, 1)),
     "InceptionNeXt": timm_at(32, "inception_next_atto", **DIMS),
     "iFormer": timm_at(
         64,
@@ -272,6 +282,9 @@ WHOLE_HYBRIDS = {
     "EfficientViT": {"heads": "at several scales"},
     "EfficientViT, large": {"heads": "at several scales"},
     "EfficientViT of cascaded groups": {"heads": "what the one before it gave"},
+    "Visformer": {"neurons": "mixes the neurons"},
+    "CPUBone": {"neurons": "mixes the neurons"},
+    "CPUBone, another way up": {"neurons": "mixes the neurons"},
     "LowFormer": {"heads": "a transposed convolution"},
     "TNT": {"blocks": "two streams"},
     "TNT, legacy": {"blocks": "two streams"},

@@ -282,3 +282,14 @@ def test_scores_of_another_model_are_refused() -> None:
     for other in ([(3, 8), (3, 8)], [(3, 8), (3, 8), (2, 8)], [(3, 8), (3, 8), (3, 9)]):
         with pytest.raises(PlanMismatch, match="Score this model again"):
             allocate(make_structure(EVEN), make_scores(make_structure(other)), TINY)
+
+
+def test_a_budget_out_of_reach_names_what_is_left_whole() -> None:
+    free = make_structure([(3, 8)] * 3)
+    blocks = tuple(
+        replace(block, groups=tuple(replace(g, locked="a norm across them") for g in block.groups))
+        for block in free.blocks
+    )
+    structure = replace(free, blocks=blocks)
+    with pytest.raises(BudgetError, match=r"Left whole: heads \(a norm across them\); neurons \(a norm"):
+        allocate(structure, make_scores(structure), replace(TINY, params=0.2, macs=0.2))

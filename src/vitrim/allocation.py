@@ -103,6 +103,7 @@ def allocate(
         raise BudgetError(
             f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds, but "
             f"the smallest possible model keeps {params:.2%} and {macs:.2%}. Raise the budget or remove more blocks."
+            f"{left_whole(structure)}"
         )
     choices = [
         choice
@@ -132,6 +133,16 @@ def smallest_cost(structure: ViTStructure, budget: Budget, num_blocks_removed: i
     gone = set(removable[len(removable) - num_blocks_removed :]) if num_blocks_removed else set()
     kept = [index for index in range(len(structure.blocks)) if index not in gone]
     return _cost_of(structure, kept, _least_counts(structure, kept, budget))
+
+
+def left_whole(structure: ViTStructure) -> str:
+    """A sentence on what cannot be cut, with a reason of each kind; empty if everything can."""
+    reasons: dict[str, str] = {}
+    for block in structure.blocks:
+        for kind, locked in [(group.kind, group.locked) for group in block.groups] + [("blocks", block.locked)]:
+            if locked:
+                reasons.setdefault(kind, locked)
+    return f" Left whole: {'; '.join(f'{kind} ({why})' for kind, why in reasons.items())}." if reasons else ""
 
 
 def _check_sizes(structure: ViTStructure, scores: Scores) -> None:

@@ -89,8 +89,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
         folder = folder / "model"
     config = _read_config(folder)
-    if "model_type" in config and "model_args" not in (config.get("vitrim") or {}):  # by transformers' save_pretrained
-        return adapter_of_library("transformers").create(str(folder)).to(device).eval()
+    if isinstance(config, dict) and "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
+        return adapter_of_library("transformers").create(str(folder)).to(device).eval()  # by `save_pretrained`
     try:
         origin, plan = _origin_in(config)
     except (KeyError, TypeError) as problem:

@@ -78,6 +78,16 @@ def _features_of(base: str, base_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filter_of(base: str) -> Any:
-    """timm's own adaptation of weights to another image size, where the family has one."""
+    """timm's own adaptation of weights to another image size, where the family has one.
+
+    Weights that fit as they are stay out of it: without its first block, some take a model for one of another code.
+    """
     module = sys.modules[timm.model_entrypoint(base).__module__]
-    return getattr(module, "checkpoint_filter_fn", None)
+    adapt = getattr(module, "checkpoint_filter_fn", None)
+
+    def adapted(weights: dict[str, torch.Tensor], model: nn.Module) -> Any:
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        fits = wanted == {name: tensor.shape for name, tensor in weights.items()}
+        return weights if fits else adapt(weights, model)
+
+    return adapted if adapt else None

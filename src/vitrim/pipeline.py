@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitrim import report as reports
 from vitrim.adapters import describe
-from vitrim.allocation import Budget, allocate, smallest_cost
+from vitrim.allocation import Budget, allocate, left_whole, smallest_cost
 from vitrim.checkpoint import RunFolder, fingerprint, load, save, write_text
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
@@ -183,7 +183,7 @@ def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
         raise BudgetError(
             f"The budget keeps {recipe.budget.params:.1%} of the parameters and {recipe.budget.macs:.1%} of the "
             f"multiply-adds; the smallest possible model with {depth - most} blocks keeps {params:.2%} and {macs:.2%}. "
-            "Raise --keep, remove more blocks with --depth, or lower budget.min_neurons."
+            f"Raise --keep, remove more blocks with --depth, or lower budget.min_neurons.{left_whole(structure)}"
         )
 
 

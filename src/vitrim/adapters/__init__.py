@@ -81,7 +81,8 @@ def adapter_for(model: nn.Module) -> Adapter:
     supported = "; ".join(adapter.supported for adapter in ADAPTERS)
     kind = type(model)
     raise UnsupportedModel(
-        f"Found a {kind.__module__}.{kind.__qualname__}, which vitrim cannot cut. Supported: {supported}."
+        f"Found a {kind.__module__}.{kind.__qualname__}, which vitrim cannot cut: it looks for one of {supported}. "
+        "docs/models.md lists them all, and docs/add-a-model.md shows how one is added."
     )
 
 

@@ -31,7 +31,9 @@ RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pil
 
 class HuggingFaceAdapter:
     library = "transformers"
-    supported = f"transformers' {', '.join(BY_CLASS)}"
+    supported = (
+        "transformers' ViT, DeiT, Dinov2, DINOv3ViT, Beit, Siglip, CLIP (vision), ViTMAE, ViTMSN, IJepa and Swin"
+    )
 
     def matches(self, model: nn.Module) -> bool:
         return any((cls.__module__, cls.__name__) == BASE_CLASS for cls in type(model).__mro__)
@@ -134,8 +136,8 @@ class HuggingFaceAdapter:
             if rate == 0:
                 return
             raise SettingError(
-                f"{type(model).__name__} has no stochastic depth; set drop_path to 0, or use `hidden_dropout_prob` of "
-                "its configuration."
+                f"{type(model).__name__} has no stochastic depth; set training.drop_path=0, or use "
+                "`hidden_dropout_prob` of its configuration."
             )
         for block, share in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
             block.drop_path = DropPath(share) if share > 0 else nn.Identity()

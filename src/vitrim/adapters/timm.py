@@ -123,7 +123,7 @@ RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable",
 
 class TimmAdapter:
     library = "timm"
-    supported = f"timm's {', '.join(sorted(BY_CLASS))}"
+    supported = f"timm's VisionTransformer, Eva, Beit, SwinTransformer, Hiera and {len(BY_CLASS) - 5} other classes"
 
     def matches(self, model: nn.Module) -> bool:
         return _family(model) is not None

@@ -18,7 +18,6 @@ from timm.models import (
     gcvit,
     gemma4_vit,
     iformer,
-    inception_next,
     levit,
     lowformer,
     mambaout,
@@ -27,7 +26,6 @@ from timm.models import (
     nest,
     nextvit,
     pvt_v2,
-    repvit,
     shvit,
     swiftformer,
     tnt,
@@ -35,9 +33,11 @@ from timm.models import (
     visformer,
     volo,
 )
+from timm.models.csatv2 import SpatialAttention
 from torch import nn
 
 from vitrim.adapters.describing import Macs, columns, cut_of, heads, locked_heads, neurons, rows
+from vitrim.adapters.timm_mlps import INVERTED, MLPS
 from vitrim.adapters.timm_stage_attention import (
     CutChannelAttention,
     CutChannelAttentionV2,
@@ -91,6 +91,11 @@ def separate(layers: Mapping[str, int], *fixed: str, value: str = "v") -> Find:
 
 def one_head(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
     return [locked_heads(1, f"`{name}` has one head")]
+
+
+def nothing(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
+    """A map of one channel, whose norm leaves nothing of what its few neurons take."""
+    return []
 
 
 def whole_heads(count: Callable[[Any], int], reason: str) -> Find:
@@ -268,7 +273,7 @@ def _fit_gcvit(attn: Any) -> None:
 
 
 def _conv_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    """LowFormer's and CPUBone's, on a coarser grid; the layer that reads the heads may stand behind or in the way up."""
+    """LowFormer's and CPUBone's, on a coarser grid; what reads the heads may be a part of the way back up."""
     stands = [path for path in ("o_proj", "upsampling.0") if _is_convolution(attn, path)]
     if not stands:
         return [locked_heads(attn.num_heads, f"`{name}.upsampling` reads the heads, a transposed convolution")]
@@ -365,36 +370,6 @@ def _of_width(attn: Any) -> int:
     return attn.qkv.conv.out_channels // (3 * attn.dim)
 
 
-INVERTED: Mapping[type[nn.Module], Find] = {  # a point-wise layer, a filter for each neuron, a point-wise layer
-    **dict.fromkeys(
-        (lowformer.MBConv, cpubone.MBConv, efficientvit_mit.MBConv),
-        chain("inverted_conv", "depth_conv", reader="point_conv.conv"),
-    ),
-    **dict.fromkeys(
-        (lowformer.FusedMBConv, cpubone.FusedMBConv, efficientvit_mit.FusedMBConv),
-        chain("spatial_conv", reader="point_conv.conv"),
-    ),
-    metaformer.SepConv: chain("pwconv1", "dwconv", reader="pwconv2"),
-    pvt_v2.MlpWithDepthwiseConv: chain("fc1", "dwconv", reader="fc2"),
-    efficientformer_v2.ConvMlpWithNorm: chain("fc1", "mid", reader="fc2.conv"),
-    visformer.SpatialMlp: chain("conv1", reader="conv3"),
-}
-MLPS: Mapping[type[nn.Module], Find] = {
-    **INVERTED,
-    levit.LevitMlp: chain("ln1", reader="ln2.linear"),
-    fastvit.ConvMlp: chain("fc1", reader="fc2"),
-    repvit.RepVitMlp: chain("conv1", reader="conv2.c"),
-    shvit.FFN: chain("pw1", reader="pw2.c"),
-    efficientvit_msra.ConvMlp: chain("pw1", reader="pw2.conv"),
-    efficientformer.ConvMlpWithNorm: chain("fc1", "norm1", reader="fc2"),
-    inception_next.ConvMlp: chain("fc1", "norm", reader="fc2"),
-    swiftformer.Mlp: chain("fc1", reader="fc2"),
-    swiftformer.ConvEncoder: chain("pwconv1", reader="pwconv2"),
-    swiftformer.LocalRepresentation: chain("pwconv1", reader="pwconv2"),
-    iformer.FFN: chain("mixer.module.0", reader="mixer.module.2.c"),
-    iformer.ConvBlock: chain("mixer.module.1", reader="mixer.module.3.c"),
-    gemma4_vit.Gemma4GatedMlp: chain("gate_proj.linear", beside="up_proj.linear", reader="down_proj.linear"),
-}
 CUT: Sequence[tuple[type[nn.Module], type[nn.Module], Find, Fit]] = (
     (metaformer.Attention, CutMetaFormerAttention, _fused, fit_num_heads),
     (fastvit.Attention, CutFastVitAttention, _fused, fit_num_heads),
@@ -424,10 +399,9 @@ HYBRID_PARTS: Mapping[type[nn.Module], Part] = {
     mambaout.GatedConvBlock: Part(_mambaout, _fit_mambaout),
     gemma4_vit.Gemma4Attention: Part(_gemma, _fit_gemma),
     lowformer.LowFormerBlock: Part(_block_of("attn.main.1", ("mlp.main.1", "mlp.main.3")), _fit_block),
-    cpubone.CPUBoneBlock: Part(
-        _block_of("total.0.0.main.1", ("total.0.1.main.1", "total.0.1.main.3")), _fit_block
-    ),
+    cpubone.CPUBoneBlock: Part(_block_of("total.0.0.main.1", ("total.0.1.main.1", "total.0.1.main.3")), _fit_block),
     **dict.fromkeys((iformer.SHMA, shvit.SHSA, swiftformer.EfficientAdditiveAttention), Part(one_head, no_fit)),
+    SpatialAttention: Part(nothing, no_fit),
     coat.FactorAttnConvRelPosEnc: Part(
         whole_heads(_num_heads, "`{}.crpe` filters the same heads in several blocks"), no_fit
     ),

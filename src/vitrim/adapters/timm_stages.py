@@ -1,4 +1,4 @@
-"""What the attentions and MLPs of timm's window and hierarchical transformers consist of; entries as in `timm_units`."""
+"""What attentions and MLPs of timm's window and hierarchical transformers consist of; entries as in `timm_units`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,13 +66,16 @@ def chain(*inner: str, reader: str, beside: str = "") -> Find:
 
     def find(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
         last = module.get_submodule(reader)
-        layers = [layer for path in inner for layer in leaves(path, module.get_submodule(path))]
+        weight: Any = last.weight
+        present = [path for path in inner if getattr(module, path, module) is not None]  # some are left out by None
+        layers = [layer for path in present for layer in leaves(path, module.get_submodule(path))]
         mixing = [path for path, layer in (*layers[1:], (reader, last)) if not _keeps_apart(layer, last)]
+        mixing += [path for path, layer in layers[:1] if getattr(layer, "groups", 1) > 1]
         layers += leaves(beside, module.get_submodule(beside)) if beside else []
         cuts = [cut for path, layer in layers for cut in rows(f"{name}.{path}", layer)]
         return [
             neurons(
-                count=last.weight.shape[1],  # type: ignore[union-attr, index]
+                count=weight.shape[1],
                 reader=f"{name}.{reader}",
                 cuts=[*cuts, columns(f"{name}.{reader}")],
                 macs=sum(macs.get(f"{name}.{path}", 0) for path in (reader, *(path for path, _ in layers))),

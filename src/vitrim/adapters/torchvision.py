@@ -171,7 +171,7 @@ class TorchvisionAdapter:
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
         if isinstance(model, VisionTransformer):
             if rate:
-                raise SettingError("torchvision's VisionTransformer has no stochastic depth; set drop_path to 0.")
+                raise SettingError("torchvision's VisionTransformer has no stochastic depth; set training.drop_path=0.")
             return
         blocks = _blocks(model)
         for index, block in enumerate(blocks):
