@@ -83,7 +83,7 @@ def _filter_of(base: str) -> Any:
     Weights that fit as they are stay out of it: without its first block, some take a model for one of another code.
     """
     module = sys.modules[timm.model_entrypoint(base).__module__]
-    adapt = getattr(module, "checkpoint_filter_fn", None)
+    adapt: Any = getattr(module, "checkpoint_filter_fn", None)
 
     def adapted(weights: dict[str, torch.Tensor], model: nn.Module) -> Any:
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
