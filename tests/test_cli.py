@@ -147,8 +147,8 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "holdout": (lambda p: p.compress("--holdout", "1.5"), "holdout.*1.5"),
     "limit": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "limit_per_class"),
-    "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*Supported: .*VisionTransformer"),
-    "unsupported model in training": (lambda p: ["train", "resnet18", "-o", str(p.out)], "ResNet.*Supported"),
+    "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*looks for one of.*VisionTransformer"),
+    "unsupported model in training": (lambda p: ["train", "resnet18", "-o", str(p.out)], "ResNet.*looks for one of"),
     "unknown model": (lambda p: ["inspect", "vit_tinny_patch16_224"], "no model named 'vit_tinny_patch16_224'"),
     "unknown model argument": (
         lambda p: ["inspect", "vit_tiny_patch16_224", "--model-arg", "widht=3"],

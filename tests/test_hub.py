@@ -125,6 +125,7 @@ with torch.no_grad():
         assert float(run(code, folder)) == pytest.approx(student(torch.ones(1, 3, 32, 32)).sum().item(), abs=1e-5)
 
 
+@pytest.mark.slow  # the default run executes each family's `modeling.py` in this process
 def test_the_file_beside_the_weights_needs_no_vitrim(student: nn.Module, folder: Path, tmp_path: Path) -> None:
     """In a fresh process in which `import vitrim` fails, from a copy of the folder."""
     shutil.copytree(folder, tmp_path / "copy")
