@@ -57,16 +57,18 @@ def examine(name: str) -> dict[str, Any]:
         return {**row, **check(name)}
     except UserError as problem:
         return {**row, "status": "refused" if row.get("units") else "no heads, no MLP", "problem": str(problem)}
+    except MemoryError as problem:
+        return {**row, "status": "not tried", "problem": str(problem)}
     except Exception as problem:  # a fault of ours or of timm's: the table shows it
         return {**row, "status": "failed", "problem": f"{type(problem).__name__}: {first_line(problem)}"}
 
 
 def kinds_of_units(model: nn.Module) -> list[str]:
-    """The classes of attentions and MLPs in a model; gates on the channels of a convolution are neither."""
+    """The classes of attentions and MLPs in a model's blocks; gates on the channels of a convolution are neither."""
     kinds, inside_gates = set(), ()
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if kind in CHANNEL_GATES:
+        if kind in CHANNEL_GATES or name.partition(".")[0] in ("head", "pre_logits"):
             inside_gates += (f"{name}.",)
         elif HAS_UNITS.search(kind) and "Classifier" not in kind and not name.startswith(inside_gates or "?"):
             kinds.add(kind)
