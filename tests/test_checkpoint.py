@@ -265,7 +265,22 @@ def test_pickled_code_is_not_executed(zipped: bool, tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"not a checkpoint", b"\x80\x02", b"PK\x03\x04", bytes(200)], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x",
+        b"hello",
+        b"aaa",
+        b"(lp0",
+        b"tensors: none",
+        b"not a checkpoint",
+        b"\x80\x02",
+        b"PK\x03\x04",
+        bytes(200),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.bin"])
 def test_files_that_are_no_checkpoints_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
