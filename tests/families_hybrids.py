@@ -12,6 +12,7 @@ from families_stages import COMMON, timm_at
 WIDTHS = {"depths": (2, 2), "embed_dims": (16, 32)}
 HEADS = {"num_heads": (2, 4)}
 DIMS = {"depths": (2, 2), "dims": (16, 32)}
+FIVE = {"widths": (8, 8, 16, 16, 16), "depths": (1, 1, 2, 2, 2)}
 FOUR = {"depths": (1, 1, 2, 2), "dims": (8, 8, 16, 32)}
 BARE = {"drop_path_rate": None}  # for models that take no such argument
 MIXER = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16}
@@ -161,28 +162,8 @@ TIMM_HYBRIDS: dict[str, Row] = {
         num_vit=1,
         mlp_ratios=(2, 2, (2, 2), (2, 2)),
     ),
-    "EfficientViT": in_double(
-        timm_at(
-            64,
-            "efficientvit_b0",
-            **BARE,
-            widths=(8, 8, 16, 16, 16),
-            depths=(1, 1, 2, 2, 2),
-            head_dim=8,
-            head_widths=(16, 16),
-        )
-    ),
-    "EfficientViT, large": in_double(
-        timm_at(
-            64,
-            "efficientvit_l1",
-            **BARE,
-            widths=(8, 8, 16, 16, 16),
-            depths=(1, 1, 2, 2, 2),
-            head_dim=8,
-            head_widths=(16, 16),
-        )
-    ),
+    "EfficientViT": in_double(timm_at(64, "efficientvit_b0", **BARE, **FIVE, head_dim=8, head_widths=(16, 16))),
+    "EfficientViT, large": in_double(timm_at(64, "efficientvit_l1", **BARE, **FIVE, head_dim=8, head_widths=(16, 16))),
     "EfficientViT of cascaded groups": timm_model(
         "efficientvit_m0",
         num_classes=5,

@@ -212,7 +212,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             found: Any = safetensors.torch.load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as problem:
+    except (LookupError, TypeError, AttributeError):  # letters that the reader of pickles takes for commands
+        raise CheckpointMismatch(
+            f"{path} is not a readable checkpoint: it is neither a pickle nor a zip file."
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as problem:
         raise CheckpointMismatch(f"{path} is not a readable checkpoint: {_first_line(problem)}") from None
     except pickle.UnpicklingError:  # what `weights_only` refuses
         raise CheckpointMismatch(

@@ -76,14 +76,14 @@ def heads(
     first: int = 0,
     locked: str = "",
 ) -> UnitGroup:
-    """The heads of one attention; `macs` are those of all of them together."""
+    """The heads of one attention: what gives them (`cuts`), and the reader's columns; `macs` of all together."""
     return _units("heads", count, width, reader, cuts, macs, first, locked)
 
 
 def neurons(
     *, count: int, reader: str, cuts: Sequence[TensorCut], macs: int, first: int = 0, locked: str = ""
 ) -> UnitGroup:
-    """The hidden neurons of one MLP; `macs` are those of all of them together."""
+    """The hidden neurons of one MLP: what gives them (`cuts`), and the reader's columns; `macs` of all together."""
     return _units("neurons", count, 1, reader, cuts, macs, first, locked)
 
 
@@ -105,11 +105,6 @@ def rows(name: str, layer: nn.Module | None, width: int = 1, *, repeats: int = 1
         for key, tensor in tensors.items()
         if tensor.ndim > 0  # a batch norm counts its batches in a tensor without dimensions
     ]
-
-
-def columns(name: str, width: int = 1, *, first: int = 0) -> TensorCut:
-    """The cut of a layer that reads the units: along dimension 1 of its weight."""
-    return TensorCut(name=f"{name}.weight", dim=1, width=width, first=first)
 
 
 def cut_of(name: str, tensor: object, dim: int = 0, *, width: int = 1, repeats: int = 1) -> list[TensorCut]:
@@ -135,7 +130,7 @@ def _units(
         reader=reader,
         width=width,
         first=first,
-        cuts=tuple(cuts),
+        cuts=(*cuts, TensorCut(name=f"{reader}.weight", dim=1, width=width, first=first)),
         macs=macs // count,
         locked=locked,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.adapters.describing import Macs, columns, heads, locked_heads, neurons, rows
+from vitrim.adapters.describing import Macs, heads, locked_heads, neurons, rows
 from vitrim.structure import TensorCut, UnitGroup
 
 SIZES_OF_HEADS = ("num_attention_heads", "num_heads")
@@ -167,7 +167,7 @@ def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: M
         count=_read_by(attention, layout) // width,
         width=width,
         reader=f"{name}.{layout.reads}",
-        cuts=[*cuts, columns(f"{name}.{layout.reads}", width)],
+        cuts=cuts,
         macs=macs.get(name, 0) - beside,
         locked=locked,
     )
@@ -180,6 +180,6 @@ def _neurons(part: nn.Module, name: str, layout: Layout, macs: int) -> UnitGroup
     return neurons(
         count=_read_by(part, layout),
         reader=f"{name}.{layout.reads}",
-        cuts=[*cuts, columns(f"{name}.{layout.reads}")],
+        cuts=cuts,
         macs=macs,
     )

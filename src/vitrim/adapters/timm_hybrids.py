@@ -36,7 +36,7 @@ from timm.models import (
 from timm.models.csatv2 import SpatialAttention
 from torch import nn
 
-from vitrim.adapters.describing import Macs, columns, cut_of, heads, locked_heads, neurons, rows
+from vitrim.adapters.describing import Macs, cut_of, heads, locked_heads, neurons, rows
 from vitrim.adapters.timm_mlps import INVERTED, MLPS
 from vitrim.adapters.timm_stage_attention import (
     CutChannelAttention,
@@ -54,37 +54,23 @@ from vitrim.adapters.timm_stage_attention import (
     CutVoloAttention,
     CutWindowAttentionGlobal,
 )
-from vitrim.adapters.timm_stages import chain, cut_into, fit_num_heads, fused, leaves, no_fit, scaled_width
-from vitrim.adapters.timm_units import Find, Fit, Part, fit_rel_pos, rel_pos_cuts
+from vitrim.adapters.timm_stages import chain, cut_into, fit_num_heads, fit_xca, leaves, plain, scaled_width, xca_heads
+from vitrim.adapters.timm_units import Find, Fit, Part, fit_rel_pos, fused, heads_of, no_fit, rel_pos_cuts
 from vitrim.structure import TensorCut, UnitGroup
 
 
-def _fused(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    return fused(name, attn, macs, width=scaled_width(attn))
-
-
-def separate(layers: Mapping[str, int], *fixed: str, value: str = "v") -> Find:
+def separate(layers: Mapping[str, int], *fixed: str) -> Find:
     """Heads whose queries, keys and values come from several layers: how often each head occurs in each of them.
 
     `fixed` are parts whose multiply-adds do not depend on the number of heads.
     """
 
     def find(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-        width = attn.proj.in_features // attn.num_heads
-        cuts: list[TensorCut] = []
-        for layer, repeats in layers.items():
-            inner = attn.get_submodule(layer)
-            each = inner.out_features // (repeats * attn.num_heads)
-            cuts += rows(f"{name}.{layer}", inner, each, repeats=repeats)
-        return [
-            heads(
-                count=attn.num_heads,
-                width=width,
-                reader=f"{name}.proj",
-                cuts=[*cuts, columns(f"{name}.proj", width)],
-                macs=macs.get(name, 0) - sum(macs.get(f"{name}.{part}", 0) for part in fixed),
-            )
-        ]
+        width, count = attn.proj.in_features // attn.num_heads, attn.num_heads
+        each = {layer: getattr(attn, layer).out_features // (repeats * count) for layer, repeats in layers.items()}
+        gives = {layer: (each[layer], repeats) for layer, repeats in layers.items()}
+        macs_of_fixed = sum(macs.get(f"{name}.{part}", 0) for part in fixed)
+        return heads_of(name, attn, macs, width=width, gives=gives, fixed=macs_of_fixed)
 
     return find
 
@@ -125,11 +111,7 @@ def _levit(qkv: str, q: str, reader: str, name: str, attn: Any, macs: Macs) -> l
             count=attn.num_heads,
             width=value,
             reader=f"{name}.{reader}",
-            cuts=[
-                *cuts,
-                *cut_of(f"{name}.attention_biases", attn.attention_biases),
-                columns(f"{name}.{reader}", value),
-            ],
+            cuts=[*cuts, *cut_of(f"{name}.attention_biases", attn.attention_biases)],
             macs=macs.get(name, 0),
         )
     ]
@@ -153,7 +135,7 @@ def _downsampling(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             count=attn.num_heads,
             width=value,
             reader=reader,
-            cuts=[*cuts, *biases, columns(reader, value)],
+            cuts=[*cuts, *biases],
             macs=macs.get(name, 0) - macs.get(f"{name}.q.local", 0),
         )
     ]
@@ -179,7 +161,7 @@ def _mambaout(name: str, block: Any, macs: Macs) -> list[UnitGroup]:
             neurons(
                 count=count,
                 reader=f"{name}.fc2",
-                cuts=[*cuts, columns(f"{name}.fc2", first=first)],
+                cuts=cuts,
                 macs=shared + (macs.get(f"{name}.conv", 0) if first == plain else 0),
                 first=first,
             )
@@ -198,19 +180,7 @@ def _fit_mambaout(block: Any) -> None:
 
 def _outlook(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = scaled_width(attn)
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.v", attn.v, width),
-                *rows(f"{name}.attn", attn.attn, attn.kernel_size**4),
-                columns(f"{name}.proj", width),
-            ],
-            macs=macs.get(name, 0),
-        )
-    ]
+    return heads_of(name, attn, macs, width=width, gives={"v": (width, 1), "attn": (attn.kernel_size**4, 1)})
 
 
 def _mobilevit_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -222,7 +192,7 @@ def _mobilevit_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             count=count,
             width=1,
             reader=f"{name}.out_proj",
-            cuts=[*rows(f"{name}.qkv_proj", attn.qkv_proj, repeats=2, first=1), columns(f"{name}.out_proj")],
+            cuts=rows(f"{name}.qkv_proj", attn.qkv_proj, repeats=2, first=1),
             macs=macs.get(name, 0) - query,
         )
     ]
@@ -230,15 +200,6 @@ def _mobilevit_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
 
 def _fit_mobilevit_v2(attn: Any) -> None:
     attn.embed_dim = attn.out_proj.in_channels
-
-
-def _xca(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    temperature = cut_of(f"{name}.temperature", attn.temperature)
-    return fused(name, attn, macs, width=attn.proj.in_features // attn.num_heads, more=temperature)
-
-
-def _fit_xca(attn: Any) -> None:
-    attn.num_heads = len(attn.temperature)
 
 
 def _channel_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -251,20 +212,9 @@ def _fit_channel_v2(attn: Any) -> None:
 
 def _gcvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Half of the blocks take their queries from the stage, one for each head; `kept_heads` says which are used."""
-    width = attn.head_dim
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.qkv", attn.qkv, width, repeats=2 if attn.use_global else 3),
-                *rel_pos_cuts(f"{name}.rel_pos", attn.rel_pos),
-                columns(f"{name}.proj", width),
-            ],
-            macs=macs.get(name, 0),
-        )
-    ]
+    width, more = attn.head_dim, rel_pos_cuts(f"{name}.rel_pos", attn.rel_pos)
+    gives = {"qkv": (width, 2 if attn.use_global else 3)}
+    return heads_of(name, attn, macs, width=width, gives=gives, more=more)
 
 
 def _fit_gcvit(attn: Any) -> None:
@@ -285,7 +235,7 @@ def _conv_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             count=attn.num_heads,
             width=width,
             reader=reader,
-            cuts=[*rows(f"{name}.pwise", attn.pwise, 3 * width), columns(reader, width)],
+            cuts=rows(f"{name}.pwise", attn.pwise, 3 * width),
             macs=macs.get(name, 0) - outside + inside,
         )
     ]
@@ -330,22 +280,10 @@ def _fit_block(block: nn.Module) -> None:
 
 def _gemma(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """A unit is a key and value head and all queries that share it."""
-    width = attn.head_dim
-    shared, reader = width * attn.num_kv_groups, f"{name}.o_proj.linear"
-    return [
-        heads(
-            count=attn.num_kv_heads,
-            width=shared,
-            reader=reader,
-            cuts=[
-                *rows(f"{name}.q_proj.linear", attn.q_proj.linear, shared),
-                *rows(f"{name}.k_proj.linear", attn.k_proj.linear, width),
-                *rows(f"{name}.v_proj.linear", attn.v_proj.linear, width),
-                columns(reader, shared),
-            ],
-            macs=macs.get(name, 0),
-        )
-    ]
+    width, shared = attn.head_dim, attn.head_dim * attn.num_kv_groups
+    gives = {"q_proj.linear": (shared, 1), "k_proj.linear": (width, 1), "v_proj.linear": (width, 1)}
+    count, reader = attn.num_kv_heads, "o_proj.linear"
+    return heads_of(name, attn, macs, width=shared, gives=gives, count=count, reader=reader)
 
 
 def _fit_gemma(attn: Any) -> None:
@@ -371,18 +309,18 @@ def _of_width(attn: Any) -> int:
 
 
 CUT: Sequence[tuple[type[nn.Module], type[nn.Module], Find, Fit]] = (
-    (metaformer.Attention, CutMetaFormerAttention, _fused, fit_num_heads),
-    (fastvit.Attention, CutFastVitAttention, _fused, fit_num_heads),
-    (volo.Attention, CutVoloAttention, _fused, fit_num_heads),
+    (metaformer.Attention, CutMetaFormerAttention, plain, fit_num_heads),
+    (fastvit.Attention, CutFastVitAttention, plain, fit_num_heads),
+    (volo.Attention, CutVoloAttention, plain, fit_num_heads),
     (volo.OutlookAttention, CutOutlookAttention, _outlook, fit_num_heads),
     (crossvit.CrossAttention, CutCrossAttention, separate({"wq": 1, "wk": 1, "wv": 1}), fit_num_heads),
     (pvt_v2.Attention, CutPvtAttention, separate({"q": 1, "kv": 2}, "sr"), fit_num_heads),
     (twins.GlobalSubSampleAttn, CutGlobalSubSampleAttn, separate({"q": 1, "kv": 2}, "sr"), fit_num_heads),
-    (twins.LocallyGroupedAttn, CutLocallyGroupedAttn, _fused, fit_num_heads),
+    (twins.LocallyGroupedAttn, CutLocallyGroupedAttn, plain, fit_num_heads),
     (nextvit.EfficientAttention, CutNextVitAttention, separate({"q": 1, "k": 1, "v": 1}), fit_num_heads),
-    (edgenext.CrossCovarianceAttn, CutCrossCovarianceAttn, _xca, _fit_xca),
-    (davit.WindowAttention, CutDaVitWindowAttention, _fused, fit_num_heads),
-    (davit.ChannelAttention, CutChannelAttention, _fused, fit_num_heads),
+    (edgenext.CrossCovarianceAttn, CutCrossCovarianceAttn, xca_heads, fit_xca),
+    (davit.WindowAttention, CutDaVitWindowAttention, plain, fit_num_heads),
+    (davit.ChannelAttention, CutChannelAttention, plain, fit_num_heads),
     (davit.ChannelAttentionV2, CutChannelAttentionV2, _channel_v2, _fit_channel_v2),
 )
 HYBRID_PARTS: Mapping[type[nn.Module], Part] = {

@@ -1,6 +1,6 @@
 """What attentions and MLPs of timm's window and hierarchical transformers consist of; entries as in `timm_units`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import (
@@ -18,7 +18,7 @@ from timm.models import (
 )
 from torch import nn
 
-from vitrim.adapters.describing import Macs, columns, cut_of, heads, locked_heads, neurons, rows
+from vitrim.adapters.describing import Macs, cut_of, locked_heads, neurons, rows
 from vitrim.adapters.timm_stage_attention import (
     CutClassAttn,
     CutConvitAttention,
@@ -27,35 +27,19 @@ from vitrim.adapters.timm_stage_attention import (
     CutSwinV2CrAttention,
     CutXCA,
 )
-from vitrim.adapters.timm_units import Find, Fit, Part, fit_rel_pos, rel_pos_cuts, rel_pos_fixed
-from vitrim.structure import TensorCut, UnitGroup
-
-
-def fused(
-    name: str,
-    attn: Any,
-    macs: Macs,
-    *,
-    width: int,
-    more: Sequence[TensorCut] = (),
-    fixed: int = 0,
-    count: int = 0,
-    locked: str = "",
-) -> list[UnitGroup]:
-    """Heads whose queries, keys and values come from one layer `qkv` and which `proj` reads.
-
-    `more` are further tensors that store a part of each head, `fixed` multiply-adds that do not depend on their number.
-    """
-    return [
-        heads(
-            count=count or attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[*rows(f"{name}.qkv", attn.qkv, width, repeats=3), *more, columns(f"{name}.proj", width)],
-            macs=macs.get(name, 0) - fixed,
-            locked=locked,
-        )
-    ]
+from vitrim.adapters.timm_units import (
+    Find,
+    Fit,
+    Part,
+    fit_rel_pos,
+    fused,
+    heads_of,
+    no_fit,
+    qkv_biases,
+    rel_pos_cuts,
+    rel_pos_fixed,
+)
+from vitrim.structure import UnitGroup
 
 
 def chain(*inner: str, reader: str, beside: str = "") -> Find:
@@ -77,7 +61,7 @@ def chain(*inner: str, reader: str, beside: str = "") -> Find:
             neurons(
                 count=weight.shape[1],
                 reader=f"{name}.{reader}",
-                cuts=[*cuts, columns(f"{name}.{reader}")],
+                cuts=cuts,
                 macs=sum(macs.get(f"{name}.{path}", 0) for path in (reader, *(path for path, _ in layers))),
                 locked=f"`{name}.{mixing[0]}` mixes the neurons" if mixing else "",
             )
@@ -122,8 +106,9 @@ def cut_into(
     return {own: part, cut: part}
 
 
-def no_fit(module: nn.Module) -> None:
-    """Nothing repeats a size."""
+def plain(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    """Nothing but `qkv` and `proj`."""
+    return fused(name, attn, macs, width=scaled_width(attn))
 
 
 def _swin(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -134,8 +119,7 @@ def _swin(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
 def _swin_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = attn.proj.in_features // attn.num_heads
     more = [*rows(f"{name}.cpb_mlp.2", attn.cpb_mlp[2]), *cut_of(f"{name}.logit_scale", attn.logit_scale)]
-    for bias in ("q_bias", "k_bias", "v_bias"):
-        more += cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)
+    more += qkv_biases(name, attn, width)
     return fused(name, attn, macs, width=width, more=more, fixed=macs.get(f"{name}.cpb_mlp.0", 0))
 
 
@@ -158,11 +142,6 @@ def _fit_hiera(attn: Any) -> None:
     attn.heads = attn.dim_out // attn.head_dim
 
 
-def _hieradet(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    """Queries are pooled head by head."""
-    return fused(name, attn, macs, width=scaled_width(attn))
-
-
 def _mvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """All heads are pooled by the same filters, and share relative positions."""
     locked = f"the convolutions that pool in `{name}` are as wide as all heads together" if attn.unshared else ""
@@ -177,20 +156,9 @@ def _fit_mvit(attn: Any) -> None:
 def _maxvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Queries, keys and values lie head by head where `head_first` is set."""
     width, rel_pos = attn.dim_head, f"{name}.rel_pos"
-    stretch, repeats = (3 * width, 1) if attn.head_first else (width, 3)
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.qkv", attn.qkv, stretch, repeats=repeats),
-                *rel_pos_cuts(rel_pos, attn.rel_pos),
-                columns(f"{name}.proj", width),
-            ],
-            macs=macs.get(name, 0) - rel_pos_fixed(rel_pos, macs),
-        )
-    ]
+    gives = {"qkv": (3 * width, 1) if attn.head_first else (width, 3)}
+    more, fixed = rel_pos_cuts(rel_pos, attn.rel_pos), rel_pos_fixed(rel_pos, macs)
+    return heads_of(name, attn, macs, width=width, gives=gives, more=more, fixed=fixed)
 
 
 def _fit_maxvit(attn: Any) -> None:
@@ -200,19 +168,9 @@ def _fit_maxvit(attn: Any) -> None:
 
 def _tiny_vit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Queries, keys and values lie head by head."""
-    return [
-        heads(
-            count=attn.num_heads,
-            width=attn.val_dim,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.qkv", attn.qkv, 2 * attn.key_dim + attn.val_dim),
-                *cut_of(f"{name}.attention_biases", attn.attention_biases),
-                columns(f"{name}.proj", attn.val_dim),
-            ],
-            macs=macs.get(name, 0),
-        )
-    ]
+    biases = cut_of(f"{name}.attention_biases", attn.attention_biases)
+    gives = {"qkv": (2 * attn.key_dim + attn.val_dim, 1)}
+    return heads_of(name, attn, macs, width=attn.val_dim, gives=gives, more=biases)
 
 
 def _fit_tiny_vit(attn: Any) -> None:
@@ -221,51 +179,26 @@ def _fit_tiny_vit(attn: Any) -> None:
     attn.attention_bias_cache = {}
 
 
-def _convit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    return fused(name, attn, macs, width=scaled_width(attn))
-
-
 def _gpsa(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """A head has a map of positions and a gate of its own."""
     width = scaled_width(attn)
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.qk", attn.qk, width, repeats=2),
-                *rows(f"{name}.v", attn.v, width),
-                *rows(f"{name}.pos_proj", attn.pos_proj),
-                *cut_of(f"{name}.gating_param", attn.gating_param),
-                columns(f"{name}.proj", width),
-            ],
-            macs=macs.get(name, 0),
-        )
-    ]
+    gate = cut_of(f"{name}.gating_param", attn.gating_param)
+    gives = {"qk": (width, 2), "v": (width, 1), "pos_proj": (1, 1)}
+    return heads_of(name, attn, macs, width=width, gives=gives, more=gate)
 
 
-def _xca(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+def xca_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     temperature = cut_of(f"{name}.temperature", attn.temperature)
     return fused(name, attn, macs, width=attn.proj.in_features // attn.num_heads, more=temperature)
 
 
-def _fit_xca(attn: Any) -> None:
+def fit_xca(attn: Any) -> None:
     attn.num_heads = len(attn.temperature)
 
 
 def _class_attn(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = scaled_width(attn)
-    inner = [cut for layer in "qkv" for cut in rows(f"{name}.{layer}", getattr(attn, layer), width)]
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[*inner, columns(f"{name}.proj", width)],
-            macs=macs.get(name, 0),
-        )
-    ]
+    return heads_of(name, attn, macs, width=width, gives=dict.fromkeys("qkv", (width, 1)))
 
 
 def _talking_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -277,16 +210,16 @@ STAGE_PARTS: Mapping[type[nn.Module], Part] = {
     **cut_into(swin_transformer_v2.WindowAttention, CutSwinV2Attention, _swin_v2, _fit_logit_scale),
     **cut_into(swin_transformer_v2_cr.WindowMultiHeadAttention, CutSwinV2CrAttention, _swin_v2_cr, _fit_logit_scale),
     hiera.MaskUnitAttention: Part(_hiera, _fit_hiera),
-    hieradet_sam2.MultiScaleAttention: Part(_hieradet, fit_num_heads),
+    hieradet_sam2.MultiScaleAttention: Part(plain, fit_num_heads),
     mvitv2.MultiScaleAttention: Part(_mvit, _fit_mvit),
     maxxvit.Attention2d: Part(_maxvit, _fit_maxvit),
     maxxvit.AttentionCl: Part(_maxvit, _fit_maxvit),
     tiny_vit.Attention: Part(_tiny_vit, _fit_tiny_vit),
     tiny_vit.NormMlp: Part(chain("fc1", reader="fc2"), no_fit),
     tiny_vit.MBConv: Part(chain("conv1", "conv2", reader="conv3.conv"), no_fit),
-    **cut_into(convit.MHSA, CutConvitAttention, _convit, fit_num_heads),
+    **cut_into(convit.MHSA, CutConvitAttention, plain, fit_num_heads),
     **cut_into(convit.GPSA, CutGPSA, _gpsa, fit_num_heads),
-    **cut_into(xcit.XCA, CutXCA, _xca, _fit_xca),
+    **cut_into(xcit.XCA, CutXCA, xca_heads, fit_xca),
     **cut_into(cait.ClassAttn, CutClassAttn, _class_attn, fit_num_heads),
     cait.TalkingHeadAttn: Part(_talking_heads, no_fit),
 }

@@ -5,8 +5,9 @@ after a cut and sets the attributes that repeat a size; where the class takes a 
 becomes the one of `timm_attention` that does not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from timm.layers import Attention, AttentionRope, DiffAttention, Mlp
@@ -15,7 +16,7 @@ from timm.layers.pos_embed_rel import RelPosBias, RelPosBiasTf, RelPosMlp
 from timm.models import beit, eva, vision_transformer, vision_transformer_relpos, vision_transformer_sam, vitamin
 from torch import nn
 
-from vitrim.adapters.describing import Macs, columns, cut_of, heads, locked_neurons, neurons, rows
+from vitrim.adapters.describing import Macs, cut_of, heads, locked_neurons, neurons, rows
 from vitrim.adapters.timm_attention import (
     CutAttentionRope,
     CutBeitAttention,
@@ -48,75 +49,37 @@ def across(norm: nn.Module, name: str, units: str) -> str:
     return "" if isinstance(norm, nn.Identity) else f"`{name}` normalises across {units}"
 
 
-def _no_fit(module: nn.Module) -> None:
+def no_fit(module: nn.Module) -> None:
     """Nothing repeats a size."""
 
 
-# MLPs: fc1 gives the neurons, fc2 reads them
+# MLPs: some layers give the neurons, one reads them
 
 
-def _mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
-    return [
-        neurons(
-            count=mlp.fc2.weight.shape[1],
-            reader=f"{name}.fc2",
-            cuts=[*rows(f"{name}.fc1", mlp.fc1), columns(f"{name}.fc2")],
-            macs=macs.get(name, 0),
-            locked=across(mlp.norm, f"{name}.norm", "neurons"),
-        )
-    ]
+def mlp_of(*gives: str, reader: str = "fc2", packed: int = 1, norm: str = "norm") -> Find:
+    """An MLP whose neurons are rows of each of the layers `gives`, `packed` of them, and columns of the reader.
+
+    A norm in between stands in the way, unless it is a batch norm, which treats each neuron by itself.
+    """
+
+    def find(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
+        between = getattr(mlp, norm) if norm else nn.Identity()
+        each_alone = isinstance(between, nn.modules.batchnorm._BatchNorm)
+        cuts = [cut for layer in gives for cut in rows(f"{name}.{layer}", getattr(mlp, layer), repeats=packed)]
+        return [
+            neurons(
+                count=getattr(mlp, reader).weight.shape[1],
+                reader=f"{name}.{reader}",
+                cuts=[*cuts, *(rows(f"{name}.{norm}", between) if each_alone else [])],
+                macs=macs.get(name, 0),
+                locked="" if each_alone else across(between, f"{name}.{norm}", "neurons"),
+            )
+        ]
+
+    return find
 
 
-def _conv_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
-    """A batch norm treats each neuron by itself and is cut with it."""
-    each_alone = isinstance(mlp.norm, nn.modules.batchnorm._BatchNorm)
-    norm = rows(f"{name}.norm", mlp.norm) if each_alone else []
-    return [
-        neurons(
-            count=mlp.fc2.weight.shape[1],
-            reader=f"{name}.fc2",
-            cuts=[*rows(f"{name}.fc1", mlp.fc1), *norm, columns(f"{name}.fc2")],
-            macs=macs.get(name, 0),
-            locked="" if each_alone else across(mlp.norm, f"{name}.norm", "neurons"),
-        )
-    ]
-
-
-def _glu(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
-    """A neuron is two rows of fc1: one of the first half, one of the second."""
-    return [
-        neurons(
-            count=mlp.fc2.weight.shape[1],
-            reader=f"{name}.fc2",
-            cuts=[*rows(f"{name}.fc1", mlp.fc1, repeats=2), columns(f"{name}.fc2")],
-            macs=macs.get(name, 0),
-            locked=across(mlp.norm, f"{name}.norm", "neurons"),
-        )
-    ]
-
-
-def _swiglu(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
-    return [
-        neurons(
-            count=mlp.fc2.weight.shape[1],
-            reader=f"{name}.fc2",
-            cuts=[*rows(f"{name}.fc1_g", mlp.fc1_g), *rows(f"{name}.fc1_x", mlp.fc1_x), columns(f"{name}.fc2")],
-            macs=macs.get(name, 0),
-            locked=across(mlp.norm, f"{name}.norm", "neurons"),
-        )
-    ]
-
-
-def _geglu(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
-    """ViTamin's; its norm comes before the neurons."""
-    return [
-        neurons(
-            count=mlp.w2.weight.shape[1],
-            reader=f"{name}.w2",
-            cuts=[*rows(f"{name}.w0", mlp.w0), *rows(f"{name}.w1", mlp.w1), columns(f"{name}.w2")],
-            macs=macs.get(name, 0),
-        )
-    ]
+_mlp = mlp_of("fc1")
 
 
 def _gated_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
@@ -134,22 +97,53 @@ def _grn_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
 # Attentions: qkv gives the heads, proj reads them
 
 
-def _attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    width = attn.head_dim
+def heads_of(
+    name: str,
+    attn: Any,
+    macs: Macs,
+    *,
+    width: int,
+    gives: Mapping[str, tuple[int, int]],
+    more: Sequence[TensorCut] = (),
+    fixed: int = 0,
+    count: int = 0,
+    reader: str = "proj",
+    locked: str = "",
+) -> list[UnitGroup]:
+    """Heads, by the layers that give them: how many rows a head has in one stretch of a layer, and how many stretches.
+
+    `more` are further tensors that store a part of each head, `fixed` multiply-adds that do not depend on their number.
+    """
+    cuts: list[TensorCut] = []
+    for layer, (each, repeats) in gives.items():
+        cuts += rows(f"{name}.{layer}", attrgetter(layer)(attn), each, repeats=repeats)
     return [
         heads(
-            count=attn.num_heads,
+            count=count or attn.num_heads,
             width=width,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.qkv", attn.qkv, width, repeats=3),
-                *rows(f"{name}.gate", getattr(attn, "gate", None), width),
-                columns(f"{name}.proj", width),
-            ],
-            macs=macs.get(name, 0),
-            locked=across(getattr(attn, "norm", nn.Identity()), f"{name}.norm", "heads"),
+            reader=f"{name}.{reader}",
+            cuts=[*cuts, *more],
+            macs=macs.get(name, 0) - fixed,
+            locked=locked,
         )
     ]
+
+
+def fused(name: str, attn: Any, macs: Macs, *, width: int, **others: Any) -> list[UnitGroup]:
+    """Heads whose queries, keys and values come from one layer `qkv`; `others` as in `heads_of`."""
+    return heads_of(name, attn, macs, width=width, gives={"qkv": (width, 3)}, **others)
+
+
+def qkv_biases(name: str, attn: Any, width: int) -> list[TensorCut]:
+    """Biases of a fused layer that are parameters of the attention."""
+    biases = ("q_bias", "k_bias", "v_bias")
+    return [cut for bias in biases for cut in cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)]
+
+
+def _attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    gate = rows(f"{name}.gate", getattr(attn, "gate", None), attn.head_dim)
+    norm = across(getattr(attn, "norm", nn.Identity()), f"{name}.norm", "heads")
+    return fused(name, attn, macs, width=attn.head_dim, more=gate, locked=norm)
 
 
 def _fit_attention(attn: Any) -> None:
@@ -162,22 +156,9 @@ def _attention_rope(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     if attn.qkv is not None:
         return _attention(name, attn, macs)
     width, shared = attn.head_dim, attn.head_dim * attn.num_kv_groups
-    return [
-        heads(
-            count=attn.num_kv_heads,
-            width=shared,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.q_proj", attn.q_proj, shared),
-                *rows(f"{name}.k_proj", attn.k_proj, width),
-                *rows(f"{name}.v_proj", attn.v_proj, width),
-                *rows(f"{name}.gate", attn.gate, shared),
-                columns(f"{name}.proj", shared),
-            ],
-            macs=macs.get(name, 0),
-            locked=across(attn.norm, f"{name}.norm", "heads"),
-        )
-    ]
+    gives = {"q_proj": (shared, 1), "k_proj": (width, 1), "v_proj": (width, 1), "gate": (shared, 1)}
+    norm = across(attn.norm, f"{name}.norm", "heads")
+    return heads_of(name, attn, macs, width=shared, gives=gives, count=attn.num_kv_heads, locked=norm)
 
 
 def _fit_attention_rope(attn: Any) -> None:
@@ -190,21 +171,9 @@ def _fit_attention_rope(attn: Any) -> None:
 
 def _eva(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = attn.head_dim
-    cuts: list[TensorCut] = []
-    for layer in ("qkv", "q_proj", "k_proj", "v_proj", "gate"):
-        cuts += rows(f"{name}.{layer}", getattr(attn, layer), width, repeats=3 if layer == "qkv" else 1)
-    for bias in ("q_bias", "k_bias", "v_bias"):
-        cuts += cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[*cuts, columns(f"{name}.proj", width)],
-            macs=macs.get(name, 0),
-            locked=across(attn.norm, f"{name}.norm", "heads"),
-        )
-    ]
+    gives = {"qkv": (width, 3)} | {layer: (width, 1) for layer in ("q_proj", "k_proj", "v_proj", "gate")}
+    norm = across(attn.norm, f"{name}.norm", "heads")
+    return heads_of(name, attn, macs, width=width, gives=gives, more=qkv_biases(name, attn, width), locked=norm)
 
 
 def _fit_eva(attn: Any) -> None:
@@ -214,12 +183,8 @@ def _fit_eva(attn: Any) -> None:
 
 def _beit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = attn.proj.in_features // attn.num_heads
-    cuts = rows(f"{name}.qkv", attn.qkv, width, repeats=3)
-    for bias in ("q_bias", "k_bias", "v_bias"):
-        cuts += cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)
-    cuts += cut_of(f"{name}.relative_position_bias_table", attn.relative_position_bias_table, dim=1)
-    cuts += [columns(f"{name}.proj", width)]
-    return [heads(count=attn.num_heads, width=width, reader=f"{name}.proj", cuts=cuts, macs=macs.get(name, 0))]
+    table = cut_of(f"{name}.relative_position_bias_table", attn.relative_position_bias_table, dim=1)
+    return fused(name, attn, macs, width=width, more=[*qkv_biases(name, attn, width), *table])
 
 
 def _fit_beit(attn: Any) -> None:
@@ -253,20 +218,9 @@ def fit_rel_pos(rel_pos: Any, num_heads: int) -> None:
 
 
 def _rel_pos_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    width = attn.head_dim
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[
-                *rows(f"{name}.qkv", attn.qkv, width, repeats=3),
-                *rel_pos_cuts(f"{name}.rel_pos", attn.rel_pos),
-                columns(f"{name}.proj", width),
-            ],
-            macs=macs.get(name, 0) - rel_pos_fixed(f"{name}.rel_pos", macs),
-        )
-    ]
+    rel_pos = f"{name}.rel_pos"
+    more, fixed = rel_pos_cuts(rel_pos, attn.rel_pos), rel_pos_fixed(rel_pos, macs)
+    return fused(name, attn, macs, width=attn.head_dim, more=more, fixed=fixed)
 
 
 def _fit_rel_pos_attention(attn: Any) -> None:
@@ -281,17 +235,7 @@ def _fit_num_heads(attn: Any) -> None:
 
 def _diff_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """A head has two query and two key heads and values twice as wide."""
-    width = 2 * attn.head_dim
-    return [
-        heads(
-            count=attn.num_heads,
-            width=width,
-            reader=f"{name}.proj",
-            cuts=[*rows(f"{name}.qkv", attn.qkv, width, repeats=3), columns(f"{name}.proj", width)],
-            macs=macs.get(name, 0),
-            locked=across(attn.norm, f"{name}.norm", "heads"),
-        )
-    ]
+    return fused(name, attn, macs, width=2 * attn.head_dim, locked=across(attn.norm, f"{name}.norm", "heads"))
 
 
 def _fit_diff_attention(attn: Any) -> None:
@@ -314,17 +258,13 @@ def _parallel_scaling(name: str, block: Any, macs: Macs) -> list[UnitGroup]:
             count=block.num_heads,
             width=width,
             reader=f"{name}.{of_heads}",
-            cuts=[*inside, columns(f"{name}.{of_heads}", width)],
+            cuts=inside,
             macs=macs.get(name, 0) - neuron_macs,
         ),
         neurons(
             count=num_neurons,
             reader=f"{name}.{of_neurons}",
-            cuts=[
-                *before,
-                *cut_of(f"{name}.mlp_bias", block.mlp_bias),
-                columns(f"{name}.{of_neurons}", first=attn_dim if fused else 0),
-            ],
+            cuts=[*before, *cut_of(f"{name}.mlp_bias", block.mlp_bias)],
             macs=neuron_macs,
             first=attn_dim if fused else 0,
         ),
@@ -344,13 +284,13 @@ def _fit_parallel_scaling(block: Any) -> None:
 
 
 PARTS: Mapping[type[nn.Module], Part] = {
-    Mlp: Part(_mlp, _no_fit),
-    ConvMlp: Part(_conv_mlp, _no_fit),
-    GluMlp: Part(_glu, _no_fit),
-    SwiGLU: Part(_swiglu, _no_fit),
-    vitamin.GeGluMlp: Part(_geglu, _no_fit),
-    GatedMlp: Part(_gated_mlp, _no_fit),
-    GlobalResponseNormMlp: Part(_grn_mlp, _no_fit),
+    Mlp: Part(_mlp, no_fit),
+    ConvMlp: Part(_mlp, no_fit),
+    GluMlp: Part(mlp_of("fc1", packed=2), no_fit),
+    SwiGLU: Part(mlp_of("fc1_g", "fc1_x"), no_fit),
+    vitamin.GeGluMlp: Part(mlp_of("w0", "w1", reader="w2", norm=""), no_fit),
+    GatedMlp: Part(_gated_mlp, no_fit),
+    GlobalResponseNormMlp: Part(_grn_mlp, no_fit),
     Attention: Part(_attention, _fit_attention),
     AttentionRope: Part(_attention_rope, _fit_attention_rope),
     CutAttentionRope: Part(_attention_rope, _fit_attention_rope),

@@ -23,7 +23,7 @@ from torchvision.models.swin_transformer import (
 from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.ops import StochasticDepth
 
-from vitrim.adapters.describing import BlockParts, Macs, columns, cut_of, heads, neurons, rows, structure_of
+from vitrim.adapters.describing import BlockParts, Macs, cut_of, heads, neurons, rows, structure_of
 from vitrim.adapters.torchvision_attention import (
     ReadableAttention,
     ReadableWindowAttention,
@@ -225,7 +225,6 @@ def _heads_of_vit(attention: Any, name: str, macs: Macs) -> UnitGroup:
         cuts=[
             TensorCut(name=f"{name}.in_proj_weight", dim=0, width=width, repeats=3),
             *cut_of(f"{name}.in_proj_bias", attention.in_proj_bias, width=width, repeats=3),
-            columns(f"{name}.out_proj", width),
         ],
         macs=macs.get(name, 0),
     )
@@ -233,7 +232,7 @@ def _heads_of_vit(attention: Any, name: str, macs: Macs) -> UnitGroup:
 
 def _heads_of_swin(attention: Any, name: str, macs: Macs) -> UnitGroup:
     width = attention.proj.in_features // attention.num_heads
-    cuts = [*rows(f"{name}.qkv", attention.qkv, width, repeats=3), columns(f"{name}.proj", width)]
+    cuts = [*rows(f"{name}.qkv", attention.qkv, width, repeats=3)]
     if isinstance(attention, ShiftedWindowAttentionV2):
         cuts += [*rows(f"{name}.cpb_mlp.2", attention.cpb_mlp[2]), TensorCut(name=f"{name}.logit_scale", dim=0)]
     else:
@@ -252,7 +251,7 @@ def _neurons(mlp: Any, name: str, macs: Macs) -> UnitGroup:
     return neurons(
         count=mlp[3].in_features,
         reader=f"{name}.3",
-        cuts=[*rows(f"{name}.0", mlp[0]), columns(f"{name}.3")],
+        cuts=rows(f"{name}.0", mlp[0]),
         macs=macs.get(name, 0),
     )
 
