@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import vitrim
+from families import build_row
 from models import VARIANTS, build, random_images, random_plan, same_tensors
+from rows import EACH_KIND, ROWS
 from runs import digits, digits_model, save_digits_model
 from vitrim import exporting
 from vitrim.adapters import describe, origin_of, record_origin
@@ -162,6 +164,25 @@ def test_the_file_needs_neither_vitrim_nor_the_library(case: Case) -> None:
 def test_every_variant_can_be_exported(variant: str, format: str, tmp_path: Path) -> None:
     found = export(build(variant), tmp_path / f"model{SUFFIXES[format]}", format=format, latency=QUICK)
     assert max(found.max_differences.values()) < 1e-5
+
+
+def test_a_model_that_does_not_say_how_it_was_built_can_be_exported(tmp_path: Path) -> None:
+    model = small_model()
+    del model._model_args
+    found = export(model, tmp_path / "model.pt2", format="torch-export", latency=QUICK)
+    assert max(found.max_differences.values()) < TOLERANCE
+    _, about = read(found.path)
+    assert "architecture" not in about and about["preprocessing"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("family", sorted(EACH_KIND))
+def test_a_cut_model_of_each_kind_can_be_exported(family: str, format: str, tmp_path: Path) -> None:
+    model = build_row(ROWS[family], dtype=torch.float32)
+    student = prune(model, random_plan(describe(model), seed=1))
+    found = export(student, tmp_path / f"model{SUFFIXES[format]}", format=format, latency=QUICK)
+    assert max(found.max_differences.values()) < TOLERANCE
 
 
 @pytest.mark.slow

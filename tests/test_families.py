@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counting import count_macs
-from families import MADE_OF_CLASSES, TIMM, build_row
-from families_huggingface import HUGGINGFACE
-from families_hybrids import MADE_OF_SIZES, TIMM_HYBRIDS, WHOLE_HYBRIDS
-from families_stages import MADE_OF_CONFIGS, TIMM_STAGES, WHOLE_STAGES
-from families_torchvision import MADE_OF_BLOCKS, TORCHVISION
+from families import TIMM, build_row
+from families_hybrids import TIMM_HYBRIDS
 from models import one_unit_plan, random_plan, same_tensors
+from rows import EACH_KIND, MADE_BY_HAND, ROWS, WHOLE
 from vitrim.adapters import describe, origin_of
 from vitrim.checkpoint import load, save
 from vitrim.cost import Cost, count_cost
@@ -30,40 +28,7 @@ from vitrim.recovery import recover
 from vitrim.structure import ViTStructure
 from vitrim.surgery import gated, prune, silence, unit_gate
 
-WHOLE = {
-    **WHOLE_STAGES,
-    **WHOLE_HYBRIDS,
-    "EVA-02 with norms inside": {"neurons": "normalises across neurons"},
-    "BEiT-3": {"heads": "normalises across heads", "neurons": "normalises across neurons"},
-    "BEiT, one bias for all blocks": {"heads": "same bias"},
-    "relative position, residual post-norm": {"heads": "same bias"},
-    "transformers BEiT, shared": {"heads": "same bias"},
-}
-ROWS = {**TIMM, **TIMM_STAGES, **TIMM_HYBRIDS, **HUGGINGFACE, **TORCHVISION}
-MADE_BY_HAND = MADE_OF_CLASSES | MADE_OF_CONFIGS | MADE_OF_SIZES.keys() | MADE_OF_BLOCKS
 EXACT = 1e-12
-EACH_KIND = {  # of what a description can say; the other rows meet the costlier laws in the slow run
-    "ViT, SwiGLU packed",
-    "ViT, scaling blocks with biases",
-    "ViT, two attentions and two MLPs in parallel",
-    "NaFlexViT, rotary learned for each head",
-    "SAM",
-    "relative position",
-    "EVA-02",
-    "DINOv3",
-    "BEiT",
-    "Swin",
-    "Hiera",
-    "MViT v2",
-    "MaxViT",
-    "CaiT",
-    "XCiT",
-    "transformers ViT",
-    "transformers BEiT, relative",
-    "transformers Swin",
-    "torchvision ViT",
-    "torchvision Swin",
-}
 VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
 IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | VARIANTS) - EACH_KIND
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SLOW_RUN else name for name in ROWS]

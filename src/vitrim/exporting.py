@@ -15,7 +15,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from vitrim.adapters import origin_of
 from vitrim.checkpoint import versions, writing
 from vitrim.cost import count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
-from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
+from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UnsupportedModel, UserError
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate, match_labels, preprocessing_of
 from vitrim.latency import Latency, LatencySettings, random_images, time_in_turns
 from vitrim.outputs import logits_of
@@ -118,7 +118,7 @@ def export(
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         say(f"exporting to {path}")
         file = Path(folder) / path.name
-        run = _write(_trace(model), file, format, metadata)
+        run = _program(model, file, format, metadata)
         differences = _compare(model, run, tolerance)
         if int8:
             run = _write_int8(file, metadata)
@@ -174,18 +174,41 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool) -> No
 
 def _metadata(model: nn.Module) -> dict[str, Any]:
     """What a program that runs the file must know, and what a person who finds it wants to."""
-    origin, cost = origin_of(model), count_cost(model)
+    cost = count_cost(model)
+    built: dict[str, Any] = {}
+    with suppress(UnsupportedModel):  # a model that does not say how it was built can be exported all the same
+        origin = origin_of(model)
+        built = {
+            "classes": list(origin.classes) or None,
+            "library": origin.library,
+            "architecture": origin.architecture,
+            "model_args": origin.model_args,
+            "plan": origin.plan.to_dict() if origin.plan else None,
+        }
     return {
-        "classes": list(origin.classes) or None,
+        **built,
         "preprocessing": preprocessing_of(model).to_dict(),
-        "library": origin.library,
-        "architecture": origin.architecture,
-        "model_args": origin.model_args,
-        "plan": origin.plan.to_dict() if origin.plan else None,
         "params": cost.params,
         "macs": cost.macs,
         "versions": versions(),
     }
+
+
+def _program(model: nn.Module, file: Path, format: str, metadata: dict[str, Any]) -> Program:
+    """Write the file and read it back; attention that ONNX's exporter cannot take fused is written out in products."""
+    try:
+        return _write(_trace(model), file, format, metadata)
+    except ExportFailed:
+        fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+        if format != "onnx" or not fused:
+            raise
+    for module in fused:
+        module.fused_attn = False
+    try:
+        return _write(_trace(model), file, format, metadata)
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 class _Logits(nn.Module):

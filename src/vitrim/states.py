@@ -33,8 +33,3 @@ def with_state(output: Any, state: Tensor) -> Any:
     if isinstance(output, Tensor):
         return state
     return type(output)([with_state(output[0], state), *output[1:]])
-
-
-def with_units_last(reader_input: Tensor, *, channels_first: bool) -> Tensor:
-    """A reader's input or output with its columns last: convolutions have theirs in dimension 1."""
-    return reader_input.movedim(1, -1) if channels_first else reader_input
