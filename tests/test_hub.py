@@ -179,3 +179,9 @@ def test_names_that_nothing_goes_by_are_refused_in_a_sentence(name: str, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SettingError):
         open_model(name)
+
+
+def test_a_model_with_fewer_blocks_than_its_parent_gives_features_of_gives_those_it_has(tmp_path: Path) -> None:
+    dense = build(dtype=torch.float32)
+    save(prune(dense, random_plan(describe(dense), seed=2, blocks=(0, 3))), tmp_path)
+    assert len(timm.create_model(f"local-dir:{tmp_path}", features_only=True).eval()(IMAGES)) == 2

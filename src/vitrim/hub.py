@@ -39,9 +39,11 @@ def vitrim_cut(
     from vitrim.adapters import adapter_of_library
     from vitrim.surgery import prune
 
+    kept = PruningPlan.from_json(plan)
+
     def build(**all_arguments: Any) -> nn.Module:
         dense = adapter_of_library("timm").create(base, pretrained_cfg_overlay=overlay, **all_arguments)
-        return prune(dense, PruningPlan.from_json(plan))
+        return prune(dense, kept)
 
     return build_model_with_cfg(
         build,
@@ -49,7 +51,7 @@ def vitrim_cut(
         pretrained or source in ("local-dir", "hf-hub"),
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
-        feature_cfg=_features_of(base, base_args) if arguments.get("features_only") else None,
+        feature_cfg=_features_of(base, base_args, len(kept.blocks)) if arguments.get("features_only") else None,
         pretrained_filter_fn=_filter_of(base),
         cache_dir=cache_dir,
         **{**base_args, **arguments},
@@ -62,8 +64,8 @@ def register_with_timm() -> None:
         register_model(vitrim_cut)
 
 
-def _features_of(base: str, base_args: dict[str, Any]) -> dict[str, Any]:
-    """How the dense model gives its features, for the cut one to do the same.
+def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[str, Any]:
+    """How the dense model gives its features, for the cut one, which has so many blocks, to do the same.
 
     Raises:
         RuntimeError: the dense model gives none, in timm's words.
@@ -72,7 +74,7 @@ def _features_of(base: str, base_args: dict[str, Any]) -> dict[str, Any]:
         wrapper = timm.create_model(base, features_only=True, **base_args)
     indices = wrapper.feature_info.out_indices
     if hasattr(wrapper, "out_indices"):  # a getter: the last so many, whatever number of blocks is left
-        return {"feature_cls": type(wrapper), "out_indices": len(indices)}
+        return {"feature_cls": type(wrapper), "out_indices": min(len(indices), num_blocks)}
     flat = any("." in name for name in wrapper.feature_info.module_name())
     return {"feature_cls": type(wrapper), "out_indices": tuple(indices), "flatten_sequential": flat}
 
