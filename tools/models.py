@@ -116,7 +116,7 @@ def build(name: str) -> nn.Module:
                 side = arguments.get("img_size") or trial.pretrained_cfg["input_size"][-1]
                 trial.eval()(torch.empty(1, 3, side, side))
                 count = sum(parameter.numel() for parameter in trial.parameters())
-        except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError):
+        except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, StopIteration):
             # the architecture takes no such argument, or no such value
             continue
         if count > MOST_PARAMETERS:
