@@ -119,18 +119,6 @@ def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _stretch_ends(teacher: ViTStructure, kept: list[int]) -> list[int]:
-    """For each kept block, the teacher's last block before the next kept one, or before the stage ends.
-
-    Behind a removed stretch the student must already be where the teacher is at the stretch's end.
-    """
-    ends = []
-    for block, following in zip(kept, [*kept[1:], len(teacher.blocks)], strict=True):
-        stage = teacher.blocks[block].stage
-        ends.append(max(i for i in range(block, following) if teacher.blocks[i].stage == stage))
-    return ends
-
-
 @dataclass(frozen=True, kw_only=True)
 class DistillationLoss:
     """The weighted terms for one pair of models; a plan has said which teacher block each student block follows."""
@@ -151,7 +139,7 @@ class DistillationLoss:
             SettingError: `relation_heads` does not divide the width of a head.
         """
         check_relation_heads(settings, student)
-        ends = _stretch_ends(teacher, [kept.block for kept in plan.blocks])
+        ends = teacher.stretch_ends([kept.block for kept in plan.blocks])
         return cls(
             settings=settings,
             student_names=tuple(block.name for block in student.blocks),

@@ -1,7 +1,9 @@
-"""Closed-form recovery: after a cut, and before any training, make the layers behind it give what they gave before.
+"""Closed-form recovery: after a cut, and before any training, bring the residual stream back to where it was.
 
 Each reader (`attn.proj`, `mlp.fc2`) that is left is refitted by ridge least squares, from the input to the output of
-the network: its inputs come from the already refitted student, its targets from the model before the cut.
+the network. Its inputs come from the already refitted student; its target is what the model before the cut has in the
+stream behind it, less what the student has in the stream before it. So an error made by one layer is mended by the
+next ones, and the last reader before a removed block also learns what that block would have added.
 """
 
 import copy
@@ -19,11 +21,13 @@ from vitrim.errors import DataError, SettingError
 from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
 from vitrim.progress import track
-from vitrim.states import output_state, with_state
+from vitrim.states import input_state, output_state, with_state
 from vitrim.structure import BlockStructure, ViTStructure
 from vitrim.surgery import columns_dim
 
 LEAST_RIDGE = 1e-6
+LEAST_SCALE = 1e-6  # a channel that the stream hardly hears can mend nothing
+TELLING_IMAGES = 2  # how a block adds to the stream shows on few images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +63,21 @@ def recover(
     *,
     ridge: float = 1e-2,
 ) -> nn.Module:
-    """Return a copy of `student` in eval mode, its readers refitted to give what `teacher`'s gave.
+    """Return a copy of `student` in eval mode, its readers refitted so that its stream follows `teacher`'s.
 
-    For one reader with inputs x (of the student), weight W and bias b, and the teacher's outputs y, centred over all
+    For one reader with inputs x (of the student), weight W and bias b, and the wanted outputs y, centred over all
     calibration images and tokens, the change that minimises |x (W + dW)' - y|^2 + lambda |dW|^2 is
     dW = (y - x W')' x (x'x + lambda I)^-1, with lambda = `ridge` times the mean of the diagonal of x'x. Since dW = 0 is
     among the candidates, the squared error on the calibration images never grows.
 
+    Where a block adds its readers' outputs to its input, each channel times a constant (most do), y is the
+    teacher's output plus the difference of the two streams before the reader. In other blocks, y is the teacher's
+    output.
+
     Args:
         student: `prune(teacher, plan)`.
         batches: (images, labels); the labels are not used. All images and their hidden states are held in memory:
-            up to images x tokens x width x 24 bytes besides the images.
+            up to images x tokens x width x 32 bytes besides the images.
 
     Raises:
         DataError: no batch was given. PlanMismatch: the plan does not fit the teacher.
@@ -96,15 +104,69 @@ def _refit_all(
     if not images:
         raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
     small_walk, dense_walk = _Walk(student, after, images), _Walk(teacher, before, images)
-    for index, kept in enumerate(track(plan.blocks, "refitting the layers behind the cut")):
+    ends = before.stretch_ends([kept.block for kept in plan.blocks])
+    for index, (kept, end) in enumerate(
+        zip(track(plan.blocks, "refitting the layers behind the cut"), ends, strict=True)
+    ):
         while dense_walk.position < kept.block:  # removed blocks: only the teacher goes through them
             dense_walk.step()
-        wanted = dense_walk.step(_readers(teacher, before.blocks[kept.block]))
-        for reader in _readers(student, after.blocks[index]):
-            targets = wanted[before.blocks[kept.block].name + reader.removeprefix(after.blocks[index].name)]
-            if len(targets) == len(images):  # a layer that several parts share runs more than once
-                _refit(student.get_submodule(reader), small_walk.inputs_of(reader), targets, ridge)
+        old, new = before.blocks[kept.block], after.blocks[index]
+        wanted = dense_walk.step(_readers(teacher, old))
+        behind = wanted.given
+        while dense_walk.position <= end:
+            behind = dense_walk.step().given
+        names = {reader: new.name + reader.removeprefix(old.name) for reader in wanted.outputs}
+        _refit_block(student, small_walk, wanted, behind, names, ridge)
         small_walk.step()
+
+
+def _refit_block(
+    student: nn.Module,
+    walk: "_Walk",
+    wanted: "_Passage",
+    behind: Sequence[Tensor],
+    names: dict[str, str],
+    ridge: float,
+) -> None:
+    """Refit the readers of the student's next block, in the order in which they run.
+
+    Args:
+        wanted: the teacher's passage through its block. behind: the teacher's stream where the student's next block
+            begins. names: what the student calls each of the teacher's readers.
+    """
+    once = [reader for reader, outputs in wanted.outputs.items() if len(outputs) == len(wanted.given)]
+    scales = wanted.scales() if len(once) == len(wanted.outputs) else None  # else a layer that several parts share
+    for position, reader in enumerate(once):
+        earlier, layer = once[:position], student.get_submodule(names[reader])
+        arrivals = walk.arrivals(names[reader], [names[name] for name in earlier])
+        if scales is None:
+            pairs = ((x, output) for (x, _, _), output in zip(arrivals, wanted.outputs[reader], strict=True))
+        else:
+            goal = behind if position == len(once) - 1 else wanted.given
+            pairs = _on_the_stream(arrivals, wanted, goal, scales, reader, {name: names[name] for name in earlier})
+        _refit(layer, pairs, ridge)
+
+
+def _on_the_stream(
+    arrivals: Iterable["_Arrival"],
+    wanted: "_Passage",
+    goal: Sequence[Tensor],
+    scales: dict[str, Tensor],
+    reader: str,
+    earlier: dict[str, str],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a reader takes and what it should give, batch by batch, so that the student's stream meets the teacher's.
+
+    Args:
+        goal: the teacher's stream behind its block, or behind the removed ones that follow. earlier: the readers that
+            ran before in this block, and what the student calls them.
+    """
+    heard = scales[reader].abs() > LEAST_SCALE
+    for batch, (x, taken, seen) in enumerate(arrivals):
+        missing = wanted.taken[batch] - taken + goal[batch] - wanted.given[batch]
+        for name, own in earlier.items():
+            missing = missing + scales[name] * (wanted.outputs[name][batch] - seen[own])
+        yield x, wanted.outputs[reader][batch] + torch.where(heard, missing / scales[reader], 0)
 
 
 def _readers(model: nn.Module, block: BlockStructure) -> list[str]:
@@ -118,6 +180,42 @@ def _is_matrix(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
         return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and layer.padding == (0, 0)
     return isinstance(layer, nn.Linear)
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """One block's work on all batches: the stream it took, what its readers gave, the stream it gave.
+
+    `outputs` are in the order in which the readers ran.
+    """
+
+    taken: list[Tensor]
+    outputs: dict[str, list[Tensor]]
+    given: list[Tensor]
+
+    def scales(self) -> dict[str, Tensor] | None:
+        """By what each channel of each reader's output is multiplied when the block adds it to the stream.
+
+        None where the block does something else with them: `given = taken + sum of scale * output` does not hold.
+        """
+        first = [values[0][:TELLING_IMAGES] for values in (self.given, self.taken, *self.outputs.values())]
+        if len({tensor.shape for tensor in first}) > 1 or not self.outputs:
+            return None
+        added = (first[0] - first[1]).double()
+        for dim in dict.fromkeys((-1, 1)):
+            change = added.movedim(dim, 0).flatten(1)  # (C, T)
+            parts = torch.stack([y.double().movedim(dim, 0).flatten(1) for y in first[2:]], dim=2)  # (C, T, readers)
+            products = parts.mT @ parts
+            found = torch.linalg.pinv(products, hermitian=True) @ (parts.mT @ change[..., None])  # (C, readers, 1)
+            if torch.allclose((parts @ found)[..., 0], change, rtol=0, atol=1e-3 * change.abs().max().item()):
+                shape = [1] * added.ndim
+                shape[dim] = -1
+                columns = found[..., 0].to(first[0].dtype).unbind(1)
+                return {name: column.view(shape) for name, column in zip(self.outputs, columns, strict=True)}
+        return None
+
+
+_Arrival = tuple[Tensor, Tensor, dict[str, Tensor]]  # a reader's input, its block's stream, earlier readers' outputs
 
 
 class _Walk:
@@ -134,11 +232,12 @@ class _Walk:
         self.position = 0
         self.given: list[dict[str, Any]] = [{} for _ in images]
 
-    def step(self, readers: Sequence[str] = ()) -> dict[str, list[Tensor]]:
-        """Take all batches through the next block; give the outputs of these readers on the way."""
+    def step(self, readers: Sequence[str] = ()) -> _Passage:
+        """Take all batches through the next block; give what these readers gave on the way."""
         block = self.blocks[self.position]
-        outputs: dict[str, list[Tensor]] = {reader: [] for reader in readers}
-        with _watching(self.model, outputs):
+        taken: list[Tensor] = []
+        outputs: dict[str, list[Tensor]] = {}
+        with _watching(self.model, readers, outputs), _taking(self.model, block, taken):
             for images, given in zip(self.images, self.given, strict=True):
                 self._run(images, given, block.name)
         before = self.blocks[self.position - 1] if self.position else None
@@ -146,18 +245,22 @@ class _Walk:
             for given in self.given:
                 given[before.name] = _without_values(given[before.name])
         self.position += 1
-        return outputs
+        return _Passage(taken, outputs, [output_state(given[block.name]) for given in self.given])
 
-    def inputs_of(self, reader: str) -> Iterator[Tensor]:
-        """What a reader in the next block takes, batch by batch."""
+    def arrivals(self, reader: str, earlier: Sequence[str]) -> Iterator[_Arrival]:
+        """What a reader in the next block takes, the stream that the block took, what the earlier readers gave."""
+        block = self.blocks[self.position]
         for images, given in zip(self.images, self.given, strict=True):
             seen: list[Tensor] = []
+            taken: list[Tensor] = []
+            outputs: dict[str, list[Tensor]] = {}
             hook = self.model.get_submodule(reader).register_forward_pre_hook(partial(_take_and_stop, seen))
             try:
-                self._run(images, given)
+                with _watching(self.model, earlier, outputs), _taking(self.model, block, taken):
+                    self._run(images, given)
             finally:
                 hook.remove()
-            yield seen[0]
+            yield seen[0], taken[0], {name: values[0] for name, values in outputs.items()}
 
     def _run(self, images: Tensor, given: dict[str, Any], until: str = "") -> None:
         """One forward pass; it ends behind the block `until`, whose output is kept, or where a hook stops it."""
@@ -197,11 +300,11 @@ def _without_values(output: Any) -> Any:
     return with_state(output, torch.zeros((), dtype=state.dtype, device=state.device).expand(state.shape))
 
 
-def _refit(layer: nn.Module, inputs: Iterable[Tensor], wanted: Sequence[Tensor], ridge: float) -> None:
-    """Refit one reader in place, from its inputs and the wanted outputs, one tensor for each batch."""
+def _refit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float) -> None:
+    """Refit one reader in place, from what it takes and what it should give, batch by batch."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     moments, dim = _Moments(layer), columns_dim(layer)
-    for x, target in zip(inputs, wanted, strict=True):
+    for x, target in pairs:
         residual = target - layer(x)
         moments.add(x.movedim(dim, -1).flatten(0, -2), residual.movedim(dim, -1).flatten(0, -2))
     change, shift = moments.solve(ridge)
@@ -242,15 +345,29 @@ class _Moments:
 
 
 @contextmanager
-def _watching(model: nn.Module, outputs: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Within the context, what each of the named modules gives is added to its list."""
+def _watching(model: nn.Module, names: Sequence[str], outputs: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Within the context, what each of the named modules gives is added to its list, the first user first."""
 
     def keep(module: nn.Module, inputs: Any, output: Tensor, *, name: str) -> None:
-        outputs[name].append(output)
+        outputs.setdefault(name, []).append(output)
 
-    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name=name)) for name in outputs]
+    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name=name)) for name in names]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _taking(model: nn.Module, block: BlockStructure, taken: list[Tensor]) -> Iterator[None]:
+    """Within the context, the stream that a block takes is added to the list."""
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        taken.append(input_state(args, kwargs, block.state))
+
+    handle = model.get_submodule(block.name).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -5,6 +5,7 @@ each group has one *reader*: the layer whose input columns are the units' output
 Adapters make these descriptions; everything else only reads them. Standard library only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -130,6 +131,17 @@ class ViTStructure:
             for index, block in enumerate(self.blocks)
         )
         return PruningPlan(model=self.model, blocks=blocks)
+
+    def stretch_ends(self, kept: Sequence[int]) -> list[int]:
+        """For each block that is kept, the last one before the next kept one, or before the stage ends.
+
+        Behind a removed stretch the smaller model must already be where this one is at the stretch's end.
+        """
+        ends = []
+        for block, following in zip(kept, [*kept[1:], len(self.blocks)], strict=True):
+            stage = self.blocks[block].stage
+            ends.append(max(index for index in range(block, following) if self.blocks[index].stage == stage))
+        return ends
 
 
 @dataclass(frozen=True, kw_only=True)
