@@ -139,6 +139,7 @@ def _refit_block(
     for position, reader in enumerate(once):
         earlier, layer = once[:position], student.get_submodule(names[reader])
         arrivals = walk.arrivals(names[reader], [names[name] for name in earlier])
+        pairs: Iterable[tuple[Tensor, Tensor]]
         if scales is None:
             pairs = ((x, output) for (x, _, _), output in zip(arrivals, wanted.outputs[reader], strict=True))
         else:
