@@ -1,12 +1,14 @@
 # make demo   create the environment if need be and run `vitrim demo`
 # make test   create the environment if need be and run the tests
-# make check  all that CI does: tests, format, lint, types
+# make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
+# make check  all that CI does: tests, the benchmark's smoke cell, format, lint, types
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SMOKE := runs/bench-smoke
 
-.PHONY: demo test lint types check
+.PHONY: demo test bench-smoke lint types check
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -15,6 +17,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+bench-smoke: $(INSTALLED)
+	rm -rf $(SMOKE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run benchmarks/configs/smoke.toml -o $(SMOKE)
+	$(BIN)/python -m benchmarks.table $(SMOKE) --docs $(SMOKE)/docs
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -22,7 +29,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-check: test lint types
+check: test bench-smoke lint types
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitrim needs Python 3.11 or newer; try make PYTHON=python3.11")'

@@ -1,0 +1,149 @@
+"""What `python -m benchmarks.run` leaves: one `arm.json` for each cell, share kept, arm and seed."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrim.errors import DataError
+
+VITRIM, CONTROL = "vitrim", "dense-control"
+ARMS = (
+    VITRIM,
+    "paper",
+    "hard-labels",
+    "torch-pruning",
+    "random",
+    "magnitude",
+    "scratch",
+    "timm-small",
+    CONTROL,
+)
+_NEEDED = (
+    *("cell", "model", "dataset", "keep", "arm", "seed", "student_epochs", "search_epochs", "dense_epochs", "tuning"),
+    *("stages", "evaluation", "after_cut", "after_recover", "dense", "params_ratio", "macs_ratio", "seconds"),
+    *("images_per_second", "train_macs_per_image", "environment", "command", "commit"),
+)
+
+Key = tuple[str, float, str]  # cell, keep, arm
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurement:
+    """One `arm.json`. The arrays say for each test image whether top-1 is right, `(N,)` of bool."""
+
+    path: Path
+    values: dict[str, Any] = field(repr=False)
+    correct: np.ndarray = field(repr=False)
+    dense: np.ndarray = field(repr=False)
+    after_cut: np.ndarray | None = field(repr=False)
+    after_recover: np.ndarray | None = field(repr=False)
+
+    @property
+    def key(self) -> Key:
+        return self.values["cell"], float(self.values["keep"]), self.values["arm"]
+
+    @property
+    def seed(self) -> int:
+        return int(self.values["seed"])
+
+
+Groups = dict[Key, list[Measurement]]
+
+
+def read_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
+    """All measurements below the folders, and a sentence for each file that is not complete and was left out.
+
+    Raises:
+        DataError: a folder does not exist or has no complete measurement.
+    """
+    found: list[Measurement] = []
+    notes: list[str] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"There is no folder {folder}; expected what `python -m benchmarks.run` wrote with -o.")
+        paths = sorted(folder.rglob("arm.json"))
+        before = len(found)
+        for path in paths:
+            measurement = _read(path)
+            if isinstance(measurement, str):
+                notes.append(measurement)
+            else:
+                found.append(measurement)
+        if len(found) == before:
+            raise DataError(
+                f"{folder} holds no complete arm.json ({len(paths)} incomplete); run `python -m benchmarks.run` first."
+            )
+    return found, notes
+
+
+def group(measurements: Sequence[Measurement]) -> Groups:
+    """By cell, keep and arm; within each sorted by seed.
+
+    Raises:
+        DataError: one seed was measured twice, or files of one cell do not belong to one experiment.
+    """
+    groups: Groups = {}
+    for measurement in sorted(measurements, key=lambda m: m.seed):
+        groups.setdefault(measurement.key, []).append(measurement)
+    for members in groups.values():
+        for first, second in pairwise(members):
+            if first.seed == second.seed:
+                raise DataError(
+                    f"{first.path} and {second.path} both hold seed {first.seed} of {describe(first.key)}; "
+                    "pass only one of their folders."
+                )
+            _check_same(first, second, ("student_epochs", "dense_epochs", "tuning"))
+    firsts: dict[str, Measurement] = {}
+    for measurement in measurements:
+        first = firsts.setdefault(measurement.key[0], measurement)
+        _check_same(first, measurement, ("model", "dataset"))
+        if len(first.correct) != len(measurement.correct):
+            raise DataError(
+                f"{first.path} and {measurement.path} were evaluated on {len(first.correct)} and "
+                f"{len(measurement.correct)} images; one cell needs the same images for all its arms."
+            )
+    return groups
+
+
+def describe(key: Key) -> str:
+    cell, keep, arm = key
+    return f"{cell}, keep {keep:g}, {arm}"
+
+
+def _read(path: Path) -> Measurement | str:
+    """The measurement, or why it is left out."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        return f"{path} is left out: it is not valid JSON ({problem})."
+    missing = [name for name in _NEEDED if name not in values]
+    if missing or not values["evaluation"] or not values["dense"]:
+        return f"{path} is left out: it lacks {', '.join(missing) or 'the evaluation of the final or the dense model'}."
+    if values["arm"] not in ARMS:
+        raise DataError(f"{path} names the arm {values['arm']!r}; expected one of {', '.join(ARMS)}.")
+    names = {"correct": "evaluation", "dense": "dense", "after_cut": "after_cut", "after_recover": "after_recover"}
+    arrays = {name: _marks(values[source]) for name, source in names.items()}
+    sizes = {len(array) for array in arrays.values() if array is not None}
+    if len(sizes) != 1 or 0 in sizes:
+        raise DataError(f"{path} holds evaluations on {sizes} images; a paired comparison needs the same for all.")
+    return Measurement(path=path, values=values, **arrays)  # type: ignore[arg-type]
+
+
+def _marks(evaluation: dict[str, Any] | None) -> np.ndarray | None:
+    """`Evaluation.correct` as `Evaluation.to_dict` writes it; read here so that tables need no torch."""
+    return np.frombuffer(evaluation["correct"].encode(), dtype=np.uint8) == ord("1") if evaluation else None
+
+
+def _check_same(first: Measurement, second: Measurement, names: Sequence[str]) -> None:
+    for name in names:
+        one, other = first.values[name], second.values[name]
+        if one != other:
+            raise DataError(
+                f"{first.path} has {name} {one!r} and {second.path} has {other!r} in one cell; "
+                "give the two configurations different names."
+            )

@@ -1,0 +1,118 @@
+"""`arm.json`: everything that the tables say about one arm, one seed and one share kept."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.cell import RECORD, Cell, Job, read_evaluation, seconds_in
+from benchmarks.config import dense_recipe, student_training
+from vitrim.checkpoint import write_text
+from vitrim.cost import count_cost
+from vitrim.processes import is_main_process, wait_for_all
+from vitrim.report import environment
+
+ROOT = Path(__file__).parent.parent
+SEARCH = "depth-search"  # how the trainings of the depth search begin in `metrics.jsonl`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an arm ends with; evaluations as `Evaluation.to_dict` gives them.
+
+    Attributes:
+        after_cut, after_recover: of the first cut; None in arms without one.
+        stages: name, top-1, parameters and multiply-adds after each, the last one's of the final model.
+        has_teacher: whether the training passes images through the dense model too.
+    """
+
+    model: nn.Module
+    evaluation: dict[str, Any]
+    stages: list[dict[str, Any]]
+    after_cut: dict[str, Any] | None = None
+    after_recover: dict[str, Any] | None = None
+    has_teacher: bool = True
+
+
+def write_record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> None:
+    """Write `arm.json`, whole or not at all; with it the arm is finished."""
+    wait_for_all()
+    if is_main_process():
+        text = json.dumps(_record(cell, job, dense, outcome), indent=1, allow_nan=False)
+        write_text(cell.folder(job) / RECORD, text + "\n")
+    wait_for_all()
+
+
+def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[str, Any]:
+    config, folder = cell.config, cell.folder(job)
+    cost, whole = count_cost(outcome.model), count_cost(dense)
+    params_ratio, macs_ratio = cost.share_of(whole)
+    rows = read_metrics(folder / "metrics.jsonl")
+    return {
+        "cell": config.name,
+        "model": config.model_name,
+        "dataset": config.dataset,
+        "keep": job.keep,
+        "arm": job.arm,
+        "seed": job.seed,
+        "student_epochs": config.student_epochs,
+        "search_epochs": _search_epochs(rows, cell),
+        "dense_epochs": dense_recipe(config, job.seed).training.epochs,
+        "tuning": config.tuning_share > 0,
+        "stages": outcome.stages,
+        "evaluation": outcome.evaluation,
+        "after_cut": outcome.after_cut,
+        "after_recover": outcome.after_recover,
+        "dense": read_evaluation(cell.dense_folder(job.seed) / "evaluation.json"),
+        "params_ratio": params_ratio,
+        "macs_ratio": macs_ratio,
+        "seconds": seconds_in(folder),
+        "images_per_second": _speed(rows),
+        "train_macs_per_image": 3 * cost.macs + (whole.macs if outcome.has_teacher else 0),
+        "threads": torch.get_num_threads(),
+        "environment": environment(next(outcome.model.parameters()).device),
+        "command": cell.command,
+        "commit": commit(),
+    }
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, one for each epoch of each training."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def _search_epochs(rows: list[dict[str, Any]], cell: Cell) -> float:
+    """How many passes over the training images the candidates of the depth search cost, all together."""
+    last_steps: dict[str, int] = {}
+    for row in rows:
+        if row["stage"].startswith(SEARCH):
+            last_steps[row["stage"]] = max(row["step"], last_steps.get(row["stage"], 0))
+    num_images = len(cell.data.train)
+    batch_size = min(student_training(cell.config).batch_size, num_images)
+    return sum(last_steps.values()) * batch_size / num_images
+
+
+def _speed(rows: list[dict[str, Any]]) -> float | None:
+    """Training images for each second, the median over the epochs; the first may hold a compilation."""
+    speeds = [row["images_per_second"] for row in rows if not row["stage"].startswith(SEARCH)]
+    return median(speeds) if speeds else None
+
+
+def commit() -> str:
+    """The commit that this file is of, with `+` where something differs from it; `unknown` outside git."""
+    try:
+        name = _git("rev-parse", "--short", "HEAD")
+        return name + ("+" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

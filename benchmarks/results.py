@@ -1,0 +1,199 @@
+"""`docs/results.json`: one row for each cell, share kept and arm, all seeds together.
+
+Rows hold numbers only; no image's result is kept, so what compares two arms can be computed only where both are
+among the measurements given.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measurements import ARMS, CONTROL, VITRIM, Groups, Measurement
+from benchmarks.statistics import paired_difference, paired_share
+from vitrim.errors import DataError
+
+Row = dict[str, Any]
+
+# Dense bf16 peaks without sparsity, from NVIDIA's data sheets, in operations a second.
+BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+_MEANS = ("search_epochs", "params_ratio", "macs_ratio", "seconds", "images_per_second")
+_AGAINST_CONTROL = ("top1_dense_control", "delta_control", "delta_control_low", "delta_control_high")
+_AGAINST_VITRIM = ("vitrim_delta", "vitrim_low", "vitrim_high", "recover_lead", "recover_lead_low", "recover_lead_high")
+
+
+def to_rows(groups: Groups) -> list[Row]:
+    """One row for each group, in the order of the tables."""
+    rows = []
+    for (cell, keep, _), members in groups.items():
+        vitrim, control = groups.get((cell, keep, VITRIM), []), groups.get((cell, 1.0, CONTROL), [])
+        rows.append(_row(members, vitrim, control))
+    return sorted(rows, key=_order)
+
+
+def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
+    """The new rows, and those measured earlier that they do not replace.
+
+    An earlier row loses what compares it with a run of vitrim, or of the dense control, that was replaced.
+    """
+    merged = {_key(row): dict(row) for row in earlier}
+    replaced = {_key(row) for row in new if _key(row) in merged and merged[_key(row)] != row}
+    for key, row in merged.items():
+        cell, keep, _ = key
+        if (cell, keep, VITRIM) in replaced:
+            row.update(dict.fromkeys(_AGAINST_VITRIM))
+        if (cell, 1.0, CONTROL) in replaced:
+            row.update(dict.fromkeys(_AGAINST_CONTROL))
+    merged.update({_key(row): row for row in new})
+    return sorted(merged.values(), key=_order)
+
+
+def read_rows(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as problem:
+        raise DataError(f"{path} is not valid JSON: {problem}. Restore it, or move it away to begin anew.") from None
+
+
+def rows_to_text(rows: Sequence[Row]) -> str:
+    return json.dumps(rows, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def without_absolute_paths(command: str) -> str:
+    """The command with each absolute path shortened to its last part: whose home it ran in matters to nobody."""
+    return re.sub(r"(?<![\w.\-/])~?/(?:[^\s/'\"=,]+/)*([^\s/'\"=,]*)/?", r"\1", command)
+
+
+def _row(members: list[Measurement], vitrim: list[Measurement], control: list[Measurement]) -> Row:
+    first, is_vitrim = members[0].values, members is vitrim
+    others = [] if is_vitrim or first["arm"] == CONTROL else vitrim  # at keep 1.0 there is no vitrim to compare with
+    controls = [] if first["arm"] == CONTROL else control
+    dense = _difference(members, members, "dense", "correct")
+    against_control = _difference(controls, members, "correct", "correct")
+    row = {
+        **{name: first[name] for name in ("cell", "model", "dataset", "keep", "arm")},
+        "seeds": [m.seed for m in members],
+        **{name: first[name] for name in ("student_epochs", "dense_epochs", "tuning")},
+        "top1_dense": _top1(members, "dense"),
+        "top1_dense_control": _top1(control, "correct"),
+        "top1_after_cut": _top1(members, "after_cut"),
+        "top1_after_recover": _top1(members, "after_recover"),
+        "top1": _top1(members, "correct"),
+        "top1_seeds": [100 * float(m.correct.mean()) for m in members],
+        **_named(dense, "delta_dense", "low", "high"),
+        **_named(against_control, "delta_control", "delta_control_low", "delta_control_high"),
+        **_named(_difference(members, others, "correct", "correct"), "vitrim_delta", "vitrim_low", "vitrim_high"),
+        **_recover_share(members),
+        **_named(_difference(members, others, "after_cut", "after_recover"), *_AGAINST_VITRIM[3:]),
+        "stages": _stages(members),
+        **{name: _mean(members, name) for name in _MEANS},
+        "peak_share": _peak_share(members),
+        "num_images": len(members[0].correct),
+        "hardware": _distinct(members, lambda m: _hardware(m.values["environment"])),
+        "command": _distinct(members, lambda m: without_absolute_paths(m.values["command"])),
+        "commit": _distinct(members, lambda m: m.values["commit"]),
+    }
+    return {name: _rounded(value) for name, value in row.items()}
+
+
+def _named(difference: dict[str, float] | None, *names: str) -> dict[str, float | None]:
+    values = (difference["points"], difference["low"], difference["high"]) if difference else (None, None, None)
+    return dict(zip(names, values, strict=True))
+
+
+def _difference(
+    first: list[Measurement], second: list[Measurement], first_name: str, second_name: str
+) -> dict[str, float] | None:
+    """Second minus first over the seeds that both have; None where there is none."""
+    ones = {m.seed: getattr(m, first_name) for m in first if getattr(m, first_name) is not None}
+    others = {m.seed: getattr(m, second_name) for m in second if getattr(m, second_name) is not None}
+    seeds = sorted(ones.keys() & others.keys())
+    if not seeds:
+        return None
+    return asdict(paired_difference(np.stack([ones[s] for s in seeds]), np.stack([others[s] for s in seeds])))
+
+
+def _recover_share(members: list[Measurement]) -> Row:
+    """Accuracy after `recover`, before any training, as a share of the dense model's."""
+    recovered = [(m.after_recover, m.dense) for m in members if m.after_recover is not None]
+    share = None
+    if recovered:
+        after, dense = zip(*recovered, strict=True)
+        share = paired_share(np.stack(after), np.stack(dense))
+    values = (share.percent, share.low, share.high) if share else (None, None, None)
+    return dict(zip(("recover_share", "recover_share_low", "recover_share_high"), values, strict=True))
+
+
+def _top1(members: list[Measurement], name: str) -> float | None:
+    found = [getattr(m, name) for m in members if getattr(m, name) is not None]
+    return 100 * float(np.mean(found)) if found else None
+
+
+def _mean(members: list[Measurement], name: str) -> float | None:
+    found = [m.values[name] for m in members if m.values[name] is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _stages(members: list[Measurement]) -> dict[str, Row]:
+    """For each stage the means over the seeds that have it; `auto` depth may leave one seed without a depth cut."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for m in members:
+        if not m.values["stages"]:
+            continue
+        last = m.values["stages"][-1]  # the final model, whose share of the dense one is known
+        for stage in m.values["stages"]:
+            params = m.values["params_ratio"] * stage["params"] / last["params"]
+            macs = m.values["macs_ratio"] * stage["macs"] / last["macs"]
+            found.setdefault(stage["name"], []).append((stage["top1"], params, macs))
+    names = ("top1", "params_share", "macs_share")
+    return {
+        stage: {**dict(zip(names, np.mean(values, axis=0).tolist(), strict=True)), "num_seeds": len(values)}
+        for stage, values in found.items()
+    }
+
+
+def _peak_share(members: list[Measurement]) -> float | None:
+    """Arithmetic done in training as a share of the GPU's dense bf16 peak; None on a CPU and on an unknown GPU."""
+    shares = []
+    for m in members:
+        peak = next((peak for name, peak in BF16_PEAKS.items() if name in m.values["environment"]["device"]), None)
+        macs, speed = m.values["train_macs_per_image"], m.values["images_per_second"]
+        if peak is None or macs is None or speed is None:
+            return None
+        shares.append(2 * macs * speed / peak)  # a multiply-add is two operations
+    return float(np.mean(shares))
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    threads = environment["threads"]
+    cpu = f"{environment['cpu']}, {environment['cores']} cores, {threads} thread{'s' if threads != 1 else ''}"
+    gpu = "no GPU" if environment["device"] == "cpu" else environment["device"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+    return "; ".join(part for part in (gpu, cpu, environment.get("dtype"), versions) if part)
+
+
+def _distinct(members: list[Measurement], text: Callable[[Measurement], str | None]) -> str:
+    return "\n".join(dict.fromkeys(text(m) or "unknown" for m in members))
+
+
+def _rounded(value: Any) -> Any:
+    """Four decimals, so that the file does not change with the last bit of a sum."""
+    if isinstance(value, float):
+        return round(value, 4) + 0.0  # no -0.0
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return {name: _rounded(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _key(row: Row) -> tuple[str, float, str]:
+    return row["cell"], float(row["keep"]), row["arm"]
+
+
+def _order(row: Row) -> tuple[str, float, int]:
+    return row["cell"], -row["keep"], ARMS.index(row["arm"])

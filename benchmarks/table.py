@@ -1,0 +1,118 @@
+"""The tables: `python -m benchmarks.table OUT...` makes `docs/results.json`, `docs/results.md` and plots."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from benchmarks.document import cells_of, read_configs, to_markdown, tuning_to_markdown
+from benchmarks.measurements import Groups, group, read_measurements
+from benchmarks.results import merge, read_rows, rows_to_text, to_rows
+from vitrim.errors import SettingError, UserError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+app = App(
+    name="python -m benchmarks.table",
+    help="Make docs/results.json, docs/results.md and docs/plots from measured cells.",
+    help_format="markdown",
+)
+
+
+@app.default
+def table(
+    outputs: Annotated[list[Path] | None, Parameter(help="folders that `python -m benchmarks.run` wrote")] = None,
+    /,
+    *,
+    docs: Annotated[Path, Parameter(help="where results.json lies or will lie")] = Path("docs"),
+    configs: Annotated[Path, Parameter(help="for the list of open cells", show_default=False)] = CONFIGS,
+    tuning: Annotated[
+        Path | None,
+        Parameter(help="write the tables of tuning cells to this file, - for the screen", allow_leading_hyphen=True),
+    ] = None,
+) -> None:
+    """Cells measured earlier stay in results.json; without OUT the documents are made again from it.
+
+    Example: `python -m benchmarks.table runs/benchmarks/cifar100`
+    """
+    found, notes = read_measurements(outputs or [])
+    for note in notes:
+        print(note, file=sys.stderr)
+    groups = group(found)
+    if tuning is not None:
+        _write_tuning(groups, tuning)
+        return
+    refused = sorted({cell for cell, members in _tuning_of(groups).items() if members})
+    if refused:
+        raise SettingError(
+            f"{', '.join(refused)} was measured on images cut from the training set, and is no result; "
+            "pass --tuning FILE to read its tables."
+        )
+    _write_docs(groups, docs, configs)
+
+
+def _write_docs(groups: Groups, docs: Path, configs: Path) -> None:
+    from benchmarks.plots import draw_plots  # matplotlib is slow to load
+
+    rows = merge(read_rows(docs / "results.json"), to_rows(groups))
+    text = to_markdown(rows, read_configs(configs))
+    docs.mkdir(parents=True, exist_ok=True)
+    for cell, members in cells_of(rows).items():
+        draw_plots(cell, members, docs / "plots")
+    _write(docs / "results.md", text)
+    _write(docs / "results.json", rows_to_text(rows))
+    print(f"{docs / 'results.json'}: {len(rows)} rows of {len(cells_of(rows))} cells")
+
+
+def _write_tuning(groups: Groups, path: Path) -> None:
+    final = sorted({cell for cell, members in _tuning_of(groups).items() if not members})
+    if final or not groups:
+        raise SettingError(f"--tuning takes tuning cells only, but found {', '.join(final) or 'none'}; leave it out.")
+    text = tuning_to_markdown(to_rows(groups))
+    if str(path) == "-":
+        print(text, end="")
+    else:
+        _write(path, text)
+
+
+def _tuning_of(groups: Groups) -> dict[str, bool]:
+    """For each cell whether any of it was measured for tuning."""
+    found: dict[str, bool] = {}
+    for (cell, _, _), members in groups.items():
+        found[cell] = found.get(cell, False) or any(m.values["tuning"] for m in members)
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    """At once or not at all: results.json may hold cells whose measurements are elsewhere."""
+    working = path.with_name(f"{path.name}.tmp")
+    working.write_text(text, encoding="utf-8")
+    os.replace(working, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: Sequence[str] | None) -> int:
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return 0
+    except UserError as problem:
+        return _complain(str(problem))
+    except CycloptsError as problem:
+        return _complain(f"{' '.join(str(problem).split())} `python -m benchmarks.table --help` shows an example.")
+    except OSError as problem:
+        return _complain(f"Cannot write or read {problem.filename or 'a file'}: {problem.strerror}.")
+
+
+def _complain(message: str) -> int:
+    print(f"benchmarks.table: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
