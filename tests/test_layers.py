@@ -15,7 +15,7 @@ LAYERS = {  # from the top
     "settings": {"recipe"},
     "long jobs": {"training", "exporting", "report"},
     "decisions": {"allocation", "checkpoint", "hub", "standalone"},
-    "operations": {"importance", "surgery", "recovery", "latency", "evaluation"},
+    "operations": {"importance", "surgery", "recovery", "classifier", "latency", "evaluation"},
     "parts": {
         "adapters",
         "cost",

@@ -237,8 +237,11 @@ def test_given_scores_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     dense, data = digits_model(), digits()
     first = compress(dense, data, short_recipe(keep=0.7), tmp_path / "first")
     scores = Scores.load(tmp_path / "first" / "scores.safetensors")
-    monkeypatch.setattr(pipeline, "score", _stop)
+    scored = []
+    score = pipeline.score
+    monkeypatch.setattr(pipeline, "score", lambda model, *a, **o: scored.append(model) or score(model, *a, **o))
     again = compress(dense, data, short_recipe(keep=0.7), tmp_path / "again", scores=scores)
+    assert not any(same_tensors(model, dense) for model in scored)
     assert same_tensors(first.model, again.model)
     other = compress(dense, data, short_recipe(keep=0.5), tmp_path / "other", scores=scores)
     assert count_cost(other.model).params < count_cost(again.model).params

@@ -39,17 +39,20 @@ class ImportanceSettings:
         criterion: see `score`.
         num_images: calibration images, drawn class by class from the training images; also used by `recover`.
         batch_size: images for one pass.
+        steps: in how many steps the model is narrowed. Behind each but the last it is recovered and scored again, since
+            what is left becomes more important as units go.
     """
 
     criterion: Criterion = "fisher"
     num_images: int = 2048
     batch_size: int = 128
+    steps: int = 4
 
     def __post_init__(self) -> None:
         if self.criterion not in get_args(Criterion):
             raise SettingError(f"Unknown criterion {self.criterion!r}; choose one of {', '.join(get_args(Criterion))}.")
-        if self.num_images < 1 or self.batch_size < 1:
-            raise SettingError("importance.num_images and importance.batch_size must be at least 1.")
+        if self.num_images < 1 or self.batch_size < 1 or self.steps < 1:
+            raise SettingError("importance.num_images, importance.batch_size and importance.steps must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

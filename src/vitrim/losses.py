@@ -31,7 +31,7 @@ class DistillationSettings:
 
     soft: float = 1.0
     temperature: float = 1.0
-    hidden: float = 0.0
+    hidden: float = 1.0
     relations: float = 0.0
     relation_heads: int = 8
     hard: float = 0.0

@@ -3,7 +3,7 @@
 Each stage leaves its result in the run folder; called again, a finished stage is read instead of made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,11 @@ def compress(
         "scores.safetensors", lambda: scores or _score(dense, recipe, calibration), Scores.save, Scores.load
     )
     num_blocks = story.num_blocks_to_remove(scores, calibration)
-    plan = run.once_plan("width-plan.json", lambda: width_plan(describe(dense), scores, recipe.budget, num_blocks))
+
+    def choose(structure: ViTStructure, found: Scores, budget: Budget) -> PruningPlan:
+        return width_plan(structure, found, budget, num_blocks, whole=count_cost(dense))
+
+    plan = run.once_plan("width-plan.json", lambda: plan_in_steps(dense, recipe, scores, calibration, choose))
     student = story.cut_and_recover("width", dense, plan, calibration)
     student = story.distil("width", student, plan, with_depth=num_blocks == 0)
 
@@ -111,28 +115,71 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> PruningPlan:
     With `auto`, no block goes: how many should is found by training, which `compress` does.
     """
     data = match_labels(data, model)
-    settings, structure = recipe.importance, describe(model)
+    settings = recipe.importance
     images = data.train.sample(settings.num_images, recipe.seed)
     calibration = Calibration(images=images, model=model, batch_size=settings.batch_size)
     blocks = recipe.depth.blocks
     gone = least_missed_blocks(model, calibration, blocks) if isinstance(blocks, int) else []
-    return allocate(structure, _score(model, recipe, calibration), recipe.budget, remove_blocks=tuple(gone))
+    return cut_at_once(model, recipe, _score(model, recipe, calibration), calibration, tuple(gone))
 
 
-def width_plan(structure: ViTStructure, scores: Scores, budget: Budget, num_blocks: int) -> PruningPlan:
+def cut_at_once(
+    dense: nn.Module, recipe: Recipe, scores: Scores, calibration: Calibration, gone: tuple[int, ...]
+) -> PruningPlan:
+    """The plan without the blocks `gone`, the others narrowed to the budget; nothing is trained between."""
+    structure = describe(dense)
+
+    def choose(current: ViTStructure, found: Scores, budget: Budget) -> PruningPlan:
+        blocks = gone if len(current.blocks) == len(structure.blocks) else ()  # they go at the first step
+        return allocate(current, found, budget, whole=count_cost(structure), remove_blocks=blocks)
+
+    return plan_in_steps(dense, recipe, scores, calibration, choose)
+
+
+def plan_in_steps(
+    dense: nn.Module,
+    recipe: Recipe,
+    scores: Scores,
+    calibration: Calibration,
+    choose: Callable[[ViTStructure, Scores, Budget], PruningPlan],
+) -> PruningPlan:
+    """Narrow the model by equal factors down to the budget, scoring anew what each step leaves; training none of it.
+
+    Args:
+        scores: of `dense`. choose: gives the plan of one step, counted in the model that the steps before have left.
+    """
+    structure, steps, budget = describe(dense), recipe.importance.steps, recipe.budget
+    plan, student = structure.full_plan(), dense
+    for step in range(1, steps + 1):
+        part = step / steps
+        wanted = replace(budget, params=budget.params**part, macs=budget.macs**part)
+        plan = plan.then(choose(describe(student), scores, wanted))
+        if step == steps or plan.keeps_all(structure):
+            continue
+        say(f"narrowing: step {step} of {steps}")
+        student = prune(dense, plan)
+        if recipe.recovery.enabled:
+            student = recover(student, dense, plan, calibration, ridge=recipe.recovery.ridge)
+        scores = _score(student, recipe, calibration)
+    return plan
+
+
+def width_plan(
+    structure: ViTStructure, scores: Scores, budget: Budget, num_blocks: int, *, whole: Cost | None = None
+) -> PruningPlan:
     """The plan of the width stage: as little wider than the budget as lets `num_blocks` blocks go and still reach it.
 
     Which blocks will go is not known yet, so the room left is that of the largest ones; the depth stage trims what is
-    then too much.
+    then too much. `whole` is the cost of which the budget is a share, by default that of `structure`.
     """
+    whole = whole or count_cost(structure)
     if num_blocks == 0:
-        return allocate(structure, scores, budget)
-    whole = count_cost(structure)
+        return allocate(structure, scores, budget, whole=whole)
     limit = budget.limit(whole)
 
     def plan_at(extra: float) -> PruningPlan:
         wider = replace(budget, params=_mix(budget.params, extra), macs=_mix(budget.macs, extra))
-        return allocate(structure, scores, wider)
+        return allocate(structure, scores, wider, whole=whole)
 
     def reaches(extra: float) -> bool:
         try:
@@ -328,9 +375,9 @@ class _Story:
 
     def _try_depth(self, gone: list[int], scores: Scores, calibration: Calibration) -> float | None:
         """Divergence of one candidate from the teacher on training images held out from its short distillation."""
-        settings, structure = self.recipe.depth, describe(self.dense)
+        settings = self.recipe.depth
         try:
-            plan = allocate(structure, scores, self.recipe.budget, remove_blocks=tuple(gone))
+            plan = cut_at_once(self.dense, self.recipe, scores, calibration, tuple(gone))
         except BudgetError:
             return None  # too small for so many blocks; fewer blocks leave room
         few, held_out = self._search_images()

@@ -3,7 +3,8 @@
 Each reader (`attn.proj`, `mlp.fc2`) that is left is refitted by ridge least squares, from the input to the output of
 the network. Its inputs come from the already refitted student; its target is what the model before the cut has in the
 stream behind it, less what the student has in the stream before it. So an error made by one layer is mended by the
-next ones, and the last reader before a removed block also learns what that block would have added.
+next ones, and the last reader before a removed block also learns what that block would have added. The classifier
+comes last (`classifier.py`).
 """
 
 import copy
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.adapters import describe, readable
+from vitrim.classifier import refit_classifier
 from vitrim.errors import DataError, SettingError
 from vitrim.modes import eval_mode
 from vitrim.plan import PruningPlan
@@ -118,6 +120,7 @@ def _refit_all(
         names = {reader: new.name + reader.removeprefix(old.name) for reader in wanted.outputs}
         _refit_block(student, small_walk, wanted, behind, names, ridge)
         small_walk.step()
+    refit_classifier(student, teacher, images)
 
 
 def _refit_block(
