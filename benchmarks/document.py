@@ -68,10 +68,20 @@ def read_configs(folder: Path) -> list[Config]:
     return found
 
 
-def to_markdown(rows: Sequence[Row], configs: Sequence[Config], *, with_plots: bool = True) -> str:
-    """`results.md`."""
-    template = _templates().get_template("results.md.jinja")
-    return template.render(cells=_cells(rows), open_cells=open_cells(rows, configs), with_plots=with_plots)
+def to_markdown(
+    rows: Sequence[Row], configs: Sequence[Config], *, ablation: Sequence[Row] = (), with_plots: bool = True
+) -> str:
+    """`results.md`; `ablation` are the rows that `benchmarks.ablation` left."""
+    return (
+        _templates()
+        .get_template("results.md.jinja")
+        .render(
+            cells=_cells(rows),
+            open_cells=open_cells(rows, configs),
+            ablations=_ablations(ablation),
+            with_plots=with_plots,
+        )
+    )
 
 
 def tuning_to_markdown(rows: Sequence[Row]) -> str:
@@ -105,6 +115,40 @@ def cells_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row["cell"], []).append(row)
     return found
+
+
+def _ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One table for each cell and share kept: what each change brought, before any training and at the end."""
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["cell"], row["keep"]), []).append(row)
+    return [
+        {
+            "cell": cell,
+            "keep": keep,
+            "seeds": _numbers(members[0]["seeds"]),
+            "command": members[0]["command"],
+            "commit": members[0]["commit"],
+            "lines": [
+                [
+                    row["name"],
+                    *(_percent(row[when]) for when in ("cut", "before")),
+                    _gain(row.get("before_gain")),
+                    _percent(row["final"]),
+                    _gain(row.get("final_gain")),
+                ]
+                for row in members
+            ],
+        }
+        for (cell, keep), members in groups.items()
+    ]
+
+
+def _gain(values: Sequence[float] | None) -> str:
+    if values is None:
+        return "-"
+    points, low, high = (_clean(value, 2) for value in values)
+    return f"{points:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -99,28 +99,30 @@ def _check_installed(arms: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a cell and leave with its exit status."""
-    sys.exit(_status(arguments))
+    sys.exit(status_of(app, arguments))
 
 
-def _status(arguments: Sequence[str] | None) -> int:
+def status_of(app: App, arguments: Sequence[str] | None) -> int:
+    """Run a command of the benchmarks; its exit status, after a sentence on what the user must change."""
+    name = app.name[0]
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except UserError as problem:
-        return _complain(str(problem))
+        return _complain(name, str(problem))
     except CycloptsError as problem:
-        return _complain(" ".join(str(problem).split()) + " `python -m benchmarks.run --help` shows an example.")
+        return _complain(name, " ".join(str(problem).split()) + f" `python -m {name} --help` shows an example.")
     except KeyboardInterrupt:
-        return _complain("Interrupted. The same command goes on; a training from its last checkpoint.")
+        return _complain(name, "Interrupted. The same command goes on; a training from its last checkpoint.")
     except OSError as problem:
         if problem.errno in PLACE_PROBLEMS:
-            return _complain(f"Cannot write or read {problem.filename or 'a file'}: {problem.strerror}.")
+            return _complain(name, f"Cannot write or read {problem.filename or 'a file'}: {problem.strerror}.")
         traceback.print_exc()
         return 1
 
 
-def _complain(message: str) -> int:
-    print(f"benchmarks.run: {message}", file=sys.stderr)
+def _complain(name: str, message: str) -> int:
+    print(f"{name}: {message}", file=sys.stderr)
     return 2
 
 

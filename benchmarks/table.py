@@ -10,10 +10,11 @@ from cyclopts import App, CycloptsError, Parameter
 
 from benchmarks.document import cells_of, read_configs, to_markdown, tuning_to_markdown
 from benchmarks.measurements import Groups, group, read_measurements
-from benchmarks.results import merge, read_rows, rows_to_text, to_rows
+from benchmarks.results import Row, merge, read_rows, rows_to_text, to_rows
 from vitrim.errors import SettingError, UserError
 
 CONFIGS = Path(__file__).parent / "configs"
+ABLATION = "ablation.json"
 
 app = App(
     name="python -m benchmarks.table",
@@ -51,19 +52,23 @@ def table(
             f"{', '.join(refused)} was measured on images cut from the training set, and is no result; "
             "pass --tuning FILE to read its tables."
         )
-    _write_docs(groups, docs, configs)
+    _write_docs(groups, [row for folder in outputs or [] for row in read_rows(folder / ABLATION)], docs, configs)
 
 
-def _write_docs(groups: Groups, docs: Path, configs: Path) -> None:
+def _write_docs(groups: Groups, ablation: list[Row], docs: Path, configs: Path) -> None:
     from benchmarks.plots import draw_plots  # matplotlib is slow to load
 
     rows = merge(read_rows(docs / "results.json"), to_rows(groups))
-    text = to_markdown(rows, read_configs(configs))
+    measured = {row["cell"] for row in ablation}
+    ablation += [row for row in read_rows(docs / ABLATION) if row["cell"] not in measured]
+    text = to_markdown(rows, read_configs(configs), ablation=ablation)
     docs.mkdir(parents=True, exist_ok=True)
     for cell, members in cells_of(rows).items():
         draw_plots(cell, members, docs / "plots")
     _write(docs / "results.md", text)
     _write(docs / "results.json", rows_to_text(rows))
+    if ablation:
+        _write(docs / ABLATION, rows_to_text(ablation))
     print(f"{docs / 'results.json'}: {len(rows)} rows of {len(cells_of(rows))} cells")
 
 

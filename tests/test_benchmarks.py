@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.ablation import recipes_between
 from benchmarks.architectures import fresh_model, model_to_train, narrow_model, uniform_counts, uniform_plan
 from benchmarks.cell import alone_in, load_images, seconds_in
 from benchmarks.config import (
@@ -28,7 +30,7 @@ from benchmarks.config import (
     student_training,
 )
 from benchmarks.measurements import read_measurements
-from benchmarks.run import _status
+from benchmarks.run import app, status_of
 from models import same_tensors
 from runs import DIGITS_SIZES
 from vitrim import cli
@@ -65,6 +67,10 @@ CELL: dict[str, Any] = {
         "latency": {"rounds": 1, "warmup": 0},
     },
 }
+
+
+def _status(arguments: list[str]) -> int:
+    return status_of(app, arguments)
 
 
 def cell_file(folder: Path, **changes: Any) -> str:
@@ -370,3 +376,12 @@ def test_the_cells_with_pretrained_weights_are_ready(tmp_path, monkeypatch):
     command = [file, "-o", str(tmp_path / "out"), "--seeds", "0", "--keeps", "0.5", "--arms", "random"]
     assert _status(command) == 0
     assert finished(tmp_path / "out") == ["seed-0/keep-0.5/random"]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.toml")), ids=lambda file: file.stem)
+def test_the_ablations_changes_lead_from_the_published_method_to_the_cells_recipe(file: Path) -> None:
+    config = load_config(file)
+    found = recipes_between(config, keep=0.5, seed=0)
+    assert found[0][1] == recipe_for(config, "paper", keep=0.5, seed=0)
+    assert found[-1][1] == recipe_for(config, "vitrim", keep=0.5, seed=0)
+    assert all(earlier[1] != later[1] for earlier, later in pairwise(found))

@@ -165,7 +165,14 @@ def test_taps_end_with_their_context() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"soft": -1.0}, {"soft": 0.0}, {"hard": -0.1}, {"temperature": 0.0}, {"temperature": -1.0}, {"relation_heads": 0}],
+    [
+        {"soft": -1.0},
+        {"soft": 0.0, "hidden": 0.0},
+        {"hard": -0.1},
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"relation_heads": 0},
+    ],
     ids=str,
 )
 def test_bad_settings_are_refused(changes: dict[str, float]) -> None:
