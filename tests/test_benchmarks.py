@@ -67,6 +67,7 @@ CELL: dict[str, Any] = {
         "latency": {"rounds": 1, "warmup": 0},
     },
 }
+IN_ONE_WORKER = pytest.mark.xdist_group("the whole cell")  # which takes some time to make
 
 
 def _status(arguments: list[str]) -> int:
@@ -104,6 +105,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder / "out"
 
 
+@IN_ONE_WORKER
 def test_every_arm_leaves_a_record_that_the_tables_take(whole):
     found, notes = read_measurements([whole])
     assert notes == [] and {item.values["arm"] for item in found} == set(ARMS)
@@ -119,6 +121,7 @@ def test_every_arm_leaves_a_record_that_the_tables_take(whole):
         assert record["command"].endswith("-o runs/tiny") and "/tmp" not in json.dumps(record)
 
 
+@IN_ONE_WORKER
 def test_training_costs_three_passes_of_the_student_and_one_of_the_teacher(whole):
     dense = count_cost(load(whole / "seed-0" / "dense")).macs
     for item in read_measurements([whole])[0]:
@@ -126,12 +129,14 @@ def test_training_costs_three_passes_of_the_student_and_one_of_the_teacher(whole
         assert item.values["train_macs_per_image"] == 3 * item.values["stages"][-1]["macs"] + teacher
 
 
+@IN_ONE_WORKER
 def test_scratch_has_the_architecture_of_vitrim_and_other_weights(whole):
     ours, scratch = (load(whole / "seed-0" / "keep-0.5" / arm) for arm in ("vitrim", "scratch"))
     assert origin_of(ours).plan == origin_of(scratch).plan
     assert not same_tensors(ours, scratch)
 
 
+@IN_ONE_WORKER
 def test_a_finished_cell_is_left_as_it_is(whole, monkeypatch):
     monkeypatch.setattr(_Loop, "_update", lambda *_: 1 / 0)
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("arm.json")}
@@ -140,6 +145,7 @@ def test_a_finished_cell_is_left_as_it_is(whole, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("arm.json")}
 
 
+@IN_ONE_WORKER
 def test_the_dense_model_is_what_the_command_line_trains(whole, monkeypatch):
     monkeypatch.setattr(_Loop, "_update", lambda *_: 1 / 0)  # a run with another identity would train again
     recipe = whole / "seed-0" / "dense" / "recipe.toml"
@@ -148,6 +154,7 @@ def test_the_dense_model_is_what_the_command_line_trains(whole, monkeypatch):
     assert cli._status([*command, "--recipe", str(recipe), "-o", str(recipe.parent)]) == 0
 
 
+@IN_ONE_WORKER
 def test_another_cell_is_refused_and_its_difference_named(whole, capsys, tmp_path):
     other = cell_file(tmp_path, student={**TRAINING, "learning_rate": 1e-4})
     assert "student.learning_rate was null, now 0.0001" in complaint([other, "-o", str(whole)], capsys)
@@ -336,7 +343,14 @@ def _takes_width(cell: CellConfig, structure: ViTStructure) -> bool:
     return narrow.embed_dim == width and len(narrow.blocks) == len(structure.blocks)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow) if path.stem.startswith("vit-b") else path
+        for path in sorted(CONFIGS.glob("*.toml"))
+    ],
+    ids=lambda path: path.stem,
+)
 def test_every_shipped_cell_can_be_built_and_cut(path):
     cell = load_config(path)
     assert cell.name == path.stem
