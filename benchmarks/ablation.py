@@ -74,7 +74,7 @@ def ablation(
     """
     from benchmarks.cell import open_cell
     from benchmarks.config import load_config, select
-    from vitrim.checkpoint import write_text
+    from vitrim.files import write_text
 
     whole = load_config(config)
     part = select(whole, seeds=seeds, keeps=keeps)
@@ -160,8 +160,8 @@ def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
 
 
 def _evaluation(folder: Path, stage: str) -> Any:
-    from vitrim.checkpoint import read_json
     from vitrim.evaluation import Evaluation
+    from vitrim.files import read_json
 
     return Evaluation.from_dict(read_json(folder / f"evaluation-{stage}.json"))
 

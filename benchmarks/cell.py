@@ -24,14 +24,15 @@ from torch import nn
 from benchmarks.architectures import model_to_train
 from benchmarks.config import CONTROL, CellConfig, dense_recipe, recipe_for, scratch_training
 from vitrim.adapters import describe
-from vitrim.checkpoint import RunFolder, read_json
 from vitrim.data import ImageData, load_data
 from vitrim.errors import FolderInUse, SettingError
 from vitrim.evaluation import match_labels
+from vitrim.files import read_json
 from vitrim.pipeline import check_budget, fit
 from vitrim.processes import is_main_process, wait_for_all
 from vitrim.progress import say
 from vitrim.recipe import to_table
+from vitrim.run_folder import RunFolder
 from vitrim.training import check_training
 
 NAMED = ("cifar10", "cifar100", "tiny-imagenet")  # data sets whose place is a setting of its own

@@ -12,8 +12,8 @@ from torch import nn
 
 from benchmarks.cell import RECORD, Cell, Job, read_evaluation, seconds_in
 from benchmarks.config import dense_recipe, student_training
-from vitrim.checkpoint import write_text
 from vitrim.cost import count_cost
+from vitrim.files import write_text
 from vitrim.processes import is_main_process, wait_for_all
 from vitrim.report import environment
 

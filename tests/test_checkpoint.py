@@ -14,22 +14,12 @@ from torch import nn
 
 from models import BY_FACTORY, build, random_images, random_plan, same_tensors
 from vitrim.adapters import describe, origin_of, with_new_head
-from vitrim.checkpoint import (
-    RunFolder,
-    file_bytes,
-    fingerprint,
-    is_model_folder,
-    load,
-    load_weights,
-    read_json,
-    read_tensors,
-    save,
-    write_text,
-    writing,
-)
+from vitrim.checkpoint import file_bytes, fingerprint, is_model_folder, load, load_weights, save
 from vitrim.cost import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UnsupportedModel
+from vitrim.files import RUN, read_json, read_tensors, write_text, writing
 from vitrim.plan import PruningPlan
+from vitrim.run_folder import RunFolder
 from vitrim.surgery import prune
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -360,7 +350,7 @@ def test_a_failed_stage_leaves_nothing_and_is_made_again(tmp_path: Path) -> None
         run.once("stage", lambda: 1, fail, read_json)
     with pytest.raises(KeyError):
         run.once_json("stage", lambda: {}["nothing"])
-    assert names(tmp_path) == [RunFolder.IDENTITY]
+    assert names(tmp_path) == [RUN]
     assert run.once_json("stage", lambda: 2) == 2
 
 
@@ -370,7 +360,7 @@ def test_leftovers_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
     leftover.mkdir()
     (leftover / "old.txt").touch()
     run.once("model", build, save, load)
-    assert names(tmp_path) == ["model", RunFolder.IDENTITY]
+    assert names(tmp_path) == ["model", RUN]
     assert names(tmp_path / "model") == ["config.json", "model.safetensors"]
 
 
@@ -410,8 +400,8 @@ def test_foreign_folders_are_no_runs(tmp_path: Path) -> None:
 
 def test_a_broken_identity_is_named(tmp_path: Path) -> None:
     RunFolder(tmp_path, IDENTITY).once_json("stage.json", lambda: 1)
-    (tmp_path / RunFolder.IDENTITY).write_text(json.dumps(IDENTITY)[:-5])
-    with pytest.raises(CheckpointMismatch, match=RunFolder.IDENTITY):
+    (tmp_path / RUN).write_text(json.dumps(IDENTITY)[:-5])
+    with pytest.raises(CheckpointMismatch, match=RUN):
         RunFolder(tmp_path, IDENTITY)
 
 

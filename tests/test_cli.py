@@ -18,9 +18,10 @@ from PIL import Image
 
 import vitrim
 from runs import DIGITS_SIZES, digits_model, save_digits_model
-from vitrim.checkpoint import load, read_json, save
+from vitrim.checkpoint import load, save
 from vitrim.cli import _status
 from vitrim.cost import count_cost
+from vitrim.files import read_json
 from vitrim.plan import PruningPlan
 
 COMMANDS = ("demo", "train", "compress", "evaluate", "inspect", "plan", "export")

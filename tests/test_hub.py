@@ -12,8 +12,9 @@ from torch import nn
 
 from models import build, random_images, random_plan, same_tensors
 from vitrim.adapters import describe, origin_of
-from vitrim.checkpoint import load, open_model, save
+from vitrim.checkpoint import load, save
 from vitrim.errors import SettingError
+from vitrim.opening import open_model
 from vitrim.surgery import prune
 
 IMAGES = random_images(dtype=torch.float32)

@@ -14,7 +14,7 @@ LAYERS = {  # from the top
     "story": {"demo", "pipeline"},
     "settings": {"recipe"},
     "long jobs": {"training", "exporting", "report"},
-    "decisions": {"allocation", "checkpoint", "hub", "standalone"},
+    "decisions": {"allocation", "checkpoint", "opening", "run_folder", "hub", "standalone"},
     "operations": {"importance", "surgery", "recovery", "classifier", "latency", "evaluation"},
     "parts": {
         "adapters",
@@ -27,6 +27,7 @@ LAYERS = {  # from the top
         "data",
         "datasets",
         "imagesets",
+        "files",
         "augmentation",
         "layouts",
     },

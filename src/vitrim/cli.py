@@ -272,7 +272,7 @@ def plan(
     found = pipeline.plan_only(dense, _load_data(data_options or DataOptions()), recipe)
     print_plan(structure, found)
     if output:
-        from vitrim.checkpoint import write_text
+        from vitrim.files import write_text
 
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, found.to_json())
@@ -409,7 +409,7 @@ def _load_data(options: DataOptions) -> "ImageData":
 
 
 def _open_model(name: str, options: ModelOptions) -> "nn.Module":
-    from vitrim.checkpoint import open_model
+    from vitrim.opening import open_model
 
     return open_model(
         name,

@@ -9,13 +9,15 @@ from torch import nn
 
 from vitrim import report as reports
 from vitrim.adapters import adapter_of_library
-from vitrim.checkpoint import RunFolder, versions, write_text
+from vitrim.checkpoint import versions
 from vitrim.data import load_data
+from vitrim.files import write_text
 from vitrim.importance import Scores
 from vitrim.latency import measure_latencies
 from vitrim.pipeline import Compressed, compress, fit
 from vitrim.processes import is_main_process
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
+from vitrim.run_folder import RunFolder
 
 KEEPS = (0.7, 0.5)
 # 16 tokens; timm's own initialisation is made for wide models and learns slowly at this width

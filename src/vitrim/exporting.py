@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from vitrim.adapters import origin_of
-from vitrim.checkpoint import versions, writing
+from vitrim.checkpoint import versions
 from vitrim.cost import count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
 from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UnsupportedModel, UserError
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate, match_labels, preprocessing_of
+from vitrim.files import writing
 from vitrim.latency import Latency, LatencySettings, random_images, time_in_turns
 from vitrim.outputs import logits_of
 from vitrim.progress import say

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from vitrim import report as reports
 from vitrim.adapters import describe
 from vitrim.allocation import Budget, allocate, left_whole, smallest_cost
-from vitrim.checkpoint import RunFolder, fingerprint, load, save, write_text
+from vitrim.checkpoint import fingerprint, load, save
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
 from vitrim.errors import BudgetError, SettingError
 from vitrim.evaluation import Evaluation, evaluate, match_labels, preprocessing_of
+from vitrim.files import write_text
 from vitrim.importance import Scores, least_missed_blocks, score
 from vitrim.latency import Latency, measure_latencies
 from vitrim.losses import soft_loss
@@ -30,6 +31,7 @@ from vitrim.processes import is_main_process, this_process
 from vitrim.progress import say
 from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery import recover
+from vitrim.run_folder import RunFolder
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, check_training, train

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.adapters import adapter_for, describe
-from vitrim.checkpoint import fingerprint, write_tensors, writing
+from vitrim.checkpoint import fingerprint
 from vitrim.data import AugmentationSettings, ImageData, check_batch_size, num_train_steps, train_batches
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.evaluation import evaluate, match_labels, preprocessing_of
+from vitrim.files import write_tensors, writing
 from vitrim.losses import DistillationLoss, DistillationSettings, check_relation_heads, tapped
 from vitrim.modes import eval_mode
 from vitrim.outputs import logits_of
