@@ -33,6 +33,7 @@ class Change:
 
 
 CHANGES = (
+    Change(name="no block removed, so all epochs are one training (or what the cell sets for depth)", keys=("depth",)),
     Change(name="squared scores instead of absolute ones", keys=("importance.criterion",)),
     Change(name="closed-form recovery behind each cut", keys=("recovery.enabled",)),
     Change(name="narrowed in steps, scored anew after each", keys=("importance.steps",)),
@@ -40,7 +41,6 @@ CHANGES = (
         name="hidden states weigh as much as the soft output, from the first stage on",
         keys=("width_training.distillation", "depth_training.distillation"),
     ),
-    Change(name="as many blocks as serve best, instead of one fewer", keys=("depth",)),
 )
 
 app = App(name="benchmarks.ablation", help_format="markdown", suppress_keyboard_interrupt=False)
@@ -74,7 +74,7 @@ def ablation(
     """
     from benchmarks.cell import open_cell
     from benchmarks.config import load_config, select
-    from vitrim.files import write_text
+    from vitrim.files import read_json, write_text
 
     whole = load_config(config)
     part = select(whole, seeds=seeds, keeps=keeps)
@@ -82,6 +82,9 @@ def ablation(
     given = "".join(f" --{name} {value}" for name, value in (("seeds", seeds), ("keeps", keeps)) if value)
     cell = open_cell(part, output, data, command + given)
     rows = [row for keep in part.keeps for row in _rows_of(cell, keep)]
+    file = output / "ablation.json"
+    earlier = read_json(file) if file.is_file() else []
+    rows += [row for row in earlier if row["keep"] not in part.keeps]
     write_text(output / "ablation.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
@@ -89,9 +92,10 @@ def recipes_between(config: "CellConfig", *, keep: float, seed: int) -> "list[tu
     """The recipes from `paper` to `vitrim`, each with what is new in it.
 
     Raises:
-        AssertionError: the changes do not add up to the difference between the two.
+        SettingError: the cell's own changes go beyond what the ablation takes apart.
     """
     from benchmarks.config import merged, recipe_for
+    from vitrim.errors import SettingError
     from vitrim.recipe import Recipe, from_table, to_table
 
     first, last = (recipe_for(config, arm, keep=keep, seed=seed) for arm in ("paper", "vitrim"))
@@ -101,7 +105,11 @@ def recipes_between(config: "CellConfig", *, keep: float, seed: int) -> "list[tu
         for key in change.keys:
             table = merged(table, _only(goal, key.split(".")))
         found.append((change.name, from_table(Recipe, table)))
-    assert found[-1][1] == last, "the changes of the ablation do not lead from `paper` to `vitrim`"
+    if found[-1][1] != last:
+        raise SettingError(
+            f"[vitrim] of the cell {config.name} changes more than {', '.join(k for c in CHANGES for k in c.keys)}, so "
+            "no sequence of the ablation's changes leads there."
+        )
     return found
 
 
@@ -113,7 +121,6 @@ def _only(table: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 def _rows_of(cell: "Cell", keep: float) -> list[dict[str, Any]]:
     """One row for each recipe at one share kept: means over seeds, and paired differences to the row before."""
-    from benchmarks.record import commit
     from benchmarks.statistics import paired_difference
 
     seeds = cell.config.seeds
@@ -127,7 +134,7 @@ def _rows_of(cell: "Cell", keep: float) -> list[dict[str, Any]]:
             now, earlier = (np.stack([runs[i][when].correct for runs in measured]) for i in (index, index - 1))
             gain = paired_difference(earlier, now)
             row[f"{when}_gain"] = [gain.points, gain.low, gain.high]
-        rows.append(row | {"command": cell.command, "commit": commit()})
+        rows.append(row | {"command": cell.command, "commit": cell.commit})
     return rows
 
 

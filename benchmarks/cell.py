@@ -12,6 +12,7 @@ Two processes may work in one cell at once: each folder belongs to one of them a
 import fcntl
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from vitrim.recipe import to_table
 from vitrim.run_folder import RunFolder
 from vitrim.training import check_training
 
+ROOT = Path(__file__).parent.parent
 NAMED = ("cifar10", "cifar100", "tiny-imagenet")  # data sets whose place is a setting of its own
 RECORD = "arm.json"
 
@@ -55,12 +57,14 @@ class Cell:
     Attributes:
         config: the whole cell, or the part of it that was selected.
         command: how a reader would run the whole of it.
+        commit: of the code as it was when the work began.
     """
 
     config: CellConfig
     data: ImageData
     out: Path
     command: str
+    commit: str
     _models: dict[int, nn.Module] = field(default_factory=dict)
 
     def folder(self, job: Job) -> Path:
@@ -104,7 +108,7 @@ def open_cell(config: CellConfig, out: Path, data_path: Path | None, command: st
     data = load_images(config, data_path)
     with alone_in(out):
         RunFolder(out, identity(config, data))
-    return Cell(config=config, data=data, out=out, command=command)
+    return Cell(config=config, data=data, out=out, command=command, commit=commit())
 
 
 def load_images(config: CellConfig, path: Path | None) -> ImageData:
@@ -213,3 +217,17 @@ def _last_change(folder: Path) -> float:
 def read_evaluation(file: Path) -> dict[str, Any] | None:
     """What `vitrim.evaluation` left in a file, if there is one."""
     return read_json(file) if file.is_file() else None
+
+
+def commit() -> str:
+    """The commit that this file is of, with `+` where something differs from it; `unknown` outside git."""
+    try:
+        name = _git("rev-parse", "--short", "HEAD")
+        return name + ("+" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -190,10 +190,10 @@ def _line(row: Row) -> list[str]:
         _interval(row, "delta_dense", "low", "high"),
         _interval(row, "delta_control", "delta_control_low", "delta_control_high"),
         _interval(row, "vitrim_delta", "vitrim_low", "vitrim_high"),
-        _percent(row["top1_after_cut"]),
-        _percent(row["top1_after_recover"]),
-        _stage(row, "distil"),
-        _stage(row, "depth distil"),
+        _percent(row["top1_after_cut"]) + _size(row, "cut"),
+        _percent(row["top1_after_recover"]) + _size(row, "recover"),
+        _stage(row, "distil") + _size(row, "distil"),
+        _stage(row, "depth recover" if "depth recover" in row["stages"] else "depth cut"),
         f"{100 * row['params_ratio']:.1f} %",
         f"{100 * row['macs_ratio']:.1f} %",
     ]
@@ -255,7 +255,8 @@ def _speed(members: Sequence[Row]) -> list[str]:
     if timed:
         total = sum(row["seconds"] * len(row["seeds"]) for row in timed)
         each = "; ".join(f"{row['arm']} at {row['keep']:g} {_time(row['seconds'])}" for row in timed if _is_main(row))
-        facts.append(f"Time: {_time(total)} in all" + (f", for one seed {each}" if each else ""))
+        own = f"; one seed of {each}" if each else ""
+        facts.append(f"Time: {_time(total)} for all arms, without the dense models{own}")
     rates = [row["images_per_second"] for row in members if row["images_per_second"] is not None and _is_main(row)]
     if rates:
         shown = dict.fromkeys(f"{rate:,.0f}" for rate in (min(rates), max(rates)))
@@ -322,6 +323,12 @@ def _clean(value: float, digits: int) -> float:
 
 def _stage(row: Row, name: str) -> str:
     return _percent(row["stages"][name]["top1"]) if name in row["stages"] else NONE
+
+
+def _size(row: Row, stage: str) -> str:
+    """The share of the multiply-adds that a stage's model has, where a later stage cuts it further."""
+    share = row["stages"].get(stage, {}).get("macs_share", 0.0)
+    return f" (at {100 * share:.0f} % of the multiply-adds)" if share > row["macs_ratio"] + 0.005 else ""
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -1,7 +1,6 @@
 """`arm.json`: everything that the tables say about one arm, one seed and one share kept."""
 
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,6 @@ from vitrim.files import write_text
 from vitrim.processes import is_main_process, wait_for_all
 from vitrim.report import environment
 
-ROOT = Path(__file__).parent.parent
 SEARCH = "depth-search"  # how the trainings of the depth search begin in `metrics.jsonl`
 
 
@@ -77,7 +75,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "threads": torch.get_num_threads(),
         "environment": environment(next(outcome.model.parameters()).device),
         "command": cell.command,
-        "commit": commit(),
+        "commit": cell.commit,
     }
 
 
@@ -102,17 +100,3 @@ def _speed(rows: list[dict[str, Any]]) -> float | None:
     """Training images for each second, the median over the epochs; the first may hold a compilation."""
     speeds = [row["images_per_second"] for row in rows if not row["stage"].startswith(SEARCH)]
     return median(speeds) if speeds else None
-
-
-def commit() -> str:
-    """The commit that this file is of, with `+` where something differs from it; `unknown` outside git."""
-    try:
-        name = _git("rev-parse", "--short", "HEAD")
-        return name + ("+" if _git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

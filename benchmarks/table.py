@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from benchmarks.document import cells_of, read_configs, to_markdown, tuning_to_markdown
 from benchmarks.measurements import Groups, group, read_measurements
 from benchmarks.results import Row, merge, read_rows, rows_to_text, to_rows
-from vitrim.errors import SettingError, UserError
+from benchmarks.run import status_of
+from vitrim.errors import SettingError
 
 CONFIGS = Path(__file__).parent / "configs"
 ABLATION = "ablation.json"
 
 app = App(
-    name="python -m benchmarks.table",
+    name="benchmarks.table",
     help="Make docs/results.json, docs/results.md and docs/plots from measured cells.",
     help_format="markdown",
 )
@@ -59,8 +60,8 @@ def _write_docs(groups: Groups, ablation: list[Row], docs: Path, configs: Path) 
     from benchmarks.plots import draw_plots  # matplotlib is slow to load
 
     rows = merge(read_rows(docs / "results.json"), to_rows(groups))
-    measured = {row["cell"] for row in ablation}
-    ablation += [row for row in read_rows(docs / ABLATION) if row["cell"] not in measured]
+    measured = {(row["cell"], row["keep"]) for row in ablation}
+    ablation += [row for row in read_rows(docs / ABLATION) if (row["cell"], row["keep"]) not in measured]
     text = to_markdown(rows, read_configs(configs), ablation=ablation)
     docs.mkdir(parents=True, exist_ok=True)
     for cell, members in cells_of(rows).items():
@@ -99,24 +100,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    sys.exit(_status(arguments))
-
-
-def _status(arguments: Sequence[str] | None) -> int:
-    try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        return 0
-    except UserError as problem:
-        return _complain(str(problem))
-    except CycloptsError as problem:
-        return _complain(f"{' '.join(str(problem).split())} `python -m benchmarks.table --help` shows an example.")
-    except OSError as problem:
-        return _complain(f"Cannot write or read {problem.filename or 'a file'}: {problem.strerror}.")
-
-
-def _complain(message: str) -> int:
-    print(f"benchmarks.table: {message}", file=sys.stderr)
-    return 2
+    sys.exit(status_of(app, arguments))
 
 
 if __name__ == "__main__":

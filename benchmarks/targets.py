@@ -71,8 +71,9 @@ def _against_best(
     if not known:
         return _target(keep, text, bound, "points", (None, None, None), strict=bound == 0)
     best = min(known, key=lambda arm: known[arm][name])
-    values = _values(known[best], name, f"{prefix}_low", f"{prefix}_high")
-    target = _target(keep, f"{text} ({best})", bound, "points", values, strict=bound == 0)
+    measured, _, high = _values(known[best], name, f"{prefix}_low", f"{prefix}_high")
+    low = min(row[f"{prefix}_low"] for row in known.values())  # to lead all of them, no interval may reach the bound
+    target = _target(keep, f"{text} ({best})", bound, "points", (measured, low, high), strict=bound == 0)
     missing = [arm for arm in rivals if arm not in known]
     if missing and target.verdict != NOT_MET:
         verdict = f"open: {', '.join(missing)} not measured (so far: {target.verdict})"

@@ -111,8 +111,9 @@ def gradients_for(
 ) -> tuple[list[Tensor], Tensor]:
     """What Torch-Pruning's criteria expect as the parameters' gradients, in their order, and the first images.
 
-    Taylor: the sum of the batches' gradients, as in its example. Hessian: the mean of each image's squared gradient;
-    its own `accumulate_grad` (1.6.1) looks parameters up by name, never finds them, and so keeps the last image alone.
+    Taylor: the mean of the batches' gradients (its example takes the sum, which ranks alike). Hessian: the mean of each
+    image's squared gradient; its own `accumulate_grad` (1.6.1) looks parameters up by name, never finds them, and so
+    keeps the last image alone.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     parameters, count, first = list(twin.parameters()), 0, None

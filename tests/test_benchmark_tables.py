@@ -195,7 +195,7 @@ def target_rows(**changes: Any) -> list[dict[str, Any]]:
     rivals = [
         {"arm": arm, "vitrim_delta": 2.0, "vitrim_low": 1.0, "vitrim_high": 3.0, "recover_lead": 9.0}
         | {"recover_lead_low": 8.0, "recover_lead_high": 10.0}
-        for arm in ARMS[1:7]
+        for arm in ARMS[1:8]
     ]
     return [{"model": "small ViT", "keep": 0.7} | row for row in [vitrim | changes, *rivals]]
 
@@ -211,6 +211,16 @@ def test_a_target_is_met_only_where_the_whole_interval_is() -> None:
     assert verdicts(target_rows(recover_share_low=98.9))[2] == WITHIN
 
 
+def test_the_lead_must_hold_against_every_arm() -> None:
+    rows = target_rows()
+    rows[5] |= {
+        "vitrim_delta": 2.5,
+        "vitrim_low": 0.1,
+        "vitrim_high": 4.9,
+    }  # the least sure lead
+    assert verdicts(rows)[1] == WITHIN
+
+
 def test_the_best_other_arm_decides() -> None:
     rows = target_rows()
     rows[3] |= {"vitrim_delta": 0.2, "vitrim_low": 0.1, "vitrim_high": 0.3}
@@ -219,6 +229,7 @@ def test_the_best_other_arm_decides() -> None:
 
 
 def test_a_target_stays_open_while_an_arm_is_missing() -> None:
+    assert verdicts([row for row in target_rows() if row["arm"] != "timm-small"])[1].startswith("open: timm-small")
     rows = [row for row in target_rows() if row["arm"] != "scratch"]
     assert verdicts(rows)[1] == f"open: scratch not measured (so far: {MET})"
     assert verdicts(rows)[3] == MET  # scratch has no cut
@@ -253,7 +264,7 @@ def test_the_document_shows_the_rows(tmp_path: Path) -> None:
     assert cells[1] == "61.00 %"
     assert cells[2] == f"+1.00 [{row['low']:+.2f}, {row['high']:+.2f}]"
     assert cells[3].startswith("-1.00 [") and cells[4] == "-"
-    assert cells[5:] == ["50.00 %", "59.00 %", "42.00 %", "44.00 %", "70.0 %", "69.0 %"]
+    assert cells[5:] == ["50.00 %", "59.00 %", "42.00 %", "43.00 %", "70.0 %", "69.0 %"]
     control = next(line for line in text.splitlines() if line.startswith(f"| {CONTROL} |"))
     assert control.split("|")[5].strip() == cells[3]  # vitrim minus the control
     for needed in ("200 test images", "AMD EPYC", "torch 2.14.1", "Commit: abc1234", "Seeds: 0, 1", "Time: "):

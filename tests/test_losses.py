@@ -180,6 +180,13 @@ def test_bad_settings_are_refused(changes: dict[str, float]) -> None:
         DistillationSettings(**changes)
 
 
+def test_hidden_states_of_another_width_cannot_be_compared() -> None:
+    teacher, other = describe(build()), describe(build(embed_dim=32))
+    with pytest.raises(SettingError, match=r"distillation\.hidden .* of width 32 .* set it to 0"):
+        DistillationLoss.between(DistillationSettings(), other, teacher, teacher.full_plan())
+    DistillationLoss.between(DistillationSettings(hidden=0.0), other, teacher, teacher.full_plan())
+
+
 def test_relation_heads_must_divide_the_head_width() -> None:
     structure = describe(build())
     with pytest.raises(SettingError, match="relation_heads is 3"):

@@ -3,12 +3,14 @@
 import copy
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import vitrim.demo
 from models import make_structure, same_tensors
@@ -20,7 +22,7 @@ from vitrim.checkpoint import fingerprint, load
 from vitrim.cost import count_cost
 from vitrim.data import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
-from vitrim.importance import Scores, score
+from vitrim.importance import ImportanceSettings, Scores, score
 from vitrim.pipeline import check_budget, compress, fit, plan_only, width_plan
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
@@ -231,6 +233,38 @@ def test_the_dense_model_is_untouched(tmp_path: Path) -> None:
     assert all(module.training for module in dense.modules())
     assert all(value.grad is None and value.requires_grad for value in dense.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in dense.modules())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_narrowing_in_steps_ends_at_the_budget_and_each_step_cuts_what_the_last_one_left(
+    steps: int, multiple_of: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = digits_model(depth=4)
+    recipe = short_recipe(
+        keep=0.5,
+        blocks=1,
+        budget={"multiple_of": multiple_of},
+        importance=ImportanceSettings(num_images=40, batch_size=20, steps=steps),
+    )
+    plans: list[PruningPlan] = []
+
+    def noted(model: nn.Module, plan: PruningPlan) -> nn.Module:
+        plans.append(plan)
+        return prune(model, plan)
+
+    monkeypatch.setattr(pipeline, "prune", noted)
+    plans.append(plan_only(dense, digits(), recipe))
+    whole, structure = count_cost(dense), describe(dense)
+    assert len(plans) == steps and all(len(plan.blocks) == 3 for plan in plans)
+    for step, plan in enumerate(plans, start=1):
+        limit = Budget(params=0.5 ** (step / steps), macs=0.5 ** (step / steps)).limit(whole)
+        cost = count_cost(structure, plan)
+        assert cost.params <= limit.params and cost.macs <= limit.macs
+        assert all(len(block.neurons) % multiple_of == 0 for block in plan.blocks)
+    for larger, smaller in pairwise(plans):
+        for before, after in zip(larger.blocks, smaller.blocks, strict=True):
+            assert set(after.heads) <= set(before.heads) and set(after.neurons) <= set(before.neurons)
 
 
 def test_given_scores_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

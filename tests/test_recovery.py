@@ -182,6 +182,32 @@ def test_float32_models_are_recovered_too() -> None:
     assert distance(recovered.double(), teacher.double()) < distance(student.double(), teacher)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_in_half_precision_are_recovered_too(dtype: torch.dtype) -> None:
+    teacher = build(dtype=torch.float32)
+    plan = random_plan(describe(teacher), seed=9)
+    student, images = prune(teacher, plan), [(images.float(), labels) for images, labels in BATCHES]
+    wanted = recover(student, teacher, plan, images)
+    batches = [(images.to(dtype), labels) for images, labels in BATCHES]
+    half = recover(copy.deepcopy(student).to(dtype), copy.deepcopy(teacher).to(dtype), plan, batches)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    assert distance(half.double(), teacher.double()) < 1.2 * distance(wanted.double(), teacher.double())
+
+
+def test_a_channel_that_the_stream_hardly_hears_keeps_its_weights_small() -> None:
+    teacher = build("layer scale")
+    with torch.no_grad():
+        for block in teacher.blocks:
+            block.ls1.gamma[3], block.ls2.gamma[5] = 1e-7, 0.0
+    plan = random_plan(describe(teacher), seed=4)
+    student = prune(teacher, plan)
+    recovered = recover(student, teacher, plan, BATCHES)
+    for before, after in zip(student.blocks, recovered.blocks, strict=True):
+        for old, new, channel in ((before.attn.proj, after.attn.proj, 3), (before.mlp.fc2, after.mlp.fc2, 5)):
+            assert new.weight[channel].norm() < 10 * old.weight.norm(dim=1).max()
+    assert distance(recovered, teacher) < distance(student, teacher)
+
+
 def test_no_image_and_foreign_plans_are_errors() -> None:
     teacher = build()
     plan = random_plan(describe(teacher), seed=10)

@@ -88,10 +88,10 @@ class _Fit:
 
 def _classifier(model: nn.Module, images: Tensor) -> nn.Linear | None:
     """The linear layer whose output is the model's logits; None where they are made in another way."""
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {}
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, *, name: str) -> None:
-        outputs[name] = output
+        outputs.setdefault(name, []).append(output)
 
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     handles = [layer.register_forward_hook(partial(keep, name=name)) for name, layer in layers.items()]
@@ -100,7 +100,8 @@ def _classifier(model: nn.Module, images: Tensor) -> nn.Linear | None:
     finally:
         for handle in handles:
             handle.remove()
-    same = [name for name, output in outputs.items() if output.shape == logits.shape and torch.equal(output, logits)]
+    once = [(name, given[0]) for name, given in outputs.items() if len(given) == 1]
+    same = [name for name, output in once if output.shape == logits.shape and torch.equal(output, logits)]
     return layers[same[-1]] if same and logits.ndim == 2 else None
 
 

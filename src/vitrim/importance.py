@@ -39,8 +39,8 @@ class ImportanceSettings:
         criterion: see `score`.
         num_images: calibration images, drawn class by class from the training images; also used by `recover`.
         batch_size: images for one pass.
-        steps: in how many steps the model is narrowed. Behind each but the last it is recovered and scored again, since
-            what is left becomes more important as units go.
+        steps: in how many steps the model is narrowed. Behind each but the last it is scored again (after `recover`, if
+            that is on), since what is left becomes more important as units go.
     """
 
     criterion: Criterion = "fisher"

@@ -136,8 +136,15 @@ class DistillationLoss:
         """Match the blocks by `plan`, which counts in the teacher.
 
         Raises:
-            SettingError: `relation_heads` does not divide the width of a head.
+            SettingError: `relation_heads` does not divide the width of a head, or hidden states cannot be compared.
         """
+        alike = student.embed_dim == teacher.embed_dim and len(student.blocks) == len(plan.blocks)
+        if settings.hidden and not alike:
+            raise SettingError(
+                f"distillation.hidden compares the student's {len(student.blocks)} blocks of width {student.embed_dim} "
+                f"with {len(plan.blocks)} of the teacher's, of width {teacher.embed_dim}; set it to 0 for a teacher "
+                "that the student was not cut from."
+            )
         check_relation_heads(settings, student)
         ends = teacher.stretch_ends([kept.block for kept in plan.blocks])
         return cls(
@@ -147,6 +154,11 @@ class DistillationLoss:
             student_qkv=student.blocks[-1].qkv,
             teacher_qkv=teacher.blocks[plan.blocks[-1].block].qkv,
         )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares with the teacher."""
+        return bool(self.settings.soft or self.settings.hidden or self.settings.relations)
 
     def student_taps(self) -> list[str]:
         return self._taps(self.student_names, self.student_qkv)

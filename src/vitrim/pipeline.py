@@ -122,10 +122,10 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> PruningPlan:
     calibration = Calibration(images=images, model=model, batch_size=settings.batch_size)
     blocks = recipe.depth.blocks
     gone = least_missed_blocks(model, calibration, blocks) if isinstance(blocks, int) else []
-    return cut_at_once(model, recipe, _score(model, recipe, calibration), calibration, tuple(gone))
+    return plan_at_once(model, recipe, _score(model, recipe, calibration), calibration, tuple(gone))
 
 
-def cut_at_once(
+def plan_at_once(
     dense: nn.Module, recipe: Recipe, scores: Scores, calibration: Calibration, gone: tuple[int, ...]
 ) -> PruningPlan:
     """The plan without the blocks `gone`, the others narrowed to the budget; nothing is trained between."""
@@ -145,7 +145,9 @@ def plan_in_steps(
     calibration: Calibration,
     choose: Callable[[ViTStructure, Scores, Budget], PruningPlan],
 ) -> PruningPlan:
-    """Narrow the model by equal factors down to the budget, scoring anew what each step leaves; training none of it.
+    """Narrow the model in steps down to the budget, scoring anew what each leaves; nothing is trained between.
+
+    The budgets of the steps shrink by equal factors. What a step leaves is recovered first, if the recipe recovers.
 
     Args:
         scores: of `dense`. choose: gives the plan of one step, counted in the model that the steps before have left.
@@ -379,9 +381,13 @@ class _Story:
         """Divergence of one candidate from the teacher on training images held out from its short distillation."""
         settings = self.recipe.depth
         try:
-            plan = cut_at_once(self.dense, self.recipe, scores, calibration, tuple(gone))
+            allocate(describe(self.dense), scores, self.recipe.budget, remove_blocks=tuple(gone))
         except BudgetError:
             return None  # too small for so many blocks; fewer blocks leave room
+        plan = self.run.once_plan(  # by one process: sums on several GPUs may differ by a neuron
+            f"depth-search-{len(gone)}-plan.json",
+            lambda: plan_at_once(self.dense, self.recipe, scores, calibration, tuple(gone)),
+        )
         few, held_out = self._search_images()
         student = prune(self.dense, plan)
         if self.recipe.recovery.enabled:

@@ -28,8 +28,11 @@ from vitrim.structure import BlockStructure, ViTStructure
 from vitrim.surgery import columns_dim
 
 LEAST_RIDGE = 1e-6
-LEAST_SCALE = 1e-6  # a channel that the stream hardly hears can mend nothing
-TELLING_IMAGES = 2  # how a block adds to the stream shows on few images
+LEAST_SCALE = 1e-3  # of the largest: a channel that the stream hardly hears is not bent to mend anything
+TELLING_IMAGES = 16  # how a block adds to the stream shows on few images
+MOST_MISFIT = 1e-3
+ROUNDINGS = 8  # by how many of its last digits a stream may be off
+FEWEST_EQUATIONS = 4  # for each factor that is sought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ def recover(
     *,
     ridge: float = 1e-2,
 ) -> nn.Module:
-    """Return a copy of `student` in eval mode, its readers refitted so that its stream follows `teacher`'s.
+    """Return a copy of `student` in eval mode, readers and classifier refitted so that it follows `teacher`.
 
     For one reader with inputs x (of the student), weight W and bias b, and the wanted outputs y, centred over all
     calibration images and tokens, the change that minimises |x (W + dW)' - y|^2 + lambda |dW|^2 is
@@ -79,7 +82,7 @@ def recover(
     Args:
         student: `prune(teacher, plan)`.
         batches: (images, labels); the labels are not used. All images and their hidden states are held in memory:
-            up to images x tokens x width x 32 bytes besides the images.
+            up to images x tokens x width x 28 bytes (in float32) besides the images.
 
     Raises:
         DataError: no batch was given. PlanMismatch: the plan does not fit the teacher.
@@ -120,6 +123,7 @@ def _refit_all(
         names = {reader: new.name + reader.removeprefix(old.name) for reader in wanted.outputs}
         _refit_block(student, small_walk, wanted, behind, names, ridge)
         small_walk.step()
+        del wanted, behind  # before the next block's are made
     refit_classifier(student, teacher, images)
 
 
@@ -165,12 +169,12 @@ def _on_the_stream(
         goal: the teacher's stream behind its block, or behind the removed ones that follow. earlier: the readers that
             ran before in this block, and what the student calls them.
     """
-    heard = scales[reader].abs() > LEAST_SCALE
+    heard = scales[reader].abs() > LEAST_SCALE * scales[reader].abs().max()
     for batch, (x, taken, seen) in enumerate(arrivals):
-        missing = wanted.taken[batch] - taken + goal[batch] - wanted.given[batch]
+        missing = _wide(wanted.taken[batch]) - _wide(taken) + _wide(goal[batch]) - _wide(wanted.given[batch])
         for name, own in earlier.items():
-            missing = missing + scales[name] * (wanted.outputs[name][batch] - seen[own])
-        yield x, wanted.outputs[reader][batch] + torch.where(heard, missing / scales[reader], 0)
+            missing = missing + scales[name] * (_wide(wanted.outputs[name][batch]) - _wide(seen[own]))
+        yield x, _wide(wanted.outputs[reader][batch]) + torch.where(heard, missing / scales[reader], 0)
 
 
 def _readers(model: nn.Module, block: BlockStructure) -> list[str]:
@@ -205,18 +209,34 @@ class _Passage:
         first = [values[0][:TELLING_IMAGES] for values in (self.given, self.taken, *self.outputs.values())]
         if len({tensor.shape for tensor in first}) > 1 or not self.outputs:
             return None
-        added = (first[0] - first[1]).double()
-        for dim in dict.fromkeys((-1, 1)):
-            change = added.movedim(dim, 0).flatten(1)  # (C, T)
-            parts = torch.stack([y.double().movedim(dim, 0).flatten(1) for y in first[2:]], dim=2)  # (C, T, readers)
-            products = parts.mT @ parts
-            found = torch.linalg.pinv(products, hermitian=True) @ (parts.mT @ change[..., None])  # (C, readers, 1)
-            if torch.allclose((parts @ found)[..., 0], change, rtol=0, atol=1e-3 * change.abs().max().item()):
-                shape = [1] * added.ndim
+        for dim in (-1, 1) if first[0].ndim == 4 else (-1,):  # a stream of images may have its channels second
+            given, taken, *parts = (values.double().movedim(dim, 0).flatten(1) for values in first)  # (C, T) each
+            digit = torch.finfo(first[0].dtype).eps
+            found = _factors(given - taken, torch.stack(parts, dim=2), ROUNDINGS * digit * (taken.norm(dim=1)))
+            if found is not None:
+                shape = [1] * first[0].ndim
                 shape[dim] = -1
-                columns = found[..., 0].to(first[0].dtype).unbind(1)
+                columns = found.to(_wide(first[0]).dtype).unbind(1)
                 return {name: column.view(shape) for name, column in zip(self.outputs, columns, strict=True)}
         return None
+
+
+def _factors(change: Tensor, parts: Tensor, rounding: Tensor) -> Tensor | None:
+    """For each channel the factors `(C, readers)` with which `parts` `(C, T, readers)` add up to `change` `(C, T)`.
+
+    None where they do not, up to a norm of `rounding` `(C,)`, or where T is too small to tell.
+    """
+    if change.shape[1] < FEWEST_EQUATIONS * parts.shape[2]:
+        return None
+    found = torch.linalg.pinv(parts.mT @ parts, hermitian=True) @ (parts.mT @ change[..., None])  # (C, readers, 1)
+    misfit = ((parts @ found)[..., 0] - change).norm(dim=1)
+    allowed = MOST_MISFIT * change.norm(dim=1) + rounding
+    return found[..., 0] if (misfit <= allowed).all() else None
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least: half precision has not the range for sums of squares, nor the digits for differences."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 _Arrival = tuple[Tensor, Tensor, dict[str, Tensor]]  # a reader's input, its block's stream, earlier readers' outputs
@@ -309,7 +329,7 @@ def _refit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: floa
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     moments, dim = _Moments(layer), columns_dim(layer)
     for x, target in pairs:
-        residual = target - layer(x)
+        x, residual = _wide(x), _wide(target) - _wide(layer(x))
         moments.add(x.movedim(dim, -1).flatten(0, -2), residual.movedim(dim, -1).flatten(0, -2))
     change, shift = moments.solve(ridge)
     layer.weight.add_(change.to(layer.weight).view_as(layer.weight))

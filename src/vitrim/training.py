@@ -312,8 +312,8 @@ class _Loop:
             logits = logits_of(forward(images)).float()
             if self.loss is None:
                 return {"hard": F.cross_entropy(logits, targets)}
-            with torch.no_grad():
-                wanted = logits_of(teacher(images)).float()
+            with torch.no_grad():  # labels alone need no teacher, and no term will look
+                wanted = logits_of(teacher(images)).float() if self.loss.needs_teacher else logits
         return self.loss(logits, wanted, targets, self.student_taps, self.teacher_taps)
 
     @contextmanager
