@@ -20,6 +20,7 @@ test: $(INSTALLED)
 bench-smoke: $(INSTALLED)
 	rm -rf $(SMOKE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run benchmarks/configs/smoke.toml -o $(SMOKE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablation benchmarks/configs/smoke.toml -o $(SMOKE)
 	$(BIN)/python -m benchmarks.table $(SMOKE) --docs $(SMOKE)/docs
 
 lint: $(INSTALLED)
