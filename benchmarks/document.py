@@ -222,6 +222,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     elif single:
         notes.append(f"One seed of {', '.join(single)}: intervals with it are over images only.")
     for row in rows:
+        if row["arm"] == CONTROL and row["top1"] < row["top1_dense"]:
+            notes.append(
+                "The dense control ended below the dense teacher: so short a training at the students' rate cost it "
+                "something. The teacher is the stricter comparison here."
+            )
         partial = {name: stage["num_seeds"] for name, stage in row["stages"].items() if "num_seeds" in stage}
         if any(count < len(row["seeds"]) for count in partial.values()):
             listed = ", ".join(f"{name} in {n}" for name, n in partial.items() if n < len(row["seeds"]))

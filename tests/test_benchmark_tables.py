@@ -374,3 +374,12 @@ def test_what_the_user_can_mend_is_one_sentence(
     assert call(*arguments) == 2
     message = capsys.readouterr().err
     assert message.startswith("benchmarks.table: ") and message.count("\n") == 1
+
+
+def test_a_control_that_lost_is_named(tmp_path: Path) -> None:
+    rows = rows_of(write_cell(tmp_path))
+    assert "control ended below" not in to_markdown(rows, [])
+    for row in rows:
+        if row["arm"] == CONTROL:
+            row["top1"] = row["top1_dense"] - 1
+    assert "control ended below" in to_markdown(rows, [])
