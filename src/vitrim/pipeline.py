@@ -385,7 +385,7 @@ class _Story:
         except BudgetError:
             return None  # too small for so many blocks; fewer blocks leave room
         plan = self.run.once_plan(  # by one process: sums on several GPUs may differ by a neuron
-            f"depth-search-{len(gone)}-plan.json",
+            f"depth-plan-{len(gone)}.json",
             lambda: plan_at_once(self.dense, self.recipe, scores, calibration, tuple(gone)),
         )
         few, held_out = self._search_images()
