@@ -241,11 +241,8 @@ def _named(place: Place) -> Path:
     return save(digits_model(), place.path / "named", classes=tuple("0123456789"))
 
 
-# one of each kind also as users meet it; each costs the seconds in which a process imports torch
-AS_USERS_MEET_IT = {
-    *("no such data", "empty folder", "strict", "one class", "more classes than outputs", "unsupported model"),
-    *("weights that do not fit", "keep 1.5", "keep nothing", "all blocks", "no number", "something else"),
-}
+# some also as users meet it; each costs the seconds in which a process imports torch
+AS_USERS_MEET_IT = {"no such data", "unsupported model", "keep 1.5", "no number"}
 
 
 @pytest.mark.parametrize("name", BAD)
