@@ -128,11 +128,10 @@ def load_images(config: CellConfig, path: Path | None) -> ImageData:
         holdout=config.tuning_share,
         strict=settings.strict,
     )
-    sizes = f"{len(found.train)} training and {len(found.validation)} validation images"
-    say(f"{config.name}: {len(found.classes)} classes, {sizes}")
-    for note in found.notes:
-        say(f"  {note}")
-    return replace(found, name=Path(settings.source).name)
+    found = replace(found, name=Path(settings.source).name)
+    for line in found.summary():
+        say(line)
+    return found
 
 
 def identity(config: CellConfig, data: ImageData) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from benchmarks.measurements import ARMS, CONTROL, VITRIM
 from benchmarks.results import Row
 from benchmarks.targets import Target, judge_cell
 from vitrim.errors import SettingError
+from vitrim.markdown import markdown_templates
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "-"
@@ -347,13 +348,6 @@ def _time(seconds: float) -> str:
 
 
 def _templates() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # Markdown; nothing here is served
-    )
+    found = markdown_templates(TEMPLATES)
     found.globals.update(header=HEADER)
     return found

@@ -28,6 +28,7 @@ LAYERS = {  # from the top
         "datasets",
         "imagesets",
         "files",
+        "markdown",
         "augmentation",
         "layouts",
     },

@@ -401,10 +401,8 @@ def _load_data(options: DataOptions) -> "ImageData":
         holdout=options.holdout,
         strict=options.strict,
     )
-    sizes = f"{len(found.train)} training and {len(found.validation)} validation images"
-    say(f"{found.name}: {len(found.classes)} classes, {sizes}")
-    for note in found.notes:
-        say(f"  {note}")
+    for line in found.summary():
+        say(line)
     return found
 
 

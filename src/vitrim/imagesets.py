@@ -74,6 +74,11 @@ class ImageData:
     validation: ImageSet
     notes: tuple[str, ...] = ()
 
+    def summary(self) -> list[str]:
+        """How much there is, and the notes: lines for the person who waits."""
+        sizes = f"{len(self.train)} training and {len(self.validation)} validation images"
+        return [f"{self.name}: {len(self.classes)} classes, {sizes}", *(f"  {note}" for note in self.notes)]
+
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the SHA-256 over classes, labels and images.
 

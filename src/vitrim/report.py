@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from torch import nn
 
@@ -14,6 +13,7 @@ from vitrim.checkpoint import file_bytes, versions
 from vitrim.cost import count_cost
 from vitrim.evaluation import Evaluation, compare
 from vitrim.latency import Latency
+from vitrim.markdown import markdown_templates
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -64,7 +64,10 @@ def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -
 
 def to_markdown(report: dict[str, Any]) -> str:
     """`report.md`."""
-    return _templates().get_template("report.md.jinja").render(report=report, dense=report["models"][0])
+    found = markdown_templates(TEMPLATES)
+    found.globals.update(table_rows=table_rows)
+    found.filters.update(thousands=_thousands)
+    return found.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
 
 
 def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -83,20 +86,6 @@ def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for row in report["models"]
     ]
     return header, rows
-
-
-def _templates() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # Markdown; nothing here is served
-    )
-    found.globals.update(table_rows=table_rows)
-    found.filters.update(thousands=_thousands)
-    return found
 
 
 def _against(text: str, value: float, dense: float) -> str:
