@@ -269,8 +269,12 @@ def _effect_hooks(
     def watch_block(block: BlockStructure) -> Callable:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = output_state(output)
-            added = (given - input_state(args, kwargs, block.state)).detach()  # what skipping the block takes away
-            given.register_hook(lambda gradient: add(block.name, (added * gradient).flatten(1).sum(1, keepdim=True)))
+            taken, frozen = input_state(args, kwargs, block.state).detach(), given.detach()
+
+            def add_effect(gradient: Tensor) -> None:  # of what skipping the block takes away
+                add(block.name, ((frozen - taken) * gradient).flatten(1).sum(1, keepdim=True))
+
+            given.register_hook(add_effect)
 
         return hook
 
