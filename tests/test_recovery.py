@@ -10,7 +10,7 @@ from models import build, one_unit_plan, random_batches, random_plan, same_tenso
 from vitrim.adapters import describe
 from vitrim.errors import DataError, PlanMismatch, SettingError
 from vitrim.plan import KeptBlock, PruningPlan
-from vitrim.recovery import RecoverySettings, recover
+from vitrim.recovery import RecoverySettings, moments_of, recover
 from vitrim.structure import UNIT_KINDS
 from vitrim.surgery import prune
 
@@ -147,6 +147,21 @@ def test_losing_copies_costs_nothing_as_the_ridge_vanishes() -> None:
     errors = [distance(recover(student, teacher, plan, BATCHES, ridge=ridge), teacher) for ridge in (1e-3, 1e-6, 1e-12)]
     assert lost > errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-12 * lost
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_the_refit_of_a_wide_layer_is_the_least_squares_solution(bias: bool) -> None:
+    layer, ridge = nn.Linear(600, 3, bias=bias).double(), 1e-2
+    x, target = torch.randn(2, 400, 600, dtype=torch.float64) + 1, torch.randn(2, 400, 3, dtype=torch.float64)
+    change, shift = moments_of(layer, zip(x, target, strict=True)).solve(ridge)
+    inputs, residual = x.flatten(0, 1), (target - layer(x)).flatten(0, 1)
+    mean_x, mean_r = (values.mean(dim=0) * bias for values in (inputs, residual))
+    centred = inputs - mean_x
+    penalty = ridge * centred.square().sum() / 600 * torch.eye(600, dtype=x.dtype)
+    wanted = torch.linalg.solve(centred.T @ centred + penalty, centred.T @ (residual - mean_r)).T
+    assert torch.allclose(change, wanted, rtol=1e-8, atol=1e-12)
+    assert not bias or torch.allclose(shift, mean_r - wanted @ mean_x, rtol=1e-8, atol=1e-12)
 
 
 def test_a_stronger_ridge_changes_less() -> None:

@@ -5,7 +5,7 @@ chance. How far it goes is therefore decided by its error on images that it has 
 decide to leave the classifier alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,9 @@ LEAST_REST = 1e-6  # an image that the fit follows wholly says nothing about uns
 
 
 @torch.no_grad()
-def refit_classifier(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor]) -> bool:
+def refit_classifier(
+    student: nn.Module, images: Sequence[Tensor], given: Iterable[Tensor], wanted: Iterable[Tensor]
+) -> bool:
     """Refit the student's classifier in place to give the teacher's logits; whether it did.
 
     With features x, centred over the images, and r the teacher's logits minus the student's, the change is
@@ -28,12 +30,13 @@ def refit_classifier(student: nn.Module, teacher: nn.Module, images: Sequence[Te
     leave-one-out error is taken, e_i = (r_i - fit_i) / (1 - h_ii), h the hat matrix (Allen 1974, PRESS).
 
     Args:
-        images: batches, prepared for the models; both models are in eval mode.
+        images: batches, prepared for the student, which is in eval mode. given: what it makes of them, batch by batch,
+            computed by the classifier when it is asked for. wanted: what the teacher makes of them.
     """
     layer = _classifier(student, images[0][:FEW_IMAGES])
     if layer is None or sum(map(len, images)) < 2:
         return False
-    features, residual = _features_and_residual(student, teacher, layer, images)
+    features, residual = _features_and_residual(layer, given, wanted)
     fit = _Fit.of(features, residual, centred=layer.bias is not None)
     errors = torch.stack([fit.unseen_error(ridge) for ridge in RIDGES])
     if not errors.min() < residual.square().sum():
@@ -106,13 +109,13 @@ def _classifier(model: nn.Module, images: Tensor) -> nn.Linear | None:
 
 
 def _features_and_residual(
-    student: nn.Module, teacher: nn.Module, layer: nn.Linear, images: Sequence[Tensor]
+    layer: nn.Linear, given: Iterable[Tensor], wanted: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """What the classifier takes, `(n, D)`, and what its logits lack, `(n, C)`, in float64."""
     taken: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].double()))
     try:
-        lacking = [(logits_of(teacher(batch)) - logits_of(student(batch))).double() for batch in images]
+        lacking = [(goal - now).double() for now, goal in zip(given, wanted, strict=True)]
     finally:
         handle.remove()
     return torch.cat(taken), torch.cat(lacking)

@@ -21,6 +21,7 @@ from vitrim.adapters import describe, readable
 from vitrim.classifier import refit_classifier
 from vitrim.errors import DataError, SettingError
 from vitrim.modes import eval_mode
+from vitrim.outputs import logits_of
 from vitrim.plan import PruningPlan
 from vitrim.progress import track
 from vitrim.states import input_state, output_state, with_state
@@ -33,6 +34,7 @@ TELLING_IMAGES = 16  # how a block adds to the stream shows on few images
 MOST_MISFIT = 1e-3
 ROUNDINGS = 8  # by how many of its last digits a stream may be off
 FEWEST_EQUATIONS = 4  # for each factor that is sought
+STRIP = 256  # columns that are multiplied at a time: wide enough for the processor, narrow enough to save a third
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +124,9 @@ def _refit_all(
             behind = dense_walk.step().given
         names = {reader: new.name + reader.removeprefix(old.name) for reader in wanted.outputs}
         _refit_block(student, small_walk, wanted, behind, names, ridge)
+        del wanted, behind  # before the next ones are made
         small_walk.step()
-        del wanted, behind  # before the next block's are made
-    refit_classifier(student, teacher, images)
+    refit_classifier(student, images, small_walk.outputs(), dense_walk.outputs())
 
 
 def _refit_block(
@@ -145,14 +147,17 @@ def _refit_block(
     scales = wanted.scales() if len(once) == len(wanted.outputs) else None  # else a layer that several parts share
     for position, reader in enumerate(once):
         earlier, layer = once[:position], student.get_submodule(names[reader])
-        arrivals = walk.arrivals(names[reader], [names[name] for name in earlier])
+        more = position < len(once) - 1
+        arrivals = walk.arrivals(names[reader], [names[name] for name in earlier], keep=more)
         pairs: Iterable[tuple[Tensor, Tensor]]
         if scales is None:
             pairs = ((x, output) for (x, _, _), output in zip(arrivals, wanted.outputs[reader], strict=True))
         else:
-            goal = behind if position == len(once) - 1 else wanted.given
+            goal = wanted.given if more else behind
             pairs = _on_the_stream(arrivals, wanted, goal, scales, reader, {name: names[name] for name in earlier})
         _refit(layer, pairs, ridge)
+        if more:
+            walk.hand_over(names[reader], names[reader].removesuffix(wanted.endings[reader]))
 
 
 def _on_the_stream(
@@ -194,12 +199,14 @@ def _is_matrix(layer: nn.Module) -> bool:
 class _Passage:
     """One block's work on all batches: the stream it took, what its readers gave, the stream it gave.
 
-    `outputs` are in the order in which the readers ran.
+    `outputs` are in the order in which the readers ran. `endings` are what to take off each reader's name for the
+    outermost module that gives the reader's output as its own: `.proj` if that is `attn`, nothing if there is none.
     """
 
     taken: list[Tensor]
     outputs: dict[str, list[Tensor]]
     given: list[Tensor]
+    endings: dict[str, str]
 
     def scales(self) -> dict[str, Tensor] | None:
         """By what each channel of each reader's output is multiplied when the block adds it to the stream.
@@ -248,31 +255,46 @@ class _Walk:
     A forward pass from the images on goes through the model itself, so whatever lies between, before or beside the
     blocks (masks, rotary embeddings, merging of patches) is as in any other pass; the blocks that lie behind give what
     they gave before without computing it. Of those, only the last one's output is still needed, and that of the last
-    one of each stage, which later ones may look back at; for the others stand zeros that take no memory.
+    one of each stage, which later ones may look back at; for the others stand zeros that take no memory. In the next
+    block, too, what lies behind is handed over: the parts whose reader has its final weights.
     """
 
     def __init__(self, model: nn.Module, structure: ViTStructure, images: list[Tensor]) -> None:
         self.model, self.blocks, self.images = model, structure.blocks, images
         self.position = 0
         self.given: list[dict[str, Any]] = [{} for _ in images]
+        self._inputs: list[Tensor] = []  # of the reader that is being refitted
+        self._handed: dict[str, str] = {}  # readers of the next block that need not run, and the parts that are given
 
     def step(self, readers: Sequence[str] = ()) -> _Passage:
         """Take all batches through the next block; give what these readers gave on the way."""
         block = self.blocks[self.position]
         taken: list[Tensor] = []
         outputs: dict[str, list[Tensor]] = {}
-        with _watching(self.model, readers, outputs), _taking(self.model, block, taken):
+        endings: dict[str, str] = {}
+        with (
+            _watching(self.model, readers, outputs),
+            _comparing(self.model, block, readers, outputs, endings),
+            _taking(self.model, block, taken),
+        ):
             for images, given in zip(self.images, self.given, strict=True):
                 self._run(images, given, block.name)
+                for part in self._handed.values():
+                    del given[part]
+        self._handed = {}
         before = self.blocks[self.position - 1] if self.position else None
         if before and before.stage == block.stage:
             for given in self.given:
                 given[before.name] = _without_values(given[before.name])
         self.position += 1
-        return _Passage(taken, outputs, [output_state(given[block.name]) for given in self.given])
+        return _Passage(taken, outputs, [output_state(given[block.name]) for given in self.given], endings)
 
-    def arrivals(self, reader: str, earlier: Sequence[str]) -> Iterator[_Arrival]:
-        """What a reader in the next block takes, the stream that the block took, what the earlier readers gave."""
+    def arrivals(self, reader: str, earlier: Sequence[str], *, keep: bool) -> Iterator[_Arrival]:
+        """What a reader in the next block takes, the stream that the block took, what the earlier readers gave.
+
+        With `keep`, what it takes is kept for `hand_over`, unless that is wider than the stream.
+        """
+        self._inputs = []
         block = self.blocks[self.position]
         for images, given in zip(self.images, self.given, strict=True):
             seen: list[Tensor] = []
@@ -284,18 +306,41 @@ class _Walk:
                     self._run(images, given)
             finally:
                 hook.remove()
-            yield seen[0], taken[0], {name: values[0] for name, values in outputs.items()}
+            if keep and seen[0].numel() <= taken[0].numel():
+                self._inputs.append(seen[0])
+            gave = {name: given[self._handed[name]] if name in self._handed else outputs[name][0] for name in earlier}
+            yield seen[0], taken[0], gave
+
+    def hand_over(self, reader: str, part: str) -> None:
+        """Let `part`, which gives what the reader gives, give it without computing, if its inputs were kept."""
+        if len(self._inputs) == len(self.images):
+            layer = self.model.get_submodule(reader)
+            for given in self.given:
+                given[part] = layer(self._inputs.pop(0))
+            self._handed[reader] = part
+
+    def outputs(self) -> Iterator[Tensor]:
+        """What the model gives for each batch; only what lies behind the walk's last block is computed."""
+        for images, given in zip(self.images, self.given, strict=True):
+            with self._handing(given):
+                yield logits_of(self.model(images))
 
     def _run(self, images: Tensor, given: dict[str, Any], until: str = "") -> None:
         """One forward pass; it ends behind the block `until`, whose output is kept, or where a hook stops it."""
-        with ExitStack() as stack:
-            for name, output in given.items():
-                stack.enter_context(_giving(self.model.get_submodule(name), output))
+        with self._handing(given) as stack:
             if until:
                 hook = partial(_keep_and_stop, given, until)
                 stack.callback(self.model.get_submodule(until).register_forward_hook(hook).remove)
             with suppress(_Stop):
                 self.model(images)
+
+    @contextmanager
+    def _handing(self, given: dict[str, Any]) -> Iterator[ExitStack]:
+        """Within the context, these modules give what they gave before."""
+        with ExitStack() as stack:
+            for name, output in given.items():
+                stack.enter_context(_giving(self.model.get_submodule(name), output))
+            yield stack
 
 
 def _take_and_stop(seen: list[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -327,18 +372,26 @@ def _without_values(output: Any) -> Any:
 def _refit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float) -> None:
     """Refit one reader in place, from what it takes and what it should give, batch by batch."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    moments, dim = _Moments(layer), columns_dim(layer)
-    for x, target in pairs:
-        x, residual = _wide(x), _wide(target) - _wide(layer(x))
-        moments.add(x.movedim(dim, -1).flatten(0, -2), residual.movedim(dim, -1).flatten(0, -2))
-    change, shift = moments.solve(ridge)
+    change, shift = moments_of(layer, pairs).solve(ridge)
     layer.weight.add_(change.to(layer.weight).view_as(layer.weight))
     if layer.bias is not None:
         layer.bias.add_(shift.to(layer.bias))
 
 
-class _Moments:
-    """Sums over tokens of what the least-squares fit of a layer's residual needs, in float64."""
+def moments_of(layer: nn.Linear | nn.Conv2d, pairs: Iterable[tuple[Tensor, Tensor]]) -> "Moments":
+    """Sum up what a layer takes and what it lacks to give what it should."""
+    moments, dim = Moments(layer), columns_dim(layer)
+    for x, target in pairs:
+        x, residual = _wide(x), _wide(target) - _wide(layer(x))
+        moments.add(x.movedim(dim, -1).flatten(0, -2), residual.movedim(dim, -1).flatten(0, -2))
+    return moments
+
+
+class Moments:
+    """Sums over tokens of what the least-squares fit of a layer's residual needs, in float64.
+
+    `xx` is symmetric, and of what lies above its diagonal most is left out.
+    """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         self.count = 0
@@ -351,7 +404,8 @@ class _Moments:
     def add(self, x: Tensor, residual: Tensor) -> None:
         """Count in tokens' inputs `(T, in)` and residuals `(T, out)`."""
         self.count += len(x)
-        self.xx += (x.T @ x).double()
+        for start in range(0, x.shape[1], STRIP):
+            self.xx[start:, start : start + STRIP] += x[:, start:].T @ x[:, start : start + STRIP]
         self.rx += (residual.T @ x).double()
         self.x += x.sum(dim=0).double()
         self.r += residual.sum(dim=0).double()
@@ -364,7 +418,7 @@ class _Moments:
             xx, rx = xx - torch.outer(mean_x, mean_x), rx - torch.outer(mean_r, mean_x)
         strength = ridge * xx.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
         regular = xx + strength * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-        change = torch.cholesky_solve(rx.T, torch.linalg.cholesky(regular)).T
+        change = torch.cholesky_solve(rx.T, torch.linalg.cholesky(regular)).T  # reads the lower triangle alone
         return change, mean_r - change @ mean_x
 
 
@@ -381,6 +435,31 @@ def _watching(model: nn.Module, names: Sequence[str], outputs: dict[str, list[Te
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _comparing(
+    model: nn.Module,
+    block: BlockStructure,
+    readers: Sequence[str],
+    outputs: dict[str, list[Tensor]],
+    endings: dict[str, str],
+) -> Iterator[None]:
+    """Within the context, notes for each reader the `endings` of a `_Passage`."""
+    endings.update(dict.fromkeys(readers, ""))
+
+    def compare(module: nn.Module, inputs: Any, output: Any, *, name: str, reader: str) -> None:
+        if output is outputs.get(reader, [None])[-1]:  # the outermost module ends last
+            endings[reader] = reader.removeprefix(name)
+
+    with ExitStack() as stack:
+        for reader in readers:
+            name = reader.rpartition(".")[0]
+            while name != block.name and not any(other.startswith(f"{name}.") for other in readers if other != reader):
+                hook = partial(compare, name=name, reader=reader)
+                stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+                name = name.rpartition(".")[0]
+        yield
 
 
 @contextmanager
