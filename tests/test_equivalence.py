@@ -125,6 +125,30 @@ def test_the_dense_model_is_left_as_it_was() -> None:
     assert student.blocks[0].mlp.fc2.weight.requires_grad
 
 
+@torch.no_grad()
+def test_what_two_blocks_share_is_cut_in_each_as_the_plan_says() -> None:
+    model, images = build(), random_images()
+    first, second, third, _ = model.blocks
+    second.norm1.weight = first.norm1.weight  # the first block goes
+    second.mlp.fc1.weight = third.mlp.fc1.weight  # and these lose different neurons
+    plan = random_plan(describe(model), seed=9, blocks=(1, 2, 3))
+    with silence(model, plan):
+        silenced = model(images)
+    assert distance(prune(model, plan)(images), silenced) < EXACT
+    assert second.mlp.fc1.weight is third.mlp.fc1.weight
+
+
+def test_a_model_without_data_is_cut_to_the_same_shapes() -> None:
+    model = build()
+    plan = random_plan(describe(model), seed=1, blocks=(0, 2))
+    bare = copy.deepcopy(model).to("meta")
+    with torch.device("meta"):
+        student = prune(bare, plan)
+    shapes = {name: tensor.shape for name, tensor in prune(model, plan).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in student.state_dict().items()} == shapes
+    assert all(parameter.is_meta for parameter in student.parameters())
+
+
 def test_the_cut_model_keeps_the_mode_and_the_dtype() -> None:
     model = build(dtype=torch.bfloat16).train()
     student = prune(model, random_plan(describe(model)))
