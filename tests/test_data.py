@@ -103,6 +103,37 @@ def test_workers_do_not_change_what_is_streamed(tmp_path: Path) -> None:
     assert same(run(images, AugmentationSettings(), num_workers=2), run(images, AugmentationSettings()))
 
 
+def test_workers_by_default_have_a_core_each_and_room_for_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**30}))
+    assert [data._workers(preprocessing(), 8, 100, parts) for parts in (1, 2, 16)] == [8, 4, 1]
+    assert data._workers(preprocessing(), 8, 3, 1) == 3  # not more than batches
+    monkeypatch.setattr(data, "SHARED_MEMORY", Path(__file__).parent)
+    batch_bytes = 8 * 3 * 8 * 8
+    for room, workers in ((batch_bytes, 0), (3 * batch_bytes, 1), (8 * batch_bytes, 2)):
+        monkeypatch.setattr(data.shutil, "disk_usage", lambda _, room=room: type("Usage", (), {"free": room}))
+        assert data._workers(preprocessing(), 8, 100, 1) == workers
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_epochs_follow_one_another(images: ImageSet, num_workers: int) -> None:
+    alone = [batch for epoch in (0, 1, 2) for batch in run(images, AugmentationSettings(), epoch=epoch)]
+    for epoch, first_step in ((0, 0), (0, 2), (1, 1)):
+        changes = {"epoch": epoch, "first_step": first_step, "epochs": 3 - epoch, "num_workers": num_workers}
+        assert same(run(images, AugmentationSettings(), **changes), alone[3 * epoch + first_step :])
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_how_many_batches_are_made_together_changes_nothing(
+    augmentation: AugmentationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, model = memory_set(64, 13, 9), preprocessing(13, 9)
+    expected = run(images, augmentation, preprocessing=model)
+    for batches in (1, 3):
+        monkeypatch.setattr(data, "VALUES_TOGETHER", batches * 8 * 3 * 13 * 9)
+        assert same(run(images, augmentation, preprocessing=model), expected)
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_together_are_the_whole_batch(images: ImageSet, augmentation: AugmentationSettings, parts: int) -> None:
@@ -546,11 +577,13 @@ def test_broken_files_are_skipped_and_named_or_refused(tmp_path: Path, memory_by
         load_data(root, strict=True, memory_bytes=memory_bytes)
 
 
-def test_file_that_goes_bad_while_streaming_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_file_that_goes_bad_while_streaming_is_named(tmp_path: Path, num_workers: int) -> None:
     images = file_set(tmp_path)
     Path(images.files[3]).write_bytes(Path(images.files[3]).read_bytes()[:60])
-    with pytest.raises(DataError, match=r"3\.png cannot be decoded"):
-        run(images, PLAIN)
+    with pytest.raises(DataError, match=r"3\.png cannot be decoded") as found:
+        run(images, PLAIN, num_workers=num_workers)
+    assert "\n" not in str(found.value)
 
 
 # Errors

@@ -65,6 +65,12 @@ def test_feature_losses_vanish_for_equal_models_and_average_over_images(loss) ->
     assert loss(student.repeat(2, 1, 1), teacher.repeat(2, 1, 1)).item() == pytest.approx(loss(student, teacher).item())
 
 
+def test_hidden_loss_is_the_error_over_the_teachers_variance() -> None:
+    student, teacher = noise(6, 5, 12), 3 + 2 * noise(6, 5, 12, seed=1)
+    error, variance = (student - teacher).square().mean(dim=(1, 2)), teacher.var(dim=(1, 2))
+    assert hidden_loss(student, teacher).item() == pytest.approx((error / variance).mean().item(), rel=1e-12)
+
+
 def test_hidden_loss_has_no_unit() -> None:
     student, teacher = noise(6, 5, 12), noise(6, 5, 12, seed=1)
     assert hidden_loss(100 * student, 100 * teacher).item() == pytest.approx(hidden_loss(student, teacher).item())

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from benchmarks.costs.distillation import jpegs
 from models import random_plan, same_tensors
 from runs import digits, digits_model, read_lines, short_training
 from vitrim.adapters import describe
@@ -95,6 +97,17 @@ def test_a_training_interrupted_again_and_again_ends_the_same(tmp_path: Path) ->
             stop_at(patch, step)
             train(student, digits(), settings, **arguments, run_dir=tmp_path)
     assert same_tensors(whole, train(student, digits(), settings, **arguments, run_dir=tmp_path))
+
+
+def test_streamed_images_train_the_same_with_any_number_of_workers_and_after_a_stop(tmp_path: Path) -> None:
+    images = jpegs(tmp_path, 40, 10, side=16)
+    settings = short_training(epochs=3, checkpoint_minutes=0.0, augmentation=AugmentationSettings())
+    whole = train(digits_model(), images, replace(settings, num_workers=0))
+    assert same_tensors(whole, train(digits_model(), images, replace(settings, num_workers=2)))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 3)  # in the middle of the second epoch
+        train(digits_model(), images, settings, run_dir=tmp_path / "run")
+    assert same_tensors(whole, train(digits_model(), images, settings, run_dir=tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("saved", "stopped"), [(2, 4), (4, 8), (-1, 7)], ids=["epoch ended", "twice", "no checkpoint"])
@@ -325,6 +338,9 @@ def test_the_settings_are_checked_where_they_are_made() -> None:
     for changes in ({"epochs": -1}, {"accumulate": 0}, {"learning_rate": 0.0}, {"ema_decay": 1.5}, {"batch_size": 1}):
         with pytest.raises(SettingError, match=next(iter(changes))):
             TrainingSettings(**changes)
+    with pytest.raises(SettingError, match=r"num_workers is -1"):
+        TrainingSettings(num_workers=-1)
+    assert TrainingSettings().num_workers == "auto"
 
 
 def test_the_checkpoint_holds_no_pickle(tmp_path: Path) -> None:

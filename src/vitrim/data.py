@@ -3,15 +3,21 @@
 Every batch is a pure function of the images, the settings, the seed, the epoch and the step: resuming in the middle,
 other numbers of workers or processes, and the state of the global random generators make no difference, and that state
 is left as it was. Random numbers are drawn on the CPU for the whole batch, even where only a part of it is made.
-Copies to the device do not wait for it (`non_blocking`).
+Batches go on over the end of an epoch, so that workers start once. Copies to the device do not wait for it
+(`non_blocking`).
 
 Shapes: `B` batch, `C` classes, `H` and `W` stored height and width, `h` and `w` the model's.
 """
 
 import dataclasses
+import math
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice, tee
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,6 +46,9 @@ __all__ = [
 ]
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # what torchvision can do on tensors
+VALUES_TOGETHER = 2**24  # augmented in one go: several small batches, as calls cost more than pixels there
+SHARED_MEMORY = Path("/dev/shm")  # where the batches that workers made wait, on Linux; a container may have little
+BATCHES_WAITING = 3  # for each worker: two that the loader asks for ahead, and the one in use
 SMALL_SIDE = 96  # images up to this side are data sets of small images, made for models of that size
 
 
@@ -152,20 +161,22 @@ def train_batches(
     batch_size: int,
     epoch: int,
     seed: int,
+    epochs: int = 1,
     first_step: int = 0,
     part: int = 0,
     parts: int = 1,
     device: str | torch.device = "cpu",
-    num_workers: int = 0,
+    num_workers: int | Literal["auto"] = "auto",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented, mixed batches of one epoch from step `first_step` on.
+    """Augmented, mixed batches of `epochs` epochs from step `first_step` of `epoch` on.
 
     Args:
         batch_size: of all parts together; a multiple of `2 * parts`. A set with fewer images makes one batch of all of
             them, less the remainder, so only then does the number of parts change what a step sees.
         part, parts: make this share of each batch; the shares together are exactly the batch of one part.
             Image i is mixed with image B-1-i, so a share is made of positions from both ends (`part_positions`).
-        num_workers: processes that decode files; pixels in memory need none.
+        num_workers: processes that decode files, by default this part's share of the cores; pixels in memory need
+            none.
 
     Yields:
         Normalised images `(B / parts, 3, h, w)` float32 and soft targets `(B / parts, C)`, on `device`.
@@ -175,22 +186,39 @@ def train_batches(
     """
     _check_parts(part, parts)
     batch_size = check_batch_size(images, batch_size, parts, num_classes)
-    order = torch.randperm(images.num_images, generator=_generator("epoch", seed, epoch))
     positions = part_positions(batch_size, part, parts)
-    steps = range(first_step, num_train_steps(images, batch_size))
-    batches = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
-    augment = _Augment(preprocessing, augmentation, seed, epoch)
-    device = torch.device(device)
+    num_steps = num_train_steps(images, batch_size)
+    ahead, steps = tee(_steps(images.num_images, batch_size, num_steps, range(epoch, epoch + epochs), first_step, seed))
+    augment, device = _Augment(preprocessing, augmentation, seed), torch.device(device)
     if images.in_memory:
-        pixels: Iterable[Tensor] = (
-            augment.batch(images, index, positions, step, device) for index, step in zip(batches, steps, strict=True)
-        )
+        pixels: Iterable[Tensor] = augment.batches(images, ahead, positions, device)
     else:
-        pixels = _stream(images, augment, [index[positions].tolist() for index in batches], device, num_workers)
+        keys = ([(step.epoch, image) for image in step.images[positions].tolist()] for step in ahead)
+        if num_workers == "auto":
+            num_workers = _workers(preprocessing, len(positions), epochs * num_steps - first_step, parts)
+        pixels = _stream(images, augment, keys, device, num_workers)
     return (
-        augment.mix(batch, images.labels[index[positions]].to(device, non_blocking=True), step, num_classes)
-        for batch, index, step in zip(pixels, batches, steps, strict=True)
+        augment.mix(batch, images.labels[step.images[positions]].to(device, non_blocking=True), step, num_classes)
+        for batch, step in zip(pixels, steps, strict=True)
     )
+
+
+class _Step(NamedTuple):
+    """Which images make a batch: their indices `(B,)`, of all parts together."""
+
+    epoch: int
+    number: int
+    images: Tensor
+
+
+def _steps(
+    num_images: int, batch_size: int, num_steps: int, epochs: range, first_step: int, seed: int
+) -> Iterator[_Step]:
+    """The batches of each epoch, shuffled anew; `first_step` counts in the first."""
+    for epoch in epochs:
+        order = torch.randperm(num_images, generator=_generator("epoch", seed, epoch))
+        for step in range(first_step if epoch == epochs.start else 0, num_steps):
+            yield _Step(epoch, step, order[step * batch_size : (step + 1) * batch_size])
 
 
 def part_positions(batch_size: int, part: int, parts: int) -> Tensor:
@@ -208,13 +236,14 @@ def eval_batches(
     part: int = 0,
     parts: int = 1,
     device: str | torch.device = "cpu",
-    num_workers: int = 0,
+    num_workers: int | Literal["auto"] = "auto",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches in order: images `(b, 3, h, w)` normalised, and labels `(b,)` int64, on `device`.
 
     Args:
         batch_size: of what this call yields; the last batch may be smaller.
         part, parts: yield only this contiguous share of the images.
+        num_workers: as for `train_batches`.
     """
     _check_parts(part, parts)
     _check(batch_size >= 1, "batch_size", batch_size, "at least 1")
@@ -226,7 +255,9 @@ def eval_batches(
         stored = images.pixels
         pixels = (geometry(stored[index[0] : index[-1] + 1].to(device)) for index in batches)
     else:
-        pixels = _stream(images, geometry, batches, device, num_workers)
+        if num_workers == "auto":
+            num_workers = _workers(preprocessing, batch_size, len(batches), parts)
+        pixels = _stream(images, geometry, ([(0, image) for image in index] for index in batches), device, num_workers)
     return (
         (
             normalise(batch.to(device, non_blocking=True), preprocessing),
@@ -281,42 +312,58 @@ class _Geometry:
             **{key: getattr(preprocessing, key) for key in ("interpolation", "mean", "std", "crop_pct", "crop_mode")},
         )
 
-    def __call__(self, images: Tensor, index: int = 0) -> Tensor:
+    def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
         if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= SMALL_SIDE:
             return images
         return self.transform(images)
 
 
 class _Files(Dataset):
-    """Decodes and changes one image for each index. A named class, so that worker processes can be started anywhere."""
+    """Decodes and changes one image of one epoch. A named class, so that worker processes can be started anywhere."""
 
-    def __init__(self, files: tuple[str, ...], change: Callable[[Tensor, int], Tensor]) -> None:
+    def __init__(self, files: tuple[str, ...], change: Callable[[Tensor, int, int], Tensor]) -> None:
         self.files = files
         self.change = change
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        epoch, index = key
         try:
             image = read_image(self.files[index])
         except BROKEN_IMAGE as error:
             raise DataError(f"{self.files[index]} cannot be decoded ({error}); repair or remove it.") from error
-        return self.change(image, index)
+        return self.change(image, epoch, index)
 
 
 def _stream(
     images: ImageSet,
-    change: Callable[[Tensor, int], Tensor],
-    batches: list[list[int]],
+    change: Callable[[Tensor, int, int], Tensor],
+    batches: Iterable[list[tuple[int, int]]],
     device: torch.device,
     num_workers: int,
-) -> Iterable[Tensor]:
-    """Batches of uint8 pixels, decoded by workers."""
-    return DataLoader(
+) -> Iterator[Tensor]:
+    """Batches of uint8 pixels, decoded by workers; an image is named by its epoch and its index."""
+    loader = DataLoader(
         _Files(images.files, change),
-        batch_sampler=batches,
+        batch_sampler=batches,  # read once, from its beginning
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader would otherwise draw its workers' seed from the global one
     )
+    try:
+        yield from loader
+    except DataError as error:  # a worker's comes with its traceback before it
+        error.__traceback__ = None  # torch's frames in it would keep the workers alive
+        raise DataError(str(error).splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")) from None
+
+
+def _workers(preprocessing: Preprocessing, batch_size: int, num_batches: int, parts: int) -> int:
+    """As many as a part's share of the cores, if their batches have room and there is one for each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = min(max(1, cores // parts), num_batches)
+    if SHARED_MEMORY.is_dir():
+        waiting = BATCHES_WAITING * batch_size * 3 * math.prod(preprocessing.img_size)
+        most = min(most, shutil.disk_usage(SHARED_MEMORY).free // parts // waiting)
+    return most
 
 
 # Random numbers
@@ -362,32 +409,47 @@ class _Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class _Augment:
-    """Everything random that happens to training images in one epoch."""
+    """Everything random that happens to training images."""
 
     preprocessing: Preprocessing
     settings: AugmentationSettings
     seed: int
-    epoch: int
 
-    def batch(self, images: ImageSet, index: Tensor, positions: Tensor, step: int, device: torch.device) -> Tensor:
-        """The images of a step at `positions`, changed together: `(b, 3, h, w)` uint8."""
+    def batches(
+        self, images: ImageSet, steps: Iterator[_Step], positions: Tensor, device: torch.device
+    ) -> Iterator[Tensor]:
+        """The images of each step at `positions`, `(b, 3, h, w)` uint8; as many steps together as memory is set for."""
         assert images.pixels is not None
-        height, width = images.pixels.shape[-2:]
-        draws = self._draw(
-            len(index), height, width, self.settings.crop, _generator("step", self.seed, self.epoch, step)
-        )
-        draws = draws.at(positions)
-        own = index[positions].to(images.pixels.device, non_blocking=True)
-        batch = images.pixels[own].to(device, non_blocking=True)
+        values = 3 * max(math.prod(images.pixels.shape[-2:]), math.prod(self.preprocessing.img_size))
+        together = max(1, VALUES_TOGETHER // (values * len(positions)))
+        while some := list(islice(steps, together)):
+            yield from self._batch(images.pixels, some, positions, device).split(len(positions))
+
+    def _batch(self, pixels: Tensor, steps: list[_Step], positions: Tensor, device: torch.device) -> Tensor:
+        """The images of several steps, one step after another, changed together."""
+        height, width = pixels.shape[-2:]
+        own = [
+            self._draw(
+                len(step.images),
+                height,
+                width,
+                self.settings.crop,
+                _generator("step", self.seed, step.epoch, step.number),
+            ).at(positions)
+            for step in steps
+        ]
+        draws = _Draws(*(torch.cat(values) for values in zip(*own, strict=True)))
+        index = torch.cat([step.images[positions] for step in steps])
+        batch = pixels[index.to(pixels.device, non_blocking=True)].to(device, non_blocking=True)
         if self.settings.crop == "pad":
             batch = shift(batch, draws.box)
         elif self.settings.crop == "resized":
             batch = zoom(batch, draws.box, self.preprocessing.interpolation)
         return self._resize(self._colour(batch, draws))
 
-    def __call__(self, image: Tensor, index: int) -> Tensor:
+    def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
         """One image of a stream: `(3, H, W)` to `(3, h, w)`, uint8. Its draws depend on the epoch, not on the step."""
-        generator = _generator("image", self.seed, self.epoch, index)
+        generator = _generator("image", self.seed, epoch, index)
         crop = "none" if self.settings.crop == "none" else "resized"
         draws = self._draw(1, image.shape[-2], image.shape[-1], crop, generator)
         if crop == "none":
@@ -399,7 +461,7 @@ class _Augment:
             image = F.resized_crop(image, top, left, height, width, size, interpolation, antialias=True)
         return self._colour(image[None], draws)[0]
 
-    def mix(self, images: Tensor, labels: Tensor, step: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    def mix(self, images: Tensor, labels: Tensor, step: _Step, num_classes: int) -> tuple[Tensor, Tensor]:
         """Normalise uint8 images, and mix each with its mirror image in the batch. Targets are `(b, C)`."""
         images = normalise(images.to(labels.device, non_blocking=True), self.preprocessing)
         settings = self.settings
@@ -412,7 +474,7 @@ class _Augment:
             label_smoothing=settings.label_smoothing,
             num_classes=num_classes,
         )
-        with _numpy_seed(_seed("mix", self.seed, self.epoch, step)):
+        with _numpy_seed(_seed("mix", self.seed, step.epoch, step.number)):
             return mixup(images, labels)
 
     def _draw(self, count: int, height: int, width: int, crop: str, generator: torch.Generator) -> _Draws:

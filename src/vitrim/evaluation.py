@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def evaluate(
     data: ImageData | ImageSet | Iterable[tuple[Tensor, Tensor]],
     *,
     batch_size: int = 256,
-    num_workers: int = 0,
+    num_workers: int | Literal["auto"] = "auto",
     description: str = "evaluating",
 ) -> Evaluation:
     """Measure top-1, top-5 and the loss on the validation images of `data`, on the device where the model is.
@@ -98,8 +98,15 @@ def evaluate(
     if isinstance(images, ImageSet):
         state = this_process()
         part, parts = state.process_index, state.num_processes
-        options = {"batch_size": batch_size, "part": part, "parts": parts, "num_workers": num_workers}
-        batches = eval_batches(images, preprocessing_of(model), device=device_of(model), **options)
+        batches = eval_batches(
+            images,
+            preprocessing_of(model),
+            batch_size=batch_size,
+            part=part,
+            parts=parts,
+            device=device_of(model),
+            num_workers=num_workers,
+        )
         total = -(-len(images) // (batch_size * parts))
     else:
         batches = images

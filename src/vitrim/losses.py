@@ -58,9 +58,16 @@ def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error over the variance of the teacher's values, mean over images; `(B, ...)` both.
 
     The variance is taken image by image: then the loss of a batch is the mean of its parts' on several processes.
+    Kept for the gradient are the two states and not their difference: the student's next block keeps the first anyway.
     """
-    error = (student - teacher).flatten(1).square().mean(dim=1)
-    return (error / teacher.flatten(1).var(dim=1).clamp_min(1e-12)).mean()
+    error = F.mse_loss(student, teacher, reduction="none").flatten(1).mean(dim=1)
+    return (error / _variance(teacher.flatten(1)).clamp_min(1e-12)).mean()
+
+
+def _variance(values: Tensor) -> Tensor:
+    """Of each row of `(B, n)`; `Tensor.var` goes through the values one by one on the CPU."""
+    centred = values - values.mean(dim=1, keepdim=True)
+    return torch.linalg.vector_norm(centred, dim=1).square() / (values.shape[1] - 1)
 
 
 def relation_loss(student: Tensor, teacher: Tensor, num_heads: int) -> Tensor:
@@ -172,15 +179,21 @@ class DistillationLoss:
     def __call__(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | None,
         targets: Tensor,
         student_taps: dict[str, Tensor],
         teacher_taps: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The weighted terms by name; their sum is the loss. Logits `(B, C)`, targets `(B, C)`."""
+        """The weighted terms by name; their sum is the loss.
+
+        Args:
+            student, teacher: logits `(B, C)`; the teacher's may be None where no term looks at it.
+            targets: shares of the classes, `(B, C)`.
+        """
         weights = self.settings
         terms: dict[str, Tensor] = {}
         if weights.soft:
+            assert teacher is not None
             terms["soft"] = weights.soft * soft_loss(student, teacher, weights.temperature)
         if weights.hard:
             terms["hard"] = weights.hard * F.cross_entropy(student, targets)

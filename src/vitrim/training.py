@@ -10,8 +10,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +60,8 @@ class TrainingSettings:
         compile: run student and teacher through `torch.compile`.
         evaluate_every: epochs between evaluations on the validation images; 0 for none. It decides nothing.
         checkpoint_minutes: time between checkpoints.
-        num_workers: processes that decode images that do not fit in memory.
+        num_workers: processes that decode images that do not fit in memory; `auto` is one for each core of the
+            machine, shared out over the processes that train. 0 decodes in the process that trains.
     """
 
     epochs: int = 20
@@ -78,13 +79,15 @@ class TrainingSettings:
     compile: bool = False
     evaluate_every: int = 0
     checkpoint_minutes: float = 3.0
-    num_workers: int = 0
+    num_workers: int | Literal["auto"] = "auto"
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
         at_least = {"epochs": 0, "batch_size": 2, "accumulate": 1, "warmup_epochs": 0, "evaluate_every": 0}
-        at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0, "num_workers": 0}
+        at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
+        if self.num_workers != "auto":
+            at_least["num_workers"] = 0
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise SettingError(f"training.{name} is {getattr(self, name)}; expected at least {least}.")
@@ -191,6 +194,7 @@ class _Loop:
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
+            fused=self.device.type in ("cpu", "cuda") or None,  # one call for all weights, where torch has it
         )
         warmup = min(settings.warmup_epochs, settings.epochs - 1)
         self.scheduler, _ = create_scheduler_v2(
@@ -224,12 +228,13 @@ class _Loop:
         with ExitStack() as stack:
             forward, teacher_forward = self._forwards(stack)
             advance = stack.enter_context(advancing(self.stage, self.total_steps, self.step))
+            batches = stack.enter_context(closing(self._batches()))
             saved_at = time.monotonic()
             while self.step < self.total_steps:
                 begun, first = time.monotonic(), self.step
                 sums: dict[str, Tensor] = {}
-                for micro_batches in self._batches():
-                    self._update(micro_batches, forward, teacher_forward, sums)
+                for _ in range(self.steps_per_epoch - first % self.steps_per_epoch):
+                    self._update(next(batches), forward, teacher_forward, sums)
                     advance(1)
                     if self.step % STEPS_BETWEEN_CHECKS == 0:
                         self._check_finite()
@@ -252,13 +257,13 @@ class _Loop:
             stack.enter_context(eval_mode(self.teacher))
             self.student_taps = stack.enter_context(tapped(self.model, self.loss.student_taps()))
             self.teacher_taps = stack.enter_context(tapped(self.teacher, self.loss.teacher_taps()))
-        forward = self.accelerator.prepare(self.model)
+        forward = self.accelerator.prepare(self.model.train())
         if self.settings.compile:
             return torch.compile(forward), torch.compile(self.teacher) if self.teacher is not None else None
         return forward, self.teacher
 
-    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """This process' micro-batches, update by update, from the current step to the end of its epoch."""
+    def _batches(self) -> Generator[list[tuple[Tensor, Tensor]], None, None]:
+        """This process' micro-batches, update by update, from the current step to the last."""
         epoch, first_step = divmod(self.step, self.steps_per_epoch)
         rank, accumulate = self.accelerator.process_index, self.settings.accumulate
         micro = [
@@ -269,6 +274,7 @@ class _Loop:
                 num_classes=self.num_classes,
                 batch_size=self.settings.batch_size,
                 epoch=epoch,
+                epochs=self.settings.epochs - epoch,
                 seed=self.seed,
                 first_step=first_step,
                 part=rank * accumulate + index,
@@ -278,8 +284,7 @@ class _Loop:
             )
             for index in range(accumulate)
         ]
-        for batches in zip(*micro, strict=True):
-            yield list(batches)
+        yield from map(list, zip(*micro, strict=True))
 
     def _update(
         self, micro_batches: list[tuple[Tensor, Tensor]], forward: Any, teacher: Any, sums: dict[str, Tensor]
@@ -287,13 +292,12 @@ class _Loop:
         """One update of the weights; adds the loss terms to `sums`."""
         torch.manual_seed(_mixed(self.seed, self.step, self.accelerator.process_index))
         self.scheduler.step_update(self.step)
-        self.model.train()
         loss = torch.zeros((), device=self.device)
         for index, (images, targets) in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(forward):
                 terms = self._terms(images, targets, forward, teacher)
-                part = torch.stack(list(terms.values())).sum() / len(micro_batches)
+                part = sum(terms.values(), torch.zeros((), device=self.device)) / len(micro_batches)
                 part.backward()
             loss += part.detach()
             for name, term in terms.items():
@@ -308,13 +312,19 @@ class _Loop:
         self.step += 1
 
     def _terms(self, images: Tensor, targets: Tensor, forward: Any, teacher: Any) -> dict[str, Tensor]:
+        """The terms of the loss. Nothing that they do not need for their gradient is held when they are returned."""
+        wanted = None
+        if self.loss is not None and self.loss.needs_teacher:
+            with torch.no_grad(), self._autocast():  # before the student, whose activations would be in memory, too
+                wanted = logits_of(teacher(images)).float()
         with self._autocast():
             logits = logits_of(forward(images)).float()
-            if self.loss is None:
-                return {"hard": F.cross_entropy(logits, targets)}
-            with torch.no_grad():  # labels alone need no teacher, and no term will look
-                wanted = logits_of(teacher(images)).float() if self.loss.needs_teacher else logits
-        return self.loss(logits, wanted, targets, self.student_taps, self.teacher_taps)
+        if self.loss is None:
+            return {"hard": F.cross_entropy(logits, targets)}
+        terms = self.loss(logits, wanted, targets, self.student_taps, self.teacher_taps)
+        self.student_taps.clear()
+        self.teacher_taps.clear()
+        return terms
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -1,0 +1,223 @@
+"""What it costs to decide and to cut: `score`, the sums of `recover`, `allocate` and `prune`, and Torch-Pruning beside.
+
+The unit of time is one plain pass over the same images: forward, cross entropy, backward to all weights, in eval mode.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.costs.ratios import Ratio, seconds_in_turns, tally
+from benchmarks.torch_pruning import Settings, _Cutter, gradients_for
+from vitrim.adapters import describe
+from vitrim.adapters.timm import create_model
+from vitrim.allocation import Budget, allocate
+from vitrim.importance import Batch, score, without_weight_gradients
+from vitrim.outputs import logits_of
+from vitrim.plan import PruningPlan
+from vitrim.recovery import moments_of, recover
+from vitrim.structure import ViTStructure
+from vitrim.surgery import prune
+
+KEEP = 0.7
+RIDGE = 1e-2
+PLAIN = "one plain pass"
+TO_THE_IMAGES = "one pass without gradients of weights"
+TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 10}
+SMALL: dict[str, Any] = {"img_size": 64, "patch_size": 8, "num_classes": 200}
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """A dense model, a student cut from it, and the images that all of them see."""
+
+    name: str
+    model: nn.Module
+    student: nn.Module
+    plan: PruningPlan
+    batches: Sequence[Batch]
+    rounds: int
+
+    @classmethod
+    def of(cls, name: str, arguments: dict[str, Any], *, num_images: int, batch_size: int, rounds: int) -> "_Case":
+        torch.manual_seed(0)
+        model = create_model("vit_small_patch16_224", **arguments).eval()
+        images = torch.randn(num_images, 3, arguments["img_size"], arguments["img_size"])
+        labels = torch.arange(num_images) % arguments["num_classes"]
+        batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+        plan = allocate(describe(model), score(model, batches[:1]), Budget(params=KEEP, macs=KEEP))
+        student = prune(model, plan)
+        return cls(name=name, model=model, student=student, plan=plan, batches=batches, rounds=rounds)
+
+    @property
+    def setting(self) -> str:
+        num_images, batch_size = sum(len(images) for images, _ in self.batches), len(self.batches[0][0])
+        return (
+            f"{self.name}, float32 on the CPU, {torch.get_num_threads()} threads, {num_images} random images in "
+            f"batches of {batch_size}, {self.rounds} rounds"
+        )
+
+
+def measure_scoring(*, smoke: bool = False) -> list[Ratio]:
+    """All lines of the section `scoring`.
+
+    Args:
+        smoke: a tiny model and one round, to see that everything runs; the figures mean nothing.
+    """
+    if smoke:
+        case = _Case.of("a tiny ViT", TINY, num_images=8, batch_size=4, rounds=1)
+    else:
+        case = _Case.of("ViT-S/8 at 64 x 64", SMALL, num_images=64, batch_size=32, rounds=5)
+    large = create_model("vit_small_patch16_224", **TINY) if smoke else create_model("vit_large_patch16_224")
+    name = "a tiny ViT" if smoke else "ViT-L/16 at 224 x 224"
+    return [*_times(case), *_bytes(case), *_seconds(large.eval(), name, case.rounds)]
+
+
+def plain_pass(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Forward and backward, with the gradients of all weights, which are dropped behind each batch."""
+    for images, labels in batches:
+        F.cross_entropy(logits_of(model(images)), labels).backward()
+        model.zero_grad(set_to_none=True)
+
+
+def pass_to_the_images(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """The same without the gradients of weights: what is left is the way back through the activations."""
+    with without_weight_gradients(model):
+        for images, labels in batches:
+            F.cross_entropy(logits_of(model(images.detach().requires_grad_())), labels).backward()
+
+
+def _times(case: _Case) -> list[Ratio]:
+    readers = _readers(case)
+    sums = [moments_of(layer, pairs) for layer, pairs in readers]
+    runs: dict[str, Run] = {
+        PLAIN: partial(plain_pass, case.model, case.batches),
+        TO_THE_IMAGES: partial(pass_to_the_images, case.model, case.batches),
+        "both forward": partial(_both_forward, case),
+        "score": partial(score, case.model, case.batches),
+        "sums": lambda: [torch.no_grad()(moments_of)(layer, pairs) for layer, pairs in readers],
+        "solves": lambda: [moments.solve(RIDGE) for moments in sums],
+        "recover": partial(recover, case.student, case.model, case.plan, case.batches),
+        **_torch_pruning(case),
+    }
+    seconds = seconds_in_turns(runs, rounds=case.rounds, warmup=min(1, case.rounds - 1))
+
+    def line(run: str, measure: str, *, to: str = PLAIN, bound: float | None = None, note: str = "") -> Ratio:
+        setting = f"{case.setting}; {note}" if note else case.setting
+        ratios = seconds[run] / seconds[to]
+        return Ratio.timed(ratios, section="scoring", measure=measure, against=to, bound=bound, setting=setting)
+
+    scoring, fisher = "time of score: heads, neurons and blocks together", "criterion fisher"
+    cut, once = f"student of keep {KEEP}", "once for each reader, however many images there are"
+    residuals = "residuals of all readers and the sums over tokens, on top of the passes of student and teacher"
+    everything = "passes of both models, statistics, solves and the classifier"
+    theirs = "gradients, graph of the model, ranking and one cut"
+    return [
+        line("score", scoring, bound=1.15, note=fisher),
+        line("score", scoring, to=TO_THE_IMAGES, note=fisher),
+        line("sums", "time of recover's statistics", bound=0.5, note=f"{cut}; {residuals}"),
+        line("both forward", "time of one forward pass of teacher and student", note=cut),
+        line("solves", "time of recover's solves", note=f"{cut}; {once}"),
+        line("recover", "time of the whole of recover", note=f"{cut}; {everything}"),
+        *(line(name, f"time of {name}", note=theirs) for name in runs if name.startswith("Torch-Pruning")),
+    ]
+
+
+def _bytes(case: _Case) -> list[Ratio]:
+    """Counted on one batch."""
+    batches = case.batches[:1]
+    peaks = {
+        PLAIN: tally(partial(plain_pass, case.model, batches)).peak_bytes,
+        TO_THE_IMAGES: tally(partial(pass_to_the_images, case.model, batches)).peak_bytes,
+    }
+    ours = tally(partial(score, case.model, batches)).peak_bytes
+    setting = f"{case.setting}; one batch, tensors that operations of torch return, gradients too; weights do not count"
+    about = {"section": "scoring", "measure": "peak bytes of score", "setting": setting}
+    return [
+        Ratio.counted(ours / peaks[PLAIN], against=PLAIN, bound=1.2, **about),
+        Ratio.counted(ours / peaks[TO_THE_IMAGES], against=TO_THE_IMAGES, **about),
+    ]
+
+
+def _seconds(model: nn.Module, name: str, rounds: int) -> list[Ratio]:
+    """What is bound in seconds: plan and cut of a large model, already described."""
+    structure = describe(model)
+    scores, budget = score(model, [], "random"), Budget(params=KEEP, macs=KEEP)
+    plan = allocate(structure, scores, budget)
+    runs: dict[str, Run] = {
+        "allocate": partial(allocate, structure, scores, budget),
+        "prune": partial(prune, model, plan),
+        **_torch_pruning_cut(model, structure),
+    }
+    seconds = seconds_in_turns(runs, rounds=rounds, warmup=min(1, rounds - 1))
+    setting = f"{name} to keep {KEEP}, random scores, float32 on the CPU, {torch.get_num_threads()} threads"
+    return [
+        Ratio.timed(
+            values,
+            section="scoring",
+            measure=f"time of {run}",
+            against="",
+            unit="s",
+            bound=None if run.startswith("Torch-Pruning") else 1.0,
+            setting=f"{setting}, {rounds} rounds",
+        )
+        for run, values in seconds.items()
+    ]
+
+
+@torch.no_grad()
+def _both_forward(case: _Case) -> None:
+    for images, _ in case.batches:
+        case.model(images), case.student(images)
+
+
+@torch.no_grad()
+def _readers(case: _Case) -> list[tuple[nn.Linear, list[tuple[Tensor, Tensor]]]]:
+    """Every reader of the student with what it takes, and what the same reader of the teacher gives, for each batch."""
+    found = []
+    for kept, block in zip(case.plan.blocks, describe(case.student).blocks, strict=True):
+        for group in block.groups:
+            layer: Any = case.student.get_submodule(group.reader)
+            whole = case.model.get_submodule(describe(case.model).blocks[kept.block].group(group.key).reader)
+            taken: list[Tensor] = []
+            given: list[Tensor] = []
+            hooks = [
+                layer.register_forward_pre_hook(lambda module, inputs, taken=taken: taken.append(inputs[0])),
+                whole.register_forward_hook(lambda module, inputs, output, given=given: given.append(output)),
+            ]
+            found.append((layer, taken, given, hooks))
+    _both_forward(case)
+    for *_, hooks in found:
+        for hook in hooks:
+            hook.remove()
+    return [(layer, list(zip(taken, given, strict=True))) for layer, taken, given, _ in found]
+
+
+def _torch_pruning(case: _Case) -> dict[str, Run]:
+    """Its importance and one cut, same model and images, by its usual criterion and by the one that served best."""
+    structure, budget = describe(case.model), Budget(params=KEEP, macs=KEEP)
+
+    def run(settings: Settings) -> Any:
+        gradients, images = gradients_for(settings.criterion, case.model, case.batches)
+        cutter = _Cutter(case.model, structure, gradients, images[:1], budget, settings)
+        return cutter.cut(settings.heads_share * (1 - KEEP), 1 - KEEP)
+
+    return {
+        "Torch-Pruning, Taylor": partial(run, Settings(criterion="taylor")),
+        "Torch-Pruning, Hessian": partial(run, Settings(criterion="hessian")),
+    }
+
+
+def _torch_pruning_cut(model: nn.Module, structure: ViTStructure) -> dict[str, Run]:
+    """Its graph, ranking by magnitude and cut."""
+    settings, budget = Settings(criterion="l2"), Budget(params=KEEP, macs=KEEP)
+    gradients = [torch.zeros(()).expand_as(parameter) for parameter in model.parameters()]
+    image = torch.zeros(1, structure.in_chans, *structure.img_size)
+    cutter = _Cutter(model, structure, gradients, image, budget, settings)
+    return {"Torch-Pruning's ranking and cut": partial(cutter.cut, settings.heads_share * (1 - KEEP), 1 - KEEP)}
