@@ -23,16 +23,17 @@ from families import build_row
 from models import VARIANTS, build, random_images, random_plan, same_tensors
 from rows import EACH_KIND, ROWS
 from runs import digits, digits_model, save_digits_model
-from vitrim import exporting
+from vitrim import exporting, programs
 from vitrim.adapters import describe, origin_of, record_origin
 from vitrim.cli import _status
 from vitrim.cost import count_cost
 from vitrim.data import eval_batches
 from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
 from vitrim.evaluation import compare, evaluate, preprocessing_of
-from vitrim.exporting import METADATA_FILE, SUFFIXES, TOLERANCE, Exported, export
+from vitrim.exporting import SUFFIXES, TOLERANCE, Exported, export
 from vitrim.latency import LatencySettings
 from vitrim.plan import PruningPlan
+from vitrim.programs import METADATA_FILE
 from vitrim.surgery import prune
 
 FORMATS = tuple(SUFFIXES)
@@ -189,7 +190,7 @@ def test_a_cut_model_of_each_kind_can_be_exported(family: str, format: str, tmp_
 def test_a_model_too_large_for_one_onnx_file_gets_one_for_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "LARGEST_ONNX_FILE", 0)
+    monkeypatch.setattr(programs, "LARGEST_ONNX_FILE", 0)
     model, images = small_model(), random_images(3, dtype=torch.float32, side=8)
     found = export(model, tmp_path / "model.onnx", latency=QUICK)
     assert files_in(tmp_path) == {"model.onnx", "model.onnx.data"}
@@ -208,7 +209,7 @@ def test_a_model_too_large_for_one_onnx_file_gets_one_for_its_weights(
 def test_a_file_with_other_weights_is_noticed_and_the_old_one_stays(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace, path = exporting._trace, tmp_path / f"model{SUFFIXES[format]}"
+    trace, path = programs._trace, tmp_path / f"model{SUFFIXES[format]}"
     path.write_text("precious")
 
     def trace_another(model: nn.Module) -> torch.export.ExportedProgram:
@@ -216,7 +217,7 @@ def test_a_file_with_other_weights_is_noticed_and_the_old_one_stays(
         model.blocks[0].mlp.fc2.bias[0] += 0.01
         return trace(model)
 
-    monkeypatch.setattr(exporting, "_trace", trace_another)
+    monkeypatch.setattr(programs, "_trace", trace_another)
     with pytest.raises(ExportMismatch, match=r"differ from the model's by .* Nothing was written"):
         export(small_model(), path, format=format, latency=QUICK)
     assert files_in(tmp_path) == {path.name} and path.read_text() == "precious"

@@ -6,16 +6,11 @@ comparison runs on the CPU; only int8, whose loss is measured on real images, co
 """
 
 import copy
-import importlib
-import io
-import json
-import logging
 import math
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,28 +18,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from vitrim.adapters import origin_of
 from vitrim.checkpoint import versions
 from vitrim.cost import count_cost
 from vitrim.data import ImageData, ImageSet, eval_batches
-from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UnsupportedModel, UserError
+from vitrim.errors import ExportMismatch, SettingError, UnsupportedModel
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate, match_labels, preprocessing_of
 from vitrim.files import writing
-from vitrim.latency import Latency, LatencySettings, random_images, time_in_turns
+from vitrim.latency import Latency, LatencySettings, time_in_turns
 from vitrim.outputs import logits_of
+from vitrim.programs import (
+    LARGEST_ONNX_FILE,
+    OnnxProgram,
+    Program,
+    check_onnx,
+    failing_as,
+    onnx_properties,
+    random_images,
+    weight_bytes,
+    write_program,
+)
 from vitrim.progress import say
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
-TRACED_BATCH = 2  # a batch of 1 would be taken for a constant
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-4  # of the largest logit: float32 rounds to about 1e-6; GELU's tanh form instead of erf makes 1.6e-4
-METADATA_FILE = "vitrim.json"
-LARGEST_ONNX_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB, graph included
 EVALUATION_BATCH = 64  # of float32, for which it makes no difference
 
-Program = Callable[[Tensor], Tensor]
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -110,7 +111,7 @@ def export(
     path = Path(path)
     check_settings(path, format, int8=int8, has_data=data is not None)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    if int8 and (weights := _weight_bytes(model.state_dict())) > LARGEST_ONNX_FILE:
+    if int8 and (weights := weight_bytes(model.state_dict())) > LARGEST_ONNX_FILE:
         raise SettingError(f"int8 is for models of at most {LARGEST_ONNX_FILE:,} bytes; this one has {weights:,}.")
     timing = latency or LatencySettings()
     batches = None if data is None else _validation_batches(model, data)
@@ -119,7 +120,7 @@ def export(
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         say(f"exporting to {path}")
         file = Path(folder) / path.name
-        run = _program(model, file, format, metadata)
+        run = write_program(model, file, format, metadata)
         differences = _compare(model, run, tolerance)
         if int8:
             run = _write_int8(file, metadata)
@@ -164,13 +165,7 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool) -> No
     if has_data and not int8:
         raise SettingError("Data is for measuring int8; a float32 file is compared with the model on random images.")
     if format == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            try:
-                importlib.import_module(package)
-            except ImportError as problem:
-                raise SettingError(
-                    f"Exporting to ONNX needs the package {package} ({problem}): pip install 'vitrim[onnx]'."
-                ) from None
+        check_onnx()
 
 
 def _metadata(model: nn.Module) -> dict[str, Any]:
@@ -195,93 +190,6 @@ def _metadata(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _program(model: nn.Module, file: Path, format: str, metadata: dict[str, Any]) -> Program:
-    """Write the file and read it back; attention that ONNX's exporter cannot take fused is written out in products."""
-    try:
-        return _write(_trace(model), file, format, metadata)
-    except ExportFailed:
-        fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
-        if format != "onnx" or not fused:
-            raise
-    for module in fused:
-        module.fused_attn = False
-    try:
-        return _write(_trace(model), file, format, metadata)
-    finally:
-        for module in fused:
-            module.fused_attn = True
-
-
-class _Logits(nn.Module):
-    """The model with a tensor as its output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.model(images))
-
-
-class _OnnxProgram(nn.Module):
-    """An ONNX file, to be called and evaluated like a model."""
-
-    def __init__(self, file: Path) -> None:
-        import onnxruntime
-
-        super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = torch.get_num_threads()
-        # else its idle threads would spin on the cores in the other model's turn
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def forward(self, images: Tensor) -> Tensor:
-        (logits,) = self.session.run(["logits"], {"images": images.numpy()})
-        return torch.from_numpy(logits)
-
-
-@torch.no_grad()
-def _trace(model: nn.Module) -> ExportedProgram:
-    images = random_images(model, TRACED_BATCH)
-    shapes = {"images": {0: Dim("batch", min=1)}}
-    with _exporting("torch.export cannot take this model"):
-        program = torch.export.export(_Logits(model), (images,), dynamic_shapes=shapes, strict=False)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine, for each operation
-    return program
-
-
-def _write(program: ExportedProgram, file: Path, format: str, metadata: dict[str, Any]) -> Program:
-    """Write the program and read it back."""
-    return _write_onnx(program, file, metadata) if format == "onnx" else _write_torch_export(program, file, metadata)
-
-
-def _write_torch_export(program: ExportedProgram, file: Path, metadata: dict[str, Any]) -> Program:
-    with _exporting("torch.export cannot write and read back this model"):
-        with file.open("wb") as opened:
-            torch.export.save(program, opened, extra_files={METADATA_FILE: json.dumps(metadata)})
-        return torch.export.load(file).module()
-
-
-def _write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, Any]) -> Program:
-    with _exporting("torch.onnx cannot take this model"):
-        converted = torch.onnx.export(
-            program,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: "batch"}},  # names the axis in the file
-            dynamo=True,
-            verbose=False,
-        )
-        assert converted is not None
-        converted.model.metadata_props.update(_properties(metadata))
-        converted.save(file, external_data=_weight_bytes(program.state_dict) > LARGEST_ONNX_FILE)
-    with _exporting("ONNX Runtime cannot run what torch.onnx made of this model"):
-        return _OnnxProgram(file)
-
-
 def _write_int8(file: Path, metadata: dict[str, Any]) -> Program:
     """Quantise an ONNX file in place and read it back."""
     import onnx
@@ -289,22 +197,14 @@ def _write_int8(file: Path, metadata: dict[str, Any]) -> Program:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = file.with_name("prepared.onnx")
-    with _exporting("ONNX Runtime cannot quantise this model"):
+    with failing_as("ONNX Runtime cannot quantise this model"):
         quant_pre_process(str(file), str(prepared))
         quantize_dynamic(str(prepared), str(file), per_channel=True)
         prepared.unlink()
         quantised = onnx.load(file)
-        onnx.helper.set_model_props(quantised, _properties(metadata))
+        onnx.helper.set_model_props(quantised, onnx_properties(metadata))
         onnx.save(quantised, file)
-        return _OnnxProgram(file)
-
-
-def _weight_bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _properties(metadata: dict[str, Any]) -> dict[str, str]:
-    return {name: json.dumps(value) for name, value in metadata.items()}
+        return OnnxProgram(file)
 
 
 @torch.no_grad()
@@ -314,7 +214,7 @@ def _compare(model: nn.Module, run: Program, tolerance: float) -> dict[int, floa
     for batch_size in CHECKED_BATCHES:
         images = random_images(model, batch_size)
         expected = logits_of(model(images))
-        with _exporting(f"The exported file does not run on a batch of {batch_size}"):
+        with failing_as(f"The exported file does not run on a batch of {batch_size}"):
             found = run(images)
         if found.shape != expected.shape:
             raise ExportMismatch(
@@ -353,28 +253,3 @@ def _measure(model: nn.Module, run: Program, batches: Callable[[int], Any], batc
     before = evaluate(model, batches(EVALUATION_BATCH), description="evaluating float32")
     after = evaluate(run, batches(batch_size), description="evaluating int8")
     return Int8Accuracy(float32=before, int8=after, difference=compare(before, after))
-
-
-@contextmanager
-def _exporting(complaint: str) -> Iterator[None]:
-    """Silence what exporters print, warn and log, and turn their failures, of many types, into one sentence."""
-    logged = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    except (UserError, OSError, MemoryError):
-        raise
-    except Exception as problem:
-        raise ExportFailed(f"{complaint}: {_reason(problem)}") from problem
-    finally:
-        logging.disable(logged)
-
-
-def _reason(problem: BaseException) -> str:
-    """The first line of what first went wrong; exporters wrap it in banners."""
-    while problem.__cause__ is not None:
-        problem = problem.__cause__
-    lines = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {lines[0][:200]}" if lines else type(problem).__name__

@@ -1,29 +1,44 @@
 """How long a forward pass takes. Models to be compared run in turn, so that a drifting machine hits all alike."""
 
+import copy
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitrim.adapters import describe
 from vitrim.errors import SettingError
 from vitrim.modes import eval_mode
+from vitrim.programs import check_onnx, onnx_program, random_images
 from vitrim.progress import track
+
+Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencySettings:
-    """How to time: `rounds` passes of each model in turn after `warmup` that are not counted."""
+    """How to time: `rounds` passes of each model in turn after `warmup` that are not counted.
 
+    Attributes:
+        on: what runs the model: eager PyTorch on the CPU or a GPU, ONNX Runtime on the CPU; `model`: eager PyTorch
+            where the model is.
+        batch_size: images for one pass.
+    """
+
+    on: Runtime = "model"
     batch_size: int = 1
     rounds: int = 50
     warmup: int = 5
 
     def __post_init__(self) -> None:
+        if self.on not in get_args(Runtime):
+            raise SettingError(f"latency.on is {self.on!r}; expected one of {', '.join(get_args(Runtime))}.")
         if self.batch_size < 1 or self.rounds < 1 or self.warmup < 0:
             raise SettingError(
                 "latency.batch_size and latency.rounds must be at least 1 and latency.warmup at least 0."
@@ -47,7 +62,7 @@ class Latency:
 
 
 def measure_latency(model: nn.Module, settings: LatencySettings | None = None) -> Latency:
-    """Time one model's forward pass in eval mode, eager, on the device where it is."""
+    """Time one model's forward pass in eval mode."""
     return measure_latencies([model], settings)[0]
 
 
@@ -55,13 +70,58 @@ def measure_latency(model: nn.Module, settings: LatencySettings | None = None) -
 def measure_latencies(models: Sequence[nn.Module], settings: LatencySettings | None = None) -> list[Latency]:
     """Time several models in turn on random images of their own size; ratios are to the first.
 
-    All models must be on one device. Quote the ratio rather than the milliseconds: it is measured in pairs.
+    Without `settings.on` all models must be on one device. Quote the ratio rather than the milliseconds: it is measured
+    in pairs.
+
+    Raises:
+        SettingError: there is no CUDA device, or ONNX Runtime is missing. ExportFailed: ONNX cannot take a model.
     """
     settings = settings or LatencySettings()
-    inputs = [random_images(model, settings.batch_size) for model in models]
-    passes = [partial(model, images) for model, images in zip(models, inputs, strict=True)]
     with eval_mode(*models):
-        return time_in_turns(passes, settings, inputs[0].device)
+        return time_in_turns(forward_passes(models, settings), settings, run_device(models[0], settings))
+
+
+def forward_passes(models: Sequence[nn.Module], settings: LatencySettings) -> list[Callable[[], object]]:
+    """For each model in eval mode one pass of a batch, where `settings.on` wants it; models elsewhere are copied."""
+    check_runtime(settings)
+    passes: list[Callable[[], object]] = []
+    for model in models:
+        device = run_device(model, settings)
+        here = model if next(model.parameters()).device.type == device.type else copy.deepcopy(model).to(device)
+        images = random_images(here, settings.batch_size)
+        if settings.on == "onnxruntime":
+            passes.append(partial(onnx_program(here), images.float()))
+        else:
+            passes.append(partial(here, images))
+    return passes
+
+
+def run_device(model: nn.Module, settings: LatencySettings) -> torch.device:
+    """Where `settings` let the model run."""
+    if settings.on == "model":
+        return next(model.parameters()).device
+    return torch.device("cuda" if settings.on == "cuda" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def check_runtime(settings: LatencySettings) -> None:
+    """Raise `SettingError` if what is to run the models is not here."""
+    if settings.on == "cuda" and not torch.cuda.is_available():
+        raise SettingError("latency.on is cuda, but PyTorch finds no CUDA device here; expected cpu or onnxruntime.")
+    if settings.on == "onnxruntime":
+        check_onnx()
 
 
 def time_in_turns(
@@ -86,14 +146,6 @@ def time_in_turns(
         )
         for column, ratio in zip(times.T, ratios, strict=True)
     ]
-
-
-def random_images(model: nn.Module, batch_size: int) -> Tensor:
-    """A batch as the model takes it, of normal noise and always the same: `(B, channels, height, width)`."""
-    structure, parameter = describe(model), next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, structure.in_chans, *structure.img_size, generator=generator)
-    return images.to(parameter.device, parameter.dtype)
 
 
 def _time_once(run: Callable[[], object], device: torch.device) -> float:
