@@ -113,7 +113,7 @@ def uniform_counts(structure: ViTStructure, budget: Budget) -> list[dict[str, in
     Heads get the share that the budget names, one less at a time where that leaves no room for the least neurons; all
     MLPs get the same number of neurons, and what is then left goes to the first blocks.
     """
-    limit, step = budget.limit(count_cost(structure)), budget.multiple_of
+    limit, step = budget.limit(count_cost(structure)), budget.step
     share, most = min(budget.params, budget.macs), max(block.neurons.count for block in structure.blocks)
     least = -(-budget.min_neurons // step) * step
 

@@ -21,8 +21,9 @@ from vitrim.data import ImageData
 from vitrim.evaluation import evaluate, match_labels
 from vitrim.files import read_json
 from vitrim.importance import Criterion
-from vitrim.pipeline import Calibration, compress, identity
+from vitrim.pipeline import compress, identity
 from vitrim.plan import PruningPlan
+from vitrim.planning import Calibration
 from vitrim.processes import this_process
 from vitrim.progress import say
 from vitrim.recipe import Recipe

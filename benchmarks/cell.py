@@ -29,7 +29,8 @@ from vitrim.data import ImageData, load_data
 from vitrim.errors import FolderInUse, SettingError
 from vitrim.evaluation import match_labels
 from vitrim.files import read_json
-from vitrim.pipeline import check_budget, fit
+from vitrim.pipeline import fit
+from vitrim.planning import check_budget
 from vitrim.processes import is_main_process, wait_for_all
 from vitrim.progress import say
 from vitrim.recipe import to_table

@@ -40,7 +40,7 @@ from vitrim.checkpoint import load
 from vitrim.cost import count_cost
 from vitrim.errors import BudgetError, SettingError
 from vitrim.losses import check_relation_heads
-from vitrim.pipeline import check_budget
+from vitrim.planning import check_budget
 from vitrim.recipe import from_table
 from vitrim.structure import ViTStructure
 from vitrim.training import _Loop

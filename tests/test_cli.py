@@ -182,7 +182,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "depth -1": (lambda p: p.compress("--depth", "-1"), "depth.blocks is -1"),
     "depth some": (lambda p: p.compress("--depth", "some"), "--depth"),
     "epochs -2": (lambda p: p.compress("--epochs", "-2"), "epochs is -1"),
-    "odd batch": (lambda p: p.compress("--batch-size", "7"), "batch_size is 7; it must be a multiple of 2"),
+    "odd batch": (lambda p: p.compress("--train-batch-size", "7"), "batch_size is 7; it must be a multiple of 2"),
     "no number": (lambda p: p.train("--learning-rate", "1e30"), r"not a number at step \d+ \(epoch 1\) of train"),
     "a file": (lambda p: p.compress("-o", str(_text(p.path / "file"))), "file is a file; expected a folder"),
     "below a file": (lambda p: p.compress("-o", str(_text(p.path / "file") / "run")), "Not a directory"),

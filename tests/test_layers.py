@@ -11,14 +11,24 @@ import vitrim
 SOURCE = Path(vitrim.__file__).parent
 LAYERS = {  # from the top
     "doors": {"cli", "tables", "__main__", "__init__"},
-    "story": {"demo", "pipeline"},
+    "story": {"demo", "pipeline", "planning"},
     "settings": {"recipe"},
     "long jobs": {"training", "exporting", "report"},
     "decisions": {"allocation", "checkpoint", "opening", "run_folder", "hub", "standalone"},
-    "operations": {"importance", "surgery", "recovery", "classifier", "latency", "evaluation"},
+    "operations": {
+        "importance",
+        "surgery",
+        "recovery",
+        "classifier",
+        "latency",
+        "latency_table",
+        "programs",
+        "evaluation",
+    },
     "parts": {
         "adapters",
         "cost",
+        "multiple_choice",
         "losses",
         "modes",
         "outputs",

@@ -15,7 +15,7 @@ from torch import nn
 import vitrim.demo
 from models import make_structure, same_tensors
 from runs import digits, digits_model, read_lines, short_recipe, short_training, smallest_step
-from vitrim import pipeline
+from vitrim import pipeline, planning
 from vitrim.adapters import describe
 from vitrim.allocation import Budget
 from vitrim.checkpoint import fingerprint, load
@@ -23,8 +23,9 @@ from vitrim.cost import count_cost
 from vitrim.data import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
 from vitrim.importance import ImportanceSettings, Scores, score
-from vitrim.pipeline import check_budget, compress, fit, plan_only, width_plan
+from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
+from vitrim.planning import check_budget, width_plan
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
 from vitrim.recovery import RecoverySettings
 from vitrim.surgery import prune
@@ -126,7 +127,7 @@ def test_the_width_plan_leaves_room_for_the_blocks(num_blocks: int) -> None:
     scores, budget = uniform_scores("made up", 8, 40, 6), Budget(params=0.6, macs=0.7)
     limit = budget.limit(count_cost(structure))
     plan = width_plan(structure, scores, budget, num_blocks)
-    left = pipeline._less_largest_blocks(structure, plan, num_blocks)
+    left = planning._less_largest_blocks(structure, plan, num_blocks)
     assert left.params >= limit.params or left.macs >= limit.macs or num_blocks == 0 or plan == structure.full_plan()
     if num_blocks == 0:
         cost = count_cost(structure, plan)
@@ -196,8 +197,8 @@ def test_a_rerun_after_a_crash_ends_as_an_uninterrupted_run(
     assert "report.json" not in before and "model/config.json" not in before
     torch.manual_seed(5)  # a new process has another random state
     scored = []
-    score = pipeline.score
-    monkeypatch.setattr(pipeline, "score", lambda model, *a, **o: scored.append(model) or score(model, *a, **o))
+    score = planning.score
+    monkeypatch.setattr(planning, "score", lambda model, *a, **o: scored.append(model) or score(model, *a, **o))
     again = compress(dense, digits(), recipe, tmp_path / "run")
     assert same_tensors(whole.model, again.model)
     assert whole.plan == again.plan
@@ -213,8 +214,10 @@ def test_a_finished_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     dense, recipe = digits_model(depth=4), short_recipe(blocks=1)
     first = compress(dense, digits(), recipe, tmp_path)
     before = files(tmp_path)
-    for name in ("train", "score", "recover", "evaluate", "measure_latencies", "least_missed_blocks"):
+    for name in ("train", "recover", "evaluate", "measure_latencies", "least_missed_blocks"):
         monkeypatch.setattr(pipeline, name, _stop)
+    for name in ("score", "recover", "allocate", "measure_latencies", "least_missed_blocks"):
+        monkeypatch.setattr(planning, name, _stop)
     second = compress(dense, digits(), recipe, tmp_path)
     assert same_tensors(first.model, second.model)
     assert (first.plan, first.report) == (second.plan, second.report)
@@ -253,8 +256,8 @@ def test_narrowing_in_steps_ends_at_the_budget_and_each_step_cuts_what_the_last_
         plans.append(plan)
         return prune(model, plan)
 
-    monkeypatch.setattr(pipeline, "prune", noted)
-    plans.append(plan_only(dense, digits(), recipe))
+    monkeypatch.setattr(planning, "prune", noted)
+    plans.append(plan_only(dense, digits(), recipe).plan)
     whole, structure = count_cost(dense), describe(dense)
     assert len(plans) == steps and all(len(plan.blocks) == 3 for plan in plans)
     for step, plan in enumerate(plans, start=1):
@@ -272,8 +275,8 @@ def test_given_scores_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first = compress(dense, data, short_recipe(keep=0.7), tmp_path / "first")
     scores = Scores.load(tmp_path / "first" / "scores.safetensors")
     scored = []
-    score = pipeline.score
-    monkeypatch.setattr(pipeline, "score", lambda model, *a, **o: scored.append(model) or score(model, *a, **o))
+    score = planning.score
+    monkeypatch.setattr(planning, "score", lambda model, *a, **o: scored.append(model) or score(model, *a, **o))
     again = compress(dense, data, short_recipe(keep=0.7), tmp_path / "again", scores=scores)
     assert not any(same_tensors(model, dense) for model in scored)
     assert same_tensors(first.model, again.model)
@@ -313,7 +316,7 @@ def test_plan_only_gives_a_plan_within_the_budget() -> None:
     dense = digits_model(depth=4)
     for blocks in (0, 2, "auto"):
         recipe = short_recipe(keep=0.4, blocks=blocks)
-        plan = plan_only(dense, digits(), recipe)
+        plan = plan_only(dense, digits(), recipe).plan
         cost, limit = count_cost(prune(dense, plan)), recipe.budget.limit(count_cost(dense))
         assert cost.params <= limit.params and cost.macs <= limit.macs
         assert len(plan.blocks) == 4 - (blocks if isinstance(blocks, int) else 0)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -16,6 +17,8 @@ from scipy.sparse import csr_matrix
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
 from vitrim.importance import Scores
+from vitrim.latency_table import Times
+from vitrim.multiple_choice import Options, choose
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
@@ -34,14 +37,16 @@ class Budget:
         params, macs: shares in (0, 1].
         min_heads, min_neurons: what every block that stays keeps (or all it has, if that is less).
         multiple_of: neurons are kept in multiples of this, for hardware that likes round widths (rounded down
-            in a block whose dense width is not a multiple).
+            in a block whose dense width is not a multiple). `auto`: `compress` measures which multiple is fast.
+        latency_ms: the most milliseconds of a forward pass, with what the latency settings name; 0 for no limit.
     """
 
     params: float = 0.7
     macs: float = 0.7
     min_heads: int = 1
     min_neurons: int = 16
-    multiple_of: int = 1
+    multiple_of: int | Literal["auto"] = 1
+    latency_ms: float = 0.0
 
     def __post_init__(self) -> None:
         for name, share in (("parameters", self.params), ("multiply-adds", self.macs)):
@@ -49,8 +54,21 @@ class Budget:
                 raise BudgetError(
                     f"The budget for {name} is {share:g}; expected a share above 0 and at most 1, such as 0.7."
                 )
-        if self.min_heads < 1 or self.min_neurons < 1 or self.multiple_of < 1:
-            raise SettingError("budget.min_heads, budget.min_neurons and budget.multiple_of must be at least 1.")
+        if self.min_heads < 1 or self.min_neurons < 1:
+            raise SettingError("budget.min_heads and budget.min_neurons must be at least 1.")
+        if self.multiple_of != "auto" and self.multiple_of < 1:
+            raise SettingError("budget.multiple_of must be at least 1, or auto.")
+        if not 0 <= self.latency_ms < math.inf:
+            raise BudgetError(
+                f"The budget for latency is {self.latency_ms:g} ms; expected a number above 0, or 0 for no limit."
+            )
+
+    @property
+    def step(self) -> int:
+        """By how many neurons widths may differ."""
+        if self.multiple_of == "auto":
+            raise SettingError("budget.multiple_of is auto, which `compress` and `plan` measure; here give a number.")
+        return self.multiple_of
 
     def limit(self, whole: Cost) -> Cost:
         """The budget in numbers, rounded down."""
@@ -76,6 +94,7 @@ def allocate(
     *,
     whole: Cost | None = None,
     remove_blocks: tuple[int, ...] = (),
+    times: Times | None = None,
 ) -> PruningPlan:
     """Choose the units to keep: the most important ones that fit the budget.
 
@@ -83,6 +102,7 @@ def allocate(
         whole: the cost of which the budget is a share; by default that of `structure`. Pass the dense model's when
             `structure` has been cut already.
         remove_blocks: blocks that go whatever their units' scores.
+        times: of the parts of `structure`, for a budget in milliseconds.
 
     Returns:
         A plan that counts in `structure`, never above the budget, and to which no further unit could be added.
@@ -92,28 +112,27 @@ def allocate(
         PlanMismatch: the scores are of a model with other sizes.
     """
     _check_sizes(structure, scores)
-    if not set(remove_blocks) <= set(range(len(structure.blocks))):
-        raise PlanMismatch(f"Blocks {sorted(remove_blocks)} are to go; the model has 0..{len(structure.blocks) - 1}.")
-    kept_blocks = [index for index in range(len(structure.blocks)) if index not in remove_blocks]
     whole = whole or count_cost(structure)
+    kept_blocks = _kept_blocks(structure, remove_blocks)
     least = _least_counts(structure, kept_blocks, budget)
+    check_room(structure, budget, whole=whole, remove_blocks=remove_blocks, times=times)
     limit, floor = budget.limit(whole), _cost_of(structure, kept_blocks, least)
-    if floor.params > limit.params or floor.macs > limit.macs:
-        params, macs = floor.share_of(whole)
-        raise BudgetError(
-            f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds, but "
-            f"the smallest possible model keeps {params:.2%} and {macs:.2%}. Raise the budget or remove more blocks."
-            f"{left_whole(structure)}"
-        )
-    choices = [
-        choice
+    room = Cost(params=limit.params - floor.params, macs=limit.macs - floor.macs)
+    choices = {
+        (block, key): _choices(structure.blocks[block].group(key), scores.group(key, block), block, start, budget)
         for (block, key), start in least.items()
-        for choice in _choices(structure.blocks[block].group(key), scores.group(key, block), block, start, budget)
-    ]
-    taken = _solve(choices, Cost(params=limit.params - floor.params, macs=limit.macs - floor.macs))
+    }
     counts = dict(least)
-    for choice, take in zip(choices, taken, strict=True):
-        counts[choice.block, choice.key] += choice.size if take else 0
+    if not budget.latency_ms:
+        flat = [choice for row in choices.values() for choice in row]
+        for choice, take in zip(flat, _solve(flat, room), strict=True):
+            counts[choice.block, choice.key] += choice.size if take else 0
+    else:
+        assert times is not None
+        limits = np.array([room.params, room.macs, budget.latency_ms - _least_ms(times, kept_blocks, least)])
+        groups = [_options(row, least[key], times.units[key]) for key, row in choices.items()]
+        for (key, row), taken in zip(choices.items(), choose(groups, limits), strict=True):
+            counts[key] += sum(choice.size for choice in row[:taken])
     blocks = tuple(
         KeptBlock.of(
             index,
@@ -125,6 +144,57 @@ def allocate(
         for index in kept_blocks
     )
     return PruningPlan(model=structure.model, blocks=blocks)
+
+
+def check_room(
+    structure: ViTStructure,
+    budget: Budget,
+    *,
+    whole: Cost | None = None,
+    remove_blocks: tuple[int, ...] = (),
+    times: Times | None = None,
+) -> None:
+    """Raise what `allocate` raises where no plan fits the budget; no scores are needed for it."""
+    kept_blocks = _kept_blocks(structure, remove_blocks)
+    whole, least = whole or count_cost(structure), _least_counts(structure, kept_blocks, budget)
+    limit, floor = budget.limit(whole), _cost_of(structure, kept_blocks, least)
+    if floor.params > limit.params or floor.macs > limit.macs:
+        params, macs = floor.share_of(whole)
+        raise BudgetError(
+            f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds, but "
+            f"the smallest possible model keeps {params:.2%} and {macs:.2%}. Raise the budget or remove more blocks."
+            f"{left_whole(structure)}"
+        )
+    if not budget.latency_ms:
+        return
+    if times is None:
+        raise SettingError("A budget in milliseconds needs the times of the model's parts; `compress` measures them.")
+    least_ms = _least_ms(times, kept_blocks, least)
+    if least_ms > budget.latency_ms:
+        raise BudgetError(
+            f"The budget is {budget.latency_ms:.4g} ms, but the smallest possible model with {len(kept_blocks)} blocks "
+            f"takes about {least_ms:.4g} ms. Raise the budget or remove more blocks."
+        )
+
+
+def _kept_blocks(structure: ViTStructure, remove_blocks: Sequence[int]) -> list[int]:
+    if not set(remove_blocks) <= set(range(len(structure.blocks))):
+        raise PlanMismatch(f"Blocks {sorted(remove_blocks)} are to go; the model has 0..{len(structure.blocks) - 1}.")
+    return [index for index in range(len(structure.blocks)) if index not in remove_blocks]
+
+
+def _least_ms(times: Times, kept_blocks: Sequence[int], least: dict[tuple[int, str], int]) -> float:
+    """How many milliseconds the least units take."""
+    blocks = times.fixed + sum(times.blocks[index] for index in kept_blocks)
+    return blocks + sum(float(times.units[key][count]) for key, count in least.items())
+
+
+def _options(row: Sequence[_Choice], start: int, milliseconds: np.ndarray) -> Options:
+    """A group's units beyond the least as options: none, the first step, the first two, ..."""
+    steps = np.array([(choice.size, choice.value, choice.params, choice.macs) for choice in row]).reshape(-1, 4)
+    sums = np.concatenate([np.zeros((1, 4)), np.cumsum(steps, axis=0)])
+    time = milliseconds[start + sums[:, 0].astype(int)] - milliseconds[start]
+    return Options(values=sums[:, 1], costs=np.column_stack([sums[:, 2:], time]))
 
 
 def smallest_cost(structure: ViTStructure, budget: Budget, num_blocks_removed: int = 0) -> Cost:
@@ -168,7 +238,7 @@ def _least(group: UnitGroup, budget: Budget) -> int:
         return group.count
     if group.kind == "heads":
         return min(budget.min_heads, group.count)
-    rounded = -(-budget.min_neurons // budget.multiple_of) * budget.multiple_of
+    rounded = -(-budget.min_neurons // budget.step) * budget.step
     return min(rounded, group.count)
 
 
@@ -181,7 +251,7 @@ def _cost_of(structure: ViTStructure, kept_blocks: Sequence[int], counts: dict[t
 
 def _choices(group: UnitGroup, unit_scores: np.ndarray, block: int, start: int, budget: Budget) -> list[_Choice]:
     """The units beyond the least, best first, in steps of the wanted multiple."""
-    step = budget.multiple_of if group.kind == "neurons" else 1
+    step = budget.step if group.kind == "neurons" else 1
     # a negative exact score says that the unit harms; keeping it is worth nothing, not less
     ordered = np.sort(np.clip(np.asarray(unit_scores, dtype=np.float64), 0, None))[::-1]
     edges = list(range(start, group.count + 1, step))  # a rest below one step never stays: widths are round

@@ -3,6 +3,7 @@
 """
 
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -78,7 +79,19 @@ class RecipeOptions:
     keep: Annotated[float | None, Parameter(help="share of parameters and of multiply-adds that may stay")] = None
     keep_params: Annotated[float | None, Parameter(help="share of parameters, multiply-adds as they come")] = None
     keep_macs: Annotated[float | None, Parameter(help="share of multiply-adds, parameters as they come")] = None
-    multiple_of: Annotated[int | None, Parameter(help="round the kept neurons to a multiple, such as 8")] = None
+    latency: Annotated[
+        str | None,
+        Parameter(help="what a forward pass may take, such as 12ms; bounds nothing else unless --keep is given"),
+    ] = None
+    on: Annotated[
+        Literal["cpu", "cuda", "onnxruntime"] | None,
+        Parameter(help="what runs the model whose latency is bounded and reported; else PyTorch where it is trained"),
+    ] = None
+    batch_size: Annotated[int | None, Parameter(help="images of a forward pass whose latency is bounded")] = None
+    multiple_of: Annotated[
+        Literal["auto"] | int | None,
+        Parameter(help="round the kept neurons to a multiple, such as 8; auto measures which is fast"),
+    ] = None
     depth: Annotated[Literal["auto"] | int | None, Parameter(help="blocks to remove; 0 none, auto finds out")] = None
     recipe: Annotated[str, Parameter(help="default, paper, or a TOML file")] = "default"
     set: Annotated[
@@ -86,7 +99,7 @@ class RecipeOptions:
         Parameter(help="change any setting of the recipe, KEY=VALUE, such as width_training.epochs=10", negative=""),
     ] = None
     epochs: Annotated[int | None, Parameter(help="epochs of distillation, halved between width and depth")] = None
-    batch_size: Annotated[int | None, Parameter(help="images for one update")] = None
+    train_batch_size: Annotated[int | None, Parameter(help="images for one update")] = None
     seed: Annotated[int | None, Parameter(help="decides images, batches and augmentation")] = None
 
 
@@ -175,10 +188,11 @@ def compress(
     """
     from vitrim import pipeline
     from vitrim.importance import Scores
+    from vitrim.planning import check_budget
 
     recipe = _recipe(recipe_options or RecipeOptions())
     dense = _open_model(model, model_options or ModelOptions())
-    pipeline.check_budget(_describe(dense), recipe)
+    check_budget(_describe(dense), recipe)
     data = _load_data(data_options or DataOptions())
     found = Scores.load(_existing(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found)
@@ -262,20 +276,21 @@ def plan(
         File to write the plan to, as JSON.
     """
     from vitrim import pipeline
+    from vitrim.planning import check_budget
 
     if output and output.is_dir():
         raise SettingError(f"{output} is a folder; -o names the JSON file to write the plan to.")
     recipe = _recipe(recipe_options or RecipeOptions())
     dense = _on_device(_open_model(model, model_options or ModelOptions()))
     structure = _describe(dense)
-    pipeline.check_budget(structure, recipe)
+    check_budget(structure, recipe)
     found = pipeline.plan_only(dense, _load_data(data_options or DataOptions()), recipe)
     print_plan(structure, found)
     if output:
         from vitrim.files import write_text
 
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, found.to_json())
+        write_text(output, found.plan.to_json())
         print_line(f"plan written to {output}")
 
 
@@ -375,19 +390,33 @@ def _recipe(options: RecipeOptions) -> "Recipe":
         params = macs = options.keep
     elif (params is None) != (macs is None):  # one alone bounds that one alone
         params, macs = (1.0 if params is None else params), (1.0 if macs is None else macs)
+    latency_ms = None if options.latency is None else _milliseconds(options.latency)
+    if latency_ms is not None and params is None:
+        params = macs = 1.0
     named = {
         "budget.params": params,
         "budget.macs": macs,
+        "budget.latency_ms": latency_ms,
         "budget.multiple_of": options.multiple_of,
+        "latency.on": options.on,
+        "latency.batch_size": options.batch_size,
         "depth.blocks": options.depth,
-        "width_training.batch_size": options.batch_size,
-        "depth_training.batch_size": options.batch_size,
+        "width_training.batch_size": options.train_batch_size,
+        "depth_training.batch_size": options.train_batch_size,
         "seed": options.seed,
     }
     if options.epochs is not None:
         named["width_training.epochs"] = options.epochs // 2
         named["depth_training.epochs"] = options.epochs - options.epochs // 2
     return load_recipe(Recipe, options.recipe, [*_changes(named), *(options.set or [])])
+
+
+def _milliseconds(text: str) -> float:
+    """What `12ms`, `12`, `0.5s` or `800us` are in milliseconds."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(us|ms|s)?", text.strip())
+    if not found or not float(found[1]):
+        raise SettingError(f"--latency is {text!r}; expected a time above 0, such as 12ms.")
+    return float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0)
 
 
 def _load_data(options: DataOptions) -> "ImageData":

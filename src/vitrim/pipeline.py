@@ -3,40 +3,42 @@
 Each stage leaves its result in the run folder; called again, a finished stage is read instead of made.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitrim import report as reports
 from vitrim.adapters import describe
-from vitrim.allocation import Budget, allocate, left_whole, smallest_cost
+from vitrim.allocation import Budget
 from vitrim.checkpoint import fingerprint, load, save
-from vitrim.cost import Cost, block_cost, count_cost
-from vitrim.data import ImageData, ImageSet, eval_batches
+from vitrim.data import ImageData, ImageSet
 from vitrim.errors import BudgetError, SettingError
-from vitrim.evaluation import Evaluation, evaluate, match_labels, preprocessing_of
-from vitrim.files import write_text
-from vitrim.importance import Scores, least_missed_blocks, score
+from vitrim.evaluation import Evaluation, evaluate, match_labels
+from vitrim.files import read_json, write_text
+from vitrim.importance import Scores, least_missed_blocks
 from vitrim.latency import Latency, measure_latencies
 from vitrim.losses import soft_loss
 from vitrim.modes import eval_mode
 from vitrim.outputs import logits_of
 from vitrim.plan import PruningPlan
+from vitrim.planning import Calibration, DeviceTimes, Planner, Proposal, check_budget, most_blocks
 from vitrim.processes import is_main_process, this_process
 from vitrim.progress import say
 from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery import recover
 from vitrim.run_folder import RunFolder
-from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, check_training, train
 
 SMALLEST_HELD_OUT = 64
+PROMISE = "promise.json"  # of the last plan
+DEVICE = "device.json"  # `DeviceTimes`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +48,6 @@ class Compressed:
     model: nn.Module
     plan: PruningPlan
     report: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Training images as batches without augmentation, on the model's device; can be gone through again and again."""
-
-    images: ImageSet
-    model: nn.Module
-    batch_size: int
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = next(self.model.parameters()).device
-        return eval_batches(self.images, preprocessing_of(self.model), batch_size=self.batch_size, device=device)
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
 
 
 def compress(
@@ -89,159 +75,40 @@ def compress(
     story = _Story(run, dense, data, recipe)
     before = story.measure("dense", dense)
 
-    calibration = story.calibration(dense)
-    scores = run.once(
-        "scores.safetensors", lambda: scores or _score(dense, recipe, calibration), Scores.save, Scores.load
-    )
-    num_blocks = story.num_blocks_to_remove(scores, calibration)
+    planner = story.planner()
+    scores = run.once("scores.safetensors", lambda: scores or planner.score(dense), Scores.save, Scores.load)
+    num_blocks = story.num_blocks_to_remove(planner, scores)
 
-    def choose(structure: ViTStructure, found: Scores, budget: Budget) -> PruningPlan:
-        return width_plan(structure, found, budget, num_blocks, whole=count_cost(dense))
-
-    plan = run.once_plan("width-plan.json", lambda: plan_in_steps(dense, recipe, scores, calibration, choose))
-    student = story.cut_and_recover("width", dense, plan, calibration)
+    plan = story.plan("width-plan.json", lambda: planner.width(scores, num_blocks))
+    student = story.cut_and_recover("width", dense, plan, planner.calibration)
     student = story.distil("width", student, plan, with_depth=num_blocks == 0)
 
     if num_blocks:
-        step = run.once_plan("depth-step.json", lambda: depth_plan(student, dense, recipe, num_blocks, calibration))
+        step = story.plan("depth-step.json", lambda: planner.depth(student, plan, num_blocks))
         plan = plan.then(step)
-        student = story.cut_and_recover("depth", student, step, calibration)
+        student = story.cut_and_recover("depth", student, step, planner.calibration)
         student = story.distil("depth", student, plan)
 
     return story.finish(student, plan, before)
 
 
-def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> PruningPlan:
+def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     """The plan that one cut to the budget would follow, from the model as it is; blocks go as `recipe.depth` says.
 
     With `auto`, no block goes: how many should is found by training, which `compress` does.
     """
     data = match_labels(data, model)
+    planner = Planner(model, recipe, calibration_images(model, data, recipe), DeviceTimes.measure(model, recipe))
+    planner.check()
+    blocks = recipe.depth.blocks
+    gone = least_missed_blocks(model, planner.calibration, blocks) if isinstance(blocks, int) else []
+    return planner.at_once(planner.score(model), tuple(gone))
+
+
+def calibration_images(model: nn.Module, data: ImageData, recipe: Recipe) -> Calibration:
     settings = recipe.importance
     images = data.train.sample(settings.num_images, recipe.seed)
-    calibration = Calibration(images=images, model=model, batch_size=settings.batch_size)
-    blocks = recipe.depth.blocks
-    gone = least_missed_blocks(model, calibration, blocks) if isinstance(blocks, int) else []
-    return plan_at_once(model, recipe, _score(model, recipe, calibration), calibration, tuple(gone))
-
-
-def plan_at_once(
-    dense: nn.Module, recipe: Recipe, scores: Scores, calibration: Calibration, gone: tuple[int, ...]
-) -> PruningPlan:
-    """The plan without the blocks `gone`, the others narrowed to the budget; nothing is trained between."""
-    structure = describe(dense)
-
-    def choose(current: ViTStructure, found: Scores, budget: Budget) -> PruningPlan:
-        blocks = gone if len(current.blocks) == len(structure.blocks) else ()  # they go at the first step
-        return allocate(current, found, budget, whole=count_cost(structure), remove_blocks=blocks)
-
-    return plan_in_steps(dense, recipe, scores, calibration, choose)
-
-
-def plan_in_steps(
-    dense: nn.Module,
-    recipe: Recipe,
-    scores: Scores,
-    calibration: Calibration,
-    choose: Callable[[ViTStructure, Scores, Budget], PruningPlan],
-) -> PruningPlan:
-    """Narrow the model in steps down to the budget, scoring anew what each leaves; nothing is trained between.
-
-    The budgets of the steps shrink by equal factors. What a step leaves is recovered first, if the recipe recovers.
-
-    Args:
-        scores: of `dense`. choose: gives the plan of one step, counted in the model that the steps before have left.
-    """
-    structure, steps, budget = describe(dense), recipe.importance.steps, recipe.budget
-    plan, student = structure.full_plan(), dense
-    for step in range(1, steps + 1):
-        part = step / steps
-        wanted = replace(budget, params=budget.params**part, macs=budget.macs**part)
-        plan = plan.then(choose(describe(student), scores, wanted))
-        if step == steps or plan.keeps_all(structure):
-            continue
-        say(f"narrowing: step {step} of {steps}")
-        student = prune(dense, plan)
-        if recipe.recovery.enabled:
-            student = recover(student, dense, plan, calibration, ridge=recipe.recovery.ridge)
-        scores = _score(student, recipe, calibration)
-    return plan
-
-
-def width_plan(
-    structure: ViTStructure, scores: Scores, budget: Budget, num_blocks: int, *, whole: Cost | None = None
-) -> PruningPlan:
-    """The plan of the width stage: as little wider than the budget as lets `num_blocks` blocks go and still reach it.
-
-    Which blocks will go is not known yet, so the room left is that of the largest ones; the depth stage trims what is
-    then too much. `whole` is the cost of which the budget is a share, by default that of `structure`.
-    """
-    whole = whole or count_cost(structure)
-    if num_blocks == 0:
-        return allocate(structure, scores, budget, whole=whole)
-    limit = budget.limit(whole)
-
-    def plan_at(extra: float) -> PruningPlan:
-        wider = replace(budget, params=_mix(budget.params, extra), macs=_mix(budget.macs, extra))
-        return allocate(structure, scores, wider, whole=whole)
-
-    def reaches(extra: float) -> bool:
-        try:
-            left = _less_largest_blocks(structure, plan_at(extra), num_blocks)
-        except BudgetError:
-            return False  # so small only without the blocks that go later
-        return left.params >= limit.params or left.macs >= limit.macs
-
-    low, high = 0.0, 1.0
-    if not reaches(high):
-        return plan_at(high)  # the blocks alone are more than the budget asks for
-    for _ in range(7):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
-    return plan_at(high)
-
-
-def depth_plan(
-    student: nn.Module, dense: nn.Module, recipe: Recipe, num_blocks: int, calibration: Calibration
-) -> PruningPlan:
-    """The plan of the depth stage, counted in the student: the least missed blocks go, then width to the budget."""
-    gone = least_missed_blocks(student, calibration, num_blocks)
-    say(f"depth: removing blocks {sorted(gone)} of {len(describe(student).blocks)}")
-    scores = _score(student, recipe, calibration)
-    whole = count_cost(dense)
-    return allocate(describe(student), scores, recipe.budget, whole=whole, remove_blocks=tuple(gone))
-
-
-def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
-    """Refuse what no plan can reach before anything is computed.
-
-    Raises:
-        SettingError: more blocks are to go than there are. BudgetError: the smallest model is above the budget.
-    """
-    depth, blocks = len(structure.blocks), recipe.depth.blocks
-    if isinstance(blocks, int) and blocks >= depth:
-        raise SettingError(f"{blocks} blocks are to be removed, but the model has {depth}; at least one must stay.")
-    locked = [block for block in structure.blocks if block.locked]
-    if isinstance(blocks, int) and blocks > depth - len(locked):
-        raise SettingError(
-            f"{blocks} blocks are to be removed, but only {depth - len(locked)} of {depth} can be: {locked[0].locked}."
-        )
-    most = blocks if isinstance(blocks, int) else most_blocks(structure, recipe)
-    whole, limit = count_cost(structure), recipe.budget.limit(count_cost(structure))
-    least = smallest_cost(structure, recipe.budget, most)
-    if least.params > limit.params or least.macs > limit.macs:
-        params, macs = least.share_of(whole)
-        raise BudgetError(
-            f"The budget keeps {recipe.budget.params:.1%} of the parameters and {recipe.budget.macs:.1%} of the "
-            f"multiply-adds; the smallest possible model with {depth - most} blocks keeps {params:.2%} and {macs:.2%}. "
-            f"Raise --keep, remove more blocks with --depth, or lower budget.min_neurons.{left_whole(structure)}"
-        )
-
-
-def most_blocks(structure: ViTStructure, recipe: Recipe) -> int:
-    """How many blocks `auto` may remove."""
-    removable = sum(not block.locked for block in structure.blocks)
-    return min(int(recipe.depth.max_share * len(structure.blocks)), removable, len(structure.blocks) - 1)
+    return Calibration(images=images, model=model, batch_size=settings.batch_size)
 
 
 def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
@@ -296,10 +163,23 @@ class _Story:
         self.stages: list[dict[str, Any]] = []
         write_recipe(run, recipe)
 
-    def calibration(self, model: nn.Module) -> Calibration:
-        settings = self.recipe.importance
-        images = self.data.train.sample(settings.num_images, self.recipe.seed)
-        return Calibration(images=images, model=model, batch_size=settings.batch_size)
+    def planner(self) -> Planner:
+        """What makes the plans; what they need to know of the device is measured once."""
+        found = self.run.once_json(DEVICE, lambda: DeviceTimes.measure(self.dense, self.recipe).to_dict())
+        calibration = calibration_images(self.dense, self.data, self.recipe)
+        planner = Planner(self.dense, self.recipe, calibration, DeviceTimes.from_dict(found))
+        planner.check()
+        return planner
+
+    def plan(self, file: str, make: Callable[[], Proposal]) -> PruningPlan:
+        """The plan of a stage; what it promises is noted beside it."""
+
+        def noted() -> PruningPlan:
+            proposal = make()
+            write_text(self.run.path / PROMISE, json.dumps({"promised_ms": proposal.promised_ms}) + "\n")
+            return proposal.plan
+
+        return self.run.once_plan(file, noted)
 
     def measure(self, stage: str, model: nn.Module) -> Evaluation:
         """Evaluate after a stage, once, and note it for the report."""
@@ -354,16 +234,18 @@ class _Story:
             seed=self.recipe.seed,
         )
 
-    def num_blocks_to_remove(self, scores: Scores, calibration: Calibration) -> int:
+    def num_blocks_to_remove(self, planner: Planner, scores: Scores) -> int:
         """As the recipe says; for `auto` the number that a short distillation brings nearest to the teacher."""
         blocks = self.recipe.depth.blocks
         if isinstance(blocks, int):
             return blocks
         most = most_blocks(describe(self.dense), self.recipe)
-        order = self.run.once_json("depth-order.json", lambda: least_missed_blocks(self.dense, calibration, most))
+        order = self.run.once_json(
+            "depth-order.json", lambda: least_missed_blocks(self.dense, planner.calibration, most)
+        )
         losses: dict[int, float] = {}
         for count in range(most + 1):
-            attempt = partial(self._try_depth, order[:count], scores, calibration)
+            attempt = partial(self._try_depth, order[:count], planner, scores)
             loss = self.run.once_json(f"depth-search-{count}.json", attempt, together=True)
             if loss is not None:
                 losses[count] = loss
@@ -377,21 +259,20 @@ class _Story:
             )
         return min(losses, key=lambda n: losses[n])
 
-    def _try_depth(self, gone: list[int], scores: Scores, calibration: Calibration) -> float | None:
+    def _try_depth(self, gone: list[int], planner: Planner, scores: Scores) -> float | None:
         """Divergence of one candidate from the teacher on training images held out from its short distillation."""
         settings = self.recipe.depth
         try:
-            allocate(describe(self.dense), scores, self.recipe.budget, remove_blocks=tuple(gone))
+            planner.check_without(tuple(gone))
         except BudgetError:
             return None  # too small for so many blocks; fewer blocks leave room
         plan = self.run.once_plan(  # by one process: sums on several GPUs may differ by a neuron
-            f"depth-plan-{len(gone)}.json",
-            lambda: plan_at_once(self.dense, self.recipe, scores, calibration, tuple(gone)),
+            f"depth-plan-{len(gone)}.json", lambda: planner.at_once(scores, tuple(gone)).plan
         )
         few, held_out = self._search_images()
         student = prune(self.dense, plan)
         if self.recipe.recovery.enabled:
-            student = recover(student, self.dense, plan, calibration, ridge=self.recipe.recovery.ridge)
+            student = recover(student, self.dense, plan, planner.calibration, ridge=self.recipe.recovery.ridge)
         short = replace(self.recipe.width_training, epochs=settings.search_epochs, evaluate_every=0)
         data = replace(self.data, train=few)
         student = self._teach(student, data, short, plan, f"depth-search-{len(gone)}")
@@ -441,10 +322,20 @@ class _Story:
                 "num_train": len(self.data.train),
                 "num_validation": len(self.data.validation),
             },
+            "latency": self._latency(times[1]),
             "notes": list(self.data.notes),
             "environment": reports.environment(next(student.parameters()).device),
             "recipe": to_table(self.recipe),
         }
+
+    def _latency(self, found: Latency) -> dict[str, Any] | None:
+        """What became of a budget in milliseconds, at the pace of the machine when the plan was made."""
+        budget_ms = self.recipe.budget.latency_ms
+        if not budget_ms:
+            return None
+        promised = read_json(self.run.path / PROMISE)["promised_ms"]
+        measured = found.ratio * read_json(self.run.path / DEVICE)["dense_ms"]
+        return reports.latency_row(self.recipe.latency, budget_ms, promised, measured)
 
 
 @torch.no_grad()
@@ -459,15 +350,14 @@ def mean_divergence(student: nn.Module, teacher: nn.Module, batches: Calibration
 
 
 def model_name(budget: Budget) -> str:
-    """`-30 %` for a budget of 0.7, or both shares where they differ."""
+    """`-30 %` for a budget of 0.7, or both shares where they differ; `12 ms` where milliseconds alone are bound."""
+    latency = f"{budget.latency_ms:g} ms" if budget.latency_ms else ""
+    if latency and budget.params == budget.macs == 1:
+        return latency
+    shares = f"params {budget.params:g}, macs {budget.macs:g}"
     if budget.params == budget.macs:
-        return f"-{100 * (1 - budget.params):g} %"
-    return f"params {budget.params:g}, macs {budget.macs:g}"
-
-
-def _score(model: nn.Module, recipe: Recipe, calibration: Calibration) -> Scores:
-    found = score(model, calibration, recipe.importance.criterion, seed=recipe.seed)
-    return replace(found, weights=fingerprint(model))
+        shares = f"-{100 * (1 - budget.params):g} %"
+    return f"{shares}, {latency}" if latency else shares
 
 
 def _check_scores(scores: Scores, model: nn.Module, recipe: Recipe) -> None:
@@ -483,16 +373,3 @@ def _check_scores(scores: Scores, model: nn.Module, recipe: Recipe) -> None:
 
 def _load_here(path: Path) -> nn.Module:
     return load(path, device=this_process().device)
-
-
-def _less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int) -> Cost:
-    """What stays of a plan's cost without its `count` largest blocks."""
-    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].locked]
-    sizes = [block_cost(structure, kept.block, {key: len(units) for key, units in kept.items()}) for kept in removable]
-    total = count_cost(structure, plan)
-    params, macs = sorted(size.params for size in sizes)[-count:], sorted(size.macs for size in sizes)[-count:]
-    return Cost(params=total.params - sum(params), macs=total.macs - sum(macs))
-
-
-def _mix(share: float, extra: float) -> float:
-    return share + extra * (1 - share)

@@ -1,7 +1,6 @@
 """The report: what came out, beside what went in. `report.json` holds the numbers; everything else is made from it."""
 
 import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,18 @@ from torch import nn
 from vitrim.checkpoint import file_bytes, versions
 from vitrim.cost import count_cost
 from vitrim.evaluation import Evaluation, compare
-from vitrim.latency import Latency
+from vitrim.latency import Latency, LatencySettings, device_name
 from vitrim.markdown import markdown_templates
 
 TEMPLATES = Path(__file__).parent / "templates"
+NEAR_PROMISE = 0.05
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Hardware and versions that the numbers depend on."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "device": gpu or "cpu",
-        "cpu": _cpu_name(),
+        "device": device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
@@ -56,6 +55,33 @@ def difference_to(dense: Evaluation, found: Evaluation) -> dict[str, float]:
     return {f"difference{'' if key == 'points' else '_' + key}": value for key, value in asdict(difference).items()}
 
 
+def latency_row(settings: LatencySettings, budget_ms: float, promised_ms: float, measured_ms: float) -> dict[str, Any]:
+    """`latency` in `report.json`: what a budget in milliseconds allowed, what the plan promised, what came out."""
+    return {
+        "on": settings.on,
+        "batch_size": settings.batch_size,
+        "budget_ms": budget_ms,
+        "promised_ms": promised_ms,
+        "measured_ms": measured_ms,
+        "difference": measured_ms / promised_ms - 1,
+    }
+
+
+def latency_line(report: dict[str, Any]) -> str:
+    """A sentence on a budget in milliseconds."""
+    found = report["latency"]
+    line = (
+        f"Latency on {report['environment']['device'] if found['on'] == 'model' else found['on']}, batch "
+        f"{found['batch_size']}: budget {found['budget_ms']:.4g} ms, promised {found['promised_ms']:.4g} ms, measured "
+        f"{found['measured_ms']:.4g} ms ({found['difference']:+.1%})"
+    )
+    if abs(found["difference"]) <= NEAR_PROMISE:
+        return f"{line}."
+    return (
+        f"{line}: further from the promise than {NEAR_PROMISE:.0%}; the machine may have been busy when it was timed."
+    )
+
+
 def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -> dict[str, Any]:
     """One entry of `stages` in `report.json`: the model after one stage."""
     cost = count_cost(model)
@@ -65,7 +91,7 @@ def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -
 def to_markdown(report: dict[str, Any]) -> str:
     """`report.md`."""
     found = markdown_templates(TEMPLATES)
-    found.globals.update(table_rows=table_rows)
+    found.globals.update(table_rows=table_rows, latency_line=latency_line)
     found.filters.update(thousands=_thousands)
     return found.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
 
@@ -101,13 +127,3 @@ def _thousands(count: int) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitrim.plan import PruningPlan
+    from vitrim.planning import Proposal
     from vitrim.structure import BlockStructure, ViTStructure
 
 
@@ -53,9 +53,10 @@ def _prunable(block: "BlockStructure") -> str:
     return "; ".join([*([free] if free else []), *reasons])
 
 
-def print_plan(structure: "ViTStructure", plan: "PruningPlan") -> None:
+def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
     from vitrim.cost import count_cost
 
+    plan = proposal.plan
     kept = {block.block: block for block in plan.blocks}
     rows = []
     for index, block in enumerate(structure.blocks):
@@ -74,12 +75,16 @@ def print_plan(structure: "ViTStructure", plan: "PruningPlan") -> None:
     params, macs = cost.share_of(whole)
     print_line("one cut, before any training; `--depth auto` of compress may also remove blocks")
     print_line(f"keeps {cost.params:,} parameters ({params:.2%}) and {cost.macs:,} multiply-adds ({macs:.2%})")
+    if proposal.promised_ms:
+        print_line(f"promises {proposal.promised_ms:.4g} ms for a forward pass")
 
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
-    from vitrim.report import table_rows
+    from vitrim.report import latency_line, table_rows
 
     print_table(report["title"], *table_rows(report))
+    if report.get("latency"):
+        print_line(latency_line(report))
     print_line(f"report: {folder / 'report.json'}, {folder / 'report.md'}")
 
 

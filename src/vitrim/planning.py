@@ -1,0 +1,328 @@
+"""From scores to a plan: narrowing in steps, room for blocks that go later, budgets in milliseconds met as measured.
+
+Nothing is trained here, and nothing decided that the recipe does not ask for.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitrim.adapters import describe
+from vitrim.allocation import Budget, allocate, check_room, left_whole, smallest_cost
+from vitrim.checkpoint import fingerprint
+from vitrim.cost import Cost, block_cost, count_cost
+from vitrim.data import ImageSet, eval_batches
+from vitrim.errors import BudgetError, SettingError
+from vitrim.evaluation import preprocessing_of
+from vitrim.importance import Scores, least_missed_blocks, score
+from vitrim.latency import LatencySettings, check_runtime, measure_latencies, measure_latency
+from vitrim.latency_table import LatencyTable, Times, fast_multiple, latency_table
+from vitrim.plan import PruningPlan
+from vitrim.progress import say
+from vitrim.recipe import Recipe
+from vitrim.recovery import recover
+from vitrim.structure import ViTStructure
+from vitrim.surgery import prune
+
+MOST_CORRECTIONS = 4
+SLOWER, FASTER = 0.01, 0.02  # what a cut model's time may differ from what its plan promises, as measured at once
+CHECK_ROUNDS = 31
+
+Choose = Callable[[ViTStructure, Scores, Budget, Times | None], PruningPlan]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Training images as batches without augmentation, on the model's device; can be gone through again and again."""
+
+    images: ImageSet
+    model: nn.Module
+    batch_size: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = next(self.model.parameters()).device
+        return eval_batches(self.images, preprocessing_of(self.model), batch_size=self.batch_size, device=device)
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTimes:
+    """What a budget needs to know of the device that the latency settings name; empty where it asks for nothing.
+
+    Attributes:
+        multiple_of: neurons are kept in multiples of this.
+        dense_ms: a forward pass of the dense model. table: which share of it narrower and fewer blocks save.
+    """
+
+    multiple_of: int
+    dense_ms: float = 0.0
+    table: LatencyTable | None = None
+
+    @classmethod
+    def measure(cls, dense: nn.Module, recipe: Recipe) -> "DeviceTimes":
+        """Time the dense model and narrower ones, as far as `recipe.budget` needs it.
+
+        Raises:
+            SettingError: what is to run the models is not here. ExportFailed: ONNX cannot take them.
+        """
+        budget, settings = recipe.budget, replace(recipe.latency, rounds=CHECK_ROUNDS)
+        dense_ms, table = 0.0, None
+        if budget.latency_ms:
+            table = latency_table(dense, settings)
+            dense_ms = measure_latency(dense, settings).median_ms
+            say(f"latency: the dense model takes {dense_ms:.4g} ms {_where(settings)}")
+        multiple = budget.multiple_of
+        if multiple == "auto":
+            latency_share = min(1.0, budget.latency_ms / dense_ms) if budget.latency_ms else 1.0
+            multiple = fast_multiple(dense, settings, round(min(budget.params, budget.macs, latency_share), 1))
+            say(f"latency: neurons in multiples of {multiple} are fast {_where(settings)}")
+        return cls(multiple_of=multiple, dense_ms=dense_ms, table=table)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "DeviceTimes":
+        table = LatencyTable.from_dict(data["table"]) if data["table"] else None
+        return cls(multiple_of=data["multiple_of"], dense_ms=data["dense_ms"], table=table)
+
+    def times(self, dense: ViTStructure) -> Times | None:
+        return self.table.times(dense, self.dense_ms) if self.table else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A plan and the milliseconds that the model promises which it leaves; 0 where none were asked for."""
+
+    plan: PruningPlan
+    promised_ms: float = 0.0
+
+
+class Planner:
+    """Makes plans for one dense model, with the budget of a recipe."""
+
+    def __init__(self, dense: nn.Module, recipe: Recipe, calibration: Calibration, device: DeviceTimes) -> None:
+        self.dense, self.recipe, self.calibration, self.device = dense, recipe, calibration, device
+        self.structure = describe(dense)
+        self.whole = count_cost(self.structure)
+        self.budget = replace(recipe.budget, multiple_of=device.multiple_of)
+        self.times = device.times(self.structure)
+
+    def score(self, model: nn.Module) -> Scores:
+        settings = self.recipe.importance
+        found = score(model, self.calibration, settings.criterion, seed=self.recipe.seed)
+        return replace(found, weights=fingerprint(model))
+
+    def width(self, scores: Scores, num_blocks: int) -> Proposal:
+        """Narrow the dense model so that `num_blocks` blocks can go afterwards."""
+
+        def choose(structure: ViTStructure, found: Scores, budget: Budget, times: Times | None) -> PruningPlan:
+            dense_ms = self.device.dense_ms
+            return width_plan(structure, found, budget, num_blocks, whole=self.whole, times=times, dense_ms=dense_ms)
+
+        return self._in_steps(scores, choose)
+
+    def at_once(self, scores: Scores, gone: tuple[int, ...]) -> Proposal:
+        """Remove these blocks and narrow the others to the budget; nothing is trained between."""
+
+        def choose(structure: ViTStructure, found: Scores, budget: Budget, times: Times | None) -> PruningPlan:
+            blocks = gone if len(structure.blocks) == len(self.structure.blocks) else ()  # they go at the first step
+            return allocate(structure, found, budget, whole=self.whole, remove_blocks=blocks, times=times)
+
+        return self._in_steps(scores, choose)
+
+    def depth(self, student: nn.Module, before: PruningPlan, num_blocks: int) -> Proposal:
+        """Remove the least missed blocks of the student, which `before` cut, and narrow the others to the budget.
+
+        The plan counts in the student.
+        """
+        gone = tuple(least_missed_blocks(student, self.calibration, num_blocks))
+        structure = describe(student)
+        say(f"depth: removing blocks {sorted(gone)} of {len(structure.blocks)}")
+        scores = self.score(student)
+
+        def choose(times: Times | None) -> PruningPlan:
+            return allocate(structure, scores, self.budget, whole=self.whole, remove_blocks=gone, times=times)
+
+        return self._settled(before, choose)
+
+    def check(self) -> None:
+        """Raise `BudgetError` if no model with as few blocks as the recipe allows is fast enough."""
+        blocks = self.recipe.depth.blocks
+        most = blocks if isinstance(blocks, int) else most_blocks(self.structure, self.recipe)
+        removable = [index for index, block in enumerate(self.structure.blocks) if not block.locked]
+        self.check_without(tuple(removable[len(removable) - most :]))
+
+    def check_without(self, gone: tuple[int, ...]) -> None:
+        """Raise `BudgetError` if no plan without these blocks fits the budget."""
+        check_room(self.structure, self.budget, remove_blocks=gone, times=self.times)
+
+    def _in_steps(self, scores: Scores, choose: Choose) -> Proposal:
+        """Narrow the model in steps down to the budget, scoring anew what each leaves; nothing is trained between.
+
+        The budgets of the steps shrink by equal factors. What a step leaves is recovered first, if the recipe recovers.
+
+        Args:
+            scores: of the dense model. choose: gives the plan of one step, counted in what the steps before have left.
+        """
+        steps, budget = self.recipe.importance.steps, self.budget
+        plan, student = self.structure.full_plan(), self.dense
+        for step in range(1, steps):
+            wanted = _part_of(budget, step / steps, self.device.dense_ms)
+            plan = plan.then(choose(describe(student), scores, wanted, self._times_after(plan)))
+            if plan.keeps_all(self.structure):
+                continue
+            say(f"narrowing: step {step} of {steps}")
+            student = prune(self.dense, plan)
+            if self.recipe.recovery.enabled:
+                student = recover(student, self.dense, plan, self.calibration, ridge=self.recipe.recovery.ridge)
+            scores = self.score(student)
+        last, found = describe(student), scores
+        proposal = self._settled(plan, lambda times: choose(last, found, budget, times))
+        return replace(proposal, plan=plan.then(proposal.plan))
+
+    def _settled(self, before: PruningPlan, choose: Callable[[Times | None], PruningPlan]) -> Proposal:
+        """The plan that `choose` makes of what `before` left; made anew until it takes the time that it promises.
+
+        A model is cut by it and timed in turns with the dense one. Where the table was wrong, all its times are
+        corrected by one factor.
+        """
+        times = self.times
+        if times is None:
+            return Proposal(plan=choose(None))
+        for attempt in range(MOST_CORRECTIONS + 1):
+            step = choose(times.after(before))
+            promised, found = times.total(before.then(step)), self._measured_ms(before.then(step))
+            say(f"latency: promised {promised:.4g} ms, the cut model takes {found:.4g} ms")
+            if -FASTER <= found / promised - 1 <= SLOWER or attempt == MOST_CORRECTIONS:
+                break
+            times = times.scaled(found / promised)
+        return Proposal(plan=step, promised_ms=promised)
+
+    def _times_after(self, plan: PruningPlan) -> Times | None:
+        return self.times.after(plan) if self.times else None
+
+    def _measured_ms(self, plan: PruningPlan) -> float:
+        """Of a model cut so, at the pace at which the dense one was timed."""
+        settings = replace(self.recipe.latency, rounds=CHECK_ROUNDS)
+        return self.device.dense_ms * measure_latencies([self.dense, prune(self.dense, plan)], settings)[1].ratio
+
+
+def width_plan(
+    structure: ViTStructure,
+    scores: Scores,
+    budget: Budget,
+    num_blocks: int,
+    *,
+    whole: Cost | None = None,
+    times: Times | None = None,
+    dense_ms: float = 0.0,
+) -> PruningPlan:
+    """The plan of the width stage: as little wider than the budget as lets `num_blocks` blocks go and still reach it.
+
+    Which blocks will go is not known yet, so the room left is that of the largest ones; the depth stage trims what is
+    then too much.
+
+    Args:
+        whole: the cost of which the budget is a share, by default that of `structure`.
+        times: of the parts of `structure`, for a budget in milliseconds. dense_ms: of the dense model.
+    """
+    whole = whole or count_cost(structure)
+    if num_blocks == 0:
+        return allocate(structure, scores, budget, whole=whole, times=times)
+    limit = budget.limit(whole)
+
+    def plan_at(extra: float) -> PruningPlan:
+        wider = replace(
+            budget,
+            params=_mix(budget.params, 1.0, extra),
+            macs=_mix(budget.macs, 1.0, extra),
+            latency_ms=_mix(budget.latency_ms, max(dense_ms, budget.latency_ms), extra),
+        )
+        return allocate(structure, scores, wider, whole=whole, times=times)
+
+    def reaches(extra: float) -> bool:
+        try:
+            plan = plan_at(extra)
+        except BudgetError:
+            return False  # so small only without the blocks that go later
+        left = _less_largest_blocks(structure, plan, num_blocks)
+        slow = times is not None and _ms_less_largest_blocks(structure, plan, num_blocks, times) >= budget.latency_ms
+        return left.params >= limit.params or left.macs >= limit.macs or slow
+
+    low, high = 0.0, 1.0
+    if not reaches(high):
+        return plan_at(high)  # the blocks alone are more than the budget asks for
+    for _ in range(7):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return plan_at(high)
+
+
+def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
+    """Refuse what no plan can reach before anything is computed.
+
+    Raises:
+        SettingError: more blocks are to go than there are, or what is to be timed cannot run here.
+        BudgetError: the smallest model is above the budget.
+    """
+    check_runtime(recipe.latency)
+    depth, blocks = len(structure.blocks), recipe.depth.blocks
+    if isinstance(blocks, int) and blocks >= depth:
+        raise SettingError(f"{blocks} blocks are to be removed, but the model has {depth}; at least one must stay.")
+    locked = [block for block in structure.blocks if block.locked]
+    if isinstance(blocks, int) and blocks > depth - len(locked):
+        raise SettingError(
+            f"{blocks} blocks are to be removed, but only {depth - len(locked)} of {depth} can be: {locked[0].locked}."
+        )
+    most = blocks if isinstance(blocks, int) else most_blocks(structure, recipe)
+    whole, limit = count_cost(structure), recipe.budget.limit(count_cost(structure))
+    budget = replace(recipe.budget, multiple_of=1) if recipe.budget.multiple_of == "auto" else recipe.budget
+    least = smallest_cost(structure, budget, most)
+    if least.params > limit.params or least.macs > limit.macs:
+        params, macs = least.share_of(whole)
+        raise BudgetError(
+            f"The budget keeps {recipe.budget.params:.1%} of the parameters and {recipe.budget.macs:.1%} of the "
+            f"multiply-adds; the smallest possible model with {depth - most} blocks keeps {params:.2%} and {macs:.2%}. "
+            f"Raise --keep, remove more blocks with --depth, or lower budget.min_neurons.{left_whole(structure)}"
+        )
+
+
+def most_blocks(structure: ViTStructure, recipe: Recipe) -> int:
+    """How many blocks `auto` may remove."""
+    removable = sum(not block.locked for block in structure.blocks)
+    return min(int(recipe.depth.max_share * len(structure.blocks)), removable, len(structure.blocks) - 1)
+
+
+def _part_of(budget: Budget, part: float, dense_ms: float) -> Budget:
+    """The budget on the way from the dense model, by equal factors."""
+    latency_ms = dense_ms ** (1 - part) * budget.latency_ms**part if budget.latency_ms else 0.0
+    return replace(budget, params=budget.params**part, macs=budget.macs**part, latency_ms=latency_ms)
+
+
+def _less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int) -> Cost:
+    """What stays of a plan's cost without its `count` largest blocks."""
+    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].locked]
+    sizes = [block_cost(structure, kept.block, {key: len(units) for key, units in kept.items()}) for kept in removable]
+    total = count_cost(structure, plan)
+    params, macs = sorted(size.params for size in sizes)[-count:], sorted(size.macs for size in sizes)[-count:]
+    return Cost(params=total.params - sum(params), macs=total.macs - sum(macs))
+
+
+def _ms_less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int, times: Times) -> float:
+    """The same in milliseconds."""
+    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].locked]
+    return times.total(plan) - sum(sorted(times.of_block(kept) for kept in removable)[-count:])
+
+
+def _mix(share: float, whole: float, extra: float) -> float:
+    return share + extra * (whole - share)
+
+
+def _where(settings: LatencySettings) -> str:
+    runtime = "where it is" if settings.on == "model" else f"on {settings.on}"
+    return f"{runtime}, batch {settings.batch_size}"
