@@ -36,7 +36,8 @@ SHARES = tuple(eighth / 8 for eighth in range(1, 8))
 FEW_SHARES = (0.25, 0.5, 0.75)  # where there are many kinds of groups
 MANY_KINDS = 2
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-SLOWER = 1.02  # what a multiple may cost more than the fastest one: within the noise
+WIDTHS_APART = 8  # multiples up to an eighth of the width: more would cut widths that are no neighbours
+SLOWER = 0.02  # what neurons in one multiple may take more than in the fastest one: within the noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,8 +129,9 @@ def latency_table(model: nn.Module, settings: LatencySettings) -> LatencyTable:
 def fast_multiple(model: nn.Module, settings: LatencySettings, share: float) -> int:
     """The least multiple to which widths of MLPs should be rounded near this share of their neurons.
 
-    Of widths next to each other, each a multiple of 1, 2, 4, ... and of no more, the time for a neuron is compared;
-    the least multiple that is about as fast as the best one wins.
+    Widths next to each other are timed, each a multiple of 1, 2, 4, ... and of no higher power of two; what a neuron
+    more or less takes is told by the dense width and half of it. The least multiple that is about as fast as the best
+    one wins.
     """
     return int(_cached(f"multiple {share:g}", model, settings, lambda: _measure_multiple(model, settings, share)))
 
@@ -165,21 +167,19 @@ def _measure_multiple(model: nn.Module, settings: LatencySettings, share: float)
         for group in block.groups
         if group.kind == "neurons" and not group.locked
     }
-    multiples = [k for k in MULTIPLES if all(2 * k <= share * count for count in neurons.values())]
-    if len(multiples) < 2:
+    multiples = [k for k in MULTIPLES if all(WIDTHS_APART * k <= share * count for count in neurons.values())]
+    if not neurons or len(multiples) < 2:
         return 1
-    counts = [{key: _nearest(share * count, k) for key, count in neurons.items()} for k in multiples]
-    plans = [_first_units(structure, found) for found in counts]
-    saved = _savings(model, plans, settings, "timing round and odd widths", together=True)
-    least = _savings(model, [_first_units(structure, dict.fromkeys(neurons, 1))], settings, "timing the rest")[0]
-    for_a_neuron = [(least - save) / sum(found.values()) for save, found in zip(saved, counts, strict=True)]
-    return next(k for k, cost in zip(multiples, for_a_neuron, strict=True) if cost <= SLOWER * min(for_a_neuron))
-
-
-def _nearest(wanted: float, multiple: int) -> int:
-    """The largest width up to `wanted` that is a multiple of this, and of no higher power of two."""
-    odd = int(wanted // multiple)
-    return multiple * (odd if odd % 2 else odd - 1)
+    most = 2 * multiples[-1]
+    round_widths = {key: int(share * count // most) * most for key, count in neurons.items()}
+    widths = [{key: width - k for key, width in round_widths.items()} for k in multiples]
+    half = {key: count // 2 for key, count in neurons.items()}
+    plans = [_first_units(structure, found) for found in (half, *widths)]
+    saved_by_half, *saved = _savings(model, plans, settings, "timing round and odd widths", together=True)
+    neuron = saved_by_half / sum(count - half[key] for key, count in neurons.items())
+    at_round_widths = [k * len(neurons) * neuron - save for k, save in zip(multiples, saved, strict=True)]
+    margin = SLOWER * neuron * sum(round_widths.values())
+    return next(k for k, time in zip(multiples, at_round_widths, strict=True) if time <= min(at_round_widths) + margin)
 
 
 def _savings(

@@ -74,14 +74,14 @@ def _within(groups: Sequence[Options], taken: list[int], limits: np.ndarray) -> 
 
 def _fill(groups: Sequence[Options], taken: list[int], limits: np.ndarray) -> list[int]:
     """Go on to next options while any fits, first what is worth most for its share of the limits."""
-    taken, left = list(taken), limits - _cost(groups, taken)
+    taken, left, scale = list(taken), limits - _cost(groups, taken), np.maximum(limits, 1e-12)
     while True:
         best, best_rate = -1, -np.inf
         for index, (group, now) in enumerate(zip(groups, taken, strict=True)):
             if now + 1 == len(group.values):
                 continue
             step = group.costs[now + 1] - group.costs[now]
-            rate = (group.values[now + 1] - group.values[now]) / max(float((step / limits).sum()), 1e-12)
+            rate = (group.values[now + 1] - group.values[now]) / max(float((step / scale).sum()), 1e-12)
             if rate > best_rate and np.all(step <= left):
                 best, best_rate = index, rate
         if best < 0:

@@ -26,7 +26,7 @@ from vitrim.recovery import recover
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
-MOST_CORRECTIONS = 4
+MOST_ATTEMPTS = 5
 SLOWER, FASTER = 0.01, 0.02  # what a cut model's time may differ from what its plan promises, as measured at once
 CHECK_ROUNDS = 31
 
@@ -189,19 +189,23 @@ class Planner:
         """The plan that `choose` makes of what `before` left; made anew until it takes the time that it promises.
 
         A model is cut by it and timed in turns with the dense one. Where the table was wrong, all its times are
-        corrected by one factor.
+        corrected by one factor. If that does not settle, since odd widths are slow, say, the plan nearest to its promise
+        is taken of those that are within the budget.
         """
-        times = self.times
+        times, budget_ms = self.times, self.budget.latency_ms
         if times is None:
             return Proposal(plan=choose(None))
-        for attempt in range(MOST_CORRECTIONS + 1):
+        tried: list[tuple[bool, float, Proposal]] = []
+        for _ in range(MOST_ATTEMPTS):
             step = choose(times.after(before))
             promised, found = times.total(before.then(step)), self._measured_ms(before.then(step))
             say(f"latency: promised {promised:.4g} ms, the cut model takes {found:.4g} ms")
-            if -FASTER <= found / promised - 1 <= SLOWER or attempt == MOST_CORRECTIONS:
+            over = found > (1 + SLOWER) * max(budget_ms, promised)
+            tried.append((over, abs(found / promised - 1), Proposal(plan=step, promised_ms=promised)))
+            if -FASTER <= found / promised - 1 <= SLOWER:
                 break
             times = times.scaled(found / promised)
-        return Proposal(plan=step, promised_ms=promised)
+        return min(tried, key=lambda attempt: attempt[:2])[2]
 
     def _times_after(self, plan: PruningPlan) -> Times | None:
         return self.times.after(plan) if self.times else None
