@@ -95,7 +95,7 @@ def _row(members: list[Measurement], vitrim: list[Measurement], control: list[Me
         **{name: _mean(members, name) for name in _MEANS},
         "peak_share": _peak_share(members),
         "num_images": len(members[0].correct),
-        "hardware": _distinct(members, lambda m: _hardware(m.values["environment"])),
+        "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
         "command": _distinct(members, lambda m: without_absolute_paths(m.values["command"])),
         "commit": _distinct(members, lambda m: m.values["commit"]),
     }
@@ -170,7 +170,7 @@ def _peak_share(members: list[Measurement]) -> float | None:
     return float(np.mean(shares))
 
 
-def _hardware(environment: dict[str, Any]) -> str:
+def hardware_line(environment: dict[str, Any]) -> str:
     threads = environment["threads"]
     cpu = f"{environment['cpu']}, {environment['cores']} cores, {threads} thread{'s' if threads != 1 else ''}"
     gpu = "no GPU" if environment["device"] == "cpu" else environment["device"]

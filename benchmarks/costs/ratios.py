@@ -47,7 +47,7 @@ class Ratio:
     @classmethod
     def counted(cls, value: float, **about: Any) -> "Ratio":
         """A ratio of counts, which has no spread."""
-        return cls(value=value, low=value, high=value, **about)
+        return cls(value=float(value), low=float(value), high=float(value), **about)
 
     @classmethod
     def timed(cls, ratios: np.ndarray, **about: Any) -> "Ratio":
@@ -60,7 +60,7 @@ class Ratio:
         """Whether the bound is kept; None where there is none."""
         if self.bound is None:
             return None
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
+        return bool(self.value >= self.bound if self.at_least else self.value <= self.bound)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "holds": self.holds}

@@ -189,15 +189,20 @@ class Planner:
         """The plan that `choose` makes of what `before` left; made anew until it takes the time that it promises.
 
         A model is cut by it and timed in turns with the dense one. Where the table was wrong, all its times are
-        corrected by one factor. If that does not settle, since odd widths are slow, say, the plan nearest to its promise
-        is taken of those that are within the budget.
+        corrected by one factor. If that does not settle, since odd widths are slow, say, the plan nearest to its
+        promise is taken of those that are within the budget.
         """
         times, budget_ms = self.times, self.budget.latency_ms
         if times is None:
             return Proposal(plan=choose(None))
         tried: list[tuple[bool, float, Proposal]] = []
         for _ in range(MOST_ATTEMPTS):
-            step = choose(times.after(before))
+            try:
+                step = choose(times.after(before))
+            except BudgetError:
+                if all(over for over, *_ in tried):
+                    raise
+                break  # the correction went too far
             promised, found = times.total(before.then(step)), self._measured_ms(before.then(step))
             say(f"latency: promised {promised:.4g} ms, the cut model takes {found:.4g} ms")
             over = found > (1 + SLOWER) * max(budget_ms, promised)
