@@ -125,11 +125,14 @@ def check_runtime(settings: LatencySettings) -> None:
 
 
 def time_in_turns(
-    passes: Sequence[Callable[[], object]], settings: LatencySettings, device: torch.device
+    passes: Sequence[Callable[[], object]], settings: LatencySettings, device: torch.device, *, bar: bool = True
 ) -> list[Latency]:
-    """Time several forward passes in turn, each of `settings.batch_size` images; ratios are to the first."""
-    rows = []
-    for index in track(range(settings.warmup + settings.rounds), "measuring latency"):
+    """Time several forward passes in turn, each of `settings.batch_size` images; ratios are to the first.
+
+    `bar` shows a bar, where nothing else does.
+    """
+    rows, rounds = [], range(settings.warmup + settings.rounds)
+    for index in track(rounds, "measuring latency") if bar else rounds:
         row = [_time_once(run, device) for run in passes]
         if index >= settings.warmup:
             rows.append(row)

@@ -195,7 +195,7 @@ def _savings(
             found = time_in_turns([dense, *passes], timing, device)[1:]
         else:
             found = [
-                time_in_turns([dense, *forward_passes([prune(model, plan)], settings)], timing, device)[1]
+                time_in_turns([dense, *forward_passes([prune(model, plan)], settings)], timing, device, bar=False)[1]
                 for plan in track(plans, about)
             ]
     return [1 - latency.ratio for latency in found]

@@ -3,9 +3,10 @@
 Nothing is trained here, and nothing decided that the recipe does not ask for.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,7 +29,8 @@ from vitrim.surgery import prune
 
 MOST_ATTEMPTS = 5
 SLOWER, FASTER = 0.01, 0.02  # what a cut model's time may differ from what its plan promises, as measured at once
-CHECK_ROUNDS = 31
+MOST_ROUNDS, FEWEST_ROUNDS = 101, 15
+SECONDS_FOR_A_CHECK = 12.0
 
 Choose = Callable[[ViTStructure, Scores, Budget, Times | None], PruningPlan]
 
@@ -69,11 +71,12 @@ class DeviceTimes:
         Raises:
             SettingError: what is to run the models is not here. ExportFailed: ONNX cannot take them.
         """
-        budget, settings = recipe.budget, replace(recipe.latency, rounds=CHECK_ROUNDS)
+        budget, settings = recipe.budget, recipe.latency
         dense_ms, table = 0.0, None
         if budget.latency_ms:
             table = latency_table(dense, settings)
-            dense_ms = measure_latency(dense, settings).median_ms
+            first_ms = measure_latency(dense, replace(settings, rounds=3)).median_ms
+            dense_ms = measure_latency(dense, _for_a_check(settings, first_ms)).median_ms
             say(f"latency: the dense model takes {dense_ms:.4g} ms {_where(settings)}")
         multiple = budget.multiple_of
         if multiple == "auto":
@@ -192,33 +195,58 @@ class Planner:
         corrected by one factor. If that does not settle, since odd widths are slow, say, the plan nearest to its
         promise is taken of those that are within the budget.
         """
-        times, budget_ms = self.times, self.budget.latency_ms
-        if times is None:
+        if self.times is None:
             return Proposal(plan=choose(None))
-        tried: list[tuple[bool, float, Proposal]] = []
-        for _ in range(MOST_ATTEMPTS):
+        tried: list[_Attempt] = []
+        while len(tried) < MOST_ATTEMPTS:
+            factor = _next_factor(tried)
+            times = self.times.scaled(factor)
             try:
                 step = choose(times.after(before))
             except BudgetError:
-                if all(over for over, *_ in tried):
+                if all(attempt.over for attempt in tried):
                     raise
                 break  # the correction went too far
             promised, found = times.total(before.then(step)), self._measured_ms(before.then(step))
             say(f"latency: promised {promised:.4g} ms, the cut model takes {found:.4g} ms")
-            over = found > (1 + SLOWER) * max(budget_ms, promised)
-            tried.append((over, abs(found / promised - 1), Proposal(plan=step, promised_ms=promised)))
+            over = found > (1 + SLOWER) * max(self.budget.latency_ms, promised)
+            proposal = Proposal(plan=step, promised_ms=promised)
+            tried.append(_Attempt(over, abs(math.log(found / promised)), factor, found / promised, proposal))
             if -FASTER <= found / promised - 1 <= SLOWER:
                 break
-            times = times.scaled(found / promised)
-        return min(tried, key=lambda attempt: attempt[:2])[2]
+        return min(tried, key=lambda attempt: attempt[:2]).proposal
 
     def _times_after(self, plan: PruningPlan) -> Times | None:
         return self.times.after(plan) if self.times else None
 
     def _measured_ms(self, plan: PruningPlan) -> float:
         """Of a model cut so, at the pace at which the dense one was timed."""
-        settings = replace(self.recipe.latency, rounds=CHECK_ROUNDS)
+        settings = _for_a_check(self.recipe.latency, self.device.dense_ms)
         return self.device.dense_ms * measure_latencies([self.dense, prune(self.dense, plan)], settings)[1].ratio
+
+
+class _Attempt(NamedTuple):
+    """A plan that was made with all times longer by `factor`, and how much longer yet its model took: `slower`."""
+
+    over: bool
+    distance: float
+    factor: float
+    slower: float
+    proposal: Proposal
+
+
+def _next_factor(tried: Sequence[_Attempt]) -> float:
+    """By which factor to correct a table's times next: where the line through the two nearest attempts meets 1.
+
+    The line is one of logarithms. How steep it is, is bounded, as both points are noisy.
+    """
+    if not tried:
+        return 1.0
+    near = sorted(tried, key=lambda attempt: attempt.distance)[:2]
+    steepness = 1.0
+    if len(near) == 2 and near[0].factor != near[1].factor:
+        steepness = -math.log(near[0].slower / near[1].slower) / math.log(near[0].factor / near[1].factor)
+    return near[0].factor * near[0].slower ** (1 / min(max(steepness, 0.5), 2.0))
 
 
 def width_plan(
@@ -330,6 +358,12 @@ def _ms_less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: i
 
 def _mix(share: float, whole: float, extra: float) -> float:
     return share + extra * (whole - share)
+
+
+def _for_a_check(settings: LatencySettings, dense_ms: float) -> LatencySettings:
+    """As many rounds of two models as there is time for."""
+    rounds = int(1000 * SECONDS_FOR_A_CHECK / (2 * dense_ms))
+    return replace(settings, rounds=min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)))
 
 
 def _where(settings: LatencySettings) -> str:
