@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from benchmarks.costs.ratios import tally
 from models import BY_FACTORY, build, random_images, random_plan, same_tensors
 from vitrim.adapters import describe, origin_of, with_new_head
 from vitrim.checkpoint import file_bytes, fingerprint, is_model_folder, load, load_weights, save
 from vitrim.cost import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UnsupportedModel
-from vitrim.files import RUN, read_json, read_tensors, write_text, writing
+from vitrim.files import RUN, read_json, read_tensors, write_tensors, write_text, writing
 from vitrim.plan import PruningPlan
 from vitrim.run_folder import RunFolder
 from vitrim.surgery import prune
@@ -409,3 +410,16 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
     save(build(), tmp_path)
     weights, config = ((tmp_path / name).stat().st_mode for name in ("model.safetensors", "config.json"))
     assert weights == config
+
+
+def test_tensors_that_share_memory_are_written_as_they_are(tmp_path: Path) -> None:
+    base = torch.arange(12.0).view(3, 4)
+    tensors = {"whole": base, "again": base, "turned": base.T, "a part": base[1:], "trained": nn.Parameter(base)}
+    write_tensors(tmp_path / "shared.safetensors", tensors, {})
+    found = read_tensors(tmp_path / "shared.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items()) and len(found) == len(tensors)
+
+
+def test_writing_weights_copies_nothing_that_lies_alone(tmp_path: Path) -> None:
+    tensors = {"one": torch.zeros(1000), "other": torch.ones(1000)}
+    assert tally(lambda: write_tensors(tmp_path / "alone.safetensors", tensors, {})).peak_bytes == 0

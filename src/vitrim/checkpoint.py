@@ -58,9 +58,8 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     _refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, provenance)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with writing(folder / CONFIG) as path:  # moved into place last: its presence says that the folder is whole
-        write_tensors(folder / WEIGHTS, tensors, FILE_METADATA)
+        write_tensors(folder / WEIGHTS, model.state_dict(), FILE_METADATA)
         if origin.plan and origin.library in STANDALONE:
             config["rebuild"] = rebuild_facts(model, origin)
             write_text(folder / MODELING, modeling_source(model, origin))

@@ -64,13 +64,25 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all.
+    """Write a safetensors file, whole or not at all, from wherever the tensors are.
 
     Raises:
         OSError: as the system reports it.
     """
     with writing(path) as working:
-        safetensors.torch.save_file(dict(tensors), working, metadata=dict(about))
+        safetensors.torch.save_file(_apart(tensors), working, metadata=dict(about))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU and contiguous; what shares memory with another, which safetensors refuses, as a copy."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        address = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if address in taken else value
+        taken.add(address)
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

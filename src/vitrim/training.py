@@ -388,7 +388,6 @@ class _Loop:
             tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(self.checkpoint, tensors, {"step": str(self.step), "identity": self._identity()})
 
