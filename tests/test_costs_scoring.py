@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.costs.ratios import tally
 from models import build, random_batches, random_plan
 from vitrim.adapters import describe
-from vitrim.importance import score, without_weight_gradients
+from vitrim.importance import least_missed_blocks, score, without_weight_gradients
 from vitrim.recovery import Moments, recover
 from vitrim.surgery import prune
 
@@ -69,6 +69,12 @@ def test_of_each_block_scoring_keeps_the_activations_of_neurons_and_no_more() ->
     assert more <= sum(taken) + FEW_BYTES
 
 
+def test_blocks_are_judged_by_what_lies_behind_them_alone() -> None:
+    model = build(depth=6, **SIZES)
+    forward = flops(lambda: [model(images) for images, _ in BATCHES])
+    assert flops(lambda: least_missed_blocks(model, BATCHES, 1)) < 0.6 * (6 + 1) * forward
+
+
 def test_recovery_runs_no_part_more_often_than_it_must() -> None:
     """The teacher goes through each block once, and the student through each attention; its neurons run twice."""
     teacher = build(**SIZES)
@@ -108,6 +114,7 @@ def test_cutting_allocates_no_more_than_the_student(blocks: tuple[int, ...]) -> 
     assert tally(lambda: prune(model, plan)).peak_bytes <= size + FEW_BYTES
 
 
+@pytest.mark.slow
 def test_the_table_of_scoring_can_be_made() -> None:
     pytest.importorskip("torch_pruning")
     from benchmarks.costs.scoring import measure_scoring

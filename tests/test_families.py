@@ -21,12 +21,12 @@ from rows import EACH_KIND, MADE_BY_HAND, ROWS, WHOLE
 from vitrim.adapters import describe, origin_of
 from vitrim.checkpoint import load, save
 from vitrim.cost import Cost, count_cost
-from vitrim.importance import score
+from vitrim.importance import _losses_without, mean_loss, score
 from vitrim.outputs import logits_of
 from vitrim.plan import PruningPlan
 from vitrim.recovery import recover
 from vitrim.structure import ViTStructure
-from vitrim.surgery import gated, prune, silence, unit_gate
+from vitrim.surgery import gated, prune, silence, skipping, unit_gate
 
 EXACT = 1e-12
 VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
@@ -188,6 +188,22 @@ def test_scores_are_slopes_of_the_loss(family: str) -> None:
                     slope = torch.autograd.grad(loss, gate)[0].view(group.count, group.width)[unit].sum()
                     slopes.append(slope.abs().item())
                 assert found.group(group.key, index)[unit] == pytest.approx(sum(slopes) / 2, rel=1e-6, abs=1e-12)
+
+
+@every_kind
+@torch.no_grad()
+def test_blocks_are_judged_as_if_each_were_skipped_in_a_pass_of_its_own(family: str) -> None:
+    model = built(family)
+    structure = describe(model)
+    if len(removable(structure)) < 2:
+        pytest.skip("one block at most can go")
+    batches = [(images_for(structure), torch.arange(2) % structure.num_classes)]
+    for gone in ([], removable(structure)[:1]):
+        losses = _losses_without(model, structure, gone, batches)
+        assert set(losses) == set(removable(structure)) - set(gone)
+        for index, loss in losses.items():
+            with skipping(model, [structure.blocks[i] for i in (*gone, index)]):
+                assert loss == pytest.approx(mean_loss(model, batches), rel=1e-12)
 
 
 @every_kind

@@ -4,9 +4,10 @@ Every criterion gives one number for each unit, non-negative but for `exact`. `t
 in units of the loss, so heads, neurons and blocks compare with each other; the others compare within one kind at best.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,10 +22,10 @@ from vitrim.adapters import describe, readable
 from vitrim.errors import CheckpointMismatch, DataError, NonFiniteLoss, SettingError, UnsupportedModel
 from vitrim.modes import eval_mode
 from vitrim.outputs import logits_of
-from vitrim.progress import advancing, track
-from vitrim.states import input_state, output_state, with_input_state
+from vitrim.progress import track
+from vitrim.states import input_state, output_state, with_input_state, with_state
 from vitrim.structure import UNIT_KINDS, BlockStructure, TensorCut, UnitGroup, ViTStructure
-from vitrim.surgery import columns_dim, gated, skipping, unit_gate, unit_rows
+from vitrim.surgery import columns_dim, gated, giving, skipping, unit_gate, unit_rows
 
 Criterion = Literal["taylor", "fisher", "kl", "exact", "magnitude", "activation", "random"]
 Batch = tuple[Tensor, Tensor]
@@ -172,18 +173,55 @@ def least_missed_blocks(model: nn.Module, batches: Iterable[Batch], count: int) 
         )
     batches = list(batches) if iter(batches) is batches else batches  # they are gone through again and again
     gone: list[int] = []
-    passes = sum(len(structure.blocks) - done for done in range(count))
-    with eval_mode(model), advancing("skipping blocks", passes) as advance:
-        for _ in range(count):
-            losses: dict[int, float] = {}
-            for index, block in enumerate(structure.blocks):
-                if index in gone or block.locked:
-                    continue
-                with skipping(model, [structure.blocks[i] for i in (*gone, index)]):
-                    losses[index] = mean_loss(model, batches)
-                advance(1)
+    with eval_mode(model):
+        for _ in track(range(count), "skipping blocks"):
+            losses = _losses_without(model, structure, gone, batches)
             gone.append(min(losses, key=lambda index: losses[index]))
     return gone
+
+
+def _losses_without(
+    model: nn.Module, structure: ViTStructure, gone: Sequence[int], batches: Iterable[Batch]
+) -> dict[int, float]:
+    """The mean loss without one more block, for each that could go; those in `gone` are skipped already.
+
+    Only what lies behind the skipped block is computed: those before it give what they gave with all others there.
+    """
+    names = [block.name for block in structure.blocks]
+    candidates = [index for index, block in enumerate(structure.blocks) if index not in gone and not block.locked]
+    totals, count = dict.fromkeys(candidates, 0.0), 0
+    with skipping(model, [structure.blocks[index] for index in gone]):
+        for images, labels in batches:
+            taken, given = _passing(model, structure, images)
+            for index in candidates:
+                before = {name: given[name] for name in names[:index]}
+                skipped = with_state(given[names[index]], taken[names[index]])
+                with ExitStack() as stack:
+                    for name, output in {**before, names[index]: skipped}.items():
+                        stack.enter_context(giving(model.get_submodule(name), output))
+                    loss = F.cross_entropy(logits_of(model(images)), labels, reduction="sum")
+                totals[index] += loss.item()
+            count += len(images)
+    if not count:
+        raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
+    return {index: total / count for index, total in totals.items()}
+
+
+def _passing(model: nn.Module, structure: ViTStructure, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """For each block the stream that it takes, and what it gives, in one forward pass."""
+    taken: dict[str, Tensor] = {}
+    given: dict[str, Any] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any, *, block: BlockStructure) -> None:
+        taken[block.name], given[block.name] = input_state(args, kwargs, block.state), output
+
+    with ExitStack() as stack:
+        for block in structure.blocks:
+            hook = partial(note, block=block)
+            handle = model.get_submodule(block.name).register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        model(images)
+    return taken, given
 
 
 @torch.no_grad()
@@ -368,9 +406,8 @@ def _removals(model: nn.Module, structure: ViTStructure, batches: list[Batch]) -
         others = tuple(index for index in range(group.count) if index != unit)
         with gated(model, [(group, unit_gate(group, others))]):
             changes.setdefault(name, []).append(mean_loss(model, batches) - whole)
-    for block in track([block for block in structure.blocks if not block.locked], "skipping each block"):
-        with skipping(model, [block]):
-            changes[block.name] = [mean_loss(model, batches) - whole]
+    for index, loss in _losses_without(model, structure, [], batches).items():
+        changes[structure.blocks[index].name] = [loss - whole]
     return {name: torch.tensor(values, dtype=torch.float64) * count for name, values in changes.items()}, count
 
 

@@ -26,7 +26,7 @@ from vitrim.plan import PruningPlan
 from vitrim.progress import track
 from vitrim.states import input_state, output_state, with_state
 from vitrim.structure import BlockStructure, ViTStructure
-from vitrim.surgery import columns_dim
+from vitrim.surgery import columns_dim, giving
 
 LEAST_RIDGE = 1e-6
 LEAST_SCALE = 1e-3  # of the largest: a channel that the stream hardly hears is not bent to mend anything
@@ -339,7 +339,7 @@ class _Walk:
         """Within the context, these modules give what they gave before."""
         with ExitStack() as stack:
             for name, output in given.items():
-                stack.enter_context(_giving(self.model.get_submodule(name), output))
+                stack.enter_context(giving(self.model.get_submodule(name), output))
             yield stack
 
 
@@ -351,16 +351,6 @@ def _take_and_stop(seen: list[Tensor], module: nn.Module, inputs: tuple[Tensor, 
 def _keep_and_stop(given: dict[str, Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
     given[name] = output
     raise _Stop
-
-
-@contextmanager
-def _giving(module: nn.Module, output: Any) -> Iterator[None]:
-    """Within the context the module gives this without computing anything."""
-    module.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        del module.forward
 
 
 def _without_values(output: Any) -> Any:

@@ -101,6 +101,16 @@ def skipping(model: nn.Module, blocks: Sequence[BlockStructure]) -> Iterator[Non
             handle.remove()
 
 
+@contextmanager
+def giving(module: nn.Module, output: Any) -> Iterator[None]:
+    """Within the context the module gives this without computing anything."""
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del module.forward
+
+
 def unit_gate(group: UnitGroup, kept: tuple[int, ...]) -> Tensor:
     """One for the columns of kept units, zero for the others, `(count * width,)`."""
     gate = torch.zeros(group.count, group.width)
