@@ -1,14 +1,15 @@
 # make demo   create the environment if need be and run `vitrim demo`
 # make test   create the environment if need be and run the tests
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
-# make check  all that CI does: tests, the benchmark's smoke cell, format, lint, types
+# make speed-smoke  run every section of the measurement of costs on tiny models
+# make check  all that CI does: tests, the smoke runs of the benchmarks, format, lint, types
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOKE := runs/bench-smoke
 
-.PHONY: demo test bench-smoke lint types check
+.PHONY: demo test bench-smoke speed-smoke lint types check
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -23,6 +24,10 @@ bench-smoke: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablation benchmarks/configs/smoke.toml -o $(SMOKE)
 	$(BIN)/python -m benchmarks.table $(SMOKE) --docs $(SMOKE)/docs
 
+speed-smoke: $(INSTALLED)
+	rm -rf $(SMOKE)-speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --smoke -o $(SMOKE)-speed --docs $(SMOKE)-speed/docs
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -30,7 +35,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-check: test bench-smoke lint types
+check: test bench-smoke speed-smoke lint types
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitrim needs Python 3.11 or newer; try make PYTHON=python3.11")'

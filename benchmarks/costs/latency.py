@@ -1,0 +1,209 @@
+"""Whether fewer multiply-adds are less time: a cut model's share of the dense one's latency over its share of those.
+
+On the CPU as PyTorch runs it, in ONNX Runtime, and compiled by `torch.compile`; all models of a line run in turns.
+"""
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.costs.ratios import Ratio, seconds_in_turns
+from vitrim.adapters import describe
+from vitrim.adapters.timm import create_model
+from vitrim.allocation import Budget, allocate
+from vitrim.cost import count_cost
+from vitrim.importance import Scores
+from vitrim.programs import onnx_program, random_images
+from vitrim.progress import say
+from vitrim.structure import ViTStructure
+from vitrim.surgery import prune
+
+BOUND = 1.10
+DENSE = "dense"
+SPREAD = 1.0  # standard deviation of the logarithm of scores, over blocks and again within one
+Program = Callable[[Tensor], object]
+
+
+class Cut(NamedTuple):
+    """The share of parameters and multiply-adds kept, of what neurons are multiples, and how many blocks go."""
+
+    keep: float
+    multiple: int
+    blocks: int = 0
+
+    def __str__(self) -> str:
+        fewer = f", {self.blocks} blocks fewer" if self.blocks else ""
+        return f"keep {self.keep}, multiples of {self.multiple}{fewer}"
+
+
+ALL = (*(Cut(keep, multiple) for keep in (0.7, 0.5) for multiple in (1, 8, 32)), Cut(0.5, 8, blocks=3))
+SOME = (Cut(0.7, 1), Cut(0.7, 8), Cut(0.5, 8))
+FEW = SOME[:2]  # where a pass or a compilation takes long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Which cuts run in turns with the dense model, with how many images at once and how often."""
+
+    batch_size: int
+    rounds: int
+    cuts: Sequence[Cut] = ALL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A dense model and its lines. compiled: those by `torch.compile`."""
+
+    name: str
+    architecture: str
+    arguments: Mapping[str, Any]
+    lines: Sequence[Line]
+    compiled: Sequence[Line]
+
+
+CASES = (
+    Case(
+        name="ViT-S/8 at 64 x 64",
+        architecture="vit_small_patch16_224",
+        arguments={"img_size": 64, "patch_size": 8, "num_classes": 200},
+        lines=(Line(batch_size=1, rounds=50), Line(batch_size=64, rounds=5)),
+        compiled=(Line(batch_size=1, rounds=50, cuts=FEW), Line(batch_size=64, rounds=7, cuts=FEW)),
+    ),
+    Case(
+        name="ViT-S/16 at 224 x 224",
+        architecture="vit_small_patch16_224",
+        arguments={},
+        lines=(Line(batch_size=1, rounds=20, cuts=SOME), Line(batch_size=64, rounds=3, cuts=FEW)),
+        compiled=(Line(batch_size=1, rounds=20, cuts=FEW),),
+    ),
+)
+SMOKE = Case(
+    name="a tiny ViT",
+    architecture="vit_tiny_patch16_224",
+    arguments={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 10},
+    lines=(Line(batch_size=2, rounds=2, cuts=FEW[1:]),),
+    compiled=(Line(batch_size=2, rounds=2, cuts=FEW[1:]),),
+)
+
+
+def measure_compressed_latency(*, smoke: bool = False) -> list[Ratio]:
+    """All lines of the section `latency`: for each model, runtime, batch size and cut one.
+
+    Args:
+        smoke: a tiny model and two rounds, traced but not compiled; the figures mean nothing.
+    """
+    return [row for case in ((SMOKE,) if smoke else CASES) for row in _rows(case, "eager" if smoke else "inductor")]
+
+
+def uneven_scores(structure: ViTStructure, seed: int = 0) -> Scores:
+    """Random scores under which blocks end with widths as uneven as real ones.
+
+    A unit is worth its multiply-adds, times a log-normal number of its block, times one of its own.
+    """
+    rng = np.random.default_rng(seed)
+    of_blocks = rng.lognormal(sigma=SPREAD, size=len(structure.blocks))
+
+    def draw(key: str) -> tuple[np.ndarray, ...]:
+        groups = [block.group(key) for block in structure.blocks]
+        return tuple(
+            group.macs * worth * rng.lognormal(sigma=SPREAD, size=group.count)
+            for group, worth in zip(groups, of_blocks, strict=True)
+        )
+
+    return Scores(
+        model=structure.model,
+        criterion="random",
+        num_images=0,
+        heads=draw("heads"),
+        neurons=draw("neurons"),
+        blocks=of_blocks,
+    )
+
+
+def dense_and_cut(case: Case) -> dict[str, nn.Module]:
+    """The dense model and, by name, all that the case's lines cut from it."""
+    torch.manual_seed(0)
+    dense = create_model(case.architecture, **case.arguments).eval()
+    structure = describe(dense)
+    scores = uneven_scores(structure)
+
+    def cut_by(cut: Cut) -> nn.Module:
+        budget = Budget(params=cut.keep, macs=cut.keep, multiple_of=cut.multiple)
+        gone = tuple(np.argsort(scores.blocks)[: cut.blocks].tolist())
+        return prune(dense, allocate(structure, scores, budget, remove_blocks=gone))
+
+    cuts = dict.fromkeys(cut for line in (*case.lines, *case.compiled) for cut in line.cuts)
+    return {DENSE: dense, **{str(cut): cut_by(cut) for cut in cuts}}
+
+
+@torch.no_grad()
+def _rows(case: Case, backend: str) -> Iterator[Ratio]:
+    models = dense_and_cut(case)
+    for line in case.lines:
+        yield from _timed(case, line, "PyTorch", models, models)
+    say(f"{case.name}: exporting {len(models)} models to ONNX")
+    programs = {name: onnx_program(model) for name, model in models.items()}
+    for line in case.lines:
+        yield from _timed(case, line, "ONNX Runtime", models, programs)
+    if backend == "inductor" and (missing := _missing_to_compile()):
+        say(f"{case.name}: no lines of torch.compile, since there is no {missing}")
+        return
+    for line in case.compiled:
+        torch.compiler.reset()  # it compiles a function for eight models at most and then goes on without
+        compiled = _compiled(line, models, backend)
+        yield from _timed(case, line, "torch.compile", models, compiled)
+
+
+def _timed(
+    case: Case, line: Line, runtime: str, models: Mapping[str, nn.Module], programs: Mapping[str, Program]
+) -> Iterator[Ratio]:
+    """One row for each cut of the line."""
+    images = random_images(models[DENSE], line.batch_size)
+    runs = {name: partial(programs[name], images) for name in _names(line)}
+    seconds = seconds_in_turns(runs, rounds=line.rounds)
+    dense_macs = count_cost(models[DENSE]).macs
+    for cut in map(str, line.cuts):
+        share = count_cost(models[cut]).macs / dense_macs
+        yield Ratio.timed(
+            seconds[cut] / seconds[DENSE] / share,
+            section="latency",
+            measure=f"share of the latency: {case.name}, batch {line.batch_size}, {cut}, {runtime}",
+            against="the share of multiply-adds",
+            bound=BOUND,
+            setting=(
+                f"{case.name}, batch {line.batch_size}, float32, {torch.get_num_threads()} threads, {line.rounds} "
+                f"rounds; {share:.1%} of the multiply-adds, dense {1000 * np.median(seconds[DENSE]):.1f} ms"
+            ),
+        )
+
+
+def _compiled(line: Line, models: Mapping[str, nn.Module], backend: str) -> dict[str, Program]:
+    """Compiled for the line's batch size; that happens in the first pass, which is made here."""
+    images, found = random_images(models[DENSE], line.batch_size), {}
+    for name in _names(line):
+        say(f"compiling: {name}, batch {line.batch_size}")
+        found[name] = torch.compile(models[name], backend=backend, dynamic=False)
+        found[name](images)
+    return found
+
+
+def _missing_to_compile() -> str | None:
+    """What inductor needs on the CPU and this machine lacks."""
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        return f"C++ compiler ({compiler})"
+    headers = Path(sysconfig.get_path("include"))
+    return None if (headers / "Python.h").is_file() else f"Python.h in {headers}"
+
+
+def _names(line: Line) -> list[str]:
+    return [DENSE, *map(str, line.cuts)]
