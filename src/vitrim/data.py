@@ -347,6 +347,7 @@ def _stream(
         batch_sampler=batches,  # read once, from its beginning
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_step_back,
         generator=torch.Generator(),  # the loader would otherwise draw its workers' seed from the global one
     )
     try:
@@ -354,6 +355,12 @@ def _stream(
     except DataError as error:  # a worker's comes with its traceback before it
         error.__traceback__ = None  # torch's frames in it would keep the workers alive
         raise DataError(str(error).splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")) from None
+
+
+def _step_back(worker: int) -> None:
+    """Leave the cores to the process that trains, where it computes on them."""
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 def _workers(preprocessing: Preprocessing, batch_size: int, num_batches: int, parts: int) -> int:
