@@ -18,6 +18,7 @@ from PIL import Image
 
 import vitrim
 from runs import DIGITS_SIZES, digits_model, save_digits_model
+from vitrim import latency_table, planning
 from vitrim.checkpoint import load, save
 from vitrim.cli import _status
 from vitrim.cost import count_cost
@@ -382,6 +383,26 @@ def test_plan_prints_and_writes_what_can_be_read(place: Place, capsys: pytest.Ca
     cost = count_cost(vitrim.describe(digits_model()), plan)
     assert f"keeps {cost.params:,} parameters" in out and "removed" in out
     assert len(plan.blocks) == 2
+
+
+def test_a_budget_in_milliseconds_is_promised_and_reported(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency_table, "FEWEST_ROUNDS", 1)
+    monkeypatch.setattr(latency_table, "SECONDS_FOR_A_MODEL", 0.0)
+    monkeypatch.setattr(planning, "MOST_ROUNDS", 1)
+    slack = ["--latency", "10s", "--keep", "0.6", "--on", "cpu", "--batch-size", "2", "--depth", "0"]
+    status, out, err = call(capsys, "plan", place.dense, *SMALL_DIGITS, "--recipe", place.recipe, *slack)
+    assert status == 0, err
+    assert re.search(r"promises [\d.e-]+ ms for a forward pass", out)
+    status, out, err = call(capsys, *place.compress(*slack))
+    assert status == 0, err
+    assert re.search(r"Latency on cpu, batch 2: budget 1e\+04 ms, promised [\d.]+ ms, measured [\d.]+ ms \(", out)
+    assert "latency: taken from" in err  # what `plan` measured
+    assert "-40 %, 10000 ms" in out
+    report = read_json(place.out / "report.json")
+    assert report["latency"]["on"] == "cpu" and report["recipe"]["latency"]["batch_size"] == 2
+    assert report["models"][1]["macs"] <= 0.6 * report["models"][0]["macs"]
 
 
 def test_broken_images_are_skipped_and_counted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

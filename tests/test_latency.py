@@ -1,6 +1,8 @@
 """Laws of the timing: a row for each model, ratios to the first, models left as they were. Speed is no law."""
 
 import copy
+import sys
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +42,16 @@ def test_models_are_left_as_they_were(training: bool) -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"rounds": 0}, {"warmup": -1}], ids=str)
-def test_bad_settings_are_refused(changes: dict[str, int]) -> None:
+def test_what_cannot_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingError, match="PyTorch finds no CUDA device here"):
+        measure_latency(build(), LatencySettings(on="cuda"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SettingError, match="ONNX needs the package onnxruntime"):
+        measure_latency(build(), LatencySettings(on="onnxruntime"))
+
+
+@pytest.mark.parametrize("changes", [{"on": "tpu"}, {"batch_size": 0}, {"rounds": 0}, {"warmup": -1}], ids=str)
+def test_bad_settings_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match="latency"):
         LatencySettings(**changes)
