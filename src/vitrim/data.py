@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # what torchvision can do on tensors
-VALUES_TOGETHER = 2**24  # augmented in one go: several small batches, as calls cost more than pixels there
+VALUES_TOGETHER = 2**22  # augmented in one go: several small batches, as calls cost more than pixels there
 SHARED_MEMORY = Path("/dev/shm")  # where the batches that workers made wait, on Linux; a container may have little
 BATCHES_WAITING = 3  # for each worker: two that the loader asks for ahead, and the one in use
 SMALL_SIDE = 96  # images up to this side are data sets of small images, made for models of that size
