@@ -254,7 +254,10 @@ def test_an_impossible_budget_says_how_small_the_model_can_be() -> None:
 def test_the_smallest_cost_is_that_of_the_smallest_plan() -> None:
     structure = make_structure(UNEVEN, seed=2)
     for removed in range(3):
-        left = range(len(structure.blocks) - removed)
+        left, gone = (
+            range(len(structure.blocks) - removed),
+            range(len(structure.blocks) - removed, len(structure.blocks)),
+        )
         expected = sum(
             (
                 block_cost(structure, index, {"heads": 1, "neurons": min(4, structure.blocks[index].neurons.count)})
@@ -262,7 +265,7 @@ def test_the_smallest_cost_is_that_of_the_smallest_plan() -> None:
             ),
             Cost(params=structure.params, macs=structure.macs),
         )
-        assert smallest_cost(structure, Budget(min_neurons=4), removed) == expected
+        assert smallest_cost(structure, Budget(min_neurons=4), gone) == expected
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, 70, float("nan")])

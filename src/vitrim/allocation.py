@@ -155,25 +155,24 @@ def check_room(
     times: Times | None = None,
 ) -> None:
     """Raise what `allocate` raises where no plan fits the budget; no scores are needed for it."""
-    kept_blocks = _kept_blocks(structure, remove_blocks)
-    whole, least = whole or count_cost(structure), _least_counts(structure, kept_blocks, budget)
-    limit, floor = budget.limit(whole), _cost_of(structure, kept_blocks, least)
+    whole, kept_blocks = whole or count_cost(structure), _kept_blocks(structure, remove_blocks)
+    limit, floor = budget.limit(whole), smallest_cost(structure, budget, remove_blocks)
     if floor.params > limit.params or floor.macs > limit.macs:
         params, macs = floor.share_of(whole)
         raise BudgetError(
-            f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds, but "
-            f"the smallest possible model keeps {params:.2%} and {macs:.2%}. Raise the budget or remove more blocks."
-            f"{left_whole(structure)}"
+            f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds; the "
+            f"smallest possible model with {len(kept_blocks)} blocks keeps {params:.2%} and {macs:.2%}. Raise --keep, "
+            f"remove more blocks with --depth, or lower budget.min_neurons.{left_whole(structure)}"
         )
     if not budget.latency_ms:
         return
     if times is None:
         raise SettingError("A budget in milliseconds needs the times of the model's parts; `compress` measures them.")
-    least_ms = _least_ms(times, kept_blocks, least)
+    least_ms = _least_ms(times, kept_blocks, _least_counts(structure, kept_blocks, budget))
     if least_ms > budget.latency_ms:
         raise BudgetError(
             f"The budget is {budget.latency_ms:.4g} ms, but the smallest possible model with {len(kept_blocks)} blocks "
-            f"takes about {least_ms:.4g} ms. Raise the budget or remove more blocks."
+            f"takes about {least_ms:.4g} ms. Raise --latency, or remove more blocks with --depth."
         )
 
 
@@ -197,11 +196,9 @@ def _options(row: Sequence[_Choice], start: int, milliseconds: np.ndarray) -> Op
     return Options(values=sums[:, 1], costs=np.column_stack([sums[:, 2:], time]))
 
 
-def smallest_cost(structure: ViTStructure, budget: Budget, num_blocks_removed: int = 0) -> Cost:
-    """The cost of the smallest model that the budget's minimum widths allow, its last blocks removed."""
-    removable = [index for index, block in enumerate(structure.blocks) if not block.locked]
-    gone = set(removable[len(removable) - num_blocks_removed :]) if num_blocks_removed else set()
-    kept = [index for index in range(len(structure.blocks)) if index not in gone]
+def smallest_cost(structure: ViTStructure, budget: Budget, remove_blocks: Sequence[int] = ()) -> Cost:
+    """The cost of the smallest model that the budget's minimum widths allow, without these blocks."""
+    kept = _kept_blocks(structure, remove_blocks)
     return _cost_of(structure, kept, _least_counts(structure, kept, budget))
 
 

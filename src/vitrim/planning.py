@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from vitrim.adapters import describe
-from vitrim.allocation import Budget, allocate, check_room, left_whole, smallest_cost
+from vitrim.allocation import Budget, allocate, check_room
 from vitrim.checkpoint import fingerprint
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.data import ImageSet, eval_batches
@@ -155,10 +155,7 @@ class Planner:
 
     def check(self) -> None:
         """Raise `BudgetError` if no model with as few blocks as the recipe allows is fast enough."""
-        blocks = self.recipe.depth.blocks
-        most = blocks if isinstance(blocks, int) else most_blocks(self.structure, self.recipe)
-        removable = [index for index, block in enumerate(self.structure.blocks) if not block.locked]
-        self.check_without(tuple(removable[len(removable) - most :]))
+        self.check_without(_last_blocks(self.structure, self.recipe))
 
     def check_without(self, gone: tuple[int, ...]) -> None:
         """Raise `BudgetError` if no plan without these blocks fits the budget."""
@@ -316,23 +313,26 @@ def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
         raise SettingError(
             f"{blocks} blocks are to be removed, but only {depth - len(locked)} of {depth} can be: {locked[0].locked}."
         )
-    most = blocks if isinstance(blocks, int) else most_blocks(structure, recipe)
-    whole, limit = count_cost(structure), recipe.budget.limit(count_cost(structure))
-    budget = replace(recipe.budget, multiple_of=1) if recipe.budget.multiple_of == "auto" else recipe.budget
-    least = smallest_cost(structure, budget, most)
-    if least.params > limit.params or least.macs > limit.macs:
-        params, macs = least.share_of(whole)
-        raise BudgetError(
-            f"The budget keeps {recipe.budget.params:.1%} of the parameters and {recipe.budget.macs:.1%} of the "
-            f"multiply-adds; the smallest possible model with {depth - most} blocks keeps {params:.2%} and {macs:.2%}. "
-            f"Raise --keep, remove more blocks with --depth, or lower budget.min_neurons.{left_whole(structure)}"
-        )
+    multiple = 1 if recipe.budget.multiple_of == "auto" else recipe.budget.multiple_of  # the smallest it can be
+    check_room(
+        structure,
+        replace(recipe.budget, multiple_of=multiple, latency_ms=0.0),  # nothing has been timed yet
+        remove_blocks=_last_blocks(structure, recipe),
+    )
 
 
 def most_blocks(structure: ViTStructure, recipe: Recipe) -> int:
     """How many blocks `auto` may remove."""
     removable = sum(not block.locked for block in structure.blocks)
     return min(int(recipe.depth.max_share * len(structure.blocks)), removable, len(structure.blocks) - 1)
+
+
+def _last_blocks(structure: ViTStructure, recipe: Recipe) -> tuple[int, ...]:
+    """As many blocks as the recipe may remove, from the end."""
+    blocks = recipe.depth.blocks
+    most = blocks if isinstance(blocks, int) else most_blocks(structure, recipe)
+    removable = [index for index, block in enumerate(structure.blocks) if not block.locked]
+    return tuple(removable[len(removable) - most :])
 
 
 def _part_of(budget: Budget, part: float, dense_ms: float) -> Budget:
