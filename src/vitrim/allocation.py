@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array
 
 from vitrim.cost import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
@@ -336,7 +336,7 @@ def _integer_program(values: np.ndarray, costs: np.ndarray, room: Cost) -> np.nd
         return rounded  # as good as the best, or among thousands of units that are worth the same
     result = milp(
         -values[core] / (values.mean() or 1.0),
-        constraints=LinearConstraint(csr_matrix(weights[core].T), ub=limits - weights[taken].sum(axis=0)),
+        constraints=LinearConstraint(csr_array(weights[core].T), ub=limits - weights[taken].sum(axis=0)),
         integrality=np.ones(len(core)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": MOST_RELATIVE_GAP, "time_limit": MOST_SECONDS},

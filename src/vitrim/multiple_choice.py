@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import block_diag, csr_matrix, vstack
+from scipy.sparse import csr_array, vstack
 
 MOST_OPTIONS = 48  # of a group, for the integer program; what lies between is tried afterwards
 MOST_RELATIVE_GAP = 1e-4
@@ -39,11 +39,12 @@ def _integer_program(groups: Sequence[Options], limits: np.ndarray) -> list[int]
     values = np.concatenate([group.values[rows] for group, rows in zip(groups, offered, strict=True)])
     costs = np.concatenate([group.costs[rows] for group, rows in zip(groups, offered, strict=True)])
     scale = np.maximum(limits, 1e-12)
-    one_of_each = block_diag([np.ones((1, len(rows))) for rows in offered])
+    group_of = np.repeat(np.arange(len(groups)), [len(rows) for rows in offered])
+    one_of_each = csr_array((np.ones(len(values)), (group_of, np.arange(len(values)))), (len(groups), len(values)))
     result = milp(
         -values / (np.abs(values).max(initial=0.0) or 1.0),
         constraints=LinearConstraint(
-            vstack([csr_matrix((costs / scale).T), one_of_each]).tocsr(),
+            vstack([csr_array((costs / scale).T), one_of_each]).tocsr(),
             np.append(np.full(len(limits), -np.inf), np.ones(len(groups))),
             np.append(limits / scale, np.ones(len(groups))),
         ),
