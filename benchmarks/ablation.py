@@ -74,7 +74,7 @@ def ablation(
     """
     from benchmarks.cell import open_cell
     from benchmarks.config import load_config, select
-    from vitrim.files import read_json, write_text
+    from vitrim.runs.files import read_json, write_text
 
     whole = load_config(config)
     part = select(whole, seeds=seeds, keeps=keeps)
@@ -144,7 +144,7 @@ def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
     from benchmarks.cell import Job, alone_in, read_evaluation
     from vitrim.evaluation import Evaluation
     from vitrim.pipeline import compress
-    from vitrim.progress import say
+    from vitrim.runs.progress import say
 
     recipes = recipes_between(cell.config, keep=keep, seed=seed)
     found = []
@@ -168,7 +168,7 @@ def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
 
 def _evaluation(folder: Path, stage: str) -> Any:
     from vitrim.evaluation import Evaluation
-    from vitrim.files import read_json
+    from vitrim.runs.files import read_json
 
     return Evaluation.from_dict(read_json(folder / f"evaluation-{stage}.json"))
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from benchmarks.config import CellConfig, ModelSettings
-from vitrim.adapters import describe, origin_of, with_new_head
 from vitrim.allocation import Budget, left_whole
-from vitrim.cost import Cost, block_cost, count_cost
+from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, SettingError
 from vitrim.importance import Batch, Criterion, score
-from vitrim.opening import open_model
+from vitrim.models import describe, origin_of, with_new_head
 from vitrim.plan import KeptBlock, PruningPlan
+from vitrim.saving.opening import open_model
 from vitrim.structure import UnitGroup, ViTStructure
 
 

@@ -15,19 +15,19 @@ from benchmarks.architectures import fresh_model, narrow_model, uniform_plan
 from benchmarks.cell import Cell, Job, alone_in, is_finished, read_evaluation, timed
 from benchmarks.config import CONTROL, PUBLISHED, recipe_for, scratch_training, student_training
 from benchmarks.record import Outcome, write_record
-from vitrim.checkpoint import load, save
-from vitrim.cost import count_cost
-from vitrim.data import ImageData
+from vitrim.costs.counting import count_cost
+from vitrim.data.images import ImageData
 from vitrim.evaluation import evaluate, match_labels
-from vitrim.files import read_json
 from vitrim.importance import Criterion
 from vitrim.pipeline import compress, identity
 from vitrim.plan import PruningPlan
 from vitrim.planning import Calibration
-from vitrim.processes import this_process
-from vitrim.progress import say
 from vitrim.recipe import Recipe
-from vitrim.run_folder import RunFolder
+from vitrim.runs.files import read_json
+from vitrim.runs.folder import RunFolder
+from vitrim.runs.processes import this_process
+from vitrim.runs.progress import say
+from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, train
 

@@ -24,17 +24,18 @@ from torch import nn
 
 from benchmarks.architectures import model_to_train
 from benchmarks.config import CONTROL, CellConfig, dense_recipe, recipe_for, scratch_training
-from vitrim.adapters import describe
-from vitrim.data import ImageData, load_data
+from vitrim.data.images import ImageData
+from vitrim.data.loading import load_data
 from vitrim.errors import FolderInUse, SettingError
 from vitrim.evaluation import match_labels
-from vitrim.files import read_json
+from vitrim.models import describe
 from vitrim.pipeline import fit
 from vitrim.planning import check_budget
-from vitrim.processes import is_main_process, wait_for_all
-from vitrim.progress import say
 from vitrim.recipe import to_table
-from vitrim.run_folder import RunFolder
+from vitrim.runs.files import read_json
+from vitrim.runs.folder import RunFolder
+from vitrim.runs.processes import is_main_process, wait_for_all
+from vitrim.runs.progress import say
 from vitrim.training import check_training
 
 ROOT = Path(__file__).parent.parent

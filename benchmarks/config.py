@@ -45,7 +45,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The dense model; as `vitrim.opening.open_model` takes it.
+    """The dense model; as `vitrim.saving.opening.open_model` takes it.
 
     Attributes:
         weights: a checkpoint file of this architecture to start from, instead of timm's `pretrained` weights.

@@ -13,7 +13,7 @@ from benchmarks.measurements import ARMS, CONTROL, VITRIM
 from benchmarks.results import Row
 from benchmarks.targets import Target, judge_cell
 from vitrim.errors import SettingError
-from vitrim.markdown import markdown_templates
+from vitrim.report import markdown_templates
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "-"

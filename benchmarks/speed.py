@@ -148,8 +148,8 @@ def has_gpu() -> bool:
 def _measure_all(chosen: Iterable[Section], out: Path, *, smoke: bool) -> None:
     """Measure what is not in `out` yet, one after the other in this process; others who would disturb it wait."""
     from benchmarks.cell import alone_in
-    from vitrim.files import read_json, write_text
-    from vitrim.progress import say
+    from vitrim.runs.files import read_json, write_text
+    from vitrim.runs.progress import say
 
     with alone_in(out):
         for name in chosen:
@@ -205,14 +205,14 @@ def _to_text(value: Any) -> str:
 
 
 def _read_output(out: Path) -> dict[str, Record]:
-    from vitrim.files import read_json
+    from vitrim.runs.files import read_json
 
     files = {name: out / f"{name}.json" for name in SECTIONS}
     return {name: read_json(file) for name, file in files.items() if file.is_file()}
 
 
 def _read_docs(docs: Path) -> dict[str, Record]:
-    from vitrim.files import read_json
+    from vitrim.runs.files import read_json
 
     file = docs / PERFORMANCE
     return {record["section"]: record for record in read_json(file)} if file.is_file() else {}
@@ -232,7 +232,7 @@ def _check_kinds(records: Mapping[str, Record], *, smoke: bool) -> None:
 def _print(records: Sequence[Record], missing: Sequence[Section]) -> None:
     """A table for each section, what there is none of, and how many bounds hold."""
     from benchmarks.costs.document import HEADER, hardware, line_of, ratios_of, summary
-    from vitrim.tables import print_table
+    from vitrim.cli.tables import print_table
 
     for record in records:
         title = f"{record['section']}: {hardware(record)}; commit {record['commit']}, {record['date']}"
@@ -245,7 +245,7 @@ def _print(records: Sequence[Record], missing: Sequence[Section]) -> None:
 
 def _write_docs(records: Sequence[Record], docs: Path) -> None:
     from benchmarks.costs.document import points_of, to_markdown
-    from vitrim.files import write_text
+    from vitrim.runs.files import write_text
 
     (docs / "plots").mkdir(parents=True, exist_ok=True)
     points = points_of(records)

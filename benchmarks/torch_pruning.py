@@ -16,11 +16,11 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.adapters import describe
 from vitrim.allocation import Budget
-from vitrim.cost import count_cost
+from vitrim.costs.counting import count_cost
 from vitrim.errors import BudgetError
-from vitrim.outputs import logits_of
+from vitrim.hooks import logits_of
+from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune

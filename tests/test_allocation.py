@@ -7,9 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from models import make_structure
+from builders.models import make_structure
 from vitrim.allocation import Budget, allocate, smallest_cost
-from vitrim.cost import Cost, block_cost, count_cost
+from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
 from vitrim.importance import Scores
 from vitrim.plan import PruningPlan

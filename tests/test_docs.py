@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_guide_to_adding_a_model_quotes_the_sources() -> None:
-    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     blocks = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "add-a-model.md").read_text(encoding="utf-8"), re.S)
     assert len(blocks) >= 6

@@ -8,11 +8,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from models import build, random_images, same_tensors
-from vitrim.adapters import origin_of, record_origin
-from vitrim.data import ImageData, ImageSet
+from builders.models import build, random_images, same_tensors
+from vitrim.data.images import ImageData, ImageSet
 from vitrim.errors import DataError
 from vitrim.evaluation import Evaluation, compare, evaluate, match_labels, preprocessing_of
+from vitrim.models import origin_of, record_origin
 
 NUM_IMAGES = 23
 

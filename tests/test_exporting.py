@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, nn
 
 import vitrim
-from families import build_row
-from models import VARIANTS, build, random_images, random_plan, same_tensors
-from rows import EACH_KIND, ROWS
-from runs import digits, digits_model, save_digits_model
-from vitrim import exporting, programs
-from vitrim.adapters import describe, origin_of, record_origin
+from builders.families_timm import build_row
+from builders.models import VARIANTS, build, random_images, random_plan, same_tensors
+from builders.rows import EACH_KIND, ROWS
+from builders.runs import digits, digits_model, save_digits_model
+from vitrim import exporting
 from vitrim.cli import _status
-from vitrim.cost import count_cost
-from vitrim.data import eval_batches
+from vitrim.costs.counting import count_cost
+from vitrim.costs.latency import LatencySettings
+from vitrim.data.batches import eval_batches
 from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
 from vitrim.evaluation import compare, evaluate, preprocessing_of
 from vitrim.exporting import SUFFIXES, TOLERANCE, Exported, export
-from vitrim.latency import LatencySettings
+from vitrim.models import describe, origin_of, programs, record_origin
+from vitrim.models.programs import METADATA_FILE
 from vitrim.plan import PruningPlan
-from vitrim.programs import METADATA_FILE
 from vitrim.surgery import prune
 
 FORMATS = tuple(SUFFIXES)

@@ -10,10 +10,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import build, random_batches, same_tensors
-from vitrim.adapters import describe
+from builders.models import build, random_batches, same_tensors
 from vitrim.errors import CheckpointMismatch, DataError, SettingError
 from vitrim.importance import ImportanceSettings, Scores, least_missed_blocks, mean_loss, score
+from vitrim.models import describe
 from vitrim.structure import UNIT_KINDS, UnitGroup
 from vitrim.surgery import gated, skipping, unit_gate
 

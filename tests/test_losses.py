@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import build, random_images, random_plan
-from vitrim.adapters import describe
+from builders.models import build, random_images, random_plan
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationLoss, DistillationSettings, hidden_loss, relation_loss, soft_loss, tapped
+from vitrim.models import describe
 from vitrim.surgery import prune
 
 

@@ -12,22 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-import vitrim.demo
-from models import make_structure, same_tensors
-from runs import digits, digits_model, read_lines, short_recipe, short_training, smallest_step
+import vitrim.cli.demo
+from builders.models import make_structure, same_tensors
+from builders.runs import digits, digits_model, read_lines, short_recipe, short_training, smallest_step
 from vitrim import pipeline, planning
-from vitrim.adapters import describe
 from vitrim.allocation import Budget
-from vitrim.checkpoint import fingerprint, load
-from vitrim.cost import count_cost
-from vitrim.data import AugmentationSettings
+from vitrim.costs.counting import count_cost
+from vitrim.data.batches import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
 from vitrim.importance import ImportanceSettings, Scores, score
+from vitrim.models import describe
 from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.planning import check_budget, width_plan
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
 from vitrim.recovery import RecoverySettings
+from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
 
 RECIPES = {
@@ -353,18 +353,18 @@ def test_the_demo_compresses_twice_and_goes_on_where_it_stopped(
         assert load_recipe(kind, name)
         return short_recipe(blocks="auto")
 
-    monkeypatch.setattr(vitrim.demo, "load_recipe", shortened)
-    monkeypatch.setattr(vitrim.demo, "load_data", lambda name: digits(100))
-    report = vitrim.demo.run_demo(tmp_path / "demo")
-    assert [row["keep"] for row in report["models"]] == [1.0, *vitrim.demo.KEEPS]
+    monkeypatch.setattr(vitrim.cli.demo, "load_recipe", shortened)
+    monkeypatch.setattr(vitrim.cli.demo, "load_data", lambda name: digits(100))
+    report = vitrim.cli.demo.run_demo(tmp_path / "demo")
+    assert [row["keep"] for row in report["models"]] == [1.0, *vitrim.cli.demo.KEEPS]
     assert report == json.loads((tmp_path / "demo" / "report.json").read_text())
     for row in report["models"]:
         assert row["params"] <= row["keep"] * report["models"][0]["params"]
-    first, second = (Scores.load(tmp_path / "demo" / f"keep-{keep}" / SCORES) for keep in vitrim.demo.KEEPS)
+    first, second = (Scores.load(tmp_path / "demo" / f"keep-{keep}" / SCORES) for keep in vitrim.cli.demo.KEEPS)
     assert all(map(np.array_equal, (*first.heads, *first.neurons), (*second.heads, *second.neurons)))
     before = files(tmp_path / "demo")
     monkeypatch.setattr(pipeline, "train", _stop)
-    assert vitrim.demo.run_demo(tmp_path / "demo") == report
+    assert vitrim.cli.demo.run_demo(tmp_path / "demo") == report
     assert files(tmp_path / "demo") == before
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from models import make_structure, random_plan
+from builders.models import make_structure, random_plan
 from vitrim.errors import PlanMismatch
 from vitrim.plan import KeptBlock, PruningPlan
 

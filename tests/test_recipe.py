@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runs import short_recipe
+from builders.runs import short_recipe
 from vitrim.allocation import Budget
 from vitrim.errors import SettingError, UserError
 from vitrim.recipe import (

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from torch import nn
 
 from benchmarks.costs.distillation import jpegs
-from models import random_plan, same_tensors
-from runs import digits, digits_model, read_lines, short_training
-from vitrim.adapters import describe
-from vitrim.data import AugmentationSettings
+from builders.models import random_plan, same_tensors
+from builders.runs import digits, digits_model, read_lines, short_training
+from vitrim.data.batches import AugmentationSettings
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.losses import DistillationSettings
+from vitrim.models import describe
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, _Loop, train
 

@@ -12,26 +12,24 @@ import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import timm
 import torch
 from torch import nn
 
-from models import random_plan, randomise
-from vitrim.adapters import adapter_for, describe
-from vitrim.adapters.timm import create_model
-from vitrim.cost import count_cost, count_cost_by_running
+from tools.random_models import random_plan, randomise
+from vitrim.costs.counting import count_cost, count_cost_by_running
 from vitrim.errors import UserError
-from vitrim.hub import vitrim_cut
-from vitrim.outputs import logits_of
+from vitrim.hooks import logits_of
+from vitrim.models import adapter_for, describe
+from vitrim.models.timm.adapter import create_model
+from vitrim.saving.timm_hub import vitrim_cut
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune, silence
 

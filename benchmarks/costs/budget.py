@@ -17,12 +17,12 @@ import torch
 from benchmarks.costs.distillation import TINY, VIT_S, noise, where
 from benchmarks.costs.latency import uneven_scores
 from benchmarks.costs.ratios import Ratio
-from vitrim import latency_table as tables
-from vitrim.adapters import describe
-from vitrim.adapters.timm import create_model
 from vitrim.allocation import Budget
+from vitrim.costs import latency_table as tables
+from vitrim.costs.latency import LatencySettings, Runtime, measure_latencies
 from vitrim.importance import ImportanceSettings
-from vitrim.latency import LatencySettings, Runtime, measure_latencies
+from vitrim.models import describe
+from vitrim.models.timm.adapter import create_model
 from vitrim.pipeline import calibration_images
 from vitrim.planning import DeviceTimes, Planner
 from vitrim.recipe import Recipe

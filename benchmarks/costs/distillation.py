@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.costs.ratios import Ratio, Tally, seconds_in_turns, tally
-from vitrim.adapters import describe
-from vitrim.adapters.timm import create_model
-from vitrim.data import ImageData, ImageSet
+from vitrim.data.images import ImageData, ImageSet
 from vitrim.losses import DistillationLoss
+from vitrim.models import describe
+from vitrim.models.timm.adapter import create_model
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, _Loop

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.costs.ratios import Ratio
 from benchmarks.results import hardware_line
-from vitrim.markdown import markdown_templates
+from vitrim.report import markdown_templates
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 HEADER = ("what", "against", "measured [quartiles]", "bound", "holds")

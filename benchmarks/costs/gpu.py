@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.costs.distillation import LARGE, SMALL, TINY, VIT_B, VIT_S, VIT_TI, Case, OurLoop
 from benchmarks.costs.ratios import Ratio, seconds_in_turns
-from vitrim.cost import count_cost
+from vitrim.costs.counting import count_cost
 
 VIT_S_8 = ("ViT-S/8 at 64 x 64", VIT_S, SMALL)
 VIT_B_16 = ("ViT-B/16 at 224 x 224", VIT_B, LARGE)

@@ -33,17 +33,18 @@ from torch.nn import functional as F
 
 from benchmarks.costs.distillation import TINY, noise
 from benchmarks.costs.ratios import Ratio
-from vitrim.adapters import describe
-from vitrim.adapters.timm import create_model
 from vitrim.allocation import Budget, allocate
-from vitrim.data import ImageData, eval_batches
+from vitrim.costs.latency import LatencySettings
+from vitrim.data.batches import eval_batches
+from vitrim.data.images import ImageData
 from vitrim.evaluation import preprocessing_of
+from vitrim.hooks import logits_of
 from vitrim.importance import ImportanceSettings, score
-from vitrim.latency import LatencySettings
-from vitrim.outputs import logits_of
+from vitrim.models import describe
+from vitrim.models.timm.adapter import create_model
 from vitrim.pipeline import compress
-from vitrim.progress import say
 from vitrim.recipe import DepthSettings, Recipe
+from vitrim.runs.progress import say
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.costs.ratios import Ratio, seconds_in_turns
-from vitrim.adapters import describe
-from vitrim.adapters.timm import create_model
 from vitrim.allocation import Budget, allocate
-from vitrim.cost import count_cost
+from vitrim.costs.counting import count_cost
 from vitrim.importance import Scores
-from vitrim.programs import onnx_program, random_images
-from vitrim.progress import say
+from vitrim.models import describe
+from vitrim.models.programs import onnx_program, random_images
+from vitrim.models.timm.adapter import create_model
+from vitrim.runs.progress import say
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitrim.progress import track
+from vitrim.runs.progress import track
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from benchmarks.costs.ratios import Ratio, seconds_in_turns, tally
 from benchmarks.torch_pruning import Settings, _Cutter, gradients_for
-from vitrim.adapters import describe
-from vitrim.adapters.timm import create_model
 from vitrim.allocation import Budget, allocate
+from vitrim.hooks import logits_of
 from vitrim.importance import Batch, score, without_weight_gradients
-from vitrim.outputs import logits_of
+from vitrim.models import describe
+from vitrim.models.timm.adapter import create_model
 from vitrim.plan import PruningPlan
 from vitrim.recovery import moments_of, recover
 from vitrim.structure import ViTStructure

@@ -6,49 +6,49 @@ The names below are all that is public. They are imported when first used, so th
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vitrim.registration import when_imported
+from vitrim.saving.registration import when_imported
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vitrim.adapters import describe as describe
     from vitrim.allocation import Budget as Budget
     from vitrim.allocation import allocate as allocate
-    from vitrim.checkpoint import load as load
-    from vitrim.checkpoint import save as save
-    from vitrim.cost import count_cost as count_cost
-    from vitrim.data import load_data as load_data
+    from vitrim.costs.counting import count_cost as count_cost
+    from vitrim.costs.latency import measure_latency as measure_latency
+    from vitrim.data.loading import load_data as load_data
     from vitrim.errors import UserError as UserError
     from vitrim.evaluation import evaluate as evaluate
     from vitrim.exporting import export as export
     from vitrim.importance import Scores as Scores
     from vitrim.importance import score as score
-    from vitrim.latency import measure_latency as measure_latency
+    from vitrim.models import describe as describe
     from vitrim.pipeline import Compressed as Compressed
     from vitrim.pipeline import compress as compress
     from vitrim.plan import PruningPlan as PruningPlan
     from vitrim.recipe import Recipe as Recipe
     from vitrim.recipe import load_recipe as load_recipe
     from vitrim.recovery import recover as recover
+    from vitrim.saving.checkpoint import load as load
+    from vitrim.saving.checkpoint import save as save
     from vitrim.structure import ViTStructure as ViTStructure
     from vitrim.surgery import prune as prune
     from vitrim.training import TrainingSettings as TrainingSettings
     from vitrim.training import train as train
 
 _HOMES = {
-    "describe": "adapters",
+    "describe": "models",
     "Budget": "allocation",
     "allocate": "allocation",
-    "load": "checkpoint",
-    "save": "checkpoint",
-    "count_cost": "cost",
-    "load_data": "data",
+    "load": "saving.checkpoint",
+    "save": "saving.checkpoint",
+    "count_cost": "costs.counting",
+    "load_data": "data.loading",
     "UserError": "errors",
     "evaluate": "evaluation",
     "export": "exporting",
     "Scores": "importance",
     "score": "importance",
-    "measure_latency": "latency",
+    "measure_latency": "costs.latency",
     "Compressed": "pipeline",
     "compress": "pipeline",
     "PruningPlan": "plan",
@@ -65,11 +65,11 @@ __all__ = sorted(_HOMES)
 
 
 def _register_with_timm() -> None:
-    import_module("vitrim.hub").register_with_timm()
+    import_module("vitrim.saving.timm_hub").register_with_timm()
 
 
 def _register_with_transformers() -> None:
-    import_module("vitrim.adapters.huggingface_auto").register(import_module("vitrim.surgery").prune)
+    import_module("vitrim.models.transformers.auto").register(import_module("vitrim.surgery").prune)
 
 
 when_imported("timm", _register_with_timm)

@@ -14,11 +14,11 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from vitrim.cost import Cost, block_cost, count_cost
+from vitrim.costs.counting import Cost, block_cost, count_cost
+from vitrim.costs.knapsack import Options, choose
+from vitrim.costs.latency_table import Times
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
 from vitrim.importance import Scores
-from vitrim.latency_table import Times
-from vitrim.multiple_choice import Options, choose
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 

@@ -11,13 +11,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.adapters import adapter_for, origin_of
-from vitrim.data import ImageData, ImageSet, Preprocessing, eval_batches
+from vitrim.data.batches import Preprocessing, eval_batches
+from vitrim.data.images import ImageData, ImageSet
 from vitrim.errors import DataError, UnsupportedModel
-from vitrim.modes import eval_mode
-from vitrim.outputs import logits_of
-from vitrim.processes import this_process
-from vitrim.progress import track
+from vitrim.hooks import eval_mode, logits_of
+from vitrim.models import adapter_for, origin_of
+from vitrim.runs.processes import this_process
+from vitrim.runs.progress import track
 
 CONFIDENCE = 0.95
 

@@ -19,16 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrim.adapters import origin_of
-from vitrim.checkpoint import versions
-from vitrim.cost import count_cost
-from vitrim.data import ImageData, ImageSet, eval_batches
+from vitrim.costs.counting import count_cost
+from vitrim.costs.latency import Latency, LatencySettings, time_in_turns
+from vitrim.data.batches import eval_batches
+from vitrim.data.images import ImageData, ImageSet
 from vitrim.errors import ExportMismatch, SettingError, UnsupportedModel
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate, match_labels, preprocessing_of
-from vitrim.files import writing
-from vitrim.latency import Latency, LatencySettings, time_in_turns
-from vitrim.outputs import logits_of
-from vitrim.programs import (
+from vitrim.hooks import logits_of
+from vitrim.models import origin_of
+from vitrim.models.programs import (
     LARGEST_ONNX_FILE,
     OnnxProgram,
     Program,
@@ -39,7 +38,9 @@ from vitrim.programs import (
     weight_bytes,
     write_program,
 )
-from vitrim.progress import say
+from vitrim.runs.files import writing
+from vitrim.runs.progress import say
+from vitrim.saving.checkpoint import versions
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 CHECKED_BATCHES = (1, 3)

@@ -18,12 +18,10 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.adapters import describe, readable
 from vitrim.errors import CheckpointMismatch, DataError, NonFiniteLoss, SettingError, UnsupportedModel
-from vitrim.modes import eval_mode
-from vitrim.outputs import logits_of
-from vitrim.progress import track
-from vitrim.states import input_state, output_state, with_input_state, with_state
+from vitrim.hooks import eval_mode, input_state, logits_of, output_state, with_input_state, with_state
+from vitrim.models import describe, readable
+from vitrim.runs.progress import track
 from vitrim.structure import UNIT_KINDS, BlockStructure, TensorCut, UnitGroup, ViTStructure
 from vitrim.surgery import columns_dim, gated, giving, skipping, unit_gate, unit_rows
 

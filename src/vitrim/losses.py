@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.errors import SettingError
+from vitrim.hooks import output_state
 from vitrim.plan import PruningPlan
-from vitrim.states import output_state
 from vitrim.structure import ViTStructure
 
 

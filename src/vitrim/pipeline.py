@@ -14,25 +14,24 @@ import torch
 from torch import nn
 
 from vitrim import report as reports
-from vitrim.adapters import describe
 from vitrim.allocation import Budget
-from vitrim.checkpoint import fingerprint, load, save
-from vitrim.data import ImageData, ImageSet
+from vitrim.costs.latency import Latency, measure_latencies
+from vitrim.data.images import ImageData, ImageSet
 from vitrim.errors import BudgetError, SettingError
 from vitrim.evaluation import Evaluation, evaluate, match_labels
-from vitrim.files import read_json, write_text
+from vitrim.hooks import eval_mode, logits_of
 from vitrim.importance import Scores, least_missed_blocks
-from vitrim.latency import Latency, measure_latencies
 from vitrim.losses import soft_loss
-from vitrim.modes import eval_mode
-from vitrim.outputs import logits_of
+from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.planning import Calibration, DeviceTimes, Planner, Proposal, check_budget, most_blocks
-from vitrim.processes import is_main_process, this_process
-from vitrim.progress import say
 from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery import recover
-from vitrim.run_folder import RunFolder
+from vitrim.runs.files import read_json, write_text
+from vitrim.runs.folder import RunFolder
+from vitrim.runs.processes import is_main_process, this_process
+from vitrim.runs.progress import say
+from vitrim.saving.checkpoint import fingerprint, load, save
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, check_training, train
 

@@ -10,20 +10,21 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from vitrim.adapters import describe
 from vitrim.allocation import Budget, allocate, check_room
-from vitrim.checkpoint import fingerprint
-from vitrim.cost import Cost, block_cost, count_cost
-from vitrim.data import ImageSet, eval_batches
+from vitrim.costs.counting import Cost, block_cost, count_cost
+from vitrim.costs.latency import LatencySettings, check_runtime, measure_latencies, measure_latency
+from vitrim.costs.latency_table import LatencyTable, Times, fast_multiple, latency_table
+from vitrim.data.batches import eval_batches
+from vitrim.data.images import ImageSet
 from vitrim.errors import BudgetError, SettingError
 from vitrim.evaluation import preprocessing_of
 from vitrim.importance import Scores, least_missed_blocks, score
-from vitrim.latency import LatencySettings, check_runtime, measure_latencies, measure_latency
-from vitrim.latency_table import LatencyTable, Times, fast_multiple, latency_table
+from vitrim.models import describe
 from vitrim.plan import PruningPlan
-from vitrim.progress import say
 from vitrim.recipe import Recipe
 from vitrim.recovery import recover
+from vitrim.runs.progress import say
+from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 

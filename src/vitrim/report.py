@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from torch import nn
 
-from vitrim.checkpoint import file_bytes, versions
-from vitrim.cost import count_cost
+from vitrim.costs.counting import count_cost
+from vitrim.costs.latency import Latency, LatencySettings, device_name
 from vitrim.evaluation import Evaluation, compare
-from vitrim.latency import Latency, LatencySettings, device_name
-from vitrim.markdown import markdown_templates
+from vitrim.saving.checkpoint import file_bytes, versions
 
 TEMPLATES = Path(__file__).parent / "templates"
 NEAR_PROMISE = 0.05
@@ -127,3 +127,15 @@ def _thousands(count: int) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
+
+
+def markdown_templates(folder: Path) -> jinja2.Environment:
+    """The templates of a folder, for Markdown; a name that is not given is an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # nothing here is served
+    )

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrim.adapters import adapter_for, describe, origin_of, readable, record_origin
 from vitrim.errors import UnsupportedModel
+from vitrim.hooks import input_state, with_state
+from vitrim.models import adapter_for, describe, origin_of, readable, record_origin
 from vitrim.plan import PruningPlan
-from vitrim.states import input_state, with_state
 from vitrim.structure import BlockStructure, TensorCut, UnitGroup, ViTStructure
 
 

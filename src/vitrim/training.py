@@ -26,18 +26,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.adapters import adapter_for, describe
-from vitrim.checkpoint import fingerprint
-from vitrim.data import AugmentationSettings, ImageData, check_batch_size, num_train_steps, train_batches
+from vitrim.data.batches import AugmentationSettings, check_batch_size, num_train_steps, train_batches
+from vitrim.data.images import ImageData
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.evaluation import evaluate, match_labels, preprocessing_of
-from vitrim.files import write_tensors, writing
+from vitrim.hooks import eval_mode, logits_of
 from vitrim.losses import DistillationLoss, DistillationSettings, check_relation_heads, tapped
-from vitrim.modes import eval_mode
-from vitrim.outputs import logits_of
+from vitrim.models import adapter_for, describe
 from vitrim.plan import PruningPlan
-from vitrim.processes import this_process
-from vitrim.progress import advancing, say
+from vitrim.runs.files import write_tensors, writing
+from vitrim.runs.processes import this_process
+from vitrim.runs.progress import advancing, say
+from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 
 LINES_FOR_A_TRAINING = 10

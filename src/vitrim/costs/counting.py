@@ -1,0 +1,68 @@
+"""What a model costs: parameters, and multiply-adds for one image, attention's own matrix products included.
+
+`count_cost` is arithmetic on the structure; `count_cost_by_running` asks torch's own counter and is the check on it.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitrim.models import describe
+from vitrim.plan import PruningPlan
+from vitrim.structure import ViTStructure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Parameters, and multiply-adds for one image."""
+
+    params: int
+    macs: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(params=self.params + other.params, macs=self.macs + other.macs)
+
+    def share_of(self, whole: "Cost") -> tuple[float, float]:
+        """Parameters and multiply-adds as shares of another model's."""
+        return self.params / whole.params, self.macs / whole.macs
+
+
+def count_cost(model: nn.Module | ViTStructure, plan: PruningPlan | None = None) -> Cost:
+    """Count what a model costs, or what it would cost after `plan`, from the sizes of its layers.
+
+    Raises:
+        UnsupportedModel: the model cannot be described.
+        PlanMismatch: the plan is not one for this model.
+    """
+    structure = model if isinstance(model, ViTStructure) else describe(model)
+    plan = plan or structure.full_plan()
+    plan.check(structure)
+    total = Cost(params=structure.params, macs=structure.macs)
+    for kept in plan.blocks:
+        total += block_cost(structure, kept.block, {key: len(units) for key, units in kept.items()})
+    return total
+
+
+def block_cost(structure: ViTStructure, index: int, counts: Mapping[str, int]) -> Cost:
+    """What one block costs with so many units of each group, by key."""
+    block = structure.blocks[index]
+    return Cost(
+        params=block.params + sum(counts[group.key] * group.params for group in block.groups),
+        macs=block.macs + sum(counts[group.key] * group.macs for group in block.groups),
+    )
+
+
+def count_cost_by_running(model: nn.Module) -> Cost:
+    """Count by running the model on the meta device under torch's FLOP counter; one multiply-add is two FLOPs."""
+    structure = describe(model)
+    twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)  # the counter hooks onto gradients otherwise
+    dtype = next(twin.parameters()).dtype
+    images = torch.empty(1, structure.in_chans, *structure.img_size, device="meta", dtype=dtype)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(images)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(params=params, macs=counter.get_total_flops() // 2)

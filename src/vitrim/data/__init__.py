@@ -1,0 +1,1 @@
+"""Images: finding, reading, preparing and batching them."""

@@ -1,0 +1,1 @@
+"""What a long command needs besides its work: folder, files, progress, processes."""

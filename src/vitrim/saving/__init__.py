@@ -1,0 +1,1 @@
+"""Model folders, and how other libraries load them."""

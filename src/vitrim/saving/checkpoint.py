@@ -1,0 +1,216 @@
+"""Model folders: what is written to disk, and how it is read back.
+
+A model folder holds `config.json` and `model.safetensors`: architecture, arguments and plan rebuild the model, and the
+weights are loaded strictly; a cut model also gets a `modeling.py` that rebuilds it without vitrim. Nothing here writes
+or executes a pickle. Files appear whole or not at all.
+"""
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vitrim.costs.counting import count_cost
+from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
+from vitrim.models import adapter_of_library, origin_of, record_origin
+from vitrim.plan import PruningPlan
+from vitrim.runs.files import (
+    CONFIG,
+    MODELING,
+    WEIGHTS,
+    foreign,
+    read_json,
+    read_tensors,
+    write_tensors,
+    write_text,
+    writing,
+)
+from vitrim.saving.standalone import modeling_source, rebuild_facts
+from vitrim.structure import Origin
+from vitrim.surgery import prune
+
+STANDALONE = ("timm", "torchvision")  # libraries with which `modeling.py` builds a model without vitrim
+FORMAT = 2
+FILE_METADATA = {"format": "pt"}  # transformers asks for it
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("vitrim", "torch", "torchvision", "timm", "accelerate", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (), provenance: Any = None) -> Path:
+    """Write `model` to `folder` so that `load` gives it back with the same logits, bit for bit.
+
+    timm reads the folder too (`timm.create_model("local-dir:FOLDER")` after `import vitrim`), and transformers.
+
+    Args:
+        folder: created if need be; a folder that holds something other than a vitrim model is refused.
+        classes: names of the outputs in order; by default those that the model was loaded with.
+        provenance: anything JSON can hold about where the model came from.
+
+    Raises:
+        FolderInUse: the folder holds something else. UnsupportedModel: the model does not say how it was built.
+    """
+    folder = Path(folder)
+    origin = origin_of(model)
+    origin = replace(origin, classes=tuple(classes) or origin.classes)
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(model, origin, provenance)
+    with writing(folder / CONFIG) as path:  # moved into place last: its presence says that the folder is whole
+        write_tensors(folder / WEIGHTS, model.state_dict(), FILE_METADATA)
+        if origin.plan and origin.library in STANDALONE:
+            config["rebuild"] = rebuild_facts(model, origin)
+            write_text(folder / MODELING, modeling_source(model, origin))
+        else:
+            (folder / MODELING).unlink(missing_ok=True)  # of a model that was here before
+        path.write_text(_to_json(config), encoding="utf-8")
+    record_origin(model, origin)
+    return folder
+
+
+def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+    """Read a model folder that `save` wrote, or the model of a run folder: a plain `nn.Module` in eval mode.
+
+    Raises:
+        CheckpointMismatch: the folder is not whole, or weights and architecture do not fit; says which.
+    """
+    folder = Path(folder)
+    if not is_model_folder(folder) and is_model_folder(folder / "model"):
+        folder = folder / "model"
+    config = _read_config(folder)
+    if isinstance(config, dict) and "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
+        return adapter_of_library("transformers").create(str(folder)).to(device).eval()  # by `save_pretrained`
+    try:
+        origin, plan = _origin_in(config)
+    except (KeyError, TypeError) as problem:
+        raise CheckpointMismatch(
+            f"{folder / CONFIG} was not written by vitrim: {problem} is missing or misplaced."
+        ) from None
+    model = adapter_of_library(origin.library).build(origin)
+    record_origin(model, origin)
+    if plan is not None:
+        model = prune(model, plan)
+    load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    return model.to(device).eval()
+
+
+def is_model_folder(path: str | Path) -> bool:
+    return (Path(path) / CONFIG).is_file()
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        CheckpointMismatch: names the keys and shapes that differ.
+    """
+    own = model.state_dict()
+    missing = [f"{name} {tuple(own[name].shape)} is missing" for name in own if name not in tensors]
+    extra = [f"{name} {tuple(tensors[name].shape)} is not in the model" for name in tensors if name not in own]
+    differ = [
+        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    problems = differ + missing + extra
+    if problems:
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise CheckpointMismatch(f"{source} does not fit the architecture: {'; '.join(problems[:6])}{more}.")
+    floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(floats) == 1:
+        model.to(floats.pop())
+    model.load_state_dict(dict(tensors), strict=True)
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Size of the model's `model.safetensors`."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return len(safetensors.torch.save(tensors, metadata=FILE_METADATA))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a model's weights, names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _config(model: nn.Module, origin: Origin, provenance: Any) -> dict[str, Any]:
+    cost = count_cost(model)
+    about = {
+        "format": FORMAT,
+        "library": origin.library,
+        "architecture": origin.architecture,
+        "model_args": origin.model_args,
+        "preprocessing": origin.preprocessing,
+        "classes": list(origin.classes),
+        "plan": origin.plan.to_dict() if origin.plan else None,
+        "params": cost.params,
+        "macs": cost.macs,
+        "versions": versions(),
+        "provenance": provenance,
+    }
+    return {**adapter_of_library(origin.library).config_root(model, origin), "vitrim": about}
+
+
+def _to_json(config: Mapping[str, Any]) -> str:
+    """Indented, but lists of numbers in one line: a plan has thousands of them."""
+    text = json.dumps(config, indent=2)
+    return re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
+def _origin_in(config: Mapping[str, Any]) -> tuple[Origin, PruningPlan | None]:
+    """How to build the dense model, and the plan that then cuts it; KeyError or TypeError where something is missing.
+
+    Format 1 kept architecture and arguments where timm looks for them.
+    """
+    about = config["vitrim"]
+    first = about["format"] == 1
+    origin = Origin(
+        library=about["library"],
+        architecture=config["architecture"] if first else about["architecture"],
+        model_args={**config["model_args"], "num_classes": config["num_classes"]} if first else about["model_args"],
+        preprocessing=about["preprocessing"],
+        classes=tuple((config.get("label_names") if first else about["classes"]) or ()),
+    )
+    return origin, PruningPlan.from_dict(about["plan"]) if about["plan"] else None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointMismatch(f"There is no folder {folder}.")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointMismatch(f"{folder} is not a model folder: it has no {name}.")
+    return read_json(folder / CONFIG)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise FolderInUse(f"{folder} is a file; expected a folder for the model.")
+    if folder.is_dir() and "vitrim" not in config_keys(folder) and foreign(folder):
+        raise FolderInUse(f"{folder} is not empty and holds no vitrim model; choose another folder.")
+
+
+def config_keys(folder: Path) -> set[str]:
+    """The keys of a model folder's `config.json`; none where there is no such file, or no JSON in it."""
+    if not is_model_folder(folder):
+        return set()
+    try:
+        return set(read_json(folder / CONFIG))
+    except UserError:
+        return set()

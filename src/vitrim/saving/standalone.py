@@ -1,0 +1,148 @@
+"""`modeling.py`: one file beside the weights that builds a cut model with timm or torchvision alone.
+
+It holds no description of the method. The dense model is built, the removed blocks are taken out, the tensors get the
+sizes of those in the file, and the few attributes that differ are set; what differs is found by comparing the two.
+"""
+
+import ast
+import inspect
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jinja2
+import torch
+from torch import nn
+
+from vitrim.models import adapter_of_library
+from vitrim.structure import Origin
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+PLAIN = str | int | float | bool | None
+
+
+def rebuild_facts(model: nn.Module, origin: Origin) -> dict[str, Any]:
+    """All that has to be done to the dense model, as JSON: blocks to remove, attributes, forwards, empty buffers."""
+    with torch.device("meta"):
+        dense = adapter_of_library(origin.library).build(origin)
+    removed = origin.removed_blocks()
+    for name in reversed(removed):
+        stage, _, key = name.rpartition(".")
+        container: Any = dense.get_submodule(stage)
+        if key.isdigit():
+            del container[int(key)]
+        else:
+            del container._modules[key]
+    before = dict(dense.named_modules())
+    attributes: dict[str, dict[str, Any]] = {}
+    forwards: dict[str, str] = {}
+    zeros: dict[str, list[int]] = {}
+    for name, module in model.named_modules():
+        old = before.get(name)
+        if old is None or (name and type(module).__module__.startswith("timm.layers.drop")):
+            continue
+        if found := _changed(old, module):
+            attributes[name] = found
+        if type(module).__module__.startswith("vitrim."):
+            forwards[name] = type(module).__name__
+        for key, buffer in module._buffers.items():
+            whole = old._buffers.get(key)
+            in_file = key not in module._non_persistent_buffers_set
+            if buffer is not None and whole is not None and buffer.numel() < whole.numel() and not in_file:
+                assert not buffer.any(), f"{name}.{key} was cut, is in no state dict and is not zero"
+                zeros[f"{name}.{key}"] = list(buffer.shape)
+    return {
+        "library": origin.library,
+        "architecture": origin.architecture,
+        "model_args": origin.model_args,
+        "removed_blocks": list(removed),
+        "attributes": attributes,
+        "forwards": forwards,
+        "zeros": zeros,
+    }
+
+
+def modeling_source(model: nn.Module, origin: Origin) -> str:
+    """The text of `modeling.py` for this model."""
+    classes = {type(module) for module in model.modules() if type(module).__module__.startswith("vitrim.")}
+    imports, definitions = _sources(classes)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, keep_trailing_newline=True
+    )
+    template = environment.get_template("modeling.py.jinja")
+    return template.render(library=origin.library, imports=imports, definitions=definitions)
+
+
+def _changed(old: nn.Module, new: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a module that are not as they were."""
+    found = {}
+    for key, value in vars(new).items():
+        if key.startswith("_") or key == "training" or not _is_plain(value):
+            continue
+        if key not in vars(old) or json.dumps(_jsonable(vars(old)[key])) != json.dumps(_jsonable(value)):
+            found[key] = _jsonable(value)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return isinstance(value, PLAIN)
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=repr))
+
+
+def _sources(classes: Iterable[type]) -> tuple[list[str], list[str]]:
+    """The source of these classes and of what they use from the files they stand in, and the imports that needs."""
+    files: list[ModuleType] = []
+    pending = [inspect.getmodule(cls) for cls in classes]
+    while pending:
+        module = pending.pop()
+        if module is None or module in files:
+            continue
+        files.append(module)
+        pending += [inspect.getmodule(value) for value in vars(module).values() if _is_ours(value)]
+    trees = [ast.parse(inspect.getsource(module)) for module in files]
+    defined: dict[str, tuple[str, ast.AST]] = {}
+    for module, tree in zip(files, trees, strict=True):
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                assert node.name not in defined, f"{node.name} is defined in two of the files that are copied from"
+                defined[node.name] = ast.get_source_segment(inspect.getsource(module), node) or "", node
+    needed: dict[str, None] = {}
+    open_names = sorted(cls.__name__ for cls in classes)
+    while open_names:
+        name = open_names.pop()
+        if name not in needed:
+            needed[name] = None
+            open_names += sorted(_names(defined[name][1]) & defined.keys())
+    used = set().union(*(_names(defined[name][1]) for name in needed)) if needed else set()
+    imports = {line for tree in trees for node in tree.body for line in _imports(node, used)}
+    in_order = sorted(needed, key=lambda name: (isinstance(defined[name][1], ast.ClassDef), list(defined).index(name)))
+    return sorted(imports), [defined[name][0] for name in in_order]
+
+
+def _is_ours(value: Any) -> bool:
+    return getattr(value, "__module__", "").startswith("vitrim.models.") and callable(value)
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+
+
+def _imports(node: ast.stmt, used: set[str]) -> Iterable[str]:
+    """The imports of other libraries that bind a used name, one line each."""
+    if isinstance(node, ast.Import | ast.ImportFrom) and not (
+        isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vitrim")
+    ):
+        for alias in node.names:
+            bound = alias.asname or alias.name.partition(".")[0]
+            if bound in used and bound not in ("torch", "timm", "nn"):
+                single = type(node)(**{**vars(node), "names": [alias]})
+                yield ast.unparse(single)

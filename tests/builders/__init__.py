@@ -1,0 +1,1 @@
+"""Models, data and clocks that tests are built from."""

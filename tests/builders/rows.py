@@ -1,0 +1,41 @@
+"""All rows of all libraries, what of each is left whole, and a choice that holds each kind of layout once."""
+
+from builders.families_hybrids import MADE_OF_SIZES, TIMM_HYBRIDS, WHOLE_HYBRIDS
+from builders.families_stages import MADE_OF_CONFIGS, TIMM_STAGES, WHOLE_STAGES
+from builders.families_timm import MADE_OF_CLASSES, TIMM
+from builders.families_torchvision import MADE_OF_BLOCKS, TORCHVISION
+from builders.families_transformers import HUGGINGFACE
+
+WHOLE = {
+    **WHOLE_STAGES,
+    **WHOLE_HYBRIDS,
+    "EVA-02 with norms inside": {"neurons": "normalises across neurons"},
+    "BEiT-3": {"heads": "normalises across heads", "neurons": "normalises across neurons"},
+    "BEiT, one bias for all blocks": {"heads": "same bias"},
+    "relative position, residual post-norm": {"heads": "same bias"},
+    "transformers BEiT, shared": {"heads": "same bias"},
+}
+ROWS = {**TIMM, **TIMM_STAGES, **TIMM_HYBRIDS, **HUGGINGFACE, **TORCHVISION}
+MADE_BY_HAND = MADE_OF_CLASSES | MADE_OF_CONFIGS | MADE_OF_SIZES.keys() | MADE_OF_BLOCKS
+EACH_KIND = {  # of what a description can say; the other rows meet the costlier laws in the slow run
+    "ViT, SwiGLU packed",
+    "ViT, scaling blocks with biases",
+    "ViT, two attentions and two MLPs in parallel",
+    "NaFlexViT, rotary learned for each head",
+    "SAM",
+    "relative position",
+    "EVA-02",
+    "DINOv3",
+    "BEiT",
+    "Swin",
+    "Hiera",
+    "MViT v2",
+    "MaxViT",
+    "CaiT",
+    "XCiT",
+    "transformers ViT",
+    "transformers BEiT, relative",
+    "transformers Swin",
+    "torchvision ViT",
+    "torchvision Swin",
+}

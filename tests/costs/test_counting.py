@@ -1,0 +1,63 @@
+"""Laws of the cost: arithmetic on the structure agrees with the running model."""
+
+import pytest
+import torch
+
+from builders.models import SIZES, VARIANTS, build, one_unit_plan, random_plan
+from vitrim.costs.counting import Cost, block_cost, count_cost, count_cost_by_running
+from vitrim.errors import PlanMismatch
+from vitrim.models import describe
+from vitrim.models.timm.adapter import create_model
+from vitrim.plan import PruningPlan
+from vitrim.surgery import prune
+
+CASES = [*((variant, {}) for variant in VARIANTS), ("class token", {"num_classes": 0})]
+CASES += [("class token", {"img_size": (32, 64)}), ("class token", {"in_chans": 1}), ("class token", {"depth": 1})]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+@pytest.mark.parametrize(("variant", "changes"), CASES, ids=str)
+def test_arithmetic_agrees_with_running(variant: str, changes: dict, fused: bool) -> None:
+    model = build(variant, **{"depth": 2, **changes})
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    structure = describe(model)
+    assert count_cost(model) == count_cost(structure) == count_cost_by_running(model)
+    for plan in (one_unit_plan(structure), random_plan(structure, seed=1, blocks=(0,))):
+        student = prune(model, plan)
+        assert count_cost(model, plan) == count_cost(student) == count_cost_by_running(student)
+
+
+@pytest.mark.parametrize("option", ["scale_attn_norm", "scale_mlp_norm"])
+def test_norms_across_units_are_counted(option: str) -> None:
+    model = build(**{option: True})
+    assert count_cost(model) == count_cost_by_running(model)
+
+
+def test_counting_leaves_the_model_alone() -> None:
+    model = build().train()
+    count_cost_by_running(model)
+    assert model.training
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_published_cost_of_vit_small() -> None:
+    with torch.device("meta"):
+        model = create_model("vit_small_patch16_224")
+    assert count_cost(model) == Cost(params=22050664, macs=4598882304)
+
+
+def test_a_plan_costs_what_its_blocks_cost() -> None:
+    structure = describe(build())
+    plan = random_plan(structure, seed=3)
+    total = Cost(params=structure.params, macs=structure.macs)
+    for kept in plan.blocks:
+        total += block_cost(structure, kept.block, {"heads": len(kept.heads), "neurons": len(kept.neurons)})
+    assert total == count_cost(structure, plan)
+    share = total.share_of(count_cost(structure))
+    assert min(share) > 0 and max(share) < 1
+
+
+def test_a_plan_for_another_model_has_no_cost() -> None:
+    with pytest.raises(PlanMismatch, match="heads"):
+        count_cost(build(), PruningPlan.full("any", [(SIZES["num_heads"] + 1, 1)]))

@@ -1,0 +1,125 @@
+"""What scoring, recovery and cutting may cost, in operations and bytes, which come out the same on every machine."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.costs.ratios import tally
+from builders.models import build, random_batches, random_plan
+from vitrim.importance import least_missed_blocks, score, without_weight_gradients
+from vitrim.models import describe
+from vitrim.recovery import Moments, recover
+from vitrim.surgery import prune
+
+SIZES = {"patch_size": 8, "embed_dim": 64, "mlp_ratio": 4.0, "dtype": torch.float32}
+BATCHES = random_batches(num_images=8, batch_size=8, dtype=torch.float32)
+FEW_BYTES = 30_000  # for scores, indices and logits
+
+
+def flops(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def plain_pass(model: nn.Module) -> None:
+    for images, labels in BATCHES:
+        F.cross_entropy(model(images), labels).backward()
+        model.zero_grad()
+
+
+def pass_to_the_images(model: nn.Module) -> None:
+    with without_weight_gradients(model):
+        for images, labels in BATCHES:
+            F.cross_entropy(model(images.clone().requires_grad_()), labels).backward()
+
+
+def test_scoring_computes_no_more_than_a_pass_without_gradients_of_weights() -> None:
+    model = build(**SIZES)
+    describe(model)  # runs it once, the first time
+    scoring = flops(lambda: score(model, BATCHES))
+    assert scoring <= flops(lambda: pass_to_the_images(model))
+    assert scoring < 0.75 * flops(lambda: plain_pass(model))
+
+
+def test_scoring_takes_no_more_memory_than_a_plain_pass() -> None:
+    model = build(**SIZES)
+    assert tally(lambda: score(model, BATCHES)).peak_bytes <= tally(lambda: plain_pass(model)).peak_bytes
+
+
+def test_of_each_block_scoring_keeps_the_activations_of_neurons_and_no_more() -> None:
+    """Attention keeps what it gives for its own backward pass, and norms keep the stream."""
+
+    def of_two_blocks(run: Callable[[nn.Module], object]) -> int:
+        shorter, longer = (tally(partial(run, build(depth=depth, **SIZES))).peak_bytes for depth in (4, 6))
+        return longer - shorter
+
+    model, taken = build(depth=2, **SIZES), []
+    for block in describe(model).blocks:
+        reader = model.get_submodule(block.neurons.reader)
+        reader.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].nbytes))
+    model(BATCHES[0][0])
+    more = of_two_blocks(lambda model: score(model, BATCHES)) - of_two_blocks(pass_to_the_images)
+    assert more <= sum(taken) + FEW_BYTES
+
+
+def test_blocks_are_judged_by_what_lies_behind_them_alone() -> None:
+    model = build(depth=6, **SIZES)
+    forward = flops(lambda: [model(images) for images, _ in BATCHES])
+    assert flops(lambda: least_missed_blocks(model, BATCHES, 1)) < 0.6 * (6 + 1) * forward
+
+
+def test_recovery_runs_no_part_more_often_than_it_must() -> None:
+    """The teacher goes through each block once, and the student through each attention; its neurons run twice."""
+    teacher = build(**SIZES)
+    plan = random_plan(describe(teacher), seed=1)
+    student, calls = prune(teacher, plan), Counter()
+    describe(student)  # runs it once, the first time
+
+    def count(model: nn.Module, name: str) -> None:
+        for index, block in enumerate(model.blocks):
+
+            def hook(module: nn.Module, inputs: object, key: tuple[nn.Module, str, int] = (model, name, index)) -> None:
+                calls[key] += 1
+
+            block.get_submodule(name).register_forward_pre_hook(hook)
+
+    for model in (teacher, student):
+        count(model, "attn.qkv"), count(model, "mlp.fc1")
+    batches = random_batches(num_images=24, batch_size=8, dtype=torch.float32)
+    recover(student, teacher, plan, batches)
+    for index in range(len(student.blocks)):
+        assert calls[teacher, "attn.qkv", index] == calls[teacher, "mlp.fc1", index] == len(batches)
+        assert calls[student, "attn.qkv", index] == len(batches) + 1  # two images more, to find the classifier
+        assert calls[student, "mlp.fc1", index] == 2 * len(batches) + 1
+
+
+def test_products_of_a_readers_inputs_are_taken_once() -> None:
+    num_tokens, width = 64, 1024
+    moments, x, residual = Moments(nn.Linear(width, 1)), torch.randn(num_tokens, width), torch.randn(num_tokens, 1)
+    assert flops(lambda: moments.add(x, residual)) < 0.65 * 2 * num_tokens * width**2
+
+
+@pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (0, 2)])
+def test_cutting_allocates_no_more_than_the_student(blocks: tuple[int, ...]) -> None:
+    model = build(**SIZES)
+    plan = random_plan(describe(model), seed=1, blocks=blocks)
+    size = sum(tensor.nbytes for tensor in prune(model, plan).state_dict().values())
+    assert tally(lambda: prune(model, plan)).peak_bytes <= size + FEW_BYTES
+
+
+@pytest.mark.slow
+def test_the_table_of_scoring_can_be_made() -> None:
+    pytest.importorskip("torch_pruning")
+    from benchmarks.costs.scoring import measure_scoring
+
+    lines = measure_scoring(smoke=True)
+    assert {line.section for line in lines} == {"scoring"}
+    assert sum(line.bound is not None for line in lines) == 5
+    assert all(line.value > 0 and line.setting for line in lines)

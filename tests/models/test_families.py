@@ -1,0 +1,257 @@
+"""Every family keeps the laws: cutting is silencing, costs add up, scores are slopes of the loss, files come back."""
+
+import copy
+import itertools
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from builders.counting import count_macs
+from builders.families_hybrids import TIMM_HYBRIDS
+from builders.families_timm import TIMM, build_row
+from builders.models import one_unit_plan, random_plan, same_tensors
+from builders.rows import EACH_KIND, MADE_BY_HAND, ROWS, WHOLE
+from vitrim.costs.counting import Cost, count_cost
+from vitrim.hooks import logits_of
+from vitrim.importance import _losses_without, mean_loss, score
+from vitrim.models import describe, origin_of
+from vitrim.plan import PruningPlan
+from vitrim.recovery import recover
+from vitrim.saving.checkpoint import load, save
+from vitrim.structure import ViTStructure
+from vitrim.surgery import gated, prune, silence, skipping, unit_gate
+
+EXACT = 1e-12
+VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
+IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | VARIANTS) - EACH_KIND
+PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SLOW_RUN else name for name in ROWS]
+FEW = [name if name in EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+every_family = pytest.mark.parametrize("family", PARAMETERS)
+every_kind = pytest.mark.parametrize("family", FEW)
+
+
+def name_of(parameter: Any) -> str:
+    return parameter if isinstance(parameter, str) else parameter.values[0]
+
+
+@cache
+def _built(family: str) -> nn.Module:
+    return build_row(ROWS[family])
+
+
+def built(family: str) -> nn.Module:
+    """The row's model in float64 and eval mode, a copy for each test."""
+    return copy.deepcopy(_built(family))
+
+
+def images_for(structure: ViTStructure, count: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, structure.in_chans, *structure.img_size, generator=generator, dtype=dtype)
+
+
+def removable(structure: ViTStructure) -> list[int]:
+    return [index for index, block in enumerate(structure.blocks) if not block.locked]
+
+
+def plans(structure: ViTStructure) -> dict[str, PruningPlan]:
+    """Uneven widths, one unit in every group that may be cut, and the first block that may go gone."""
+    found = {"uneven": random_plan(structure, seed=1), "one unit": one_unit_plan(structure)}
+    free = removable(structure)
+    if free and len(structure.blocks) > 1:
+        found["block removed"] = random_plan(
+            structure, seed=2, blocks=tuple(i for i in range(len(structure.blocks)) if i != free[0])
+        )
+    return found
+
+
+def relative_distance(one: Tensor, two: Tensor) -> float:
+    return ((one - two).abs().max() / two.abs().max().clamp_min(1e-30)).item()
+
+
+@every_family
+def test_what_cannot_be_cut_says_why(family: str) -> None:
+    """Every row can lose heads, neurons or blocks; what it cannot lose stands above, with a part of the reason."""
+    structure = describe(built(family))
+    reasons = {group.kind: group.locked for block in structure.blocks for group in block.groups if group.locked}
+    reasons |= {} if removable(structure) else {"blocks": structure.blocks[0].locked}
+    assert reasons.keys() == WHOLE.get(family, {}).keys()
+    for kind, reason in reasons.items():
+        assert WHOLE[family][kind] in reason
+    assert structure.blocks
+    assert len(reasons) < 3
+
+
+def set_fused(model: nn.Module, fused: bool) -> None:
+    """Choose the attention path as each library names it."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("sdpa" if fused else "eager")
+
+
+@every_family
+@torch.no_grad()
+def test_cutting_equals_silencing(family: str) -> None:
+    """On the fused and the unfused attention path, in eval and in train mode."""
+    model = built(family)
+    structure = describe(model)
+    images = images_for(structure)
+    for fused, training in itertools.product((True, False), (False, True)):
+        set_fused(model, fused)
+        model.train(training)
+        found = [plan for plan in plans(structure).values() if not plan.keeps_all(structure)]
+        for plan in found if fused and not training else found[-1:]:
+            student, whole = prune(model, plan), copy.deepcopy(model)
+            with silence(whole, plan):
+                wanted = logits_of(whole(images))
+            assert relative_distance(logits_of(student(images)), wanted) < EXACT
+    assert relative_distance(logits_of(model(images)), wanted) > 1e-6  # else it would say nothing
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+@pytest.mark.parametrize("family", sorted(EACH_KIND))
+@torch.no_grad()
+def test_cutting_equals_silencing_after_compiling(family: str) -> None:
+    model = built(family)
+    structure = describe(model)
+    images = images_for(structure)
+    plan = list(plans(structure).values())[-1]
+    student = torch.compile(prune(model, plan), backend="aot_eager")
+    with silence(model, plan):
+        wanted = logits_of(model(images))
+    assert relative_distance(logits_of(student(images)), wanted) < EXACT
+
+
+@every_kind
+@torch.no_grad()
+def test_keeping_everything_changes_nothing(family: str) -> None:
+    model = built(family)
+    structure = describe(model)
+    images = images_for(structure)
+    student = prune(model, structure.full_plan())
+    assert same_tensors(student, model)
+    assert torch.equal(logits_of(student(images)), logits_of(model(images)))
+
+
+@every_kind
+def test_cutting_twice_equals_cutting_by_the_composed_plan(family: str) -> None:
+    model = built(family)
+    first = list(plans(describe(model)).values())[-1]
+    once = prune(model, first)
+    second = random_plan(describe(once), seed=3)
+    twice, at_once = prune(once, second), prune(model, first.then(second))
+    assert same_tensors(twice, at_once)
+    images = images_for(describe(model))
+    with torch.no_grad():
+        assert torch.equal(logits_of(twice(images)), logits_of(at_once(images)))
+
+
+@every_family
+@pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fused", "unfused"])
+def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str, fused: bool) -> None:
+    model = built(family)
+    set_fused(model, fused)
+    structure = describe(model)
+    images = images_for(structure, 1)
+    for plan in [structure.full_plan(), *plans(structure).values()]:
+        student = prune(model, plan)
+        params = sum(parameter.numel() for parameter in student.parameters())
+        assert count_cost(structure, plan) == Cost(params=params, macs=count_macs(student, images))
+
+
+@every_kind
+def test_scores_are_slopes_of_the_loss(family: str) -> None:
+    """Of each group's first and last unit, against autograd through a gate on all of the unit's columns."""
+    model = built(family)
+    structure = describe(model)
+    images, label = images_for(structure, 2), torch.tensor([1, 2])
+    found = score(model, [(images, label)], "taylor")
+    for index, block in enumerate(structure.blocks):
+        for group in block.groups:
+            if group.locked:
+                continue
+            for unit in {0, group.count - 1}:
+                slopes = []
+                for i in range(2):
+                    gate = unit_gate(group, tuple(range(group.count))).double().requires_grad_()
+                    with gated(model, [(group, gate)]):  # twice: torch's batch norm errs in the gradients of one image
+                        loss = F.cross_entropy(logits_of(model(images[[i, i]]))[:1], label[i : i + 1])
+                    slope = torch.autograd.grad(loss, gate)[0].view(group.count, group.width)[unit].sum()
+                    slopes.append(slope.abs().item())
+                assert found.group(group.key, index)[unit] == pytest.approx(sum(slopes) / 2, rel=1e-6, abs=1e-12)
+
+
+@every_kind
+@torch.no_grad()
+def test_blocks_are_judged_as_if_each_were_skipped_in_a_pass_of_its_own(family: str) -> None:
+    model = built(family)
+    structure = describe(model)
+    if len(removable(structure)) < 2:
+        pytest.skip("one block at most can go")
+    batches = [(images_for(structure), torch.arange(2) % structure.num_classes)]
+    for gone in ([], removable(structure)[:1]):
+        losses = _losses_without(model, structure, gone, batches)
+        assert set(losses) == set(removable(structure)) - set(gone)
+        for index, loss in losses.items():
+            with skipping(model, [structure.blocks[i] for i in (*gone, index)]):
+                assert loss == pytest.approx(mean_loss(model, batches), rel=1e-12)
+
+
+@every_kind
+@torch.no_grad()
+def test_recovery_refits_what_reads_removed_units(family: str) -> None:
+    model = built(family)
+    structure = describe(model)
+    plan = list(plans(structure).values())[-1]
+    batches = [(images_for(structure, 6), torch.zeros(6, dtype=torch.long))]
+    student = prune(model, plan)
+    recovered = recover(student, model, plan, batches)
+    cut = [
+        describe(student).blocks[position].group(group.key).reader
+        for position, kept in enumerate(plan.blocks)
+        for group in structure.blocks[kept.block].groups
+        if len(kept.units(group.key)) < group.count
+    ]
+    for reader in cut:
+        assert not torch.equal(recovered.get_submodule(reader).weight, student.get_submodule(reader).weight)
+    assert torch.isfinite(logits_of(recovered(batches[0][0]))).all()
+    assert same_tensors(recover(model, model, structure.full_plan(), batches), model)
+
+
+@pytest.mark.parametrize("family", [name for name in FEW if name_of(name) not in MADE_BY_HAND])
+@torch.no_grad()
+def test_files_give_the_model_back_with_and_without_vitrim(family: str, tmp_path: Path) -> None:
+    model = build_row(ROWS[family], dtype=torch.float32)
+    structure = describe(model)
+    student = prune(model, list(plans(structure).values())[-1])
+    images = images_for(structure, dtype=torch.float32)
+    logits = logits_of(student(images))
+    save(student, tmp_path)
+    assert torch.equal(logits_of(load(tmp_path)(images)), logits)
+    if origin_of(model).library == "timm":
+        through_timm = timm.create_model(f"local-dir:{tmp_path}").eval()
+        assert same_tensors(through_timm, student)
+        assert torch.equal(logits_of(through_timm(images)), logits)
+    if (tmp_path / "modeling.py").exists():
+        alone = standalone(tmp_path).load_model()
+        assert same_tensors(alone, student)
+        assert torch.equal(logits_of(alone(images)), logits)
+
+
+def standalone(folder: Path) -> ModuleType:
+    """The `modeling.py` of a folder, which may not mention vitrim's package."""
+    text = (folder / "modeling.py").read_text(encoding="utf-8")
+    assert "import vitrim" not in text and "from vitrim" not in text
+    module = ModuleType("modeling")
+    module.__file__ = str(folder / "modeling.py")
+    exec(compile(text, module.__file__, "exec"), vars(module))
+    return module

@@ -1,0 +1,192 @@
+"""torchvision's models: hooks see what the heads' readers read, and the user's model is left as it was."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from test_families import EXACT, images_for, relative_distance
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
+
+from builders.families_timm import build_row
+from builders.families_torchvision import SWIN, TORCHVISION, VIT
+from builders.models import random_plan, same_tensors
+from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models import adapter_for, adapter_of_library, describe, origin_of, readable, with_new_head
+from vitrim.saving.checkpoint import load, save
+from vitrim.structure import ViTStructure
+from vitrim.surgery import prune, silence
+
+every_family = pytest.mark.parametrize("family", TORCHVISION)
+
+
+@pytest.fixture
+def fast_path():
+    """torch's one operation for a whole attention, as users have it; it is off in the other tests."""
+    torch.backends.mha.set_fastpath_enabled(True)
+    yield
+    torch.backends.mha.set_fastpath_enabled(False)
+
+
+def classes(model: nn.Module) -> list[type]:
+    return [type(module) for module in model.modules()]
+
+
+def readers_seen(model: nn.Module, structure: ViTStructure, images: Tensor) -> set[str]:
+    """The readers whose hooks run in a forward pass."""
+    seen: set[str] = set()
+    readers = [group.reader for block in structure.blocks for group in block.groups]
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.add(name)) for name in readers
+    ]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@every_family
+@torch.no_grad()
+def test_readable_changes_nothing_but_what_hooks_see(family: str) -> None:
+    model = build_row(TORCHVISION[family])
+    structure = describe(model)
+    images, before = images_for(structure), classes(model)
+    readers = {group.reader for block in structure.blocks for group in block.groups}
+    plain = model(images)
+    assert readers_seen(model, structure, images) < readers
+    with readable(model):
+        assert relative_distance(model(images), plain) < EXACT
+        assert readers_seen(model, structure, images) == readers
+    assert classes(model) == before
+    assert torch.equal(model(images), plain)
+
+
+@every_family
+def test_readable_restores_the_model_after_an_error(family: str) -> None:
+    model = build_row(TORCHVISION[family])
+    before = classes(model)
+    with pytest.raises(KeyError), readable(model), readable(model):
+        raise KeyError
+    assert classes(model) == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@torch.no_grad()
+def test_cutting_equals_silencing_with_the_fast_path(fast_path: None) -> None:
+    model = build_row(TORCHVISION["torchvision ViT"])
+    structure = describe(model)
+    images = images_for(structure)
+    plan = random_plan(structure, seed=1)
+    with silence(model, plan):
+        wanted = model(images)
+    assert relative_distance(prune(model, plan)(images), wanted) < EXACT
+
+
+def test_a_description_does_not_depend_on_the_fast_path(fast_path: None) -> None:
+    model = build_row(TORCHVISION["torchvision ViT"])
+    with_it = describe(model)
+    torch.backends.mha.set_fastpath_enabled(False)
+    assert describe(copy.deepcopy(model)) == with_it
+
+
+def test_only_attentions_that_lost_heads_are_ours() -> None:
+    model = build_row(TORCHVISION["torchvision ViT"])
+    structure = describe(model)
+    plan = random_plan(structure, seed=1)
+    student = prune(model, plan)
+    for kept, block in zip(plan.blocks, structure.blocks, strict=True):
+        whole = len(kept.heads) == block.heads.count
+        assert (type(student.get_submodule(block.name).self_attention) is nn.MultiheadAttention) == whole
+    assert all(type(m) is nn.MultiheadAttention for m in model.modules() if isinstance(m, nn.MultiheadAttention))
+
+
+def test_blocks_keep_their_names() -> None:
+    model = adapter_of_library("torchvision").create("VisionTransformer", **{**VIT, "num_layers": 3})
+    student = prune(model, random_plan(describe(model), blocks=(0, 2)))
+    assert [block.name for block in describe(student).blocks] == [
+        "encoder.layers.encoder_layer_0",
+        "encoder.layers.encoder_layer_2",
+    ]
+    assert student.state_dict().keys() <= model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "swin_v2_t"])
+def test_models_of_the_library_are_known_by_their_names(name: str) -> None:
+    """However they were made; built on no device, for they are large."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, num_classes=7)
+    origin = origin_of(model)
+    assert origin.architecture == describe(model).model == name
+    assert origin.model_args["num_classes"] == describe(model).num_classes == 7
+    with torch.device("meta"):
+        again = adapter_for(model).build(origin)
+    shapes = [{key: tensor.shape for key, tensor in m.state_dict().items()} for m in (model, again)]
+    assert shapes[0] == shapes[1]
+
+
+def test_preprocessing_is_that_of_the_published_weights_of_this_size() -> None:
+    with torch.device("meta"):
+        small, large = (torchvision.models.vit_b_16(image_size=size) for size in (224, 384))
+        swin, odd = torchvision.models.swin_t(), torchvision.models.vit_b_16(image_size=32)
+    of = adapter_for(small).preprocessing
+    assert (of(small)["interpolation"], of(small)["crop_pct"]) == ("bilinear", 224 / 256)
+    assert (of(large)["interpolation"], of(large)["crop_pct"]) == ("bicubic", 1.0)
+    assert (of(swin)["interpolation"], of(swin)["crop_pct"]) == ("bicubic", 224 / 232)
+    assert of(odd)["img_size"] == [32, 32] and of(odd)["crop_pct"] == 0.875
+
+
+def test_layers_that_no_argument_tells_cannot_be_saved_but_cut(tmp_path) -> None:
+    model = build_row(TORCHVISION["torchvision ViT"])
+    model.encoder.ln = nn.LayerNorm(16, eps=0.1)
+    student = prune(model, random_plan(describe(model), seed=1))
+    with pytest.raises(UnsupportedModel, match="other layers"):
+        save(student, tmp_path)
+
+
+def test_a_new_head_is_built_again(tmp_path) -> None:
+    model = with_new_head(build_row(TORCHVISION["torchvision Swin"], dtype=torch.float32), 3)
+    assert describe(model).num_classes == 3
+    student = prune(model, random_plan(describe(model), seed=1))
+    save(student, tmp_path)
+    again = load(tmp_path)
+    assert same_tensors(again, student)
+    assert describe(again) == describe(student)
+
+
+@pytest.mark.parametrize(
+    "name, arguments, found",
+    [
+        ("vit_b_17", {}, "vit_b_16"),
+        ("vit_b_16", {"patch_size": 8}, "patch_size"),
+        ("VisionTransformer", {**VIT, "img_size": 33}, "indivisible"),
+    ],
+)
+def test_wrong_names_and_settings_are_refused(name: str, arguments: dict, found: str) -> None:
+    with pytest.raises(SettingError, match=found):
+        adapter_of_library("torchvision").create(name, **arguments)
+
+
+def test_stochastic_depth_grows_with_depth_where_there_is_one() -> None:
+    swin = adapter_of_library("torchvision").create("SwinTransformer", **SWIN, img_size=32, window_size=[4, 4])
+    adapter = adapter_for(swin)
+    adapter.set_drop_path(swin, 0.2)
+    rates = [swin.get_submodule(block.name).stochastic_depth.p for block in describe(swin).blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    vit = build_row(TORCHVISION["torchvision ViT"])
+    adapter.set_drop_path(vit, 0.0)
+    with pytest.raises(SettingError, match="no stochastic depth"):
+        adapter.set_drop_path(vit, 0.1)
+
+
+@every_family
+@torch.no_grad()
+def test_images_of_other_sizes_are_cut_into_windows_alike(family: str) -> None:
+    """Windows are padded and shifted as torchvision does it, whatever remains at the edges."""
+    model = build_row(TORCHVISION[family])
+    for attention in [module for module in model.modules() if isinstance(module, ShiftedWindowAttention)]:
+        for size in ((5, 7), (3, 9), (8, 8), (2, 13)):
+            x = torch.randn(2, *size, attention.qkv.in_features, dtype=torch.float64)
+            plain = attention(x)
+            with readable(model):
+                assert relative_distance(attention(x), plain) < EXACT

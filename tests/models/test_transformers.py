@@ -1,0 +1,331 @@
+"""Models of transformers: they load anywhere after `import vitrim`, and what cannot be cut is refused by name."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from test_families import EXACT, images_for, plans, relative_distance, set_fused
+from torch import Tensor, nn
+
+from builders.counting import count_macs
+from builders.families_timm import build_row
+from builders.families_transformers import BACKBONES, HUGGINGFACE, PLAIN
+from builders.models import random_plan, same_tensors
+from vitrim.costs.counting import Cost, count_cost
+from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
+from vitrim.hooks import logits_of
+from vitrim.models import adapter_for, adapter_of_library, describe, origin_of, with_new_head
+from vitrim.saving.checkpoint import load, save
+from vitrim.structure import ViTStructure
+from vitrim.surgery import prune, silence
+
+ROWS = {**HUGGINGFACE, **BACKBONES}
+CLASSIFIER = transformers.AutoModelForImageClassification
+ROUNDED = 1e-5  # in float32: transformers maps the file into memory, and other places in memory round otherwise
+some_families = pytest.mark.parametrize(
+    "family", ["transformers ViT", "transformers DINOv2, SwiGLU", "transformers CLIP", "transformers Swin", "DINOv3"]
+)
+
+
+def cut_model(family: str = "transformers ViT", seed: int = 1) -> nn.Module:
+    """A model in float32 that lost heads, neurons and its first block."""
+    model = build_row(ROWS[family], dtype=torch.float32)
+    structure = describe(model)
+    return prune(model, random_plan(structure, seed=seed, blocks=tuple(range(1, len(structure.blocks)))))
+
+
+def through_auto(folder: Path, auto: type | None = None) -> nn.Module:
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    auto = auto or (CLASSIFIER if "Classification" in architecture else transformers.AutoModel)
+    model, loading = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading.values())
+    return model
+
+
+@torch.no_grad()
+def assert_same(one: nn.Module, two: nn.Module) -> None:
+    assert type(one) is type(two)
+    assert same_tensors(one, two)
+    images = images_for(describe(two), dtype=torch.float32)
+    assert relative_distance(logits_of(one(images)), logits_of(two(images))) < ROUNDED
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@torch.no_grad()
+def test_cutting_equals_silencing_in_backbones(family: str, fused: bool, mode: str) -> None:
+    model = build_row(BACKBONES[family])
+    structure = describe(model)
+    images = images_for(structure)
+    set_fused(model, fused)
+    model.train(mode == "train")
+    for plan in plans(structure).values():
+        student = prune(model, plan)
+        with silence(copy.deepcopy(model), plan) as _, silence(model, plan):
+            wanted = logits_of(model(images))
+        assert relative_distance(logits_of(student(images)), wanted) < EXACT
+        assert relative_distance(logits_of(model(images)), wanted) > 1e-6
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str) -> None:
+    model = build_row(BACKBONES[family])
+    structure = describe(model)
+    for plan in plans(structure).values():
+        student = prune(model, plan)
+        params = sum(parameter.numel() for parameter in student.parameters())
+        assert count_cost(structure, plan) == Cost(params=params, macs=count_macs(student, images_for(structure, 1)))
+
+
+@some_families
+def test_auto_classes_load_a_folder_that_vitrim_wrote(family: str, tmp_path: Path) -> None:
+    student = cut_model(family)
+    save(student, tmp_path)
+    assert_same(through_auto(tmp_path), student)
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_save_pretrained_and_back(family: str, tmp_path: Path) -> None:
+    student = cut_model(family)
+    student.save_pretrained(tmp_path)
+    again = through_auto(tmp_path)
+    again._forward_pre_hooks, again._forward_pre_hooks_with_kwargs = (  # MAE's mask
+        student._forward_pre_hooks,
+        student._forward_pre_hooks_with_kwargs,
+    )
+    assert_same(again, student)
+
+
+def test_a_model_loaded_by_transformers_can_be_cut_and_saved_again(tmp_path: Path) -> None:
+    student = cut_model()
+    student.save_pretrained(tmp_path / "one")
+    again = through_auto(tmp_path / "one")
+    plan = random_plan(describe(again), seed=5)
+    twice = prune(again, plan)
+    assert origin_of(twice).plan == origin_of(student).plan.then(plan)
+    save(twice, tmp_path / "two")
+    assert_same(load(tmp_path / "two"), twice)
+    assert_same(through_auto(tmp_path / "two"), twice)
+    twice.save_pretrained(tmp_path / "three")
+    assert_same(through_auto(tmp_path / "three"), twice)
+
+
+def test_a_fresh_process_needs_only_import_vitrim(tmp_path: Path) -> None:
+    student = cut_model()
+    save(student, tmp_path)
+    images = images_for(describe(student), dtype=torch.float32)
+    with torch.no_grad():
+        torch.save((images, student(images).logits), tmp_path / "wanted.pt")
+    code = """
+import sys
+import vitrim
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+import vitrim.models
+assert "transformers" not in sys.modules
+import torch
+from transformers import AutoModelForImageClassification
+images, wanted = torch.load(sys.argv[1] + "/wanted.pt")
+with torch.no_grad():
+    logits = AutoModelForImageClassification.from_pretrained(sys.argv[1])(images).logits
+assert torch.allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
+
+
+def test_auto_model_gives_the_backbone_of_a_classifier(tmp_path: Path) -> None:
+    student = cut_model()
+    student.save_pretrained(tmp_path)
+    backbone = transformers.AutoModel.from_pretrained(tmp_path)
+    assert type(backbone) is transformers.ViTModel
+    ours = {name.removeprefix("vit."): tensor for name, tensor in student.state_dict().items()}
+    found = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith("pooler.")}
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in found.items())
+
+
+def test_names_of_tensors_are_those_of_the_library() -> None:
+    model = build_row(ROWS["transformers ViT"])
+    structure = describe(model)
+    narrower = prune(model, random_plan(structure, seed=1))
+    assert list(narrower.state_dict()) == list(model.state_dict())
+    assert type(narrower) is type(model)
+
+
+def test_the_dense_model_and_its_configuration_stay_as_they_were() -> None:
+    model = build_row(ROWS["transformers ViT"])
+    before = model.config.to_dict()
+    prune(model, random_plan(describe(model), blocks=(0,)))
+    assert model.config.to_dict() == before
+    assert type(model.config) is transformers.ViTConfig
+
+
+def test_keeping_everything_leaves_a_model_that_plain_transformers_loads(tmp_path: Path) -> None:
+    model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
+    same = prune(model, describe(model).full_plan())
+    assert type(same.config) is transformers.ViTConfig
+    save(same, tmp_path)
+    loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path)
+    assert_same(loaded, model)
+
+
+@some_families
+@torch.no_grad()
+def test_hidden_states_and_attentions_are_those_of_what_is_left(family: str) -> None:
+    student = cut_model(family)
+    structure = describe(student)
+    student.set_attn_implementation("eager")
+    out = student(images_for(structure, dtype=torch.float32), output_hidden_states=True, output_attentions=True)
+    if "Swin" not in family:  # which gives one state for each stage
+        assert len(out.hidden_states) == 1 + len(structure.blocks)
+        assert [a.shape[1] for a in out.attentions] == [block.heads.count for block in structure.blocks]
+        assert getattr(student.config, "vision_config", student.config).num_hidden_layers == len(structure.blocks)
+    assert all(isinstance(state, Tensor) for state in out.hidden_states)
+
+
+def test_a_description_leaves_no_table_without_values_behind() -> None:
+    """transformers keeps rotary positions and relative ones for the whole process."""
+    for family, side in (("DINOv3", 48), ("transformers BEiT, relative", 48)):
+        model = adapter_of_library("transformers").create(
+            "DINOv3ViTModel" if family == "DINOv3" else "BeitForImageClassification",
+            **{**PLAIN, "image_size": side},
+            **({} if family == "DINOv3" else {"use_relative_position_bias": True}),
+        )
+        structure: ViTStructure = describe(model.eval())
+        assert torch.isfinite(logits_of(model(images_for(structure, dtype=torch.float32)))).all()
+
+
+@pytest.mark.parametrize(
+    "architecture, found",
+    [
+        ("CLIPModel", "input_ids besides pixel_values"),
+        ("SiglipModel", "input_ids besides pixel_values"),
+        ("Siglip2VisionModel", "pixel_attention_mask and spatial_shapes besides pixel_values"),
+        ("BertModel", "takes no images"),
+        ("ViTForMaskedImageModeling", "none of the classes"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_by_name(architecture: str, found: str) -> None:
+    cls = getattr(transformers, architecture)
+    with torch.device("meta"):
+        model = cls(cls.config_class())
+    with pytest.raises(UnsupportedModel, match=rf"transformers' {architecture}, which .*{found}"):
+        describe(model)
+
+
+def test_what_lies_outside_the_blocks_is_named() -> None:
+    uncut = describe(build_row(BACKBONES["SigLIP"])).uncut
+    assert any("head.attention" in part for part in uncut) and any("head.mlp" in part for part in uncut)
+
+
+@pytest.mark.parametrize("missing", ["dense", "vitrim"])
+def test_a_folder_that_does_not_say_how_it_was_cut_is_refused(missing: str, tmp_path: Path) -> None:
+    cut_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[missing]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatch, match=missing):
+        CLASSIFIER.from_pretrained(tmp_path)
+
+
+def test_a_folder_of_transformers_is_a_name_for_create(tmp_path: Path) -> None:
+    model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    create = adapter_of_library("transformers").create
+    assert_same(create(str(tmp_path), pretrained=True), model)
+    other = create(str(tmp_path), num_classes=3)
+    assert describe(other).num_classes == 3
+    assert torch.equal(other.vit.layernorm.weight, model.vit.layernorm.weight)
+    cut_model().save_pretrained(tmp_path)
+    assert_same(create(str(tmp_path)), cut_model())
+
+
+@pytest.mark.parametrize(
+    "name, arguments, found",
+    [
+        ("no-such-folder", {}, "no model under 'no-such-folder'"),
+        ("ViTForImageClassification", {"num_haeds": 3}, "no num_haeds"),
+        ("ViTForImageClassification", {"pretrained": True}, "without weights"),
+        ("ViTForImageClassification", {"hidden_act": "no-such"}, "could not build"),
+    ],
+)
+def test_wrong_names_and_settings_are_refused(name: str, arguments: dict, found: str, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SettingError, match=found):
+        adapter_of_library("transformers").create(name, **arguments)
+
+
+@pytest.mark.parametrize("family", ["transformers ViT", "transformers DINOv2", "transformers DeiT, distilled"])
+def test_a_new_head_is_built_again(family: str, tmp_path: Path) -> None:
+    model = with_new_head(build_row(ROWS[family], dtype=torch.float32), 3)
+    structure = describe(model)
+    assert structure.num_classes == 3
+    student = prune(model, random_plan(structure, seed=1))
+    save(student, tmp_path, classes=("ant", "bee", "cat"))
+    assert_same(load(tmp_path), student)
+    assert through_auto(tmp_path).config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    assert origin_of(load(tmp_path)).classes == ("ant", "bee", "cat")
+
+
+def test_a_backbone_has_no_head_to_replace() -> None:
+    with pytest.raises(SettingError, match="ForImageClassification"):
+        with_new_head(build_row(BACKBONES["ViT"]), 3)
+
+
+def test_arguments_besides_the_configuration_are_kept(tmp_path: Path) -> None:
+    model = transformers.ViTModel(transformers.ViTConfig(**PLAIN), add_pooling_layer=False)
+    student = prune(model.eval(), random_plan(describe(model), seed=1))
+    save(student, tmp_path)
+    assert same_tensors(load(tmp_path), student)
+    assert same_tensors(through_auto(tmp_path), student)
+
+
+def test_preprocessing_is_that_of_the_folder_else_of_the_family(tmp_path: Path) -> None:
+    model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
+    adapter = adapter_for(model)
+    squashed = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    assert adapter.preprocessing(model) == {"img_size": [32, 32], **squashed}
+    model.save_pretrained(tmp_path)
+    processor = {
+        "do_center_crop": True,
+        "crop_size": {"height": 32, "width": 32},
+        "size": {"shortest_edge": 40},
+        "resample": 3,
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert adapter.preprocessing(through_auto(tmp_path)) == {
+        "img_size": [32, 32],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "interpolation": "bicubic",
+        "crop_pct": 0.8,
+        "crop_mode": "center",
+    }
+
+
+def test_stochastic_depth_grows_with_depth_where_the_family_has_it() -> None:
+    model = build_row(ROWS["transformers DINOv2"])
+    adapter = adapter_for(model)
+    adapter.set_drop_path(model, 0.2)
+    first, last = (model.get_submodule(block.name).drop_path for block in describe(model).blocks)
+    assert isinstance(first, nn.Identity) and last.drop_prob == pytest.approx(0.2)
+    adapter.set_drop_path(model, 0.0)
+    assert all(isinstance(model.get_submodule(block.name).drop_path, nn.Identity) for block in describe(model).blocks)
+    plain = build_row(ROWS["transformers ViT"])
+    adapter.set_drop_path(plain, 0.0)
+    with pytest.raises(SettingError, match="no stochastic depth"):
+        adapter.set_drop_path(plain, 0.1)

@@ -1,0 +1,247 @@
+"""Laws of cutting: removing is silencing, keeping all changes nothing, cuts compose, the dense model is untouched."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from builders.models import SIZES, VARIANTS, build, one_unit_plan, random_images, random_plan, same_tensors
+from vitrim.allocation import Budget, allocate
+from vitrim.costs.counting import count_cost
+from vitrim.errors import PlanMismatch, UnsupportedModel
+from vitrim.importance import score
+from vitrim.models import describe
+from vitrim.plan import PruningPlan
+from vitrim.structure import ViTStructure
+from vitrim.surgery import prune, silence
+
+EXACT = 1e-12
+PLANS = {
+    "uneven": lambda structure: random_plan(structure, seed=1),
+    "one unit": one_unit_plan,
+    "first block removed": lambda structure: random_plan(structure, seed=3, blocks=(1, 2, 3)),
+    "middle blocks removed": lambda structure: random_plan(structure, seed=4, blocks=(0, 3)),
+    "last block removed": lambda structure: random_plan(structure, seed=5, blocks=(0, 1, 2)),
+    "one block left": lambda structure: random_plan(structure, seed=6, blocks=(2,)),
+    "only a block removed": lambda structure: structure.full_plan().without_blocks([1]),
+}
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    return float((first - second).detach().abs().max())
+
+
+def set_attention(model: nn.Module, fused: bool) -> None:
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+
+
+@pytest.mark.parametrize("plan_name", PLANS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_removing_equals_silencing(variant: str, plan_name: str) -> None:
+    model, images = build(variant), random_images(2)
+    plan = PLANS[plan_name](describe(model))
+    student = prune(model, plan)
+    for fused, training in ((True, False), (False, False), (True, True), (False, True)):
+        set_attention(model, fused), set_attention(student, fused)
+        model.train(training), student.train(training)
+        with silence(model, plan):
+            silenced = model(images)
+        assert distance(student(images), silenced) < EXACT
+        assert distance(model(images), silenced) > 1e-3  # else the law would say nothing
+
+
+@torch.no_grad()
+def test_silencing_equals_zeroing_what_reads_the_units() -> None:
+    model, images = build(), random_images()
+    structure = describe(model)
+    plan = random_plan(structure, seed=7)
+    zeroed = copy.deepcopy(model)
+    for kept, block in zip(plan.blocks, zeroed.blocks, strict=True):
+        width = block.attn.head_dim
+        for head in set(range(SIZES["num_heads"])) - set(kept.heads):
+            block.attn.proj.weight[:, head * width : (head + 1) * width] = 0
+        for neuron in set(range(block.mlp.fc1.out_features)) - set(kept.neurons):
+            block.mlp.fc2.weight[:, neuron] = 0
+    with silence(model, plan):
+        assert distance(model(images), zeroed(images)) < EXACT
+
+
+def test_gradients_of_the_cut_model_are_those_of_the_silenced_one() -> None:
+    model, images = build(), random_images()
+    plan = random_plan(describe(model), seed=8)
+    student = prune(model, plan)
+    with silence(model, plan):
+        model(images).square().sum().backward()
+    student(images).square().sum().backward()
+    for mine, theirs in zip(student.blocks, model.blocks, strict=True):
+        assert distance(mine.norm1.weight.grad, theirs.norm1.weight.grad) < 1e-9
+    first = plan.blocks[0]
+    theirs = model.blocks[0].mlp.fc1.weight.grad[list(first.neurons)]
+    assert distance(student.blocks[0].mlp.fc1.weight.grad, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_keeping_everything_changes_nothing(variant: str) -> None:
+    model, images = build(variant), random_images()
+    student = prune(model, describe(model).full_plan())
+    assert same_tensors(student, model)
+    assert torch.equal(student(images), model(images))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_cutting_twice_equals_cutting_by_the_composed_plan(variant: str) -> None:
+    model, images = build(variant), random_images()
+    first = random_plan(describe(model), seed=1, blocks=(0, 2, 3))
+    once = prune(model, first)
+    second = random_plan(describe(once), seed=2, blocks=(0, 2))
+    twice, at_once = prune(once, second), prune(model, first.then(second))
+    assert same_tensors(twice, at_once)
+    assert torch.equal(twice(images), at_once(images))
+    assert describe(twice) == describe(at_once)
+
+
+@torch.no_grad()
+def test_the_dense_model_is_left_as_it_was() -> None:
+    model, images = build(), random_images()
+    model.blocks[0].mlp.fc1.weight.requires_grad_(False)
+    before, logits = copy.deepcopy(model), model(images)
+    plan = random_plan(describe(model), blocks=(0, 2))
+    student = prune(model, plan)
+    with silence(model, plan):
+        model(images)
+    for parameter in student.parameters():
+        parameter.fill_(1.0)
+    assert same_tensors(model, before)
+    assert describe(model) == describe(before)
+    assert torch.equal(model(images), logits)
+    assert not student.blocks[0].mlp.fc1.weight.requires_grad
+    assert student.blocks[0].mlp.fc2.weight.requires_grad
+
+
+@torch.no_grad()
+def test_what_two_blocks_share_is_cut_in_each_as_the_plan_says() -> None:
+    model, images = build(), random_images()
+    first, second, third, _ = model.blocks
+    second.norm1.weight = first.norm1.weight  # the first block goes
+    second.mlp.fc1.weight = third.mlp.fc1.weight  # and these lose different neurons
+    plan = random_plan(describe(model), seed=9, blocks=(1, 2, 3))
+    with silence(model, plan):
+        silenced = model(images)
+    assert distance(prune(model, plan)(images), silenced) < EXACT
+    assert second.mlp.fc1.weight is third.mlp.fc1.weight
+
+
+def test_a_model_without_data_is_cut_to_the_same_shapes() -> None:
+    model = build()
+    plan = random_plan(describe(model), seed=1, blocks=(0, 2))
+    bare = copy.deepcopy(model).to("meta")
+    with torch.device("meta"):
+        student = prune(bare, plan)
+    shapes = {name: tensor.shape for name, tensor in prune(model, plan).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in student.state_dict().items()} == shapes
+    assert all(parameter.is_meta for parameter in student.parameters())
+
+
+def test_the_cut_model_keeps_the_mode_and_the_dtype() -> None:
+    model = build(dtype=torch.bfloat16).train()
+    student = prune(model, random_plan(describe(model)))
+    assert student.training
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.bfloat16}
+
+
+def test_silencing_ends_with_its_context_even_after_an_error() -> None:
+    model, images = build(), random_images()
+    logits = model(images)
+    with pytest.raises(KeyError), silence(model, random_plan(describe(model), blocks=(0, 2))):
+        raise KeyError
+    assert torch.equal(model(images), logits)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_cut_model_is_an_ordinary_shallower_one(variant: str) -> None:
+    model, images = build(variant), random_images()
+    student = prune(model, random_plan(describe(model), blocks=(0, 1, 3)))
+    shallower = build(variant, depth=3)
+    assert type(student) is type(model)
+    assert list(student.state_dict()) == list(shallower.state_dict())
+    assert student.feature_info == shallower.feature_info
+    clone = copy.deepcopy(student)
+    assert torch.equal(clone(images), student(images))
+    for block in student.blocks:
+        assert block.attn.qkv.out_features == block.attn.qkv.weight.shape[0] == 3 * block.attn.attn_dim
+        assert block.mlp.fc2.in_features == block.mlp.fc1.out_features == block.mlp.fc1.weight.shape[0]
+
+
+def test_the_cut_model_gives_features_as_timm_does() -> None:
+    model, images = build(), random_images()
+    student = prune(model, random_plan(describe(model), blocks=(0, 2, 3)))
+    features = student.forward_features(images)
+    final, intermediates = student.forward_intermediates(images, indices=[0, 1, 2])
+    assert torch.equal(final, features)
+    assert len(intermediates) == 3
+    assert torch.equal(student.forward_head(features), student(images))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.export's own
+def test_the_cut_model_can_be_exported() -> None:
+    model, images = build(dtype=torch.float32), random_images(dtype=torch.float32)
+    student = prune(model, random_plan(describe(model), blocks=(0, 3)))
+    exported = torch.export.export(student, (images,)).module()
+    assert torch.allclose(exported(images), student(images), atol=1e-5)
+
+
+LOCKED = {"scale_attn_norm": "heads", "scale_mlp_norm": "neurons"}
+
+
+@pytest.mark.parametrize("option", LOCKED)
+def test_a_norm_across_units_is_refused_by_name(option: str) -> None:
+    model = build(**{option: True})
+    structure = describe(model)
+    with pytest.raises(PlanMismatch, match=rf"removes {LOCKED[option]} of block 0.*`blocks\.0\.\w+\.norm`"):
+        prune(model, PruningPlan.full(structure.model, [(1, 1)] * len(structure.blocks)))
+
+
+@pytest.mark.parametrize("option", LOCKED)
+@torch.no_grad()
+def test_a_norm_across_units_is_kept_whole_and_the_rest_is_cut_exactly(option: str) -> None:
+    model, images = build(**{option: True}), random_images()
+    structure = describe(model)
+    budget = Budget(params=0.9, macs=0.9, min_neurons=1)
+    plan = allocate(structure, score(model, [], "random"), budget)
+    for kept, block in zip(plan.blocks, structure.blocks, strict=True):
+        assert len(kept.units(LOCKED[option])) == block.group(LOCKED[option]).count
+    assert not plan.keeps_all(structure)
+    with silence(model, plan):
+        silenced = model(images)
+    assert distance(prune(model, plan)(images), silenced) < EXACT
+
+
+UNSUPPORTED = {
+    "resnet": (lambda: timm.create_model("resnet10t"), "ResNet"),
+    "plain module": (lambda: nn.Linear(2, 2), "Linear"),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_other_models_are_refused_by_what_was_found(case: str) -> None:
+    make, found = UNSUPPORTED[case]
+    model = make()
+    for use in (describe, count_cost, lambda model: prune(model, PruningPlan.full("any", [(1, 1)]))):
+        with pytest.raises(UnsupportedModel, match=found):
+            use(model)
+
+
+def test_a_model_built_without_timms_factory_can_be_cut() -> None:
+    model = VisionTransformer(patch_size=16, **SIZES).double().eval()
+    structure: ViTStructure = describe(model)
+    plan = random_plan(structure, blocks=(1, 2))
+    with silence(model, plan):
+        silenced = model(random_images())
+    assert distance(prune(model, plan)(random_images()), silenced) < EXACT

@@ -1,0 +1,38 @@
+"""Random weights and random plans, for checks that a cut model computes what the silenced one does."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitrim.plan import KeptBlock, PruningPlan
+from vitrim.structure import ViTStructure
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape)
+        if parameter.ndim == 1:  # norms, biases, layer scale
+            parameter.add_(0.3 * noise)
+        else:
+            parameter.copy_(noise * parameter[0].numel() ** -0.5)
+
+
+def random_plan(structure: ViTStructure, seed: int = 0, blocks: tuple[int, ...] | None = None) -> PruningPlan:
+    """Keep `blocks` (by default all), each with random heads and neurons, of its own number."""
+    rng = np.random.default_rng(seed)
+    kept = tuple(
+        KeptBlock.of(
+            index,
+            {
+                group.key: range(group.count) if group.locked else random_units(rng, group.count)
+                for group in structure.blocks[index].groups
+            },
+        )
+        for index in (range(len(structure.blocks)) if blocks is None else blocks)
+    )
+    return PruningPlan(model=structure.model, blocks=kept)
+
+
+def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:
+    return tuple(sorted(rng.choice(count, size=rng.integers(1, count + 1), replace=False).tolist()))
