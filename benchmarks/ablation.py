@@ -144,7 +144,7 @@ def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
     from benchmarks.cell import Job, alone_in, read_evaluation
     from vitrim.evaluation import Evaluation
     from vitrim.pipeline import compress
-    from vitrim.runs.progress import say
+    from vitrim.runs.progress import log
 
     recipes = recipes_between(cell.config, keep=keep, seed=seed)
     found = []
@@ -156,7 +156,7 @@ def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
             folder = cell.folder(job)
         else:
             folder = cell.out / f"seed-{seed}" / f"keep-{keep:g}" / f"change-{index}"
-            say(f"seed {seed}, keep {keep:g}: {name}")
+            log(f"seed {seed}, keep {keep:g}: {name}")
             with alone_in(folder):
                 compress(cell.dense(seed), cell.data, recipe, folder)
         read = partial(_evaluation, folder)

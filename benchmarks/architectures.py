@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.config import CellConfig, ModelSettings
-from vitrim.allocation import Budget, left_whole
+from vitrim.allocation import Budget, unprunable_summary
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, SettingError
 from vitrim.importance import Batch, Criterion, score
@@ -132,7 +132,7 @@ def uniform_counts(structure: ViTStructure, budget: Budget) -> list[dict[str, in
     if fewer is None:
         raise BudgetError(
             f"Cut alike in all blocks, no model fits into {budget.params:.1%} of the parameters and {budget.macs:.1%} "
-            f"of the multiply-adds; raise keep or lower recipe.budget.min_neurons.{left_whole(structure)}"
+            f"of the multiply-adds; raise keep or lower recipe.budget.min_neurons.{unprunable_summary(structure)}"
         )
     level = max(n for n in range(least, max(most, least) + 1, step) if fits(fewer, [n] * depth))
     neurons = [level] * depth
@@ -143,7 +143,7 @@ def uniform_counts(structure: ViTStructure, budget: Budget) -> list[dict[str, in
 
 
 def _count(group: UnitGroup, share: float, fewer: int, neurons: int, budget: Budget) -> int:
-    if group.locked:
+    if group.not_prunable:
         return group.count
     if group.kind == "heads":
         return min(max(round(share * group.count) - fewer, budget.min_heads), group.count)

@@ -26,7 +26,7 @@ from vitrim.recipe import Recipe
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import this_process
-from vitrim.runs.progress import say
+from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, train
@@ -45,11 +45,11 @@ def run_job(cell: Cell, job: Job) -> None:
     with alone_in(folder):
         if is_finished(folder):  # by the process that was waited for
             return
-        say(f"seed {job.seed}, keep {job.keep:g}: {job.arm}")
+        log(f"seed {job.seed}, keep {job.keep:g}: {job.arm}")
         with timed(folder):
             outcome = _RUNNERS[job.arm](_Work(cell, job, dense))
         write_record(cell, job, dense, outcome)
-    say(f"seed {job.seed}, keep {job.keep:g}: {job.arm} {outcome.evaluation['top1']:.2f} %")
+    log(f"seed {job.seed}, keep {job.keep:g}: {job.arm} {outcome.evaluation['top1']:.2f} %")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def _cut_at_once(find: Callable[[_Work], PruningPlan], work: _Work) -> Outcome:
     run = _open(work, settings)
     plan = run.once_plan("plan.json", lambda: find(work))
     student = prune(work.dense, plan)
-    after_cut = run.once_json("evaluation-cut.json", lambda: evaluate(student, work.data).to_dict(), together=True)
+    after_cut = run.once_json(
+        "evaluation-cut.json", lambda: evaluate(student, work.data).to_dict(), on_all_processes=True
+    )
     return _taught(work, run, student, settings, plan=plan, after_cut=after_cut)
 
 
@@ -179,9 +181,11 @@ def _taught(
     def read(path: Path) -> nn.Module:
         return load(path, device=this_process().device)
 
-    model = run.once("model", make, write, read, together=True)
-    evaluation = run.once_json("evaluation-final.json", lambda: evaluate(model, work.data).to_dict(), together=True)
-    run.forget_checkpoints()
+    model = run.once("model", make, write, read, on_all_processes=True)
+    evaluation = run.once_json(
+        "evaluation-final.json", lambda: evaluate(model, work.data).to_dict(), on_all_processes=True
+    )
+    run.delete_checkpoints()
     cost, cut = count_cost(model), after_cut
     rows = [("cut", cut["top1"])] if cut else []
     rows.append((name, evaluation["top1"]))

@@ -35,7 +35,7 @@ from vitrim.recipe import to_table
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, wait_for_all
-from vitrim.runs.progress import say
+from vitrim.runs.progress import log
 from vitrim.training import check_training
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ class Cell:
             self._check(model)
             self._models.clear()
             with alone_in(self.dense_folder(seed)):
-                say(f"seed {seed}: the dense model")
+                log(f"seed {seed}: the dense model")
                 recipe = dense_recipe(self.config, seed)
                 self._models[seed] = fit(model, self.data, recipe, self.dense_folder(seed))
         return self._models[seed]
@@ -132,7 +132,7 @@ def load_images(config: CellConfig, path: Path | None) -> ImageData:
     )
     found = replace(found, name=Path(settings.source).name)
     for line in found.summary():
-        say(line)
+        log(line)
     return found
 
 
@@ -176,7 +176,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for the process that works in {folder}")
+            log(f"waiting for the process that works in {folder}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

@@ -49,7 +49,7 @@ def write_record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> No
 def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[str, Any]:
     config, folder = cell.config, cell.folder(job)
     cost, whole = count_cost(outcome.model), count_cost(dense)
-    params_ratio, macs_ratio = cost.share_of(whole)
+    params_ratio, macs_ratio = cost.fraction_of(whole)
     rows = read_metrics(folder / "metrics.jsonl")
     return {
         "cell": config.name,

@@ -149,19 +149,19 @@ def _measure_all(chosen: Iterable[Section], out: Path, *, smoke: bool) -> None:
     """Measure what is not in `out` yet, one after the other in this process; others who would disturb it wait."""
     from benchmarks.cell import alone_in
     from vitrim.runs.files import read_json, write_text
-    from vitrim.runs.progress import say
+    from vitrim.runs.progress import log
 
     with alone_in(out):
         for name in chosen:
             file = out / f"{name}.json"
             if file.is_file():
                 record = read_json(file)
-                say(f"{name}: measured on {record['date']} at commit {record['commit']}; remove {file} to do it again")
+                log(f"{name}: measured on {record['date']} at commit {record['commit']}; remove {file} to do it again")
             elif name != "gpu" or has_gpu():
-                say(f"{name}: measuring")
+                log(f"{name}: measuring")
                 record = _record(name, MEASURES[name], smoke=smoke)
                 write_text(file, _to_text(record))
-                say(f"{name}: took {record['seconds']:.0f} s, kept in {file}")
+                log(f"{name}: took {record['seconds']:.0f} s, kept in {file}")
 
 
 def _record(name: Section, measure: Callable[[bool], Found], *, smoke: bool) -> Record:

@@ -25,7 +25,7 @@ from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
-LEAST_RATIO = 1e-9  # removes one channel; at zero Torch-Pruning leaves the heads alone, whatever their own ratio
+MIN_RATIO = 1e-9  # removes one channel; at zero Torch-Pruning leaves the heads alone, whatever their own ratio
 TOLERANCE = 1e-4
 
 Criterion = Literal["taylor", "taylor_of_sums", "hessian", "l2", "l1"]
@@ -98,7 +98,7 @@ def plan_by_torch_pruning(
         steps = (4 * sum(block.neurons.count for block in structure.blocks)).bit_length()  # finer than one neuron
         most = 1 / share if share else 1.0  # where neurons are at their least, heads still go on
         both = _least_ratio(lambda ratio: fits(cutter.plan(share * ratio, ratio)), 0.0, most, steps)
-        low = min(LEAST_RATIO, both)
+        low = min(MIN_RATIO, both)
         neurons = _least_ratio(lambda ratio: fits(cutter.plan(share * both, ratio)), low, both, steps)
         cut = cutter.cut(share * both, neurons)
     plan = cutter.read(cut)
@@ -186,7 +186,7 @@ class _Cutter:
         """The largest ratio that leaves every block its least width; a little less, for Torch-Pruning's rounding."""
         least = self.budget.min_heads if key == "heads" else self.budget.min_neurons
         counts = [block.group(key).count for block in self.structure.blocks]
-        return max(0.0, min(1 - least / count for count in counts) - LEAST_RATIO)
+        return max(0.0, min(1 - least / count for count in counts) - MIN_RATIO)
 
     def read(self, cut: Any) -> PruningPlan:
         """The plan that the widths of `cut` amount to: units are known by their weights, which are never changed."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from builders.models import build, random_batches, same_tensors
 from vitrim.errors import CheckpointMismatch, DataError, SettingError
-from vitrim.importance import ImportanceSettings, Scores, least_missed_blocks, mean_loss, score
+from vitrim.importance import ImportanceSettings, Scores, mean_loss, rank_blocks_for_removal, score
 from vitrim.models import describe
 from vitrim.structure import UNIT_KINDS, UnitGroup
 from vitrim.surgery import gated, skipping, unit_gate
@@ -167,13 +167,13 @@ def test_exact_scores_of_blocks_are_the_losses_without_them() -> None:
 def test_blocks_go_one_by_one_each_time_the_least_missed() -> None:
     model = build().train()
     before = copy.deepcopy(model)
-    gone = least_missed_blocks(model, random_batches(), 3)
+    gone = rank_blocks_for_removal(model, random_batches(), 3)
     assert len(set(gone)) == 3
     for step, block in enumerate(gone):
         losses = {index: loss_without(model.eval(), [*gone[:step], index]) for index in {0, 1, 2, 3} - {*gone[:step]}}
         assert losses[block] == min(losses.values())
-    assert least_missed_blocks(model, random_batches(), 2) == gone[:2]
-    assert least_missed_blocks(model, random_batches(), 0) == []
+    assert rank_blocks_for_removal(model, random_batches(), 2) == gone[:2]
+    assert rank_blocks_for_removal(model, random_batches(), 0) == []
     assert same_tensors(model, before)
 
 

@@ -106,9 +106,9 @@ def test_model_libraries_are_imported_by_their_adapters_only() -> None:
 
 
 def test_the_lowest_layers_need_the_standard_library_only() -> None:
-    foreign = [
+    unknown_files = [
         (module, name)
         for module, name in IMPORTS
         if module in STANDARD_LIBRARY_ONLY and name.split(".")[0] not in {*sys.stdlib_module_names, "vitrim"}
     ]
-    assert foreign == []
+    assert unknown_files == []

@@ -374,9 +374,9 @@ def test_scores_of_another_model_or_criterion_are_refused(tmp_path: Path) -> Non
     other_criterion = short_recipe(importance=replace(short_recipe().importance, criterion="taylor"))
     with pytest.raises(SettingError, match="made by fisher, the recipe asks for taylor"):
         compress(dense, data, other_criterion, tmp_path / "run", scores=own)
-    foreign = replace(own, weights=fingerprint(digits_model(seed=1)))
+    unknown_files = replace(own, weights=fingerprint(digits_model(seed=1)))
     with pytest.raises(SettingError, match="other weights"):
-        compress(dense, data, short_recipe(), tmp_path / "run", scores=foreign)
+        compress(dense, data, short_recipe(), tmp_path / "run", scores=unknown_files)
     assert not (tmp_path / "run").exists()
 
 

@@ -101,10 +101,10 @@ def test_cutting_twice_equals_cutting_by_the_composed_plan(variant: str) -> None
     first = random_plan(describe(model), seed=1, blocks=(0, 2, 3))
     once = prune(model, first)
     second = random_plan(describe(once), seed=2, blocks=(0, 2))
-    twice, at_once = prune(once, second), prune(model, first.then(second))
-    assert same_tensors(twice, at_once)
-    assert torch.equal(twice(images), at_once(images))
-    assert describe(twice) == describe(at_once)
+    twice, one_shot = prune(once, second), prune(model, first.then(second))
+    assert same_tensors(twice, one_shot)
+    assert torch.equal(twice(images), one_shot(images))
+    assert describe(twice) == describe(one_shot)
 
 
 @torch.no_grad()

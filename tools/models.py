@@ -36,7 +36,7 @@ from vitrim.surgery import prune, silence
 EXACT = 1e-9  # relative; float64 rounds at 1e-16, and some of these models are a hundred layers deep
 SHORT = ({"depth": 2}, {"depths": (2, 2, 2, 2)}, {"depths": (2, 2, 2)}, {"layers": (2, 2, 2, 2)}, {})
 SMALL_SIDES = (112, 128, 224, 256)  # of images: patches of 14 and 16 fit, and windows of 7 and 8
-MOST_PARAMETERS = 400e6
+MAX_PARAMETERS = 400e6
 HAS_UNITS = re.compile(r"Attention|Attn$|MHSA|GPSA|XCA|Mlp$|MLP$|Glu|GLU|FeedForward|FFN")
 CHANNEL_GATES = {"GlobalContext", "SplitAttn", "SelectiveKernelAttn", "BatNonLocalAttn"}
 
@@ -86,7 +86,7 @@ def adapter_knows(model: nn.Module) -> bool:
 def check(name: str) -> dict[str, Any]:
     model = build(name)
     structure = describe(model)
-    removable = [index for index, block in enumerate(structure.blocks) if not block.locked]
+    removable = [index for index, block in enumerate(structure.blocks) if not block.not_prunable]
     gone = {removable[len(removable) // 2]} if removable and len(structure.blocks) > 1 else set()
     plan = random_plan(structure, seed=1, blocks=tuple(i for i in range(len(structure.blocks)) if i not in gone))
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +117,7 @@ def build(name: str) -> nn.Module:
         except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, StopIteration):
             # the architecture takes no such argument, or no such value
             continue
-        if count > MOST_PARAMETERS:
+        if count > MAX_PARAMETERS:
             raise MemoryError(f"{count / 1e6:.0f} million parameters, and no argument that makes it shallow")
         model = create_model(name, **arguments)
         randomise(model)
@@ -144,16 +144,16 @@ def summary(structure: ViTStructure) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ("heads", "neurons"):
         groups = [group for block in structure.blocks for group in block.groups if group.kind == kind]
-        found[kind] = tally([group.locked for group in groups])
-    found["blocks"] = tally([block.locked for block in structure.blocks])
-    found["outside"] = list(structure.uncut)
+        found[kind] = tally([group.not_prunable for group in groups])
+    found["blocks"] = tally([block.not_prunable for block in structure.blocks])
+    found["outside"] = list(structure.skipped_parts)
     return found
 
 
-def tally(locked: list[str]) -> dict[str, Any]:
+def tally(not_prunable: list[str]) -> dict[str, Any]:
     """How many are free, and the reasons of the others without numbers, so that equal reasons look equal."""
-    why = {re.sub(r"\d+( x \d+)+", "...", re.sub(r"\.\d+\b", ".*", text)) for text in locked if text}
-    return {"free": sum(not text for text in locked), "all": len(locked), "why": sorted(why)}
+    why = {re.sub(r"\d+( x \d+)+", "...", re.sub(r"\.\d+\b", ".*", text)) for text in not_prunable if text}
+    return {"free": sum(not text for text in not_prunable), "all": len(not_prunable), "why": sorted(why)}
 
 
 def first_line(problem: Exception) -> str:

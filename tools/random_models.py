@@ -25,7 +25,7 @@ def random_plan(structure: ViTStructure, seed: int = 0, blocks: tuple[int, ...] 
         KeptBlock.of(
             index,
             {
-                group.key: range(group.count) if group.locked else random_units(rng, group.count)
+                group.key: range(group.count) if group.not_prunable else random_units(rng, group.count)
                 for group in structure.blocks[index].groups
             },
         )

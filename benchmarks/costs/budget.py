@@ -66,7 +66,7 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
         budget = replace(first.budget, latency_ms=share * device.dense_ms)
         recipe = replace(first, budget=budget, importance=ImportanceSettings(num_images=1, steps=1))
         planner = Planner(dense, recipe, calibration_images(dense, data, recipe), device)
-        proposal = planner.at_once(uneven_scores(structure), ())
+        proposal = planner.one_shot(uneven_scores(structure), ())
         cut = prune(dense, proposal.plan)
         found = measure_latencies([dense, cut], replace(latency, rounds=ROUNDS))[1]
         assert planner.times is not None
@@ -79,7 +79,7 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
         measured = found.ratio * device.dense_ms
         by_table = planner.times.total(proposal.plan)
         yield Ratio.counted(
-            max(measured / proposal.promised_ms, proposal.promised_ms / measured),
+            max(measured / proposal.predicted_ms, proposal.predicted_ms / measured),
             measure=f"measured and promised latency, the larger over the smaller: {name}",
             against="",
             bound=BOUND,

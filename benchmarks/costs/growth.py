@@ -44,12 +44,12 @@ from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.pipeline import compress
 from vitrim.recipe import DepthSettings, Recipe
-from vitrim.runs.progress import say
+from vitrim.runs.progress import log
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings
 
 BOUND = 1.10
-MOST_GIB = 16.0
+MAX_GIB = 16.0
 KEEP = 0.7
 BATCH_SIZE = 8
 CALIBRATION_IMAGES = 16
@@ -131,7 +131,7 @@ def measure_growth(*, smoke: bool = False) -> tuple[list[Ratio], list[Found]]:
 
 
 def _measured(point: Point, ask: Callable[[Found], Found], step_peak: Callable[[str], int]) -> Found:
-    say(f"{point.name}, {point.num_images} images, {point.num_classes} classes: compress")
+    log(f"{point.name}, {point.num_images} images, {point.num_classes} classes: compress")
     whole = ask({"run": "compress", **asdict(point)})
     step = asdict(replace(point, along="", rounds=1, num_images=BATCH_SIZE))
     seconds = [each["compress"] for each in whole["rounds"]]
@@ -203,7 +203,7 @@ def _large(ask: Callable[[Found], Found], *, smoke: bool) -> list[Ratio]:
     about: Mapping[str, Any] = {"section": "growth", "against": ""}
     rows = []
     for run, of in (("score", f"{images} random images in batches of {batch_size}"), ("prune", "random scores")):
-        say(f"{name}: {run}")
+        log(f"{name}: {run}")
         found = ask({"run": run, "num_images": images, "batch_size": batch_size, **model})
         setting = f"{name}, {found['params'] / 1e6:.0f} M parameters, float32, {torch.get_num_threads()} threads, {of}"
         peak = found["whole_peak_bytes"] / 2**30
@@ -213,7 +213,7 @@ def _large(ask: Callable[[Found], Found], *, smoke: bool) -> list[Ratio]:
                 peak,
                 measure=f"peak memory of {run}, the whole process: {name}",
                 unit="GiB",
-                bound=MOST_GIB,
+                bound=MAX_GIB,
                 setting=setting,
                 **about,
             ),

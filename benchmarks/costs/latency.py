@@ -23,7 +23,7 @@ from vitrim.importance import Scores
 from vitrim.models import describe
 from vitrim.models.programs import onnx_program, random_images
 from vitrim.models.timm.adapter import create_model
-from vitrim.runs.progress import say
+from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
@@ -150,12 +150,12 @@ def _rows(case: Case, backend: str) -> Iterator[Ratio]:
     models = dense_and_cut(case)
     for line in case.lines:
         yield from _timed(case, line, "PyTorch", models, models)
-    say(f"{case.name}: exporting {len(models)} models to ONNX")
+    log(f"{case.name}: exporting {len(models)} models to ONNX")
     programs = {name: onnx_program(model) for name, model in models.items()}
     for line in case.lines:
         yield from _timed(case, line, "ONNX Runtime", models, programs)
     if backend == "inductor" and (missing := _missing_to_compile()):
-        say(f"{case.name}: no lines of torch.compile, since there is no {missing}")
+        log(f"{case.name}: no lines of torch.compile, since there is no {missing}")
         return
     for line in case.compiled:
         torch.compiler.reset()  # it compiles a function for eight models at most and then goes on without
@@ -190,7 +190,7 @@ def _compiled(line: Line, models: Mapping[str, nn.Module], backend: str) -> dict
     """Compiled for the line's batch size; that happens in the first pass, which is made here."""
     images, found = random_images(models[DENSE], line.batch_size), {}
     for name in _names(line):
-        say(f"compiling: {name}, batch {line.batch_size}")
+        log(f"compiling: {name}, batch {line.batch_size}")
         found[name] = torch.compile(models[name], backend=backend, dynamic=False)
         found[name](images)
     return found

@@ -94,14 +94,14 @@ def pass_to_the_images(model: nn.Module, batches: Sequence[Batch]) -> None:
 
 
 def _times(case: _Case) -> list[Ratio]:
-    readers = _readers(case)
-    sums = [moments_of(layer, pairs) for layer, pairs in readers]
+    output_projs = _output_projs(case)
+    sums = [moments_of(layer, pairs) for layer, pairs in output_projs]
     runs: dict[str, Run] = {
         PLAIN: partial(plain_pass, case.model, case.batches),
         TO_THE_IMAGES: partial(pass_to_the_images, case.model, case.batches),
         "both forward": partial(_both_forward, case),
         "score": partial(score, case.model, case.batches),
-        "sums": lambda: [torch.no_grad()(moments_of)(layer, pairs) for layer, pairs in readers],
+        "sums": lambda: [torch.no_grad()(moments_of)(layer, pairs) for layer, pairs in output_projs],
         "solves": lambda: [moments.solve(RIDGE) for moments in sums],
         "recover": partial(recover, case.student, case.model, case.plan, case.batches),
         **_torch_pruning(case),
@@ -178,13 +178,13 @@ def _both_forward(case: _Case) -> None:
 
 
 @torch.no_grad()
-def _readers(case: _Case) -> list[tuple[nn.Linear, list[tuple[Tensor, Tensor]]]]:
+def _output_projs(case: _Case) -> list[tuple[nn.Linear, list[tuple[Tensor, Tensor]]]]:
     """Every reader of the student with what it takes, and what the same reader of the teacher gives, for each batch."""
     found = []
     for kept, block in zip(case.plan.blocks, describe(case.student).blocks, strict=True):
         for group in block.groups:
-            layer: Any = case.student.get_submodule(group.reader)
-            whole = case.model.get_submodule(describe(case.model).blocks[kept.block].group(group.key).reader)
+            layer: Any = case.student.get_submodule(group.output_proj)
+            whole = case.model.get_submodule(describe(case.model).blocks[kept.block].group(group.key).output_proj)
             taken: list[Tensor] = []
             given: list[Tensor] = []
             hooks = [

@@ -22,10 +22,10 @@ from vitrim.importance import Scores
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
-MOST_COMBINATIONS = 1e6
-MOST_RELATIVE_GAP = 1e-5
-MOST_SECONDS = 2.0
-LARGEST_CORE = 300
+MAX_COMBINATIONS = 1e6
+MAX_RELATIVE_GAP = 1e-5
+MAX_SECONDS = 2.0
+MAX_CORE_SIZE = 300
 STEPS_OF_PRICES = 40
 
 
@@ -158,11 +158,11 @@ def check_room(
     whole, kept_blocks = whole or count_cost(structure), _kept_blocks(structure, remove_blocks)
     limit, floor = budget.limit(whole), smallest_cost(structure, budget, remove_blocks)
     if floor.params > limit.params or floor.macs > limit.macs:
-        params, macs = floor.share_of(whole)
+        params, macs = floor.fraction_of(whole)
         raise BudgetError(
             f"The budget keeps {budget.params:.1%} of the parameters and {budget.macs:.1%} of the multiply-adds; the "
             f"smallest possible model with {len(kept_blocks)} blocks keeps {params:.2%} and {macs:.2%}. Raise --keep, "
-            f"remove more blocks with --depth, or lower budget.min_neurons.{left_whole(structure)}"
+            f"remove more blocks with --depth, or lower budget.min_neurons.{unprunable_summary(structure)}"
         )
     if not budget.latency_ms:
         return
@@ -202,13 +202,15 @@ def smallest_cost(structure: ViTStructure, budget: Budget, remove_blocks: Sequen
     return _cost_of(structure, kept, _least_counts(structure, kept, budget))
 
 
-def left_whole(structure: ViTStructure) -> str:
+def unprunable_summary(structure: ViTStructure) -> str:
     """A sentence on what cannot be cut, with a reason of each kind; empty if everything can."""
     reasons: dict[str, str] = {}
     for block in structure.blocks:
-        for kind, locked in [(group.kind, group.locked) for group in block.groups] + [("blocks", block.locked)]:
-            if locked:
-                reasons.setdefault(kind, locked)
+        for kind, not_prunable in [(group.kind, group.not_prunable) for group in block.groups] + [
+            ("blocks", block.not_prunable)
+        ]:
+            if not_prunable:
+                reasons.setdefault(kind, not_prunable)
     return f" Left whole: {'; '.join(f'{kind} ({why})' for kind, why in reasons.items())}." if reasons else ""
 
 
@@ -231,7 +233,7 @@ def _least_counts(structure: ViTStructure, kept_blocks: Sequence[int], budget: B
 
 
 def _least(group: UnitGroup, budget: Budget) -> int:
-    if group.locked:
+    if group.not_prunable:
         return group.count
     if group.kind == "heads":
         return min(budget.min_heads, group.count)
@@ -286,7 +288,7 @@ def _solve(choices: list[_Choice], room: Cost) -> np.ndarray:
     taken = np.zeros(len(choices), dtype=bool)
     if not choices:
         return taken
-    if np.prod([len(members) + 1.0 for members in ranked[:-1]]) <= MOST_COMBINATIONS:
+    if np.prod([len(members) + 1.0 for members in ranked[:-1]]) <= MAX_COMBINATIONS:
         counts = _try_all(values, ranked, unit_costs, room)
         for members, count in zip(ranked, counts, strict=True):
             taken[members[:count]] = True
@@ -332,14 +334,14 @@ def _integer_program(values: np.ndarray, costs: np.ndarray, room: Cost) -> np.nd
     bound = prices @ limits + profit.clip(0).sum()
     gap = bound - values[rounded].sum()
     core, taken = np.flatnonzero(np.abs(profit) <= gap), profit > gap
-    if gap <= MOST_RELATIVE_GAP * bound or len(core) > LARGEST_CORE:
+    if gap <= MAX_RELATIVE_GAP * bound or len(core) > MAX_CORE_SIZE:
         return rounded  # as good as the best, or among thousands of units that are worth the same
     result = milp(
         -values[core] / (values.mean() or 1.0),
         constraints=LinearConstraint(csr_array(weights[core].T), ub=limits - weights[taken].sum(axis=0)),
         integrality=np.ones(len(core)),
         bounds=Bounds(0, 1),
-        options={"mip_rel_gap": MOST_RELATIVE_GAP, "time_limit": MOST_SECONDS},
+        options={"mip_rel_gap": MAX_RELATIVE_GAP, "time_limit": MAX_SECONDS},
     )
     if result.x is not None:
         taken[core] = result.x > 0.5

@@ -28,7 +28,7 @@ from vitrim.evaluation import Difference, Evaluation, compare, evaluate, match_l
 from vitrim.hooks import logits_of
 from vitrim.models import origin_of
 from vitrim.models.programs import (
-    LARGEST_ONNX_FILE,
+    MAX_ONNX_FILE,
     OnnxProgram,
     Program,
     check_onnx,
@@ -39,7 +39,7 @@ from vitrim.models.programs import (
     write_program,
 )
 from vitrim.runs.files import writing
-from vitrim.runs.progress import say
+from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import versions
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -112,14 +112,14 @@ def export(
     path = Path(path)
     check_settings(path, format, int8=int8, has_data=data is not None)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    if int8 and (weights := weight_bytes(model.state_dict())) > LARGEST_ONNX_FILE:
-        raise SettingError(f"int8 is for models of at most {LARGEST_ONNX_FILE:,} bytes; this one has {weights:,}.")
+    if int8 and (weights := weight_bytes(model.state_dict())) > MAX_ONNX_FILE:
+        raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this one has {weights:,}.")
     timing = latency or LatencySettings()
     batches = None if data is None else _validation_batches(model, data)
     metadata = {**_metadata(model), "precision": "int8" if int8 else "float32"}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        say(f"exporting to {path}")
+        log(f"exporting to {path}")
         file = Path(folder) / path.name
         run = write_program(model, file, format, metadata)
         differences = _compare(model, run, tolerance)

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from vitrim.errors import CheckpointMismatch, DataError, NonFiniteLoss, SettingError, UnsupportedModel
 from vitrim.hooks import eval_mode, input_state, logits_of, output_state, with_input_state, with_state
-from vitrim.models import describe, readable
+from vitrim.models import describe, hookable
 from vitrim.runs.progress import track
 from vitrim.structure import UNIT_KINDS, BlockStructure, TensorCut, UnitGroup, ViTStructure
-from vitrim.surgery import columns_dim, gated, giving, skipping, unit_gate, unit_rows
+from vitrim.surgery import columns_dim, gated, skipping, unit_gate, unit_rows, with_fixed_output
 
 Criterion = Literal["taylor", "fisher", "kl", "exact", "magnitude", "activation", "random"]
 Batch = tuple[Tensor, Tensor]
@@ -154,7 +154,7 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: Criterion = "fi
 
 
 @torch.no_grad()
-def least_missed_blocks(model: nn.Module, batches: Iterable[Batch], count: int) -> list[int]:
+def rank_blocks_for_removal(model: nn.Module, batches: Iterable[Batch], count: int) -> list[int]:
     """The blocks that the loss misses least, found by skipping: one goes, then all others are measured again.
 
     Returns:
@@ -164,7 +164,7 @@ def least_missed_blocks(model: nn.Module, batches: Iterable[Batch], count: int) 
         SettingError: fewer blocks than that can go.
     """
     structure = describe(model)
-    removable = sum(not block.locked for block in structure.blocks)
+    removable = sum(not block.not_prunable for block in structure.blocks)
     if count >= len(structure.blocks) or count > removable:
         raise SettingError(
             f"{count} blocks are to go, but of {len(structure.blocks)} blocks {removable} can be removed."
@@ -186,7 +186,7 @@ def _losses_without(
     Only what lies behind the skipped block is computed: those before it give what they gave with all others there.
     """
     names = [block.name for block in structure.blocks]
-    candidates = [index for index, block in enumerate(structure.blocks) if index not in gone and not block.locked]
+    candidates = [index for index, block in enumerate(structure.blocks) if index not in gone and not block.not_prunable]
     totals, count = dict.fromkeys(candidates, 0.0), 0
     with skipping(model, [structure.blocks[index] for index in gone]):
         for images, labels in batches:
@@ -196,7 +196,7 @@ def _losses_without(
                 skipped = with_state(given[names[index]], taken[names[index]])
                 with ExitStack() as stack:
                     for name, output in {**before, names[index]: skipped}.items():
-                        stack.enter_context(giving(model.get_submodule(name), output))
+                        stack.enter_context(with_fixed_output(model.get_submodule(name), output))
                     loss = F.cross_entropy(logits_of(model(images)), labels, reduction="sum")
                 totals[index] += loss.item()
             count += len(images)
@@ -251,7 +251,7 @@ def _effects(
         sums[name] = sums[name] + total if name in sums else total
 
     count = 0
-    with without_weight_gradients(model), readable(model), _effect_hooks(model, structure, add) as start:
+    with without_weight_gradients(model), hookable(model), _effect_hooks(model, structure, add) as start:
         for images, labels in track(batches, "scoring heads, neurons and blocks"):
             start(len(images))
             logits = logits_of(model(images))
@@ -327,12 +327,12 @@ def _effect_hooks(
         for block in structure.blocks:
             module = model.get_submodule(block.name)
             stack.callback(module.register_forward_pre_hook(start_graph(block), with_kwargs=True).remove)
-            if not block.locked:
+            if not block.not_prunable:
                 stack.callback(module.register_forward_hook(watch_block(block), with_kwargs=True).remove)
             for group in cuttable(block):
-                reader = model.get_submodule(group.reader)
-                hook = watch_units(unit_name(block, group), group, columns_dim(reader))
-                stack.callback(reader.register_forward_pre_hook(hook).remove)
+                output_proj = model.get_submodule(group.output_proj)
+                hook = watch_units(unit_name(block, group), group, columns_dim(output_proj))
+                stack.callback(output_proj.register_forward_pre_hook(hook).remove)
         yield start
 
 
@@ -347,7 +347,7 @@ def _of_images(values: Tensor, group: UnitGroup, dim: int, num_images: int) -> T
 
 def cuttable(block: BlockStructure) -> list[UnitGroup]:
     """The groups of a block that may lose units."""
-    return [group for group in block.groups if not group.locked]
+    return [group for group in block.groups if not group.not_prunable]
 
 
 def unit_name(block: BlockStructure, group: UnitGroup) -> str:
@@ -378,13 +378,13 @@ def _activations(model: nn.Module, structure: ViTStructure, batches: Iterable[Ba
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(readable(model))
+        stack.enter_context(hookable(model))
         for block in structure.blocks:
             for group in cuttable(block):
-                reader = model.get_submodule(group.reader)
-                hook = watch_units(unit_name(block, group), group, columns_dim(reader))
-                stack.callback(reader.register_forward_pre_hook(hook).remove)
-            if not block.locked:
+                output_proj = model.get_submodule(group.output_proj)
+                hook = watch_units(unit_name(block, group), group, columns_dim(output_proj))
+                stack.callback(output_proj.register_forward_pre_hook(hook).remove)
+            if not block.not_prunable:
                 module = model.get_submodule(block.name)
                 stack.callback(module.register_forward_hook(watch_block(block), with_kwargs=True).remove)
         for images, _ in track(batches, "measuring activations"):
@@ -464,10 +464,10 @@ def _as_scores(structure: ViTStructure, criterion: str, sums: dict[str, Tensor],
         num_images=count,
         heads=tuple(row.pop("heads", none) for row in rows),
         neurons=tuple(row.pop("neurons", none) for row in rows),
-        blocks=np.array([np.inf if b.locked else means[b.name].item() for b in structure.blocks]),
+        blocks=np.array([np.inf if b.not_prunable else means[b.name].item() for b in structure.blocks]),
         more=tuple(rows),
     )
 
 
 def _scores_of(block: BlockStructure, group: UnitGroup, means: dict[str, np.ndarray]) -> np.ndarray:
-    return np.zeros(group.count) if group.locked else means[unit_name(block, group)]
+    return np.zeros(group.count) if group.not_prunable else means[unit_name(block, group)]

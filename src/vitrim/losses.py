@@ -153,7 +153,7 @@ class DistillationLoss:
                 "that the student was not cut from."
             )
         check_relation_heads(settings, student)
-        ends = teacher.stretch_ends([kept.block for kept in plan.blocks])
+        ends = teacher.matched_teacher_blocks([kept.block for kept in plan.blocks])
         return cls(
             settings=settings,
             student_names=tuple(block.name for block in student.blocks),

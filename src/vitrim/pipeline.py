@@ -20,7 +20,7 @@ from vitrim.data.images import ImageData, ImageSet
 from vitrim.errors import BudgetError, SettingError
 from vitrim.evaluation import Evaluation, evaluate, match_labels
 from vitrim.hooks import eval_mode, logits_of
-from vitrim.importance import Scores, least_missed_blocks
+from vitrim.importance import Scores, rank_blocks_for_removal
 from vitrim.losses import soft_loss
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
@@ -30,12 +30,12 @@ from vitrim.recovery import recover
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, this_process
-from vitrim.runs.progress import say
+from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint, load, save
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, check_training, train
 
-SMALLEST_HELD_OUT = 64
+MIN_HELD_OUT = 64
 PROMISE = "promise.json"  # of the last plan
 DEVICE = "device.json"  # `DeviceTimes`
 
@@ -71,7 +71,7 @@ def compress(
         _check_scores(scores, model, recipe)
     dense = model.to(this_process().device)
     run = RunFolder(run_dir, identity("compress", recipe, dense, data))
-    story = _Story(run, dense, data, recipe)
+    story = CompressRun(run, dense, data, recipe)
     before = story.measure("dense", dense)
 
     planner = story.planner()
@@ -100,8 +100,8 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     planner = Planner(model, recipe, calibration_images(model, data, recipe), DeviceTimes.measure(model, recipe))
     planner.check()
     blocks = recipe.depth.blocks
-    gone = least_missed_blocks(model, planner.calibration, blocks) if isinstance(blocks, int) else []
-    return planner.at_once(planner.score(model), tuple(gone))
+    gone = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
+    return planner.one_shot(planner.score(model), tuple(gone))
 
 
 def calibration_images(model: nn.Module, data: ImageData, recipe: Recipe) -> Calibration:
@@ -124,11 +124,11 @@ def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | P
     def write(result: nn.Module, path: Path) -> None:
         save(result, path, classes=data.classes, provenance={"trained_on": data.name, "recipe": to_table(recipe)})
 
-    result = run.once("model", trained, write, _load_here, together=True)
-    found = run.once_json("evaluation.json", lambda: evaluate(result, data).to_dict(), together=True)
-    run.forget_checkpoints()
+    result = run.once("model", trained, write, _load_here, on_all_processes=True)
+    found = run.once_json("evaluation.json", lambda: evaluate(result, data).to_dict(), on_all_processes=True)
+    run.delete_checkpoints()
     evaluation = Evaluation.from_dict(found)
-    say(f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]; model in {run.path / 'model'}")
+    log(f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]; model in {run.path / 'model'}")
     return result
 
 
@@ -152,7 +152,7 @@ def write_recipe(run: RunFolder, recipe: Any) -> None:
         write_text(run.path / "recipe.toml", to_toml(recipe))
 
 
-class _Story:
+class CompressRun:
     """What every stage of one `compress` needs, and the list of what came out after each."""
 
     def __init__(self, run: RunFolder, dense: nn.Module, data: ImageData, recipe: Recipe) -> None:
@@ -175,7 +175,7 @@ class _Story:
 
         def noted() -> PruningPlan:
             proposal = make()
-            write_text(self.run.path / PROMISE, json.dumps({"promised_ms": proposal.promised_ms}) + "\n")
+            write_text(self.run.path / PROMISE, json.dumps({"promised_ms": proposal.predicted_ms}) + "\n")
             return proposal.plan
 
         return self.run.once_plan(file, noted)
@@ -183,10 +183,10 @@ class _Story:
     def measure(self, stage: str, model: nn.Module) -> Evaluation:
         """Evaluate after a stage, once, and note it for the report."""
         file = f"evaluation-{stage.replace(' ', '-')}.json"
-        found = self.run.once_json(file, lambda: evaluate(model, self.data).to_dict(), together=True)
+        found = self.run.once_json(file, lambda: evaluate(model, self.data).to_dict(), on_all_processes=True)
         evaluation = Evaluation.from_dict(found)
         self.stages.append(reports.stage_row(self.name, stage, model, evaluation))
-        say(f"{stage}: top-1 {evaluation.top1:.2f} %")
+        log(f"{stage}: top-1 {evaluation.top1:.2f} %")
         return evaluation
 
     def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, calibration: Calibration) -> nn.Module:
@@ -215,7 +215,7 @@ class _Story:
         def make() -> nn.Module:
             return self._teach(student, self.data, settings, plan, stage)
 
-        taught = self.run.once(f"{stage}-distilled", make, save, _load_here, together=True)
+        taught = self.run.once(f"{stage}-distilled", make, save, _load_here, on_all_processes=True)
         self.measure(f"{stage} distil", taught)
         return taught
 
@@ -240,15 +240,15 @@ class _Story:
             return blocks
         most = most_blocks(describe(self.dense), self.recipe)
         order = self.run.once_json(
-            "depth-order.json", lambda: least_missed_blocks(self.dense, planner.calibration, most)
+            "depth-order.json", lambda: rank_blocks_for_removal(self.dense, planner.calibration, most)
         )
         losses: dict[int, float] = {}
         for count in range(most + 1):
             attempt = partial(self._try_depth, order[:count], planner, scores)
-            loss = self.run.once_json(f"depth-search-{count}.json", attempt, together=True)
+            loss = self.run.once_json(f"depth-search-{count}.json", attempt, on_all_processes=True)
             if loss is not None:
                 losses[count] = loss
-                say(f"depth search: {count} blocks fewer, divergence from the teacher {loss:.4f}")
+                log(f"depth search: {count} blocks fewer, divergence from the teacher {loss:.4f}")
             best = min(losses, key=lambda n: losses[n], default=count)
             if count - best >= 2:
                 break  # twice in a row no better
@@ -266,7 +266,7 @@ class _Story:
         except BudgetError:
             return None  # too small for so many blocks; fewer blocks leave room
         plan = self.run.once_plan(  # by one process: sums on several GPUs may differ by a neuron
-            f"depth-plan-{len(gone)}.json", lambda: planner.at_once(scores, tuple(gone)).plan
+            f"depth-plan-{len(gone)}.json", lambda: planner.one_shot(scores, tuple(gone)).plan
         )
         few, held_out = self._search_images()
         student = prune(self.dense, plan)
@@ -280,7 +280,7 @@ class _Story:
 
     def _search_images(self) -> tuple[ImageSet, ImageSet]:
         train_images = self.data.train
-        held_out = min(max(SMALLEST_HELD_OUT, min(1024, len(train_images) // 5)), len(train_images) // 2)
+        held_out = min(max(MIN_HELD_OUT, min(1024, len(train_images) // 5)), len(train_images) // 2)
         few = min(self.recipe.depth.search_images, len(train_images) - held_out)
         # a sample of all but one is shuffled and balanced, so is every beginning of it
         order = train_images.sample(min(few + held_out, len(train_images) - 1), self.recipe.seed + 1)
@@ -300,7 +300,7 @@ class _Story:
         report = self.run.once_json("report.json", lambda: self._report(student, before, after))
         if is_main_process():
             write_text(self.run.path / "report.md", reports.to_markdown(report))
-        self.run.forget_checkpoints()
+        self.run.delete_checkpoints()
         return Compressed(model=student, plan=plan, report=report)
 
     def _report(self, student: nn.Module, before: Evaluation, after: Evaluation) -> dict[str, Any]:

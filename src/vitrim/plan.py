@@ -114,9 +114,9 @@ class PruningPlan:
             _check_units(kept, structure.blocks[kept.block], f"`{self.model}`, the model is `{structure.model}`")
         gone = set(range(len(structure.blocks))) - {kept.block for kept in self.blocks}
         for index in sorted(gone):
-            if structure.blocks[index].locked:
+            if structure.blocks[index].not_prunable:
                 raise PlanMismatch(
-                    f"The plan removes block {index}, which cannot be: {structure.blocks[index].locked}."
+                    f"The plan removes block {index}, which cannot be: {structure.blocks[index].not_prunable}."
                 )
 
     def keeps_all(self, structure: "ViTStructure") -> bool:
@@ -189,8 +189,10 @@ def _check_units(kept: KeptBlock, block: "BlockStructure", names: str) -> None:
                 f"The plan keeps {key} {outside} of block {kept.block}, but that block has {has}. "
                 f"The plan was made for {names}."
             )
-        if group.locked and len(units) < group.count:
-            raise PlanMismatch(f"The plan removes {key} of block {kept.block}, which cannot be cut: {group.locked}.")
+        if group.not_prunable and len(units) < group.count:
+            raise PlanMismatch(
+                f"The plan removes {key} of block {kept.block}, which cannot be cut: {group.not_prunable}."
+            )
 
 
 def _pick(before: tuple[int, ...], kept: tuple[int, ...], kind: str) -> tuple[int, ...]:

@@ -18,19 +18,19 @@ from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageSet
 from vitrim.errors import BudgetError, SettingError
 from vitrim.evaluation import preprocessing_of
-from vitrim.importance import Scores, least_missed_blocks, score
+from vitrim.importance import Scores, rank_blocks_for_removal, score
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
 from vitrim.recovery import recover
-from vitrim.runs.progress import say
+from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
-MOST_ATTEMPTS = 5
+MAX_ATTEMPTS = 5
 SLOWER, FASTER = 0.01, 0.02  # what a cut model's time may differ from what its plan promises, as measured at once
-MOST_ROUNDS, FEWEST_ROUNDS = 101, 15
+MAX_ROUNDS, MIN_ROUNDS = 101, 15
 SECONDS_FOR_A_CHECK = 12.0
 
 Choose = Callable[[ViTStructure, Scores, Budget, Times | None], PruningPlan]
@@ -78,12 +78,12 @@ class DeviceTimes:
             table = latency_table(dense, settings)
             first_ms = measure_latency(dense, replace(settings, rounds=3)).median_ms
             dense_ms = measure_latency(dense, _for_a_check(settings, first_ms)).median_ms
-            say(f"latency: the dense model takes {dense_ms:.4g} ms {_where(settings)}")
+            log(f"latency: the dense model takes {dense_ms:.4g} ms {_where(settings)}")
         multiple = budget.multiple_of
         if multiple == "auto":
             latency_share = min(1.0, budget.latency_ms / dense_ms) if budget.latency_ms else 1.0
             multiple = fast_multiple(dense, settings, round(min(budget.params, budget.macs, latency_share), 1))
-            say(f"latency: neurons in multiples of {multiple} are fast {_where(settings)}")
+            log(f"latency: neurons in multiples of {multiple} are fast {_where(settings)}")
         return cls(multiple_of=multiple, dense_ms=dense_ms, table=table)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Proposal:
     """A plan and the milliseconds that the model promises which it leaves; 0 where none were asked for."""
 
     plan: PruningPlan
-    promised_ms: float = 0.0
+    predicted_ms: float = 0.0
 
 
 class Planner:
@@ -128,31 +128,31 @@ class Planner:
             dense_ms = self.device.dense_ms
             return width_plan(structure, found, budget, num_blocks, whole=self.whole, times=times, dense_ms=dense_ms)
 
-        return self._in_steps(scores, choose)
+        return self._iterative(scores, choose)
 
-    def at_once(self, scores: Scores, gone: tuple[int, ...]) -> Proposal:
+    def one_shot(self, scores: Scores, gone: tuple[int, ...]) -> Proposal:
         """Remove these blocks and narrow the others to the budget; nothing is trained between."""
 
         def choose(structure: ViTStructure, found: Scores, budget: Budget, times: Times | None) -> PruningPlan:
             blocks = gone if len(structure.blocks) == len(self.structure.blocks) else ()  # they go at the first step
             return allocate(structure, found, budget, whole=self.whole, remove_blocks=blocks, times=times)
 
-        return self._in_steps(scores, choose)
+        return self._iterative(scores, choose)
 
     def depth(self, student: nn.Module, before: PruningPlan, num_blocks: int) -> Proposal:
         """Remove the least missed blocks of the student, which `before` cut, and narrow the others to the budget.
 
         The plan counts in the student.
         """
-        gone = tuple(least_missed_blocks(student, self.calibration, num_blocks))
+        gone = tuple(rank_blocks_for_removal(student, self.calibration, num_blocks))
         structure = describe(student)
-        say(f"depth: removing blocks {sorted(gone)} of {len(structure.blocks)}")
+        log(f"depth: removing blocks {sorted(gone)} of {len(structure.blocks)}")
         scores = self.score(student)
 
         def choose(times: Times | None) -> PruningPlan:
             return allocate(structure, scores, self.budget, whole=self.whole, remove_blocks=gone, times=times)
 
-        return self._settled(before, choose)
+        return self._corrected_by_measurement(before, choose)
 
     def check(self) -> None:
         """Raise `BudgetError` if no model with as few blocks as the recipe allows is fast enough."""
@@ -162,7 +162,7 @@ class Planner:
         """Raise `BudgetError` if no plan without these blocks fits the budget."""
         check_room(self.structure, self.budget, remove_blocks=gone, times=self.times)
 
-    def _in_steps(self, scores: Scores, choose: Choose) -> Proposal:
+    def _iterative(self, scores: Scores, choose: Choose) -> Proposal:
         """Narrow the model in steps down to the budget, scoring anew what each leaves; nothing is trained between.
 
         The budgets of the steps shrink by equal factors. What a step leaves is recovered first, if the recipe recovers.
@@ -177,16 +177,16 @@ class Planner:
             plan = plan.then(choose(describe(student), scores, wanted, self._times_after(plan)))
             if plan.keeps_all(self.structure):
                 continue
-            say(f"narrowing: step {step} of {steps}")
+            log(f"narrowing: step {step} of {steps}")
             student = prune(self.dense, plan)
             if self.recipe.recovery.enabled:
                 student = recover(student, self.dense, plan, self.calibration, ridge=self.recipe.recovery.ridge)
             scores = self.score(student)
         last, found = describe(student), scores
-        proposal = self._settled(plan, lambda times: choose(last, found, budget, times))
+        proposal = self._corrected_by_measurement(plan, lambda times: choose(last, found, budget, times))
         return replace(proposal, plan=plan.then(proposal.plan))
 
-    def _settled(self, before: PruningPlan, choose: Callable[[Times | None], PruningPlan]) -> Proposal:
+    def _corrected_by_measurement(self, before: PruningPlan, choose: Callable[[Times | None], PruningPlan]) -> Proposal:
         """The plan that `choose` makes of what `before` left; made anew until it takes the time that it promises.
 
         A model is cut by it and timed in turns with the dense one. Where the table was wrong, all its times are
@@ -196,7 +196,7 @@ class Planner:
         if self.times is None:
             return Proposal(plan=choose(None))
         tried: list[_Attempt] = []
-        while len(tried) < MOST_ATTEMPTS:
+        while len(tried) < MAX_ATTEMPTS:
             factor = _next_factor(tried)
             times = self.times.scaled(factor)
             try:
@@ -206,9 +206,9 @@ class Planner:
                     raise
                 break  # the correction went too far
             promised, found = times.total(before.then(step)), self._measured_ms(before.then(step))
-            say(f"latency: promised {promised:.4g} ms, the cut model takes {found:.4g} ms")
+            log(f"latency: promised {promised:.4g} ms, the cut model takes {found:.4g} ms")
             over = found > (1 + SLOWER) * max(self.budget.latency_ms, promised)
-            proposal = Proposal(plan=step, promised_ms=promised)
+            proposal = Proposal(plan=step, predicted_ms=promised)
             tried.append(_Attempt(over, abs(math.log(found / promised)), factor, found / promised, proposal))
             if -FASTER <= found / promised - 1 <= SLOWER:
                 break
@@ -309,10 +309,10 @@ def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
     depth, blocks = len(structure.blocks), recipe.depth.blocks
     if isinstance(blocks, int) and blocks >= depth:
         raise SettingError(f"{blocks} blocks are to be removed, but the model has {depth}; at least one must stay.")
-    locked = [block for block in structure.blocks if block.locked]
-    if isinstance(blocks, int) and blocks > depth - len(locked):
+    reasons = [block.not_prunable for block in structure.blocks if block.not_prunable]
+    if isinstance(blocks, int) and blocks > depth - len(reasons):
         raise SettingError(
-            f"{blocks} blocks are to be removed, but only {depth - len(locked)} of {depth} can be: {locked[0].locked}."
+            f"{blocks} blocks are to be removed, but only {depth - len(reasons)} of {depth} can be: {reasons[0]}."
         )
     multiple = 1 if recipe.budget.multiple_of == "auto" else recipe.budget.multiple_of  # the smallest it can be
     check_room(
@@ -324,7 +324,7 @@ def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
 
 def most_blocks(structure: ViTStructure, recipe: Recipe) -> int:
     """How many blocks `auto` may remove."""
-    removable = sum(not block.locked for block in structure.blocks)
+    removable = sum(not block.not_prunable for block in structure.blocks)
     return min(int(recipe.depth.max_share * len(structure.blocks)), removable, len(structure.blocks) - 1)
 
 
@@ -332,7 +332,7 @@ def _last_blocks(structure: ViTStructure, recipe: Recipe) -> tuple[int, ...]:
     """As many blocks as the recipe may remove, from the end."""
     blocks = recipe.depth.blocks
     most = blocks if isinstance(blocks, int) else most_blocks(structure, recipe)
-    removable = [index for index, block in enumerate(structure.blocks) if not block.locked]
+    removable = [index for index, block in enumerate(structure.blocks) if not block.not_prunable]
     return tuple(removable[len(removable) - most :])
 
 
@@ -344,7 +344,7 @@ def _part_of(budget: Budget, part: float, dense_ms: float) -> Budget:
 
 def _less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int) -> Cost:
     """What stays of a plan's cost without its `count` largest blocks."""
-    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].locked]
+    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].not_prunable]
     sizes = [block_cost(structure, kept.block, {key: len(units) for key, units in kept.items()}) for kept in removable]
     total = count_cost(structure, plan)
     params, macs = sorted(size.params for size in sizes)[-count:], sorted(size.macs for size in sizes)[-count:]
@@ -353,7 +353,7 @@ def _less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int)
 
 def _ms_less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int, times: Times) -> float:
     """The same in milliseconds."""
-    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].locked]
+    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].not_prunable]
     return times.total(plan) - sum(sorted(times.of_block(kept) for kept in removable)[-count:])
 
 
@@ -364,7 +364,7 @@ def _mix(share: float, whole: float, extra: float) -> float:
 def _for_a_check(settings: LatencySettings, dense_ms: float) -> LatencySettings:
     """As many rounds of two models as there is time for."""
     rounds = int(1000 * SECONDS_FOR_A_CHECK / (2 * dense_ms))
-    return replace(settings, rounds=min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)))
+    return replace(settings, rounds=min(MAX_ROUNDS, max(MIN_ROUNDS, rounds)))
 
 
 def _where(settings: LatencySettings) -> str:

@@ -55,15 +55,15 @@ def difference_to(dense: Evaluation, found: Evaluation) -> dict[str, float]:
     return {f"difference{'' if key == 'points' else '_' + key}": value for key, value in asdict(difference).items()}
 
 
-def latency_row(settings: LatencySettings, budget_ms: float, promised_ms: float, measured_ms: float) -> dict[str, Any]:
+def latency_row(settings: LatencySettings, budget_ms: float, predicted_ms: float, measured_ms: float) -> dict[str, Any]:
     """`latency` in `report.json`: what a budget in milliseconds allowed, what the plan promised, what came out."""
     return {
         "on": settings.on,
         "batch_size": settings.batch_size,
         "budget_ms": budget_ms,
-        "promised_ms": promised_ms,
+        "promised_ms": predicted_ms,
         "measured_ms": measured_ms,
-        "difference": measured_ms / promised_ms - 1,
+        "difference": measured_ms / predicted_ms - 1,
     }
 
 

@@ -49,13 +49,13 @@ class UnitGroup:
     kind: UnitKind
     key: str
     count: int
-    reader: str = ""
+    output_proj: str = ""
     width: int = 1
     first: int = 0
     cuts: tuple[TensorCut, ...] = ()
     params: int = 0
     macs: int = 0
-    locked: str = ""
+    not_prunable: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class BlockStructure:
     state: int = 0
     qkv: str = ""
     cuts: tuple[TensorCut, ...] = ()
-    locked: str = ""
+    not_prunable: str = ""
 
     @property
     def stage(self) -> str:
@@ -100,7 +100,7 @@ class BlockStructure:
             if group.key == key:
                 return group
         kind: UnitKind = "heads" if key.startswith("heads") else "neurons"
-        return UnitGroup(kind=kind, key=key, count=0, locked=f"`{self.name}` has none")
+        return UnitGroup(kind=kind, key=key, count=0, not_prunable=f"`{self.name}` has none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class ViTStructure:
     blocks: tuple[BlockStructure, ...]
     params: int
     macs: int
-    uncut: tuple[str, ...] = ()
+    skipped_parts: tuple[str, ...] = ()
 
     def full_plan(self) -> PruningPlan:
         """The plan that keeps everything."""
@@ -132,7 +132,7 @@ class ViTStructure:
         )
         return PruningPlan(model=self.model, blocks=blocks)
 
-    def stretch_ends(self, kept: Sequence[int]) -> list[int]:
+    def matched_teacher_blocks(self, kept: Sequence[int]) -> list[int]:
         """For each block that is kept, the last one before the next kept one, or before the stage ends.
 
         Behind a removed stretch the smaller model must already be where this one is at the stretch's end.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitrim.errors import UnsupportedModel
 from vitrim.hooks import input_state, with_state
-from vitrim.models import adapter_for, describe, origin_of, readable, record_origin
+from vitrim.models import adapter_for, describe, hookable, origin_of, record_origin
 from vitrim.plan import PruningPlan
 from vitrim.structure import BlockStructure, TensorCut, UnitGroup, ViTStructure
 
@@ -57,16 +57,16 @@ def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
 def gated(model: nn.Module, gates: Iterable[tuple[UnitGroup, Tensor]]) -> Iterator[None]:
     """Within the context, each group's columns of its reader's input are multiplied by a gate, `(count * width,)`."""
     with ExitStack() as stack:
-        stack.enter_context(readable(model))
+        stack.enter_context(hookable(model))
         for group, gate in gates:
-            reader = model.get_submodule(group.reader)
-            stack.callback(reader.register_forward_pre_hook(_multiplier(reader, group, gate)).remove)
+            output_proj = model.get_submodule(group.output_proj)
+            stack.callback(output_proj.register_forward_pre_hook(_multiplier(output_proj, group, gate)).remove)
         yield
 
 
-def _multiplier(reader: nn.Module, group: UnitGroup, gate: Tensor):  # type: ignore[no-untyped-def]
+def _multiplier(output_proj: nn.Module, group: UnitGroup, gate: Tensor):  # type: ignore[no-untyped-def]
     def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        dim = columns_dim(reader)
+        dim = columns_dim(output_proj)
         whole = torch.ones(inputs[0].shape[dim], dtype=gate.dtype)
         whole[group.first : group.first + len(gate)] = gate
         shape = (-1,) if dim == -1 else (-1, *(1 for _ in inputs[0].shape[2:]))
@@ -75,9 +75,9 @@ def _multiplier(reader: nn.Module, group: UnitGroup, gate: Tensor):  # type: ign
     return multiply
 
 
-def columns_dim(reader: nn.Module) -> int:
+def columns_dim(output_proj: nn.Module) -> int:
     """Where a reader's input has its columns: a convolution in dimension 1, a linear layer in the last."""
-    return 1 if isinstance(reader, nn.Conv2d) else -1
+    return 1 if isinstance(output_proj, nn.Conv2d) else -1
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def skipping(model: nn.Module, blocks: Sequence[BlockStructure]) -> Iterator[Non
 
 
 @contextmanager
-def giving(module: nn.Module, output: Any) -> Iterator[None]:
+def with_fixed_output(module: nn.Module, output: Any) -> Iterator[None]:
     """Within the context the module gives this without computing anything."""
     module.forward = lambda *args, **kwargs: output
     try:

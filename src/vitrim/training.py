@@ -36,7 +36,7 @@ from vitrim.models import adapter_for, describe
 from vitrim.plan import PruningPlan
 from vitrim.runs.files import write_tensors, writing
 from vitrim.runs.processes import this_process
-from vitrim.runs.progress import advancing, say
+from vitrim.runs.progress import advancing, log
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 
@@ -369,7 +369,7 @@ class _Loop:
         if "top1" not in row and epoch % max(1, self.settings.epochs // LINES_FOR_A_TRAINING):
             return
         accuracy = f", validation top-1 {row['top1']:.2f} %" if "top1" in row else ""
-        say(
+        log(
             f"{self.stage}: epoch {epoch}/{self.settings.epochs}, loss {row['loss']:.4f}{accuracy}, "
             f"{row['images_per_second']:.0f} images/s"
         )
@@ -394,7 +394,7 @@ class _Loop:
     def _resume(self) -> None:
         self.accelerator.wait_for_everyone()
         if not self.checkpoint or not self.checkpoint.exists():
-            self._forget_metrics_after(0)  # an earlier start may have been stopped before its first checkpoint
+            self._delete_metrics_after(0)  # an earlier start may have been stopped before its first checkpoint
             return
         with safe_open(self.checkpoint, framework="pt") as file:
             about = file.metadata()
@@ -414,10 +414,10 @@ class _Loop:
             moments.setdefault(int(index), {})[moment] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._forget_metrics_after(self.step)
-        say(f"{self.stage}: going on at step {self.step} of {self.total_steps}")
+        self._delete_metrics_after(self.step)
+        log(f"{self.stage}: going on at step {self.step} of {self.total_steps}")
 
-    def _forget_metrics_after(self, step: int) -> None:
+    def _delete_metrics_after(self, step: int) -> None:
         """Drop the lines of this stage that were written after the checkpoint."""
         if not self.metrics or not self.metrics.exists() or not self.accelerator.is_main_process:
             return

@@ -27,7 +27,7 @@ def test_plan_is_within_the_budget_and_close_to_it(variant):
     plan = plan_of(variant)
     plan.check(describe(model))
     whole = count_cost(model)
-    shares = count_cost(model, plan).share_of(BUDGET.limit(whole))
+    shares = count_cost(model, plan).fraction_of(BUDGET.limit(whole))
     assert 0.98 <= max(shares) <= 1
 
 

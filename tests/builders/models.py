@@ -62,7 +62,7 @@ def one_unit_plan(structure: ViTStructure) -> PruningPlan:
 
     def kept(group: UnitGroup) -> range:
         unit = group.count - 1 if group.kind == "heads" else group.count // 2
-        return range(group.count) if group.locked else range(unit, unit + 1)
+        return range(group.count) if group.not_prunable else range(unit, unit + 1)
 
     blocks = enumerate(structure.blocks)
     plan = tuple(KeptBlock.of(index, {group.key: kept(group) for group in block.groups}) for index, block in blocks)
@@ -76,7 +76,7 @@ def make_structure(blocks: list[tuple[int, int]], *, seed: int | None = None, **
     def group(index: int, kind: UnitKind, count: int, params: int, macs: int) -> UnitGroup:
         if seed is not None:
             params, macs = (int(cost * rng.integers(50, 150)) // 100 for cost in (params, macs))
-        return UnitGroup(kind=kind, key=kind, count=count, reader=f"{index}.{kind}", params=params, macs=macs)
+        return UnitGroup(kind=kind, key=kind, count=count, output_proj=f"{index}.{kind}", params=params, macs=macs)
 
     return ViTStructure(
         model="made up",

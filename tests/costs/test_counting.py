@@ -54,7 +54,7 @@ def test_a_plan_costs_what_its_blocks_cost() -> None:
     for kept in plan.blocks:
         total += block_cost(structure, kept.block, {"heads": len(kept.heads), "neurons": len(kept.neurons)})
     assert total == count_cost(structure, plan)
-    share = total.share_of(count_cost(structure))
+    share = total.fraction_of(count_cost(structure))
     assert min(share) > 0 and max(share) < 1
 
 

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vitrim.costs.knapsack import MOST_OPTIONS, Options, choose
+from vitrim.costs.knapsack import MAX_OPTIONS, Options, choose
 
 
 def random_groups(seed: int, counts: tuple[int, ...]) -> list[Options]:
@@ -38,7 +38,7 @@ def test_as_good_as_trying_everything(seed: int) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.7, 1.0, 2.0])
 def test_within_the_limits_and_nothing_more_fits(share: float) -> None:
-    groups = random_groups(7, (3 * MOST_OPTIONS, 90, 2, 1))
+    groups = random_groups(7, (3 * MAX_OPTIONS, 90, 2, 1))
     limits = share * sum(group.costs[-1] for group in groups)
     taken = choose(groups, limits)
     cost = cost_of(groups, taken)

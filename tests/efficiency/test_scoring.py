@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.costs.ratios import tally
 from builders.models import build, random_batches, random_plan
-from vitrim.importance import least_missed_blocks, score, without_weight_gradients
+from vitrim.importance import rank_blocks_for_removal, score, without_weight_gradients
 from vitrim.models import describe
 from vitrim.recovery import Moments, recover
 from vitrim.surgery import prune
@@ -62,8 +62,8 @@ def test_of_each_block_scoring_keeps_the_activations_of_neurons_and_no_more() ->
 
     model, taken = build(depth=2, **SIZES), []
     for block in describe(model).blocks:
-        reader = model.get_submodule(block.neurons.reader)
-        reader.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].nbytes))
+        output_proj = model.get_submodule(block.neurons.output_proj)
+        output_proj.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].nbytes))
     model(BATCHES[0][0])
     more = of_two_blocks(lambda model: score(model, BATCHES)) - of_two_blocks(pass_to_the_images)
     assert more <= sum(taken) + FEW_BYTES
@@ -72,7 +72,7 @@ def test_of_each_block_scoring_keeps_the_activations_of_neurons_and_no_more() ->
 def test_blocks_are_judged_by_what_lies_behind_them_alone() -> None:
     model = build(depth=6, **SIZES)
     forward = flops(lambda: [model(images) for images, _ in BATCHES])
-    assert flops(lambda: least_missed_blocks(model, BATCHES, 1)) < 0.6 * (6 + 1) * forward
+    assert flops(lambda: rank_blocks_for_removal(model, BATCHES, 1)) < 0.6 * (6 + 1) * forward
 
 
 def test_recovery_runs_no_part_more_often_than_it_must() -> None:

@@ -10,25 +10,23 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from builders.counting import count_macs
+from builders.exactness import EXACT, images_for, plans, relative_distance, removable, set_fused
 from builders.families_hybrids import TIMM_HYBRIDS
 from builders.families_timm import TIMM, build_row
-from builders.models import one_unit_plan, random_plan, same_tensors
+from builders.models import random_plan, same_tensors
 from builders.rows import EACH_KIND, MADE_BY_HAND, ROWS, WHOLE
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.hooks import logits_of
 from vitrim.importance import _losses_without, mean_loss, score
 from vitrim.models import describe, origin_of
-from vitrim.plan import PruningPlan
 from vitrim.recovery import recover
 from vitrim.saving.checkpoint import load, save
-from vitrim.structure import ViTStructure
 from vitrim.surgery import gated, prune, silence, skipping, unit_gate
 
-EXACT = 1e-12
 VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
 IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | VARIANTS) - EACH_KIND
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SLOW_RUN else name for name in ROWS]
@@ -51,50 +49,19 @@ def built(family: str) -> nn.Module:
     return copy.deepcopy(_built(family))
 
 
-def images_for(structure: ViTStructure, count: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, structure.in_chans, *structure.img_size, generator=generator, dtype=dtype)
-
-
-def removable(structure: ViTStructure) -> list[int]:
-    return [index for index, block in enumerate(structure.blocks) if not block.locked]
-
-
-def plans(structure: ViTStructure) -> dict[str, PruningPlan]:
-    """Uneven widths, one unit in every group that may be cut, and the first block that may go gone."""
-    found = {"uneven": random_plan(structure, seed=1), "one unit": one_unit_plan(structure)}
-    free = removable(structure)
-    if free and len(structure.blocks) > 1:
-        found["block removed"] = random_plan(
-            structure, seed=2, blocks=tuple(i for i in range(len(structure.blocks)) if i != free[0])
-        )
-    return found
-
-
-def relative_distance(one: Tensor, two: Tensor) -> float:
-    return ((one - two).abs().max() / two.abs().max().clamp_min(1e-30)).item()
-
-
 @every_family
 def test_what_cannot_be_cut_says_why(family: str) -> None:
     """Every row can lose heads, neurons or blocks; what it cannot lose stands above, with a part of the reason."""
     structure = describe(built(family))
-    reasons = {group.kind: group.locked for block in structure.blocks for group in block.groups if group.locked}
-    reasons |= {} if removable(structure) else {"blocks": structure.blocks[0].locked}
+    reasons = {
+        group.kind: group.not_prunable for block in structure.blocks for group in block.groups if group.not_prunable
+    }
+    reasons |= {} if removable(structure) else {"blocks": structure.blocks[0].not_prunable}
     assert reasons.keys() == WHOLE.get(family, {}).keys()
     for kind, reason in reasons.items():
         assert WHOLE[family][kind] in reason
     assert structure.blocks
     assert len(reasons) < 3
-
-
-def set_fused(model: nn.Module, fused: bool) -> None:
-    """Choose the attention path as each library names it."""
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = fused
-    if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("sdpa" if fused else "eager")
 
 
 @every_family
@@ -148,11 +115,11 @@ def test_cutting_twice_equals_cutting_by_the_composed_plan(family: str) -> None:
     first = list(plans(describe(model)).values())[-1]
     once = prune(model, first)
     second = random_plan(describe(once), seed=3)
-    twice, at_once = prune(once, second), prune(model, first.then(second))
-    assert same_tensors(twice, at_once)
+    twice, one_shot = prune(once, second), prune(model, first.then(second))
+    assert same_tensors(twice, one_shot)
     images = images_for(describe(model))
     with torch.no_grad():
-        assert torch.equal(logits_of(twice(images)), logits_of(at_once(images)))
+        assert torch.equal(logits_of(twice(images)), logits_of(one_shot(images)))
 
 
 @every_family
@@ -177,7 +144,7 @@ def test_scores_are_slopes_of_the_loss(family: str) -> None:
     found = score(model, [(images, label)], "taylor")
     for index, block in enumerate(structure.blocks):
         for group in block.groups:
-            if group.locked:
+            if group.not_prunable:
                 continue
             for unit in {0, group.count - 1}:
                 slopes = []
@@ -216,13 +183,13 @@ def test_recovery_refits_what_reads_removed_units(family: str) -> None:
     student = prune(model, plan)
     recovered = recover(student, model, plan, batches)
     cut = [
-        describe(student).blocks[position].group(group.key).reader
+        describe(student).blocks[position].group(group.key).output_proj
         for position, kept in enumerate(plan.blocks)
         for group in structure.blocks[kept.block].groups
         if len(kept.units(group.key)) < group.count
     ]
-    for reader in cut:
-        assert not torch.equal(recovered.get_submodule(reader).weight, student.get_submodule(reader).weight)
+    for output_proj in cut:
+        assert not torch.equal(recovered.get_submodule(output_proj).weight, student.get_submodule(output_proj).weight)
     assert torch.isfinite(logits_of(recovered(batches[0][0]))).all()
     assert same_tensors(recover(model, model, structure.full_plan(), batches), model)
 

@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 import torchvision
-from test_families import EXACT, images_for, relative_distance
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
+from builders.exactness import EXACT, images_for, relative_distance
 from builders.families_timm import build_row
 from builders.families_torchvision import SWIN, TORCHVISION, VIT
 from builders.models import random_plan, same_tensors
 from vitrim.errors import SettingError, UnsupportedModel
-from vitrim.models import adapter_for, adapter_of_library, describe, origin_of, readable, with_new_head
+from vitrim.models import adapter_for, adapter_of_library, describe, hookable, origin_of, with_new_head
 from vitrim.saving.checkpoint import load, save
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune, silence
@@ -36,9 +36,10 @@ def classes(model: nn.Module) -> list[type]:
 def readers_seen(model: nn.Module, structure: ViTStructure, images: Tensor) -> set[str]:
     """The readers whose hooks run in a forward pass."""
     seen: set[str] = set()
-    readers = [group.reader for block in structure.blocks for group in block.groups]
+    output_projs = [group.output_proj for block in structure.blocks for group in block.groups]
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.add(name)) for name in readers
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.add(name))
+        for name in output_projs
     ]
     model(images)
     for handle in handles:
@@ -52,12 +53,12 @@ def test_readable_changes_nothing_but_what_hooks_see(family: str) -> None:
     model = build_row(TORCHVISION[family])
     structure = describe(model)
     images, before = images_for(structure), classes(model)
-    readers = {group.reader for block in structure.blocks for group in block.groups}
+    output_projs = {group.output_proj for block in structure.blocks for group in block.groups}
     plain = model(images)
-    assert readers_seen(model, structure, images) < readers
-    with readable(model):
+    assert readers_seen(model, structure, images) < output_projs
+    with hookable(model):
         assert relative_distance(model(images), plain) < EXACT
-        assert readers_seen(model, structure, images) == readers
+        assert readers_seen(model, structure, images) == output_projs
     assert classes(model) == before
     assert torch.equal(model(images), plain)
 
@@ -66,7 +67,7 @@ def test_readable_changes_nothing_but_what_hooks_see(family: str) -> None:
 def test_readable_restores_the_model_after_an_error(family: str) -> None:
     model = build_row(TORCHVISION[family])
     before = classes(model)
-    with pytest.raises(KeyError), readable(model), readable(model):
+    with pytest.raises(KeyError), hookable(model), hookable(model):
         raise KeyError
     assert classes(model) == before
     assert not any("forward" in vars(module) for module in model.modules())
@@ -188,5 +189,5 @@ def test_images_of_other_sizes_are_cut_into_windows_alike(family: str) -> None:
         for size in ((5, 7), (3, 9), (8, 8), (2, 13)):
             x = torch.randn(2, *size, attention.qkv.in_features, dtype=torch.float64)
             plain = attention(x)
-            with readable(model):
+            with hookable(model):
                 assert relative_distance(attention(x), plain) < EXACT

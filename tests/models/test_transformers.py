@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from test_families import EXACT, images_for, plans, relative_distance, set_fused
 from torch import Tensor, nn
 
 from builders.counting import count_macs
+from builders.exactness import EXACT, images_for, plans, relative_distance, set_fused
 from builders.families_timm import build_row
 from builders.families_transformers import BACKBONES, HUGGINGFACE, PLAIN
 from builders.models import random_plan, same_tensors
@@ -220,8 +220,8 @@ def test_what_cannot_be_cut_is_refused_by_name(architecture: str, found: str) ->
 
 
 def test_what_lies_outside_the_blocks_is_named() -> None:
-    uncut = describe(build_row(BACKBONES["SigLIP"])).uncut
-    assert any("head.attention" in part for part in uncut) and any("head.mlp" in part for part in uncut)
+    skipped_parts = describe(build_row(BACKBONES["SigLIP"])).skipped_parts
+    assert any("head.attention" in part for part in skipped_parts) and any("head.mlp" in part for part in skipped_parts)
 
 
 @pytest.mark.parametrize("missing", ["dense", "vitrim"])

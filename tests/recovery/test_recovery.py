@@ -64,11 +64,11 @@ def test_no_readers_refit_takes_the_stream_further_from_the_teachers(variant: st
     student = prune(teacher, plan)
     recovered = recover(student, teacher, plan, BATCHES)
     structure = describe(teacher)
-    ends = structure.stretch_ends([kept.block for kept in plan.blocks])
+    ends = structure.matched_teacher_blocks([kept.block for kept in plan.blocks])
     for position, (kept, end) in enumerate(zip(plan.blocks, ends, strict=True)):
         goals = streams(teacher, kept.block)[0], streams(teacher, end)[1]
         for kind, goal, part in zip(UNIT_KINDS, goals, (0, 1), strict=True):
-            name = describe(student).blocks[position].group(kind).reader
+            name = describe(student).blocks[position].group(kind).output_proj
             without = copy.deepcopy(recovered)  # all refitted but this reader
             without.get_submodule(name).load_state_dict(student.get_submodule(name).state_dict())
             before = (streams(without, position)[part] - goal).square().sum().item()
@@ -111,8 +111,8 @@ def test_only_readers_and_the_classifier_change() -> None:
     student = prune(teacher, plan)
     before, after = student.state_dict(), recover(student, teacher, plan, BATCHES).state_dict()
     changed = {name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    readers = {block.group(kind).reader for block in describe(student).blocks for kind in UNIT_KINDS}
-    assert readers <= changed <= {*readers, "head"}
+    output_projs = {block.group(kind).output_proj for block in describe(student).blocks for kind in UNIT_KINDS}
+    assert output_projs <= changed <= {*output_projs, "head"}
 
 
 @torch.no_grad()
@@ -168,10 +168,10 @@ def test_a_stronger_ridge_changes_less() -> None:
     teacher = build()
     plan = one_unit_plan(describe(teacher))
     student = prune(teacher, plan)
-    reader = describe(student).blocks[0].heads.reader
-    old = student.get_submodule(reader).weight
+    output_proj = describe(student).blocks[0].heads.output_proj
+    old = student.get_submodule(output_proj).weight
     changes = [
-        (recover(student, teacher, plan, BATCHES, ridge=ridge).get_submodule(reader).weight - old).norm().item()
+        (recover(student, teacher, plan, BATCHES, ridge=ridge).get_submodule(output_proj).weight - old).norm().item()
         for ridge in (1e-6, 1e-2, 1e2, 1e8)
     ]
     assert changes == sorted(changes, reverse=True)
@@ -182,9 +182,9 @@ def test_the_division_into_batches_does_not_matter() -> None:
     teacher = build()
     plan = random_plan(describe(teacher), seed=8, blocks=(0, 1, 3))
     student, images = prune(teacher, plan), torch.cat([images for images, _ in BATCHES])
-    at_once = recover(student, teacher, plan, [(images, torch.zeros(len(images)))])
+    one_shot = recover(student, teacher, plan, [(images, torch.zeros(len(images)))])
     in_parts = recover(student, teacher, plan, iter(BATCHES))
-    for one, two in zip(at_once.parameters(), in_parts.parameters(), strict=True):
+    for one, two in zip(one_shot.parameters(), in_parts.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=1e-6, atol=1e-8)
 
 

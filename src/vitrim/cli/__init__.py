@@ -421,7 +421,7 @@ def _milliseconds(text: str) -> float:
 
 def _load_data(options: DataOptions) -> "ImageData":
     from vitrim.data.loading import load_data
-    from vitrim.runs.progress import say
+    from vitrim.runs.progress import log
 
     found = load_data(
         options.data,
@@ -431,7 +431,7 @@ def _load_data(options: DataOptions) -> "ImageData":
         strict=options.strict,
     )
     for line in found.summary():
-        say(line)
+        log(line)
     return found
 
 
@@ -456,7 +456,7 @@ def _model_to_train(name: str, options: ModelOptions, data: "ImageData", seed: i
     import torch
 
     from vitrim.models import origin_of, with_new_head
-    from vitrim.runs.progress import say
+    from vitrim.runs.progress import log
 
     torch.manual_seed(seed)
     is_new = not Path(name).exists()
@@ -467,7 +467,7 @@ def _model_to_train(name: str, options: ModelOptions, data: "ImageData", seed: i
     known, num_outputs = origin_of(model).classes, int(origin_of(model).model_args["num_classes"])
     fits = set(data.classes) <= set(known) if known else num_outputs == len(data.classes)
     if not is_new and not fits:
-        say(f"{name} was trained for other classes; it gets a fresh classifier for {len(data.classes)}")
+        log(f"{name} was trained for other classes; it gets a fresh classifier for {len(data.classes)}")
         return with_new_head(model, len(data.classes))
     return model
 

@@ -39,16 +39,18 @@ def print_structure(structure: "ViTStructure") -> None:
     )
     header = ["block", "heads x width", "neurons", "parameters", "multiply-adds", "can be pruned"]
     print_table(title, header, rows)
-    for part in structure.uncut:
+    for part in structure.skipped_parts:
         print_line(f"left whole: {part}")
 
 
 def _prunable(block: "BlockStructure") -> str:
     """What of a block can go, and why the rest cannot."""
-    parts = [(group.key, group.locked) for group in block.groups] + [("block", block.locked)]
-    free = ", ".join(name for name, locked in parts if not locked)
+    parts = [(group.key, group.not_prunable) for group in block.groups] + [("block", block.not_prunable)]
+    free = ", ".join(name for name, not_prunable in parts if not not_prunable)
     reasons = [
-        f"{name} stay: {locked}" if name != "block" else f"block stays: {locked}" for name, locked in parts if locked
+        f"{name} stay: {not_prunable}" if name != "block" else f"block stays: {not_prunable}"
+        for name, not_prunable in parts
+        if not_prunable
     ]
     return "; ".join([*([free] if free else []), *reasons])
 
@@ -72,11 +74,11 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
         rows.append([block.name, *(", ".join(column) for column in columns.values())])
     print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads that go"], rows)
     cost, whole = count_cost(structure, plan), count_cost(structure)
-    params, macs = cost.share_of(whole)
+    params, macs = cost.fraction_of(whole)
     print_line("one cut, before any training; `--depth auto` of compress may also remove blocks")
     print_line(f"keeps {cost.params:,} parameters ({params:.2%}) and {cost.macs:,} multiply-adds ({macs:.2%})")
-    if proposal.promised_ms:
-        print_line(f"promises {proposal.promised_ms:.4g} ms for a forward pass")
+    if proposal.predicted_ms:
+        print_line(f"promises {proposal.predicted_ms:.4g} ms for a forward pass")
 
 
 def print_report(report: dict[str, Any], folder: Path) -> None:

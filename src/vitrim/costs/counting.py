@@ -26,7 +26,7 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(params=self.params + other.params, macs=self.macs + other.macs)
 
-    def share_of(self, whole: "Cost") -> tuple[float, float]:
+    def fraction_of(self, whole: "Cost") -> tuple[float, float]:
         """Parameters and multiply-adds as shares of another model's."""
         return self.params / whole.params, self.macs / whole.macs
 

@@ -10,9 +10,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
-MOST_OPTIONS = 48  # of a group, for the integer program; what lies between is tried afterwards
-MOST_RELATIVE_GAP = 1e-4
-MOST_SECONDS = 5.0
+MAX_OPTIONS = 48  # of a group, for the integer program; what lies between is tried afterwards
+MAX_RELATIVE_GAP = 1e-4
+MAX_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ def _integer_program(groups: Sequence[Options], limits: np.ndarray) -> list[int]
         ),
         integrality=np.ones(len(values)),
         bounds=Bounds(0, 1),
-        options={"mip_rel_gap": MOST_RELATIVE_GAP, "time_limit": MOST_SECONDS},
+        options={"mip_rel_gap": MAX_RELATIVE_GAP, "time_limit": MAX_SECONDS},
     )
     if result.x is None:
         return [0] * len(groups)
@@ -60,8 +60,8 @@ def _integer_program(groups: Sequence[Options], limits: np.ndarray) -> list[int]
 
 
 def _thinned(count: int) -> np.ndarray:
-    """Indices of at most `MOST_OPTIONS` options, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_OPTIONS)).round().astype(int))
+    """Indices of at most `MAX_OPTIONS` options, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_OPTIONS)).round().astype(int))
 
 
 def _within(groups: Sequence[Options], taken: list[int], limits: np.ndarray) -> list[int]:

@@ -24,13 +24,13 @@ from vitrim.hooks import eval_mode
 from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.runs.files import read_json, write_text
-from vitrim.runs.progress import say, track
+from vitrim.runs.progress import log, track
 from vitrim.structure import UnitGroup, ViTStructure
 from vitrim.surgery import prune
 
 Key = tuple[int, str]  # a block and a group's key
 FORMAT = 1
-MOST_ROUNDS, FEWEST_ROUNDS, WARMUP = 21, 7, 3
+MAX_ROUNDS, MIN_ROUNDS, WARMUP = 21, 7, 3
 SECONDS_FOR_A_MODEL = 10.0  # fewer rounds where they would take longer
 SHARES = tuple(eighth / 8 for eighth in range(1, 8))
 FEW_SHARES = (0.25, 0.5, 0.75)  # where there are many kinds of groups
@@ -138,14 +138,16 @@ def fast_multiple(model: nn.Module, settings: LatencySettings, share: float) -> 
 
 def _measure(model: nn.Module, settings: LatencySettings) -> LatencyTable:
     structure = describe(model)
-    kinds = {name: members for name, members in _kinds(structure).items() if not members[0][1].locked}
+    kinds = {name: members for name, members in _kinds(structure).items() if not members[0][1].not_prunable}
     plans: dict[tuple[str, float], PruningPlan] = {}
     for kind, members in kinds.items():
         for share in SHARES if len(kinds) <= MANY_KINDS else FEW_SHARES:
             counts = {(block, group.key): max(1, round(share * group.count)) for block, group in members}
             plans[kind, share] = _first_units(structure, counts)
     for stage in dict.fromkeys(block.stage for block in structure.blocks):
-        free = [index for index, found in enumerate(structure.blocks) if found.stage == stage and not found.locked]
+        free = [
+            index for index, found in enumerate(structure.blocks) if found.stage == stage and not found.not_prunable
+        ]
         if len(free) > 1:
             plans[stage, 0.0] = _without(structure, free[len(free) // 2 :])
     saved = _savings(model, list(plans.values()), settings, "timing heads, neurons and blocks")
@@ -165,7 +167,7 @@ def _measure_multiple(model: nn.Module, settings: LatencySettings, share: float)
         (index, group.key): group.count
         for index, block in enumerate(structure.blocks)
         for group in block.groups
-        if group.kind == "neurons" and not group.locked
+        if group.kind == "neurons" and not group.not_prunable
     }
     multiples = [k for k in MULTIPLES if all(WIDTHS_APART * k <= share * count for count in neurons.values())]
     if not neurons or len(multiples) < 2:
@@ -175,7 +177,7 @@ def _measure_multiple(model: nn.Module, settings: LatencySettings, share: float)
     widths = [{key: width - k for key, width in round_widths.items()} for k in multiples]
     half = {key: count // 2 for key, count in neurons.items()}
     plans = [_first_units(structure, found) for found in (half, *widths)]
-    saved_by_half, *saved = _savings(model, plans, settings, "timing round and odd widths", together=True)
+    saved_by_half, *saved = _savings(model, plans, settings, "timing round and odd widths", interleaved=True)
     neuron = saved_by_half / sum(count - half[key] for key, count in neurons.items())
     at_round_widths = [k * len(neurons) * neuron - save for k, save in zip(multiples, saved, strict=True)]
     margin = SLOWER * neuron * sum(round_widths.values())
@@ -183,14 +185,14 @@ def _measure_multiple(model: nn.Module, settings: LatencySettings, share: float)
 
 
 def _savings(
-    model: nn.Module, plans: list[PruningPlan], settings: LatencySettings, about: str, *, together: bool = False
+    model: nn.Module, plans: list[PruningPlan], settings: LatencySettings, about: str, *, interleaved: bool = False
 ) -> list[float]:
     """The share of the dense model's time that each plan saves; one after the other, or all in turns."""
     device = run_device(model, settings)
     with torch.no_grad(), eval_mode(model):
         (dense,) = forward_passes([model], settings)
         timing = replace(settings, rounds=_rounds(dense, settings, device), warmup=WARMUP)
-        if together:
+        if interleaved:
             passes = forward_passes([prune(model, plan) for plan in plans], settings)
             found = time_in_turns([dense, *passes], timing, device)[1:]
         else:
@@ -203,7 +205,7 @@ def _savings(
 
 def _rounds(dense: Callable[[], object], settings: LatencySettings, device: torch.device) -> int:
     (once,) = time_in_turns([dense], replace(settings, rounds=1, warmup=1), device)
-    return min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(500 * SECONDS_FOR_A_MODEL / once.median_ms)))  # two models a round
+    return min(MAX_ROUNDS, max(MIN_ROUNDS, int(500 * SECONDS_FOR_A_MODEL / once.median_ms)))  # two models a round
 
 
 def _kinds(structure: ViTStructure) -> dict[str, list[tuple[int, UnitGroup]]]:
@@ -211,8 +213,8 @@ def _kinds(structure: ViTStructure) -> dict[str, list[tuple[int, UnitGroup]]]:
     found: dict[str, list[tuple[int, UnitGroup]]] = {}
     for index, block in enumerate(structure.blocks):
         for group in block.groups:
-            locked = " locked" if group.locked else ""
-            found.setdefault(f"{block.stage} {group.key}{locked}", []).append((index, group))
+            not_prunable = " locked" if group.not_prunable else ""
+            found.setdefault(f"{block.stage} {group.key}{not_prunable}", []).append((index, group))
     return found
 
 
@@ -258,7 +260,7 @@ def _cached(what: str, model: nn.Module, settings: LatencySettings, make: Callab
     path = user_cache_path("vitrim") / "latency" / f"{name}.json"
     try:
         found = read_json(path)
-        say(f"latency: taken from {path}; delete it to measure anew")
+        log(f"latency: taken from {path}; delete it to measure anew")
         return found["found"]
     except (OSError, CheckpointMismatch, KeyError, TypeError):
         pass
@@ -267,7 +269,7 @@ def _cached(what: str, model: nn.Module, settings: LatencySettings, make: Callab
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"about": about, "found": found}, indent=1) + "\n")
     except OSError as problem:
-        say(f"latency: cannot keep the measurement in {path} ({problem.strerror})")
+        log(f"latency: cannot keep the measurement in {path} ({problem.strerror})")
     return found
 
 

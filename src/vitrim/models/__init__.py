@@ -53,7 +53,7 @@ class Adapter(Protocol):
     def fit_depth(self, model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
         """Set every attribute that counts or numbers the blocks, after those that the plan leaves out are gone."""
 
-    def readable(self, model: nn.Module) -> AbstractContextManager[None]:
+    def hookable(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within the context, every reader runs as a module, so that hooks on it see what it reads."""
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
@@ -103,9 +103,9 @@ def describe(model: nn.Module) -> ViTStructure:
     return adapter_for(model).describe(model)
 
 
-def readable(model: nn.Module) -> AbstractContextManager[None]:
+def hookable(model: nn.Module) -> AbstractContextManager[None]:
     """Within the context, hooks on the readers of the model's heads and neurons see what they read."""
-    return adapter_for(model).readable(model)
+    return adapter_for(model).hookable(model)
 
 
 def origin_of(model: nn.Module) -> Origin:

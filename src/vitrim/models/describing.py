@@ -25,7 +25,7 @@ class BlockParts:
     find_groups: Callable[[Macs], list[UnitGroup]]
     state: int = 0
     cuts: tuple[TensorCut, ...] = ()
-    locked: str = ""
+    not_prunable: str = ""
 
 
 def structure_of(
@@ -36,7 +36,7 @@ def structure_of(
     image_shape: tuple[int, int, int],
     num_classes: int,
     embed_dim: int,
-    uncut: Iterable[str] = (),
+    skipped_parts: Iterable[str] = (),
 ) -> ViTStructure:
     """Put a structure together.
 
@@ -62,7 +62,7 @@ def structure_of(
         blocks=described,
         params=_num_params(model) - sum(block.params + _of_units(block, "params") for block in described),
         macs=found.macs[""] - sum(block.macs + _of_units(block, "macs") for block in described),
-        uncut=tuple(uncut),
+        skipped_parts=tuple(skipped_parts),
     )
 
 
@@ -70,31 +70,31 @@ def heads(
     *,
     count: int,
     width: int,
-    reader: str,
+    output_proj: str,
     cuts: Sequence[TensorCut],
     macs: int,
     first: int = 0,
-    locked: str = "",
+    not_prunable: str = "",
 ) -> UnitGroup:
     """The heads of one attention: what gives them (`cuts`), and the reader's columns; `macs` of all together."""
-    return _units("heads", count, width, reader, cuts, macs, first, locked)
+    return _units("heads", count, width, output_proj, cuts, macs, first, not_prunable)
 
 
 def neurons(
-    *, count: int, reader: str, cuts: Sequence[TensorCut], macs: int, first: int = 0, locked: str = ""
+    *, count: int, output_proj: str, cuts: Sequence[TensorCut], macs: int, first: int = 0, not_prunable: str = ""
 ) -> UnitGroup:
     """The hidden neurons of one MLP: what gives them (`cuts`), and the reader's columns; `macs` of all together."""
-    return _units("neurons", count, 1, reader, cuts, macs, first, locked)
+    return _units("neurons", count, 1, output_proj, cuts, macs, first, not_prunable)
 
 
-def locked_heads(count: int, reason: str) -> UnitGroup:
+def not_prunable_heads(count: int, reason: str) -> UnitGroup:
     """An attention that is left alone."""
-    return UnitGroup(kind="heads", key="heads", count=count, locked=reason)
+    return UnitGroup(kind="heads", key="heads", count=count, not_prunable=reason)
 
 
-def locked_neurons(count: int, reason: str) -> UnitGroup:
+def not_prunable_neurons(count: int, reason: str) -> UnitGroup:
     """An MLP that is left alone."""
-    return UnitGroup(kind="neurons", key="neurons", count=count, locked=reason)
+    return UnitGroup(kind="neurons", key="neurons", count=count, not_prunable=reason)
 
 
 def rows(name: str, layer: nn.Module | None, width: int = 1, *, repeats: int = 1, first: int = 0) -> list[TensorCut]:
@@ -116,23 +116,25 @@ def _units(
     kind: UnitKind,
     count: int,
     width: int,
-    reader: str,
+    output_proj: str,
     cuts: Sequence[TensorCut],
     macs: int,
     first: int,
-    locked: str,
+    not_prunable: str,
 ) -> UnitGroup:
-    assert locked or macs % count == 0, f"{macs} multiply-adds do not divide among the {count} {kind} behind {reader}"
+    assert not_prunable or macs % count == 0, (
+        f"{macs} multiply-adds do not divide among the {count} {kind} behind {output_proj}"
+    )
     return UnitGroup(
         kind=kind,
         key=kind,
         count=count,
-        reader=reader,
+        output_proj=output_proj,
         width=width,
         first=first,
-        cuts=(*cuts, TensorCut(name=f"{reader}.weight", dim=1, width=width, first=first)),
+        cuts=(*cuts, TensorCut(name=f"{output_proj}.weight", dim=1, width=width, first=first)),
         macs=macs // count,
-        locked=locked,
+        not_prunable=not_prunable,
     )
 
 
@@ -145,9 +147,9 @@ def _describe_block(
         key = f"{group.kind}.{earlier}" if earlier else group.kind
         groups.append(_finished(model, replace(group, key=key), found, owners))
     taken, given = found.taken[block.name], found.given[block.name]
-    locked = block.locked
-    if taken != given and not locked:
-        locked = f"`{block.name}` changes the shape of the stream from {_shape(taken)} to {_shape(given)}"
+    not_prunable = block.not_prunable
+    if taken != given and not not_prunable:
+        not_prunable = f"`{block.name}` changes the shape of the stream from {_shape(taken)} to {_shape(given)}"
     params, macs = _own_params(model, block.name, owners), found.macs.get(block.name, 0)
     for cut in block.cuts:  # its share of what all blocks have in common
         tensor, owner = _tensor(model, cut.name), cut.name.rpartition(".")[0]
@@ -161,7 +163,7 @@ def _describe_block(
         state=block.state,
         qkv=_qkv_of(groups),
         cuts=block.cuts,
-        locked=locked,
+        not_prunable=not_prunable,
     )
 
 
@@ -171,17 +173,17 @@ def _of_units(block: BlockStructure, cost: Literal["params", "macs"]) -> int:
 
 def _finished(model: nn.Module, group: UnitGroup, found: Measurement, owners: Mapping[int, list[str]]) -> UnitGroup:
     """The group with its parameters counted, locked if what it consists of is used elsewhere or not at all."""
-    locked, params = group.locked, 0
+    not_prunable, params = group.not_prunable, 0
     for cut in group.cuts:
         tensor = _tensor(model, cut.name)
         if isinstance(tensor, nn.Parameter):
             params += tensor.numel() // tensor.shape[cut.dim] * cut.width * cut.repeats
             names = owners[id(tensor)]
-            if len(names) > 1 and not locked:
-                locked = f"`{names[0]}` and `{names[1]}` are one tensor"
-    if group.reader and not found.macs.get(group.reader) and not locked:
-        locked = f"`{group.reader}` takes no part in classifying an image"
-    return replace(group, params=params, locked=locked)
+            if len(names) > 1 and not not_prunable:
+                not_prunable = f"`{names[0]}` and `{names[1]}` are one tensor"
+    if group.output_proj and not found.macs.get(group.output_proj) and not not_prunable:
+        not_prunable = f"`{group.output_proj}` takes no part in classifying an image"
+    return replace(group, params=params, not_prunable=not_prunable)
 
 
 def _qkv_of(groups: Sequence[UnitGroup]) -> str:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitrim.errors import UnsupportedModel
 from vitrim.hooks import input_state, output_state
 
-MOST_REMEMBERED = 512
+MAX_CACHED = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def measure(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str
         return _remembered[key]
     found = _run(model, image_shape, watched)
     _remembered[key] = found
-    if len(_remembered) > MOST_REMEMBERED:
+    if len(_remembered) > MAX_CACHED:
         _remembered.popitem(last=False)
     return found
 

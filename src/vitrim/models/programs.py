@@ -22,7 +22,7 @@ from vitrim.models import describe
 
 TRACED_BATCH = 2  # a batch of 1 would be taken for a constant
 METADATA_FILE = "vitrim.json"
-LARGEST_ONNX_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB, graph included
+MAX_ONNX_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB, graph included
 
 Program = Callable[[Tensor], Tensor]
 
@@ -141,7 +141,7 @@ def _write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, Any]) 
         )
         assert converted is not None
         converted.model.metadata_props.update(onnx_properties(metadata))
-        converted.save(file, external_data=weight_bytes(program.state_dict) > LARGEST_ONNX_FILE)
+        converted.save(file, external_data=weight_bytes(program.state_dict) > MAX_ONNX_FILE)
     with failing_as("ONNX Runtime cannot run what torch.onnx made of this model"):
         return OnnxProgram(file)
 

@@ -19,19 +19,19 @@ from torch import Tensor, nn
 
 from vitrim.errors import DataError, SettingError
 from vitrim.hooks import eval_mode, input_state, logits_of, output_state, with_state
-from vitrim.models import describe, readable
+from vitrim.models import describe, hookable
 from vitrim.plan import PruningPlan
 from vitrim.recovery.classifier import refit_classifier
 from vitrim.runs.progress import track
 from vitrim.structure import BlockStructure, ViTStructure
-from vitrim.surgery import columns_dim, giving
+from vitrim.surgery import columns_dim, with_fixed_output
 
-LEAST_RIDGE = 1e-6
-LEAST_SCALE = 1e-3  # of the largest: a channel that the stream hardly hears is not bent to mend anything
+MIN_RIDGE = 1e-6
+MIN_SCALE = 1e-3  # of the largest: a channel that the stream hardly hears is not bent to mend anything
 TELLING_IMAGES = 16  # how a block adds to the stream shows on few images
-MOST_MISFIT = 1e-3
+MAX_MISFIT = 1e-3
 ROUNDINGS = 8  # by how many of its last digits a stream may be off
-FEWEST_EQUATIONS = 4  # for each factor that is sought
+MIN_EQUATIONS = 4  # for each factor that is sought
 STRIP = 256  # columns that are multiplied at a time: wide enough for the processor, narrow enough to save a third
 
 
@@ -48,9 +48,9 @@ class RecoverySettings:
     ridge: float = 1e-2
 
     def __post_init__(self) -> None:
-        if not self.ridge >= LEAST_RIDGE:
+        if not self.ridge >= MIN_RIDGE:
             raise SettingError(
-                f"recovery.ridge is {self.ridge:g}; expected a number from {LEAST_RIDGE:g}, such as 0.01: less is lost "
+                f"recovery.ridge is {self.ridge:g}; expected a number from {MIN_RIDGE:g}, such as 0.01: less is lost "
                 "in the rounding of the inputs' products."
             )
 
@@ -91,7 +91,7 @@ def recover(
     plan.check(before)
     student = copy.deepcopy(student).eval()
     if not plan.keeps_all(before):
-        with eval_mode(teacher), readable(teacher), readable(student):
+        with eval_mode(teacher), hookable(teacher), hookable(student):
             _refit_all(student, teacher, plan, batches, ridge)
     return student
 
@@ -108,29 +108,32 @@ def _refit_all(
     images = [images for images, _ in batches]
     if not images:
         raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
-    small_walk, dense_walk = _Walk(student, after, images), _Walk(teacher, before, images)
-    ends = before.stretch_ends([kept.block for kept in plan.blocks])
+    student_forward, teacher_forward = (
+        BlockwiseForward(student, after, images),
+        BlockwiseForward(teacher, before, images),
+    )
+    ends = before.matched_teacher_blocks([kept.block for kept in plan.blocks])
     for index, (kept, end) in enumerate(
         zip(track(plan.blocks, "refitting the layers behind the cut"), ends, strict=True)
     ):
-        while dense_walk.position < kept.block:  # removed blocks: only the teacher goes through them
-            dense_walk.step()
+        while teacher_forward.position < kept.block:  # removed blocks: only the teacher goes through them
+            teacher_forward.step()
         old, new = before.blocks[kept.block], after.blocks[index]
-        wanted = dense_walk.step(_readers(teacher, old))
+        wanted = teacher_forward.step(_output_projs(teacher, old))
         behind = wanted.given
-        while dense_walk.position <= end:
-            behind = dense_walk.step().given
-        names = {reader: new.name + reader.removeprefix(old.name) for reader in wanted.outputs}
-        _refit_block(student, small_walk, wanted, behind, names, ridge)
+        while teacher_forward.position <= end:
+            behind = teacher_forward.step().given
+        names = {output_proj: new.name + output_proj.removeprefix(old.name) for output_proj in wanted.outputs}
+        _refit_block(student, student_forward, wanted, behind, names, ridge)
         del wanted, behind  # before the next ones are made
-        small_walk.step()
-    refit_classifier(student, images, small_walk.outputs(), dense_walk.outputs())
+        student_forward.step()
+    refit_classifier(student, images, student_forward.outputs(), teacher_forward.outputs())
 
 
 def _refit_block(
     student: nn.Module,
-    walk: "_Walk",
-    wanted: "_Passage",
+    student_forward: "BlockwiseForward",
+    wanted: "BlockIO",
     behind: Sequence[Tensor],
     names: dict[str, str],
     ridge: float,
@@ -141,29 +144,33 @@ def _refit_block(
         wanted: the teacher's passage through its block. behind: the teacher's stream where the student's next block
             begins. names: what the student calls each of the teacher's readers.
     """
-    once = [reader for reader, outputs in wanted.outputs.items() if len(outputs) == len(wanted.given)]
+    once = [output_proj for output_proj, outputs in wanted.outputs.items() if len(outputs) == len(wanted.given)]
     scales = wanted.scales() if len(once) == len(wanted.outputs) else None  # else a layer that several parts share
-    for position, reader in enumerate(once):
-        earlier, layer = once[:position], student.get_submodule(names[reader])
+    for position, output_proj in enumerate(once):
+        earlier, layer = once[:position], student.get_submodule(names[output_proj])
         more = position < len(once) - 1
-        arrivals = walk.arrivals(names[reader], [names[name] for name in earlier], keep=more)
+        inputs_of = student_forward.inputs_of(names[output_proj], [names[name] for name in earlier], keep=more)
         pairs: Iterable[tuple[Tensor, Tensor]]
         if scales is None:
-            pairs = ((x, output) for (x, _, _), output in zip(arrivals, wanted.outputs[reader], strict=True))
+            pairs = ((x, output) for (x, _, _), output in zip(inputs_of, wanted.outputs[output_proj], strict=True))
         else:
             goal = wanted.given if more else behind
-            pairs = _on_the_stream(arrivals, wanted, goal, scales, reader, {name: names[name] for name in earlier})
+            pairs = _on_the_stream(
+                inputs_of, wanted, goal, scales, output_proj, {name: names[name] for name in earlier}
+            )
         _refit(layer, pairs, ridge)
         if more:
-            walk.hand_over(names[reader], names[reader].removesuffix(wanted.endings[reader]))
+            student_forward.cache_output(
+                names[output_proj], names[output_proj].removesuffix(wanted.endings[output_proj])
+            )
 
 
 def _on_the_stream(
-    arrivals: Iterable["_Arrival"],
-    wanted: "_Passage",
+    inputs_of: Iterable["_LayerInput"],
+    wanted: "BlockIO",
     goal: Sequence[Tensor],
     scales: dict[str, Tensor],
-    reader: str,
+    output_proj: str,
     earlier: dict[str, str],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What a reader takes and what it should give, batch by batch, so that the student's stream meets the teacher's.
@@ -172,17 +179,17 @@ def _on_the_stream(
         goal: the teacher's stream behind its block, or behind the removed ones that follow. earlier: the readers that
             ran before in this block, and what the student calls them.
     """
-    heard = scales[reader].abs() > LEAST_SCALE * scales[reader].abs().max()
-    for batch, (x, taken, seen) in enumerate(arrivals):
+    heard = scales[output_proj].abs() > MIN_SCALE * scales[output_proj].abs().max()
+    for batch, (x, taken, seen) in enumerate(inputs_of):
         missing = _wide(wanted.taken[batch]) - _wide(taken) + _wide(goal[batch]) - _wide(wanted.given[batch])
         for name, own in earlier.items():
             missing = missing + scales[name] * (_wide(wanted.outputs[name][batch]) - _wide(seen[own]))
-        yield x, _wide(wanted.outputs[reader][batch]) + torch.where(heard, missing / scales[reader], 0)
+        yield x, _wide(wanted.outputs[output_proj][batch]) + torch.where(heard, missing / scales[output_proj], 0)
 
 
-def _readers(model: nn.Module, block: BlockStructure) -> list[str]:
+def _output_projs(model: nn.Module, block: BlockStructure) -> list[str]:
     """The readers of a block's units that least squares can refit, in order, each once."""
-    names = dict.fromkeys(group.reader for group in block.groups if group.reader)
+    names = dict.fromkeys(group.output_proj for group in block.groups if group.output_proj)
     return [name for name in names if _is_matrix(model.get_submodule(name))]
 
 
@@ -194,7 +201,7 @@ def _is_matrix(layer: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class _Passage:
+class BlockIO:
     """One block's work on all batches: the stream it took, what its readers gave, the stream it gave.
 
     `outputs` are in the order in which the readers ran. `endings` are what to take off each reader's name for the
@@ -231,11 +238,11 @@ def _factors(change: Tensor, parts: Tensor, rounding: Tensor) -> Tensor | None:
 
     None where they do not, up to a norm of `rounding` `(C,)`, or where T is too small to tell.
     """
-    if change.shape[1] < FEWEST_EQUATIONS * parts.shape[2]:
+    if change.shape[1] < MIN_EQUATIONS * parts.shape[2]:
         return None
     found = torch.linalg.pinv(parts.mT @ parts, hermitian=True) @ (parts.mT @ change[..., None])  # (C, readers, 1)
     misfit = ((parts @ found)[..., 0] - change).norm(dim=1)
-    allowed = MOST_MISFIT * change.norm(dim=1) + rounding
+    allowed = MAX_MISFIT * change.norm(dim=1) + rounding
     return found[..., 0] if (misfit <= allowed).all() else None
 
 
@@ -244,10 +251,10 @@ def _wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-_Arrival = tuple[Tensor, Tensor, dict[str, Tensor]]  # a reader's input, its block's stream, earlier readers' outputs
+_LayerInput = tuple[Tensor, Tensor, dict[str, Tensor]]  # a reader's input, its block's stream, earlier readers' outputs
 
 
-class _Walk:
+class BlockwiseForward:
     """One model on its way through its blocks, all calibration batches side by side.
 
     A forward pass from the images on goes through the model itself, so whatever lies between, before or beside the
@@ -264,15 +271,15 @@ class _Walk:
         self._inputs: list[Tensor] = []  # of the reader that is being refitted
         self._handed: dict[str, str] = {}  # readers of the next block that need not run, and the parts that are given
 
-    def step(self, readers: Sequence[str] = ()) -> _Passage:
+    def step(self, output_projs: Sequence[str] = ()) -> BlockIO:
         """Take all batches through the next block; give what these readers gave on the way."""
         block = self.blocks[self.position]
         taken: list[Tensor] = []
         outputs: dict[str, list[Tensor]] = {}
         endings: dict[str, str] = {}
         with (
-            _watching(self.model, readers, outputs),
-            _comparing(self.model, block, readers, outputs, endings),
+            _watching(self.model, output_projs, outputs),
+            _comparing(self.model, block, output_projs, outputs, endings),
             _taking(self.model, block, taken),
         ):
             for images, given in zip(self.images, self.given, strict=True):
@@ -285,12 +292,12 @@ class _Walk:
             for given in self.given:
                 given[before.name] = _without_values(given[before.name])
         self.position += 1
-        return _Passage(taken, outputs, [output_state(given[block.name]) for given in self.given], endings)
+        return BlockIO(taken, outputs, [output_state(given[block.name]) for given in self.given], endings)
 
-    def arrivals(self, reader: str, earlier: Sequence[str], *, keep: bool) -> Iterator[_Arrival]:
+    def inputs_of(self, output_proj: str, earlier: Sequence[str], *, keep: bool) -> Iterator[_LayerInput]:
         """What a reader in the next block takes, the stream that the block took, what the earlier readers gave.
 
-        With `keep`, what it takes is kept for `hand_over`, unless that is wider than the stream.
+        With `keep`, what it takes is kept for `cache_output`, unless that is wider than the stream.
         """
         self._inputs = []
         block = self.blocks[self.position]
@@ -298,7 +305,7 @@ class _Walk:
             seen: list[Tensor] = []
             taken: list[Tensor] = []
             outputs: dict[str, list[Tensor]] = {}
-            hook = self.model.get_submodule(reader).register_forward_pre_hook(partial(_take_and_stop, seen))
+            hook = self.model.get_submodule(output_proj).register_forward_pre_hook(partial(_take_and_stop, seen))
             try:
                 with _watching(self.model, earlier, outputs), _taking(self.model, block, taken):
                     self._run(images, given)
@@ -309,23 +316,23 @@ class _Walk:
             gave = {name: given[self._handed[name]] if name in self._handed else outputs[name][0] for name in earlier}
             yield seen[0], taken[0], gave
 
-    def hand_over(self, reader: str, part: str) -> None:
+    def cache_output(self, output_proj: str, part: str) -> None:
         """Let `part`, which gives what the reader gives, give it without computing, if its inputs were kept."""
         if len(self._inputs) == len(self.images):
-            layer = self.model.get_submodule(reader)
+            layer = self.model.get_submodule(output_proj)
             for given in self.given:
                 given[part] = layer(self._inputs.pop(0))
-            self._handed[reader] = part
+            self._handed[output_proj] = part
 
     def outputs(self) -> Iterator[Tensor]:
         """What the model gives for each batch; only what lies behind the walk's last block is computed."""
         for images, given in zip(self.images, self.given, strict=True):
-            with self._handing(given):
+            with self._with_cached_outputs(given):
                 yield logits_of(self.model(images))
 
     def _run(self, images: Tensor, given: dict[str, Any], until: str = "") -> None:
         """One forward pass; it ends behind the block `until`, whose output is kept, or where a hook stops it."""
-        with self._handing(given) as stack:
+        with self._with_cached_outputs(given) as stack:
             if until:
                 hook = partial(_keep_and_stop, given, until)
                 stack.callback(self.model.get_submodule(until).register_forward_hook(hook).remove)
@@ -333,11 +340,11 @@ class _Walk:
                 self.model(images)
 
     @contextmanager
-    def _handing(self, given: dict[str, Any]) -> Iterator[ExitStack]:
+    def _with_cached_outputs(self, given: dict[str, Any]) -> Iterator[ExitStack]:
         """Within the context, these modules give what they gave before."""
         with ExitStack() as stack:
             for name, output in given.items():
-                stack.enter_context(giving(self.model.get_submodule(name), output))
+                stack.enter_context(with_fixed_output(self.model.get_submodule(name), output))
             yield stack
 
 
@@ -429,22 +436,24 @@ def _watching(model: nn.Module, names: Sequence[str], outputs: dict[str, list[Te
 def _comparing(
     model: nn.Module,
     block: BlockStructure,
-    readers: Sequence[str],
+    output_projs: Sequence[str],
     outputs: dict[str, list[Tensor]],
     endings: dict[str, str],
 ) -> Iterator[None]:
-    """Within the context, notes for each reader the `endings` of a `_Passage`."""
-    endings.update(dict.fromkeys(readers, ""))
+    """Within the context, notes for each reader the `endings` of a `BlockIO`."""
+    endings.update(dict.fromkeys(output_projs, ""))
 
-    def compare(module: nn.Module, inputs: Any, output: Any, *, name: str, reader: str) -> None:
-        if output is outputs.get(reader, [None])[-1]:  # the outermost module ends last
-            endings[reader] = reader.removeprefix(name)
+    def compare(module: nn.Module, inputs: Any, output: Any, *, name: str, output_proj: str) -> None:
+        if output is outputs.get(output_proj, [None])[-1]:  # the outermost module ends last
+            endings[output_proj] = output_proj.removeprefix(name)
 
     with ExitStack() as stack:
-        for reader in readers:
-            name = reader.rpartition(".")[0]
-            while name != block.name and not any(other.startswith(f"{name}.") for other in readers if other != reader):
-                hook = partial(compare, name=name, reader=reader)
+        for output_proj in output_projs:
+            name = output_proj.rpartition(".")[0]
+            while name != block.name and not any(
+                other.startswith(f"{name}.") for other in output_projs if other != output_proj
+            ):
+                hook = partial(compare, name=name, output_proj=output_proj)
                 stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
                 name = name.rpartition(".")[0]
         yield

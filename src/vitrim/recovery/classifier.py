@@ -16,7 +16,7 @@ from vitrim.hooks import logits_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # as shares of the mean squared feature
 FEW_IMAGES = 2
-LEAST_REST = 1e-6  # an image that the fit follows wholly says nothing about unseen ones
+MIN_LEAVE_ONE_OUT_REST = 1e-6  # an image that the fit follows wholly says nothing about unseen ones
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ class _Fit:
         shrink = self._shrink(ridge)
         lacking = self.residual - self.mean_r - self.left @ (shrink[:, None] * self.wanted)
         own = self.left.square() @ shrink + self.leverage  # h_ii
-        return (lacking / (1 - own).clamp_min(LEAST_REST)[:, None]).square().sum()
+        return (lacking / (1 - own).clamp_min(MIN_LEAVE_ONE_OUT_REST)[:, None]).square().sum()
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """The change of the weight `(C, D)` and of the bias `(C,)`."""

@@ -125,7 +125,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
-def foreign(folder: Path) -> list[str]:
+def unknown_files(folder: Path) -> list[str]:
     """What lies in a folder besides what an interrupted write of ours left."""
     left = {f".{name}.partial" for name in OURS}
     return [path.name for path in folder.iterdir() if path.name not in left]

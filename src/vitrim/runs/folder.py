@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitrim.errors import FolderInUse
-from vitrim.runs.files import RUN, foreign, read_json, write_text, writing
 from vitrim.plan import PruningPlan
+from vitrim.runs.files import RUN, read_json, unknown_files, write_text, writing
 from vitrim.runs.processes import is_main_process, wait_for_all
 
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ class RunFolder:
                     f"{self.path} holds a run made from something else: {'; '.join(differences[:8])}. Choose another "
                     "folder with -o, or repeat the same command to go on with that run."
                 )
-        elif not file.is_file() and self.path.exists() and foreign(self.path):
+        elif not file.is_file() and self.path.exists() and unknown_files(self.path):
             raise FolderInUse(f"{self.path} is not empty and holds no vitrim run; choose another folder with -o.")
         wait_for_all()
         if is_main_process():
@@ -56,18 +56,18 @@ class RunFolder:
         write: Callable[[Result, Path], Any],
         read: Callable[[Path], Result],
         *,
-        together: bool = False,
+        on_all_processes: bool = False,
     ) -> Result:
         """The content of file (or folder) `name`: read if it is there, else made, written whole, and read back.
 
-        The first process makes it alone, or, with `together`, all do because making it needs them; every process
-        reads the same.
+        The first process makes it alone. With `on_all_processes`, all processes make it together. Every process reads
+        the same file.
         """
         path = self.path / name
         wait_for_all()
         exists = path.exists()
         wait_for_all()  # nobody writes before everybody has looked
-        if not exists and (together or is_main_process()):
+        if not exists and (on_all_processes or is_main_process()):
             result = make()
             if is_main_process():
                 with writing(path) as working:
@@ -75,13 +75,13 @@ class RunFolder:
         wait_for_all()
         return read(path)
 
-    def once_json(self, name: str, make: Callable[[], Any], *, together: bool = False) -> Any:
+    def once_json(self, name: str, make: Callable[[], Any], *, on_all_processes: bool = False) -> Any:
         def write(value: Any, path: Path) -> None:
             path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
-        return self.once(name, make, write, read_json, together=together)
+        return self.once(name, make, write, read_json, on_all_processes=on_all_processes)
 
-    def forget_checkpoints(self) -> None:
+    def delete_checkpoints(self) -> None:
         """Remove the checkpoints of finished trainings; they are four times as large as the model."""
         if is_main_process():
             for file in self.path.glob("*.checkpoint.safetensors"):

@@ -23,7 +23,7 @@ def console() -> "Console":
     return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, highlight=False)
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """Print one line for the person who waits."""
     console().print(message, markup=False)
 

@@ -27,9 +27,9 @@ from vitrim.runs.files import (
     CONFIG,
     MODELING,
     WEIGHTS,
-    foreign,
     read_json,
     read_tensors,
+    unknown_files,
     write_tensors,
     write_text,
     writing,
@@ -65,7 +65,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     folder = Path(folder)
     origin = origin_of(model)
     origin = replace(origin, classes=tuple(classes) or origin.classes)
-    _refuse_foreign(folder)
+    _refuse_unknown_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, provenance)
     with writing(folder / CONFIG) as path:  # moved into place last: its presence says that the folder is whole
@@ -199,10 +199,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_unknown_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FolderInUse(f"{folder} is a file; expected a folder for the model.")
-    if folder.is_dir() and "vitrim" not in config_keys(folder) and foreign(folder):
+    if folder.is_dir() and "vitrim" not in config_keys(folder) and unknown_files(folder):
         raise FolderInUse(f"{folder} is not empty and holds no vitrim model; choose another folder.")
 
 

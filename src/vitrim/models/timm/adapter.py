@@ -19,7 +19,7 @@ from timm.models import convit, hiera
 from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
-from vitrim.models.describing import BlockParts, Macs, locked_heads, structure_of
+from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.timm.hierarchical_parts import STAGE_PARTS
 from vitrim.models.timm.hybrid_parts import HYBRID_PARTS
 from vitrim.models.timm.plain_parts import PARTS as PLAIN_PARTS
@@ -42,7 +42,7 @@ class Family:
     cls: str
     blocks: tuple[str, ...]
     states: Mapping[str, int] = field(default_factory=dict)
-    locked: Mapping[str, str] = field(default_factory=dict)
+    not_prunable: Mapping[str, str] = field(default_factory=dict)
     shared_bias: str = ""
 
 
@@ -85,7 +85,7 @@ FAMILIES = (
     Family(
         cls="ConVit",
         blocks=("blocks.*",),
-        locked={"blocks.{local_up_to_layer}": "the class token joins the stream in front of it"},
+        not_prunable={"blocks.{local_up_to_layer}": "the class token joins the stream in front of it"},
     ),
     Family(cls="Xcit", blocks=("blocks.*", "cls_attn_blocks.*")),
     Family(cls="Cait", blocks=("blocks.*", "blocks_token_only.*"), states={"blocks_token_only.*": 1}),
@@ -97,11 +97,15 @@ FAMILIES = (
     Family(
         cls="CoaT",
         blocks=("serial_blocks*.*", "parallel_blocks.*"),
-        locked={"parallel_blocks.*": "it carries the streams of several stages at once"},
+        not_prunable={"parallel_blocks.*": "it carries the streams of several stages at once"},
     ),
     Family(cls="Nest", blocks=("levels.*.transformer_encoder.*",)),
-    Family(cls="Twins", blocks=("blocks.*.*",), locked={"blocks.*.0": "the encoding of positions comes behind it"}),
-    Family(cls="TNT", blocks=("blocks.*",), locked={"blocks.*": "it carries two streams, of pixels and of patches"}),
+    Family(
+        cls="Twins", blocks=("blocks.*.*",), not_prunable={"blocks.*.0": "the encoding of positions comes behind it"}
+    ),
+    Family(
+        cls="TNT", blocks=("blocks.*",), not_prunable={"blocks.*": "it carries two streams, of pixels and of patches"}
+    ),
     Family(cls="Visformer", blocks=("stage*.*",)),
     Family(cls="CSATv2", blocks=("stages.*.*",)),
     Family(cls="CPUBone", blocks=("stages.*.*",)),
@@ -145,7 +149,7 @@ class TimmAdapter:
             image_shape=_image_shape(model),
             num_classes=getattr(model, "num_classes", 0),
             embed_dim=model.num_features,
-            uncut=_outside(model, [block.name for block in blocks]),
+            skipped_parts=_outside(model, [block.name for block in blocks]),
         )
 
     def origin(self, model: nn.Module) -> Origin:
@@ -179,9 +183,9 @@ class TimmAdapter:
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
         for kept in plan.blocks:
             block = structure.blocks[kept.block]
-            lost = {group.reader: group for group in block.groups if len(kept.units(group.key)) < group.count}
+            lost = {group.output_proj: group for group in block.groups if len(kept.units(group.key)) < group.count}
             for name, module in _parts(model.get_submodule(block.name), block.name):
-                groups = [group for reader, group in lost.items() if reader.startswith(f"{name}.")]
+                groups = [group for output_proj, group in lost.items() if output_proj.startswith(f"{name}.")]
                 if not groups:
                     continue
                 part = PARTS[type(module)]
@@ -196,7 +200,7 @@ class TimmAdapter:
             model.rope.depth = len(plan.blocks)
         _renumber_depths(model, structure, plan)
 
-    def readable(self, model: nn.Module) -> AbstractContextManager[None]:
+    def hookable(self, model: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
@@ -328,7 +332,7 @@ def _block_parts(model: nn.Module, family: Family, name: str) -> BlockParts:
         find_groups=partial(_find_groups, model, family, name),
         state=_of(family.states, name, 0),
         cuts=(TensorCut(name="rope.freqs", dim=1),) if _mixed_rope(model) else (),
-        locked=_of({key.format_map(vars(model)): why for key, why in family.locked.items()}, name, ""),
+        not_prunable=_of({key.format_map(vars(model)): why for key, why in family.not_prunable.items()}, name, ""),
     )
 
 
@@ -338,12 +342,15 @@ def _find_groups(model: nn.Module, family: Family, block: str, macs: Macs) -> li
         part = PARTS.get(type(module))
         if part is None:
             reason = f"vitrim does not know what a head of `{name}` ({type(module).__name__}) consists of"
-            found.append(locked_heads(_num_heads(module), reason))
+            found.append(not_prunable_heads(_num_heads(module), reason))
         else:
             found += part.find(name, module, macs)
     if family.shared_bias and getattr(model, family.shared_bias, None) is not None:
         reason = f"`{family.shared_bias}` gives the same bias for each head to all blocks"
-        found = [replace(group, locked=group.locked or reason) if group.kind == "heads" else group for group in found]
+        found = [
+            replace(group, not_prunable=group.not_prunable or reason) if group.kind == "heads" else group
+            for group in found
+        ]
     return found
 
 

@@ -18,7 +18,7 @@ from timm.models import (
 )
 from torch import nn
 
-from vitrim.models.describing import Macs, cut_of, locked_heads, neurons, rows
+from vitrim.models.describing import Macs, cut_of, neurons, not_prunable_heads, rows
 from vitrim.models.timm.hierarchical_forwards import (
     CutClassAttn,
     CutConvitAttention,
@@ -42,28 +42,29 @@ from vitrim.models.timm.plain_parts import (
 from vitrim.structure import UnitGroup
 
 
-def chain(*inner: str, reader: str, beside: str = "") -> Find:
-    """The neurons between two layers: what the first of `inner` gives, the others treat one by one, `reader` reads.
+def chain(*inner: str, output_proj: str, beside: str = "") -> Find:
+    """The neurons between two layers: `inner` produces them, `output_proj` takes them as its input.
 
-    A layer `beside` the first one gates each neuron.
+    The first layer of `inner` computes the neurons; the others act on each neuron alone. A layer `beside` the first one
+    gates each neuron.
     """
 
     def find(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
-        last = module.get_submodule(reader)
+        last = module.get_submodule(output_proj)
         weight: Any = last.weight
         present = [path for path in inner if getattr(module, path, module) is not None]  # some are left out by None
         layers = [layer for path in present for layer in leaves(path, module.get_submodule(path))]
-        mixing = [path for path, layer in (*layers[1:], (reader, last)) if not _keeps_apart(layer, last)]
+        mixing = [path for path, layer in (*layers[1:], (output_proj, last)) if not _keeps_apart(layer, last)]
         mixing += [path for path, layer in layers[:1] if getattr(layer, "groups", 1) > 1]
         layers += leaves(beside, module.get_submodule(beside)) if beside else []
         cuts = [cut for path, layer in layers for cut in rows(f"{name}.{path}", layer)]
         return [
             neurons(
                 count=weight.shape[1],
-                reader=f"{name}.{reader}",
+                output_proj=f"{name}.{output_proj}",
                 cuts=cuts,
-                macs=sum(macs.get(f"{name}.{path}", 0) for path in (reader, *(path for path, _ in layers))),
-                locked=f"`{name}.{mixing[0]}` mixes the neurons" if mixing else "",
+                macs=sum(macs.get(f"{name}.{path}", 0) for path in (output_proj, *(path for path, _ in layers))),
+                not_prunable=f"`{name}.{mixing[0]}` mixes the neurons" if mixing else "",
             )
         ]
 
@@ -76,8 +77,8 @@ def leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(key, layer) for key, layer in found if layer._parameters or layer._buffers]
 
 
-def _keeps_apart(layer: nn.Module, reader: nn.Module) -> bool:
-    if layer is reader:
+def _keeps_apart(layer: nn.Module, output_proj: nn.Module) -> bool:
+    if layer is output_proj:
         return getattr(layer, "groups", 1) == 1
     if isinstance(layer, nn.Conv2d):
         return layer.groups == layer.in_channels == layer.out_channels
@@ -144,8 +145,8 @@ def _fit_hiera(attn: Any) -> None:
 
 def _mvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """All heads are pooled by the same filters, and share relative positions."""
-    locked = f"the convolutions that pool in `{name}` are as wide as all heads together" if attn.unshared else ""
-    return fused(name, attn, macs, width=attn.head_dim, locked=locked)
+    not_prunable = f"the convolutions that pool in `{name}` are as wide as all heads together" if attn.unshared else ""
+    return fused(name, attn, macs, width=attn.head_dim, not_prunable=not_prunable)
 
 
 def _fit_mvit(attn: Any) -> None:
@@ -156,9 +157,9 @@ def _fit_mvit(attn: Any) -> None:
 def _maxvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Queries, keys and values lie head by head where `head_first` is set."""
     width, rel_pos = attn.dim_head, f"{name}.rel_pos"
-    gives = {"qkv": (3 * width, 1) if attn.head_first else (width, 3)}
+    producers = {"qkv": (3 * width, 1) if attn.head_first else (width, 3)}
     more, fixed = rel_pos_cuts(rel_pos, attn.rel_pos), rel_pos_fixed(rel_pos, macs)
-    return heads_of(name, attn, macs, width=width, gives=gives, more=more, fixed=fixed)
+    return heads_of(name, attn, macs, width=width, producers=producers, more=more, fixed=fixed)
 
 
 def _fit_maxvit(attn: Any) -> None:
@@ -169,8 +170,8 @@ def _fit_maxvit(attn: Any) -> None:
 def _tiny_vit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Queries, keys and values lie head by head."""
     biases = cut_of(f"{name}.attention_biases", attn.attention_biases)
-    gives = {"qkv": (2 * attn.key_dim + attn.val_dim, 1)}
-    return heads_of(name, attn, macs, width=attn.val_dim, gives=gives, more=biases)
+    producers = {"qkv": (2 * attn.key_dim + attn.val_dim, 1)}
+    return heads_of(name, attn, macs, width=attn.val_dim, producers=producers, more=biases)
 
 
 def _fit_tiny_vit(attn: Any) -> None:
@@ -183,8 +184,8 @@ def _gpsa(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """A head has a map of positions and a gate of its own."""
     width = scaled_width(attn)
     gate = cut_of(f"{name}.gating_param", attn.gating_param)
-    gives = {"qk": (width, 2), "v": (width, 1), "pos_proj": (1, 1)}
-    return heads_of(name, attn, macs, width=width, gives=gives, more=gate)
+    producers = {"qk": (width, 2), "v": (width, 1), "pos_proj": (1, 1)}
+    return heads_of(name, attn, macs, width=width, producers=producers, more=gate)
 
 
 def xca_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -198,11 +199,11 @@ def fit_xca(attn: Any) -> None:
 
 def _class_attn(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = scaled_width(attn)
-    return heads_of(name, attn, macs, width=width, gives=dict.fromkeys("qkv", (width, 1)))
+    return heads_of(name, attn, macs, width=width, producers=dict.fromkeys("qkv", (width, 1)))
 
 
 def _talking_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    return [locked_heads(attn.num_heads, f"`{name}.proj_l` and `{name}.proj_w` mix the weights of all heads")]
+    return [not_prunable_heads(attn.num_heads, f"`{name}.proj_l` and `{name}.proj_w` mix the weights of all heads")]
 
 
 STAGE_PARTS: Mapping[type[nn.Module], Part] = {
@@ -215,8 +216,8 @@ STAGE_PARTS: Mapping[type[nn.Module], Part] = {
     maxxvit.Attention2d: Part(_maxvit, _fit_maxvit),
     maxxvit.AttentionCl: Part(_maxvit, _fit_maxvit),
     tiny_vit.Attention: Part(_tiny_vit, _fit_tiny_vit),
-    tiny_vit.NormMlp: Part(chain("fc1", reader="fc2"), no_fit),
-    tiny_vit.MBConv: Part(chain("conv1", "conv2", reader="conv3.conv"), no_fit),
+    tiny_vit.NormMlp: Part(chain("fc1", output_proj="fc2"), no_fit),
+    tiny_vit.MBConv: Part(chain("conv1", "conv2", output_proj="conv3.conv"), no_fit),
     **cut_into(convit.MHSA, CutConvitAttention, plain, fit_num_heads),
     **cut_into(convit.GPSA, CutGPSA, _gpsa, fit_num_heads),
     **cut_into(xcit.XCA, CutXCA, xca_heads, fit_xca),

@@ -36,7 +36,7 @@ from timm.models import (
 from timm.models.csatv2 import SpatialAttention
 from torch import nn
 
-from vitrim.models.describing import Macs, cut_of, heads, locked_heads, neurons, rows
+from vitrim.models.describing import Macs, cut_of, heads, neurons, not_prunable_heads, rows
 from vitrim.models.timm.hierarchical_forwards import (
     CutChannelAttention,
     CutChannelAttentionV2,
@@ -77,15 +77,15 @@ def separate(layers: Mapping[str, int], *fixed: str) -> Find:
     def find(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
         width, count = attn.proj.in_features // attn.num_heads, attn.num_heads
         each = {layer: getattr(attn, layer).out_features // (repeats * count) for layer, repeats in layers.items()}
-        gives = {layer: (each[layer], repeats) for layer, repeats in layers.items()}
+        producers = {layer: (each[layer], repeats) for layer, repeats in layers.items()}
         macs_of_fixed = sum(macs.get(f"{name}.{part}", 0) for part in fixed)
-        return heads_of(name, attn, macs, width=width, gives=gives, fixed=macs_of_fixed)
+        return heads_of(name, attn, macs, width=width, producers=producers, fixed=macs_of_fixed)
 
     return find
 
 
 def one_head(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
-    return [locked_heads(1, f"`{name}` has one head")]
+    return [not_prunable_heads(1, f"`{name}` has one head")]
 
 
 def nothing(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
@@ -97,7 +97,7 @@ def whole_heads(count: Callable[[Any], int], reason: str) -> Find:
     """An attention that is left alone; `{}` in the reason is its name."""
 
     def find(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
-        return [locked_heads(count(attn), reason.format(name))]
+        return [not_prunable_heads(count(attn), reason.format(name))]
 
     return find
 
@@ -109,7 +109,7 @@ def _num_heads(attn: Any) -> int:
 # LeViT and those after it: queries, keys and values lie head by head, values have a width of their own
 
 
-def _levit(qkv: str, q: str, reader: str, name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+def _levit(qkv: str, q: str, output_proj: str, name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     key, value = attn.key_dim, attn.val_dim
     cuts: list[TensorCut] = []
     for path, each in ((qkv, (1 if q else 2) * key + value), (q, key)):
@@ -119,7 +119,7 @@ def _levit(qkv: str, q: str, reader: str, name: str, attn: Any, macs: Macs) -> l
         heads(
             count=attn.num_heads,
             width=value,
-            reader=f"{name}.{reader}",
+            output_proj=f"{name}.{output_proj}",
             cuts=[*cuts, *cut_of(f"{name}.attention_biases", attn.attention_biases)],
             macs=macs.get(name, 0),
         )
@@ -134,7 +134,7 @@ def _fit_levit(attn: Any) -> None:
 
 def _downsampling(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """EfficientFormerV2's between stages; values pass a filter of their own, too."""
-    value, reader = attn.d, f"{name}.proj.conv"
+    value, output_proj = attn.d, f"{name}.proj.conv"
     each = {"q.proj": attn.key_dim, "k": attn.key_dim, "v": value, "v_local": value}
     layers = [(layer, width) for path, width in each.items() for layer in leaves(path, attn.get_submodule(path))]
     cuts = [cut for (path, layer), width in layers for cut in rows(f"{name}.{path}", layer, width)]
@@ -143,7 +143,7 @@ def _downsampling(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
         heads(
             count=attn.num_heads,
             width=value,
-            reader=reader,
+            output_proj=output_proj,
             cuts=[*cuts, *biases],
             macs=macs.get(name, 0) - macs.get(f"{name}.q.local", 0),
         )
@@ -169,7 +169,7 @@ def _mambaout(name: str, block: Any, macs: Macs) -> list[UnitGroup]:
         found.append(
             neurons(
                 count=count,
-                reader=f"{name}.fc2",
+                output_proj=f"{name}.fc2",
                 cuts=cuts,
                 macs=shared + (macs.get(f"{name}.conv", 0) if first == plain else 0),
                 first=first,
@@ -189,7 +189,7 @@ def _fit_mambaout(block: Any) -> None:
 
 def _outlook(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = scaled_width(attn)
-    return heads_of(name, attn, macs, width=width, gives={"v": (width, 1), "attn": (attn.kernel_size**4, 1)})
+    return heads_of(name, attn, macs, width=width, producers={"v": (width, 1), "attn": (attn.kernel_size**4, 1)})
 
 
 def _mobilevit_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -200,7 +200,7 @@ def _mobilevit_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
         heads(
             count=count,
             width=1,
-            reader=f"{name}.out_proj",
+            output_proj=f"{name}.out_proj",
             cuts=rows(f"{name}.qkv_proj", attn.qkv_proj, repeats=2, first=1),
             macs=macs.get(name, 0) - query,
         )
@@ -222,8 +222,8 @@ def _fit_channel_v2(attn: Any) -> None:
 def _gcvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Half of the blocks take their queries from the stage, one for each head; `kept_heads` says which are used."""
     width, more = attn.head_dim, rel_pos_cuts(f"{name}.rel_pos", attn.rel_pos)
-    gives = {"qkv": (width, 2 if attn.use_global else 3)}
-    return heads_of(name, attn, macs, width=width, gives=gives, more=more)
+    producers = {"qkv": (width, 2 if attn.use_global else 3)}
+    return heads_of(name, attn, macs, width=width, producers=producers, more=more)
 
 
 def _fit_gcvit(attn: Any) -> None:
@@ -235,15 +235,15 @@ def _conv_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """LowFormer's and CPUBone's, on a coarser grid; what reads the heads may be a part of the way back up."""
     stands = [path for path in ("o_proj", "upsampling.0") if _is_convolution(attn, path)]
     if not stands:
-        return [locked_heads(attn.num_heads, f"`{name}.upsampling` reads the heads, a transposed convolution")]
-    width, reader = attn.head_dim, f"{name}.{stands[0]}"
+        return [not_prunable_heads(attn.num_heads, f"`{name}.upsampling` reads the heads, a transposed convolution")]
+    width, output_proj = attn.head_dim, f"{name}.{stands[0]}"
     outside = macs.get(f"{name}.conv_proj", 0) + macs.get(f"{name}.upsampling", 0)
-    inside = macs.get(reader, 0) if stands[0] != "o_proj" else 0
+    inside = macs.get(output_proj, 0) if stands[0] != "o_proj" else 0
     return [
         heads(
             count=attn.num_heads,
             width=width,
-            reader=reader,
+            output_proj=output_proj,
             cuts=rows(f"{name}.pwise", attn.pwise, 3 * width),
             macs=macs.get(name, 0) - outside + inside,
         )
@@ -264,15 +264,15 @@ def _fit_conv_attention(attn: Any) -> None:
 
 def _block_of(attention: str, mlp: Sequence[str]) -> Find:
     """A block whose MLP is a row of plain layers and thus known by the block alone."""
-    inner, reader = mlp
-    between = chain(inner, reader=reader)
+    inner, output_proj = mlp
+    between = chain(inner, output_proj=output_proj)
 
     def find(name: str, block: nn.Module, macs: Macs) -> list[UnitGroup]:
         found: list[UnitGroup] = []
         for path, module in block.named_modules():
             if path == attention:
                 found += _conv_attention(f"{name}.{path}", module, macs)
-            elif path == reader:
+            elif path == output_proj:
                 found += between(name, block, macs)
             elif type(module) in INVERTED:
                 found += INVERTED[type(module)](f"{name}.{path}", module, macs)
@@ -290,9 +290,9 @@ def _fit_block(block: nn.Module) -> None:
 def _gemma(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """A unit is a key and value head and all queries that share it."""
     width, shared = attn.head_dim, attn.head_dim * attn.num_kv_groups
-    gives = {"q_proj.linear": (shared, 1), "k_proj.linear": (width, 1), "v_proj.linear": (width, 1)}
-    count, reader = attn.num_kv_heads, "o_proj.linear"
-    return heads_of(name, attn, macs, width=shared, gives=gives, count=count, reader=reader)
+    producers = {"q_proj.linear": (shared, 1), "k_proj.linear": (width, 1), "v_proj.linear": (width, 1)}
+    count, output_proj = attn.num_kv_heads, "o_proj.linear"
+    return heads_of(name, attn, macs, width=shared, producers=producers, count=count, output_proj=output_proj)
 
 
 def _fit_gemma(attn: Any) -> None:

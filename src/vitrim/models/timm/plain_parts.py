@@ -16,7 +16,7 @@ from timm.layers.pos_embed_rel import RelPosBias, RelPosBiasTf, RelPosMlp
 from timm.models import beit, eva, vision_transformer, vision_transformer_relpos, vision_transformer_sam, vitamin
 from torch import nn
 
-from vitrim.models.describing import Macs, cut_of, heads, locked_neurons, neurons, rows
+from vitrim.models.describing import Macs, cut_of, heads, neurons, not_prunable_neurons, rows
 from vitrim.models.timm.forwards import (
     CutAttentionRope,
     CutBeitAttention,
@@ -56,8 +56,8 @@ def no_fit(module: nn.Module) -> None:
 # MLPs: some layers give the neurons, one reads them
 
 
-def mlp_of(*gives: str, reader: str = "fc2", packed: int = 1, norm: str = "norm") -> Find:
-    """An MLP whose neurons are rows of each of the layers `gives`, `packed` of them, and columns of the reader.
+def mlp_of(*producers: str, output_proj: str = "fc2", packed: int = 1, norm: str = "norm") -> Find:
+    """An MLP whose neurons are rows of each of the layers `producers`, `packed` of them, and columns of the reader.
 
     A norm in between stands in the way, unless it is a batch norm, which treats each neuron by itself.
     """
@@ -65,14 +65,14 @@ def mlp_of(*gives: str, reader: str = "fc2", packed: int = 1, norm: str = "norm"
     def find(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
         between = getattr(mlp, norm) if norm else nn.Identity()
         each_alone = isinstance(between, nn.modules.batchnorm._BatchNorm)
-        cuts = [cut for layer in gives for cut in rows(f"{name}.{layer}", getattr(mlp, layer), repeats=packed)]
+        cuts = [cut for layer in producers for cut in rows(f"{name}.{layer}", getattr(mlp, layer), repeats=packed)]
         return [
             neurons(
-                count=getattr(mlp, reader).weight.shape[1],
-                reader=f"{name}.{reader}",
+                count=getattr(mlp, output_proj).weight.shape[1],
+                output_proj=f"{name}.{output_proj}",
                 cuts=[*cuts, *(rows(f"{name}.{norm}", between) if each_alone else [])],
                 macs=macs.get(name, 0),
-                locked="" if each_alone else across(between, f"{name}.{norm}", "neurons"),
+                not_prunable="" if each_alone else across(between, f"{name}.{norm}", "neurons"),
             )
         ]
 
@@ -86,12 +86,14 @@ def _gated_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
     if isinstance(mlp.gate, nn.Identity):
         return _mlp(name, mlp, macs)
     return [
-        locked_neurons(mlp.fc2.weight.shape[1], f"`{name}.gate` mixes the neurons' tokens after a norm across them")
+        not_prunable_neurons(
+            mlp.fc2.weight.shape[1], f"`{name}.gate` mixes the neurons' tokens after a norm across them"
+        )
     ]
 
 
 def _grn_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
-    return [locked_neurons(mlp.fc2.weight.shape[1], f"`{name}.grn` normalises across neurons")]
+    return [not_prunable_neurons(mlp.fc2.weight.shape[1], f"`{name}.grn` normalises across neurons")]
 
 
 # Attentions: qkv gives the heads, proj reads them
@@ -103,35 +105,35 @@ def heads_of(
     macs: Macs,
     *,
     width: int,
-    gives: Mapping[str, tuple[int, int]],
+    producers: Mapping[str, tuple[int, int]],
     more: Sequence[TensorCut] = (),
     fixed: int = 0,
     count: int = 0,
-    reader: str = "proj",
-    locked: str = "",
+    output_proj: str = "proj",
+    not_prunable: str = "",
 ) -> list[UnitGroup]:
     """Heads, by the layers that give them: how many rows a head has in one stretch of a layer, and how many stretches.
 
     `more` are further tensors that store a part of each head, `fixed` multiply-adds that do not depend on their number.
     """
     cuts: list[TensorCut] = []
-    for layer, (each, repeats) in gives.items():
+    for layer, (each, repeats) in producers.items():
         cuts += rows(f"{name}.{layer}", attrgetter(layer)(attn), each, repeats=repeats)
     return [
         heads(
             count=count or attn.num_heads,
             width=width,
-            reader=f"{name}.{reader}",
+            output_proj=f"{name}.{output_proj}",
             cuts=[*cuts, *more],
             macs=macs.get(name, 0) - fixed,
-            locked=locked,
+            not_prunable=not_prunable,
         )
     ]
 
 
 def fused(name: str, attn: Any, macs: Macs, *, width: int, **others: Any) -> list[UnitGroup]:
     """Heads whose queries, keys and values come from one layer `qkv`; `others` as in `heads_of`."""
-    return heads_of(name, attn, macs, width=width, gives={"qkv": (width, 3)}, **others)
+    return heads_of(name, attn, macs, width=width, producers={"qkv": (width, 3)}, **others)
 
 
 def qkv_biases(name: str, attn: Any, width: int) -> list[TensorCut]:
@@ -143,7 +145,7 @@ def qkv_biases(name: str, attn: Any, width: int) -> list[TensorCut]:
 def _attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     gate = rows(f"{name}.gate", getattr(attn, "gate", None), attn.head_dim)
     norm = across(getattr(attn, "norm", nn.Identity()), f"{name}.norm", "heads")
-    return fused(name, attn, macs, width=attn.head_dim, more=gate, locked=norm)
+    return fused(name, attn, macs, width=attn.head_dim, more=gate, not_prunable=norm)
 
 
 def _fit_attention(attn: Any) -> None:
@@ -156,9 +158,9 @@ def _attention_rope(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     if attn.qkv is not None:
         return _attention(name, attn, macs)
     width, shared = attn.head_dim, attn.head_dim * attn.num_kv_groups
-    gives = {"q_proj": (shared, 1), "k_proj": (width, 1), "v_proj": (width, 1), "gate": (shared, 1)}
+    producers = {"q_proj": (shared, 1), "k_proj": (width, 1), "v_proj": (width, 1), "gate": (shared, 1)}
     norm = across(attn.norm, f"{name}.norm", "heads")
-    return heads_of(name, attn, macs, width=shared, gives=gives, count=attn.num_kv_heads, locked=norm)
+    return heads_of(name, attn, macs, width=shared, producers=producers, count=attn.num_kv_heads, not_prunable=norm)
 
 
 def _fit_attention_rope(attn: Any) -> None:
@@ -171,9 +173,11 @@ def _fit_attention_rope(attn: Any) -> None:
 
 def _eva(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = attn.head_dim
-    gives = {"qkv": (width, 3)} | {layer: (width, 1) for layer in ("q_proj", "k_proj", "v_proj", "gate")}
+    producers = {"qkv": (width, 3)} | {layer: (width, 1) for layer in ("q_proj", "k_proj", "v_proj", "gate")}
     norm = across(attn.norm, f"{name}.norm", "heads")
-    return heads_of(name, attn, macs, width=width, gives=gives, more=qkv_biases(name, attn, width), locked=norm)
+    return heads_of(
+        name, attn, macs, width=width, producers=producers, more=qkv_biases(name, attn, width), not_prunable=norm
+    )
 
 
 def _fit_eva(attn: Any) -> None:
@@ -235,7 +239,7 @@ def _fit_num_heads(attn: Any) -> None:
 
 def _diff_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """A head has two query and two key heads and values twice as wide."""
-    return fused(name, attn, macs, width=2 * attn.head_dim, locked=across(attn.norm, f"{name}.norm", "heads"))
+    return fused(name, attn, macs, width=2 * attn.head_dim, not_prunable=across(attn.norm, f"{name}.norm", "heads"))
 
 
 def _fit_diff_attention(attn: Any) -> None:
@@ -257,13 +261,13 @@ def _parallel_scaling(name: str, block: Any, macs: Macs) -> list[UnitGroup]:
         heads(
             count=block.num_heads,
             width=width,
-            reader=f"{name}.{of_heads}",
+            output_proj=f"{name}.{of_heads}",
             cuts=inside,
             macs=macs.get(name, 0) - neuron_macs,
         ),
         neurons(
             count=num_neurons,
-            reader=f"{name}.{of_neurons}",
+            output_proj=f"{name}.{of_neurons}",
             cuts=[*before, *cut_of(f"{name}.mlp_bias", block.mlp_bias)],
             macs=neuron_macs,
             first=attn_dim if fused else 0,
@@ -288,7 +292,7 @@ PARTS: Mapping[type[nn.Module], Part] = {
     ConvMlp: Part(_mlp, no_fit),
     GluMlp: Part(mlp_of("fc1", packed=2), no_fit),
     SwiGLU: Part(mlp_of("fc1_g", "fc1_x"), no_fit),
-    vitamin.GeGluMlp: Part(mlp_of("w0", "w1", reader="w2", norm=""), no_fit),
+    vitamin.GeGluMlp: Part(mlp_of("w0", "w1", output_proj="w2", norm=""), no_fit),
     GatedMlp: Part(_gated_mlp, no_fit),
     GlobalResponseNormMlp: Part(_grn_mlp, no_fit),
     Attention: Part(_attention, _fit_attention),

@@ -25,14 +25,14 @@ from torchvision.ops import StochasticDepth
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, cut_of, heads, neurons, rows, structure_of
-from vitrim.models.torchvision.forwards import ReadableAttention, ReadableWindowAttention, ReadableWindowAttentionV2
+from vitrim.models.torchvision.forwards import HookableAttention, HookableWindowAttention, HookableWindowAttentionV2
 from vitrim.plan import PruningPlan
 from vitrim.structure import Origin, TensorCut, UnitGroup, ViTStructure
 
-READABLE: Mapping[type[nn.Module], type[nn.Module]] = {
-    nn.MultiheadAttention: ReadableAttention,
-    ShiftedWindowAttention: ReadableWindowAttention,
-    ShiftedWindowAttentionV2: ReadableWindowAttentionV2,
+HOOKABLE: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.MultiheadAttention: HookableAttention,
+    ShiftedWindowAttention: HookableWindowAttention,
+    ShiftedWindowAttentionV2: HookableWindowAttentionV2,
 }
 IMG_SIZE = "vitrim_img_size"  # noted on models that take images of any size
 ARCHITECTURE = "vitrim_architecture"  # noted on cut models, whose sizes no longer tell
@@ -72,7 +72,7 @@ class TorchvisionAdapter:
             if isinstance(module, EncoderBlock | SwinTransformerBlock)
         ]
         head = _head(model)
-        with self.readable(model):
+        with self.hookable(model):
             structure = structure_of(
                 model,
                 blocks,
@@ -148,17 +148,17 @@ class TorchvisionAdapter:
             for attention in model.get_submodule(block.name).modules():
                 if isinstance(attention, nn.MultiheadAttention | ShiftedWindowAttention):
                     attention.num_heads = len(kept.heads)
-                    attention.__class__ = READABLE.get(type(attention), type(attention))
+                    attention.__class__ = HOOKABLE.get(type(attention), type(attention))
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
         """Nothing counts the blocks."""
 
     @contextmanager
-    def readable(self, model: nn.Module) -> Iterator[None]:
-        before = [(module, type(module)) for module in model.modules() if type(module) in READABLE]
+    def hookable(self, model: nn.Module) -> Iterator[None]:
+        before = [(module, type(module)) for module in model.modules() if type(module) in HOOKABLE]
         try:
             for module, cls in before:
-                module.__class__ = READABLE[cls]
+                module.__class__ = HOOKABLE[cls]
             yield
         finally:
             for module, cls in before:
@@ -217,7 +217,7 @@ def _heads_of_vit(attention: Any, name: str, macs: Macs) -> UnitGroup:
     return heads(
         count=attention.num_heads,
         width=width,
-        reader=f"{name}.out_proj",
+        output_proj=f"{name}.out_proj",
         cuts=[
             TensorCut(name=f"{name}.in_proj_weight", dim=0, width=width, repeats=3),
             *cut_of(f"{name}.in_proj_bias", attention.in_proj_bias, width=width, repeats=3),
@@ -236,7 +236,7 @@ def _heads_of_swin(attention: Any, name: str, macs: Macs) -> UnitGroup:
     return heads(
         count=attention.num_heads,
         width=width,
-        reader=f"{name}.proj",
+        output_proj=f"{name}.proj",
         cuts=cuts,
         macs=macs.get(name, 0) - macs.get(f"{name}.cpb_mlp.0", 0),
     )
@@ -246,7 +246,7 @@ def _neurons(mlp: Any, name: str, macs: Macs) -> UnitGroup:
     """The MLP is a sequence: layer, activation, dropout, layer, dropout."""
     return neurons(
         count=mlp[3].in_features,
-        reader=f"{name}.3",
+        output_proj=f"{name}.3",
         cuts=rows(f"{name}.0", mlp[0]),
         macs=macs.get(name, 0),
     )

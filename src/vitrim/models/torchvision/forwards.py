@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 
-class ReadableAttention(nn.MultiheadAttention):
+class HookableAttention(nn.MultiheadAttention):
     """Self-attention `(B, N, D)`, as `EncoderBlock` calls it."""
 
     def forward(self, query, key, value, need_weights=False):  # type: ignore[no-untyped-def]
@@ -26,14 +26,14 @@ class ReadableAttention(nn.MultiheadAttention):
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
-class ReadableWindowAttention(ShiftedWindowAttention):
+class HookableWindowAttention(ShiftedWindowAttention):
     def forward(self, x):  # type: ignore[no-untyped-def]
         q, k, v = to_heads(self, in_windows(self, x), self.qkv.bias)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return attend_in_windows(self, x, scores, v)
 
 
-class ReadableWindowAttentionV2(ShiftedWindowAttentionV2):
+class HookableWindowAttentionV2(ShiftedWindowAttentionV2):
     def forward(self, x):  # type: ignore[no-untyped-def]
         bias = self.qkv.bias
         if bias is not None:  # keys have none

@@ -51,7 +51,7 @@ class HuggingFaceAdapter:
                 image_shape=(config.num_channels, *_img_size(config)),
                 num_classes=_num_classes(model),
                 embed_dim=config.hidden_size,
-                uncut=_outside(model, names),
+                skipped_parts=_outside(model, names),
             )
 
     def origin(self, model: Any) -> Origin:
@@ -127,7 +127,7 @@ class HuggingFaceAdapter:
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
         note_cut(model.config, structure, plan, _init_arguments(model))
 
-    def readable(self, model: nn.Module) -> AbstractContextManager[None]:
+    def hookable(self, model: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
@@ -228,7 +228,7 @@ def _find_groups(model: Any, family: Family, name: str, macs: Macs) -> list[Unit
         getattr(module, family.shared_bias, None) is not None for module in model.modules()
     )
     reason = f"`{family.shared_bias}` gives the same bias for each head to all blocks" if shared else ""
-    return find_units(model.get_submodule(name), name, macs, locked=reason)
+    return find_units(model.get_submodule(name), name, macs, not_prunable=reason)
 
 
 def _outside(model: nn.Module, blocks: list[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.models.describing import Macs, heads, locked_heads, neurons, rows
+from vitrim.models.describing import Macs, heads, neurons, not_prunable_heads, rows
 from vitrim.structure import TensorCut, UnitGroup
 
 SIZES_OF_HEADS = ("num_attention_heads", "num_heads")
@@ -27,7 +27,7 @@ class Layout:
     along dimension 0, `beside` layers of which all units read the same.
     """
 
-    gives: tuple[str, ...]
+    producers: tuple[str, ...]
     reads: str
     packed: int = 1
     each: tuple[str, ...] = ()
@@ -35,31 +35,31 @@ class Layout:
 
 
 ATTENTIONS = (
-    Layout(gives=("q_proj", "k_proj", "v_proj"), reads="o_proj"),
-    Layout(gives=("q_proj", "k_proj", "v_proj"), reads="out_proj"),
-    Layout(gives=("attention.query", "attention.key", "attention.value"), reads="output.dense"),
+    Layout(producers=("q_proj", "k_proj", "v_proj"), reads="o_proj"),
+    Layout(producers=("q_proj", "k_proj", "v_proj"), reads="out_proj"),
+    Layout(producers=("attention.query", "attention.key", "attention.value"), reads="output.dense"),
     Layout(
-        gives=("self.query", "self.key", "self.value"),
+        producers=("self.query", "self.key", "self.value"),
         reads="output.dense",
         each=("self.logit_scale", "self.continuous_position_bias_mlp.2.weight"),
         beside=("self.continuous_position_bias_mlp.0",),
     ),
 )
 MLPS = (
-    Layout(gives=("fc1",), reads="fc2"),
-    Layout(gives=("gate_proj", "up_proj"), reads="down_proj"),
-    Layout(gives=("up_proj",), reads="down_proj"),
-    Layout(gives=("weights_in",), reads="weights_out", packed=2),
+    Layout(producers=("fc1",), reads="fc2"),
+    Layout(producers=("gate_proj", "up_proj"), reads="down_proj"),
+    Layout(producers=("up_proj",), reads="down_proj"),
+    Layout(producers=("weights_in",), reads="weights_out", packed=2),
 )
-MLP_OF_A_BLOCK = Layout(gives=("intermediate.dense",), reads="output.dense")
+MLP_OF_A_BLOCK = Layout(producers=("intermediate.dense",), reads="output.dense")
 
 
-def find_units(block: nn.Module, name: str, macs: Macs, *, locked: str = "") -> list[UnitGroup]:
-    """The heads and neurons of a block; `locked` is a reason why its heads are left alone."""
+def find_units(block: nn.Module, name: str, macs: Macs, *, not_prunable: str = "") -> list[UnitGroup]:
+    """The heads and neurons of a block; `not_prunable` is a reason why its heads are left alone."""
     found: list[UnitGroup] = []
     for part_name, part in _parts(block, name):
         if _is_attention(part):
-            found.append(_heads(block, name, part, part_name, macs, locked))
+            found.append(_heads(block, name, part, part_name, macs, not_prunable))
         else:
             layout = _layout(part, MLPS)
             assert layout is not None
@@ -105,7 +105,7 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _has(module: nn.Module, layout: Layout) -> bool:
     layers = dict(module.named_modules())
-    return all(isinstance(layers.get(name), nn.Linear) for name in (*layout.gives, layout.reads))
+    return all(isinstance(layers.get(name), nn.Linear) for name in (*layout.producers, layout.reads))
 
 
 def _layout(module: nn.Module, layouts: tuple[Layout, ...]) -> Layout | None:
@@ -113,7 +113,7 @@ def _layout(module: nn.Module, layouts: tuple[Layout, ...]) -> Layout | None:
     for layout in layouts:
         if _has(module, layout):
             known = {
-                name for layer in (*layout.gives, layout.reads, *layout.beside) for name in _tensors(module, layer)
+                name for layer in (*layout.producers, layout.reads, *layout.beside) for name in _tensors(module, layer)
             }
             known |= {*layout.each}
             own = {name for name, _ in module.named_parameters()}
@@ -149,14 +149,14 @@ def _num_heads(attention: nn.Module) -> int:
     return 1
 
 
-def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: Macs, locked: str) -> UnitGroup:
+def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: Macs, not_prunable: str) -> UnitGroup:
     layout = _layout(attention, ATTENTIONS)
     if layout is None:
         reason = f"vitrim does not know what a head of `{name}` ({type(attention).__name__}) consists of"
-        return locked_heads(_num_heads(attention), reason)
+        return not_prunable_heads(_num_heads(attention), reason)
     width = _head_width(attention)
     cuts: list[TensorCut] = []
-    for layer in layout.gives:
+    for layer in layout.producers:
         cuts += rows(f"{name}.{layer}", attention.get_submodule(layer), width)
     cuts += [TensorCut(name=f"{name}.{tensor}", dim=0) for tensor in layout.each]
     for table, _ in block.named_parameters():
@@ -166,20 +166,20 @@ def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: M
     return heads(
         count=_read_by(attention, layout) // width,
         width=width,
-        reader=f"{name}.{layout.reads}",
+        output_proj=f"{name}.{layout.reads}",
         cuts=cuts,
         macs=macs.get(name, 0) - beside,
-        locked=locked,
+        not_prunable=not_prunable,
     )
 
 
 def _neurons(part: nn.Module, name: str, layout: Layout, macs: int) -> UnitGroup:
     cuts: list[TensorCut] = []
-    for layer in layout.gives:
+    for layer in layout.producers:
         cuts += rows(f"{name}.{layer}", part.get_submodule(layer), repeats=layout.packed)
     return neurons(
         count=_read_by(part, layout),
-        reader=f"{name}.{layout.reads}",
+        output_proj=f"{name}.{layout.reads}",
         cuts=cuts,
         macs=macs,
     )
