@@ -100,7 +100,7 @@ def random_case(seed: int, *, uneven: bool) -> tuple[ViTStructure, Scores, Budge
 
 @pytest.fixture
 def integer_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_COMBINATIONS", 0)
+    monkeypatch.setattr(module, "MAX_COMBINATIONS", 0)
 
 
 @pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])
@@ -138,7 +138,7 @@ def test_the_integer_program_agrees_with_the_enumeration(monkeypatch: pytest.Mon
         structure, scores, budget = random_case(seed, uneven=False)
         enumerated = worth(allocate(structure, scores, budget), scores)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "MOST_COMBINATIONS", 0)
+            patch.setattr(module, "MAX_COMBINATIONS", 0)
             programmed = worth(allocate(structure, scores, budget), scores)
         assert programmed == pytest.approx(enumerated, rel=10 * module.MAX_RELATIVE_GAP)
         assert programmed <= enumerated * (1 + 1e-12)

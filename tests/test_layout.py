@@ -11,7 +11,8 @@ import vitrim
 SOURCE = Path(vitrim.__file__).parent
 LAYERS = (  # from the bottom: an entry imports from its own layer and from the layers above it in this list
     {"errors"},
-    {"structure", "plan"},
+    {"structure"},
+    {"plan"},
     {"runs"},
     {"hooks"},
     {"models"},
@@ -54,11 +55,6 @@ MODULES = {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
 def imports(node: ast.AST) -> Iterator[str]:
     """Every module that a file imports anywhere, also in a function or for the type checker."""
     for child in ast.walk(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            for inner in child.body:
-                skipped.update(map(id, ast.walk(inner)))
-        if id(child) in skipped:
-            continue
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
@@ -69,7 +65,6 @@ def imports(node: ast.AST) -> Iterator[str]:
                 yield name if is_module else child.module
 
 
-skipped: set[int] = set()
 IMPORTS = [
     (module, name) for module, file in MODULES.items() for name in imports(ast.parse(file.read_text(encoding="utf-8")))
 ]

@@ -9,6 +9,7 @@ from builders.models import build, random_images, random_plan
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationLoss, DistillationSettings, hidden_loss, relation_loss, soft_loss, tapped
 from vitrim.models import describe
+from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
 
 
@@ -136,7 +137,7 @@ def test_an_uncut_student_has_nothing_to_learn_from_the_teacher() -> None:
     teacher = build()
     structure = describe(teacher)
     settings = DistillationSettings(soft=1, hidden=1, relations=1, relation_heads=2)
-    loss = DistillationLoss.between(settings, structure, structure, structure.full_plan())
+    loss = DistillationLoss.between(settings, structure, structure, PruningPlan.full(structure))
     with tapped(teacher, loss.student_taps()) as taps:
         logits = teacher(random_images())
     terms = loss(logits, logits, logits.softmax(dim=-1), dict(taps), dict(taps))
@@ -189,13 +190,13 @@ def test_bad_settings_are_refused(changes: dict[str, float]) -> None:
 def test_hidden_states_of_another_width_cannot_be_compared() -> None:
     teacher, other = describe(build()), describe(build(embed_dim=32))
     with pytest.raises(SettingError, match=r"distillation\.hidden .* of width 32 .* set it to 0"):
-        DistillationLoss.between(DistillationSettings(), other, teacher, teacher.full_plan())
-    DistillationLoss.between(DistillationSettings(hidden=0.0), other, teacher, teacher.full_plan())
+        DistillationLoss.between(DistillationSettings(), other, teacher, PruningPlan.full(teacher))
+    DistillationLoss.between(DistillationSettings(hidden=0.0), other, teacher, PruningPlan.full(teacher))
 
 
 def test_relation_heads_must_divide_the_head_width() -> None:
     structure = describe(build())
     with pytest.raises(SettingError, match="relation_heads is 3"):
         DistillationLoss.between(
-            DistillationSettings(relations=1.0, relation_heads=3), structure, structure, structure.full_plan()
+            DistillationSettings(relations=1.0, relation_heads=3), structure, structure, PruningPlan.full(structure)
         )

@@ -128,7 +128,9 @@ def test_the_width_plan_leaves_room_for_the_blocks(num_blocks: int) -> None:
     limit = budget.limit(count_cost(structure))
     plan = width_plan(structure, scores, budget, num_blocks)
     left = planning._less_largest_blocks(structure, plan, num_blocks)
-    assert left.params >= limit.params or left.macs >= limit.macs or num_blocks == 0 or plan == structure.full_plan()
+    assert (
+        left.params >= limit.params or left.macs >= limit.macs or num_blocks == 0 or plan == PruningPlan.full(structure)
+    )
     if num_blocks == 0:
         cost = count_cost(structure, plan)
         assert cost.params <= limit.params and cost.macs <= limit.macs

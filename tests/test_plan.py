@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from builders.models import make_structure, random_plan
+from builders.models import make_structure, plan_of_sizes, random_plan
 from vitrim.errors import PlanMismatch
 from vitrim.plan import KeptBlock, PruningPlan
 
@@ -110,7 +110,7 @@ def test_a_plan_names_what_the_model_does_not_have() -> None:
 
 def test_only_the_full_plan_keeps_all() -> None:
     structure = make_structure(SIZES)
-    full = structure.full_plan()
+    full = PruningPlan.full(structure)
     assert full.keeps_all(structure)
     assert not full.without_blocks([3]).keeps_all(structure)
     assert not PLAN.keeps_all(structure)
@@ -132,9 +132,9 @@ def test_then_picks_from_what_is_left_and_is_associative() -> None:
 
 
 def test_the_full_plan_is_neutral() -> None:
-    full = make_structure(SIZES).full_plan()
+    full = PruningPlan.full(make_structure(SIZES))
     assert full.then(PLAN) == PLAN
-    assert PLAN.then(PruningPlan.full("any", sizes(PLAN))) == PLAN
+    assert PLAN.then(plan_of_sizes("any", sizes(PLAN))) == PLAN
 
 
 @pytest.mark.parametrize(

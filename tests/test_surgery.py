@@ -8,7 +8,16 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from builders.models import SIZES, VARIANTS, build, one_unit_plan, random_images, random_plan, same_tensors
+from builders.models import (
+    SIZES,
+    VARIANTS,
+    build,
+    one_unit_plan,
+    plan_of_sizes,
+    random_images,
+    random_plan,
+    same_tensors,
+)
 from vitrim.allocation import Budget, allocate
 from vitrim.costs.counting import count_cost
 from vitrim.errors import PlanMismatch, UnsupportedModel
@@ -26,7 +35,7 @@ PLANS = {
     "middle blocks removed": lambda structure: random_plan(structure, seed=4, blocks=(0, 3)),
     "last block removed": lambda structure: random_plan(structure, seed=5, blocks=(0, 1, 2)),
     "one block left": lambda structure: random_plan(structure, seed=6, blocks=(2,)),
-    "only a block removed": lambda structure: structure.full_plan().without_blocks([1]),
+    "only a block removed": lambda structure: PruningPlan.full(structure).without_blocks([1]),
 }
 
 
@@ -89,7 +98,7 @@ def test_gradients_of_the_cut_model_are_those_of_the_silenced_one() -> None:
 @torch.no_grad()
 def test_keeping_everything_changes_nothing(variant: str) -> None:
     model, images = build(variant), random_images()
-    student = prune(model, describe(model).full_plan())
+    student = prune(model, PruningPlan.full(describe(model)))
     assert same_tensors(student, model)
     assert torch.equal(student(images), model(images))
 
@@ -205,7 +214,7 @@ def test_a_norm_across_units_is_refused_by_name(option: str) -> None:
     model = build(**{option: True})
     structure = describe(model)
     with pytest.raises(PlanMismatch, match=rf"removes {LOCKED[option]} of block 0.*`blocks\.0\.\w+\.norm`"):
-        prune(model, PruningPlan.full(structure.model, [(1, 1)] * len(structure.blocks)))
+        prune(model, plan_of_sizes(structure.model, [(1, 1)] * len(structure.blocks)))
 
 
 @pytest.mark.parametrize("option", LOCKED)
@@ -233,7 +242,7 @@ UNSUPPORTED = {
 def test_other_models_are_refused_by_what_was_found(case: str) -> None:
     make, found = UNSUPPORTED[case]
     model = make()
-    for use in (describe, count_cost, lambda model: prune(model, PruningPlan.full("any", [(1, 1)]))):
+    for use in (describe, count_cost, lambda model: prune(model, plan_of_sizes("any", [(1, 1)]))):
         with pytest.raises(UnsupportedModel, match=found):
             use(model)
 

@@ -7,12 +7,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from vitrim.errors import PlanMismatch
-
-if TYPE_CHECKING:
-    from vitrim.structure import BlockStructure, ViTStructure
+from vitrim.structure import BlockStructure, ViTStructure
 
 FORMAT = 1
 _MORE_UNITS = re.compile(r"(heads|neurons)\.[1-9][0-9]*")
@@ -72,13 +70,13 @@ class PruningPlan:
             raise PlanMismatch(f"The plan lists blocks {kept}; they must be distinct, in order, and counted from 0.")
 
     @classmethod
-    def full(cls, model: str, sizes: Sequence[tuple[int, int]]) -> Self:
-        """The plan that keeps everything of a model whose blocks have `(num_heads, num_neurons)` as in `sizes`."""
-        blocks = tuple(
-            KeptBlock(block=index, heads=tuple(range(heads)), neurons=tuple(range(neurons)))
-            for index, (heads, neurons) in enumerate(sizes)
+    def full(cls, structure: ViTStructure) -> Self:
+        """The plan that keeps everything of a model of this structure."""
+        blocks = (
+            KeptBlock.of(index, {group.key: range(group.count) for group in block.groups})
+            for index, block in enumerate(structure.blocks)
         )
-        return cls(model=model, blocks=blocks)
+        return cls(model=structure.model, blocks=tuple(blocks))
 
     def without_blocks(self, positions: Sequence[int]) -> "PruningPlan":
         """The same plan less the blocks at these positions (counted among the blocks that the plan keeps)."""
@@ -103,7 +101,7 @@ class PruningPlan:
             blocks.append(KeptBlock.of(before.block, units))
         return PruningPlan(model=self.model, blocks=tuple(blocks))
 
-    def check(self, structure: "ViTStructure") -> None:
+    def check(self, structure: ViTStructure) -> None:
         """Raise `PlanMismatch` unless the plan can cut a model of this structure."""
         for kept in self.blocks:
             if kept.block >= len(structure.blocks):
@@ -119,8 +117,8 @@ class PruningPlan:
                     f"The plan removes block {index}, which cannot be: {structure.blocks[index].not_prunable}."
                 )
 
-    def keeps_all(self, structure: "ViTStructure") -> bool:
-        return self.blocks == structure.full_plan().blocks
+    def keeps_all(self, structure: ViTStructure) -> bool:
+        return self.blocks == PruningPlan.full(structure).blocks
 
     def to_dict(self) -> dict[str, Any]:
         blocks = [{"block": b.block, **{key: list(kept) for key, kept in b.items()}} for b in self.blocks]
@@ -174,7 +172,7 @@ def _indices(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _check_units(kept: KeptBlock, block: "BlockStructure", names: str) -> None:
+def _check_units(kept: KeptBlock, block: BlockStructure, names: str) -> None:
     """Raise `PlanMismatch` unless the block has these units and may lose the others."""
     for key in [group.key for group in block.groups] + [key for key, units in kept.items() if units]:
         group, units = block.group(key), kept.units(key)

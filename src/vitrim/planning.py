@@ -171,7 +171,7 @@ class Planner:
             scores: of the dense model. choose: gives the plan of one step, counted in what the steps before have left.
         """
         steps, budget = self.recipe.importance.steps, self.budget
-        plan, student = self.structure.full_plan(), self.dense
+        plan, student = PruningPlan.full(self.structure), self.dense
         for step in range(1, steps):
             wanted = _part_of(budget, step / steps, self.device.dense_ms)
             plan = plan.then(choose(describe(student), scores, wanted, self._times_after(plan)))

@@ -157,7 +157,7 @@ def _loss_of(
     if teacher is None:
         return None
     dense = describe(teacher)
-    return DistillationLoss.between(settings.distillation, describe(model), dense, plan or dense.full_plan())
+    return DistillationLoss.between(settings.distillation, describe(model), dense, plan or PruningPlan.full(dense))
 
 
 class _Loop:

@@ -104,3 +104,12 @@ def same_tensors(first: nn.Module, second: nn.Module) -> bool:
     """Whether two models hold the same tensors under the same names, bit for bit."""
     one, two = first.state_dict(), second.state_dict()
     return list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def plan_of_sizes(model: str, sizes: list[tuple[int, int]]) -> PruningPlan:
+    """The plan that keeps the first `(num_heads, num_neurons)` units of each block."""
+    blocks = (
+        KeptBlock(block=index, heads=tuple(range(heads)), neurons=tuple(range(neurons)))
+        for index, (heads, neurons) in enumerate(sizes)
+    )
+    return PruningPlan(model=model, blocks=tuple(blocks))

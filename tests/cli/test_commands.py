@@ -389,9 +389,9 @@ def test_plan_prints_and_writes_what_can_be_read(place: Place, capsys: pytest.Ca
 def test_a_budget_in_milliseconds_is_promised_and_reported(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency_table, "FEWEST_ROUNDS", 1)
+    monkeypatch.setattr(latency_table, "MIN_ROUNDS", 1)
     monkeypatch.setattr(latency_table, "SECONDS_FOR_A_MODEL", 0.0)
-    monkeypatch.setattr(planning, "MOST_ROUNDS", 1)
+    monkeypatch.setattr(planning, "MAX_ROUNDS", 1)
     slack = ["--latency", "10s", "--keep", "0.6", "--on", "cpu", "--batch-size", "2", "--depth", "0"]
     status, out, err = call(capsys, "plan", place.dense, *SMALL_DIGITS, "--recipe", place.recipe, *slack)
     assert status == 0, err

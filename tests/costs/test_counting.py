@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from builders.models import SIZES, VARIANTS, build, one_unit_plan, random_plan
+from builders.models import SIZES, VARIANTS, build, one_unit_plan, plan_of_sizes, random_plan
 from vitrim.costs.counting import Cost, block_cost, count_cost, count_cost_by_running
 from vitrim.errors import PlanMismatch
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
-from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
 
 CASES = [*((variant, {}) for variant in VARIANTS), ("class token", {"num_classes": 0})]
@@ -60,4 +59,4 @@ def test_a_plan_costs_what_its_blocks_cost() -> None:
 
 def test_a_plan_for_another_model_has_no_cost() -> None:
     with pytest.raises(PlanMismatch, match="heads"):
-        count_cost(build(), PruningPlan.full("any", [(SIZES["num_heads"] + 1, 1)]))
+        count_cost(build(), plan_of_sizes("any", [(SIZES["num_heads"] + 1, 1)]))

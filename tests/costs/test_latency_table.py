@@ -14,6 +14,7 @@ from vitrim.costs import latency_table as module
 from vitrim.costs.latency import LatencySettings
 from vitrim.costs.latency_table import LatencyTable, Times, fast_multiple, latency_table
 from vitrim.models import describe
+from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
 
 SETTINGS = LatencySettings()
@@ -36,7 +37,7 @@ def times_of(model: nn.Module, dense_ms: float) -> Times:
 def test_the_parts_add_up_to_the_dense_model(monkeypatch: pytest.MonkeyPatch) -> None:
     install(uneven, monkeypatch)
     model = wide_model()
-    assert times_of(model, 12.0).total(describe(model).full_plan()) == pytest.approx(12.0)
+    assert times_of(model, 12.0).total(PruningPlan.full(describe(model))) == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -69,7 +70,7 @@ def test_more_units_never_take_less_time() -> None:
 def test_savings_of_more_than_everything_are_shrunk_to_the_dense_model() -> None:
     model = wide_model()
     times = LatencyTable(units={"blocks neurons": [(0.5, 0.7)]}, blocks={"blocks": 0.9}).times(describe(model), 10.0)
-    assert times.total(describe(model).full_plan()) == pytest.approx(10.0)
+    assert PruningPlan.full(times.total(describe(model))) == pytest.approx(10.0)
     assert times.fixed == 0
 
 
@@ -125,8 +126,8 @@ def test_without_a_place_for_it_a_measurement_is_used_all_the_same(
 
 @pytest.mark.parametrize("on", ["model", "cpu", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_real_time_can_be_measured(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_ROUNDS", 2)
-    monkeypatch.setattr(module, "FEWEST_ROUNDS", 1)
+    monkeypatch.setattr(module, "MAX_ROUNDS", 2)
+    monkeypatch.setattr(module, "MIN_ROUNDS", 1)
     monkeypatch.setattr(module, "SHARES", (0.5,))
     found = latency_table(wide_model(depth=2), LatencySettings(on=on))
     assert found.units.keys() == {"blocks heads", "blocks neurons"} and found.blocks.keys() == {"blocks"}

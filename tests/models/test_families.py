@@ -23,6 +23,7 @@ from vitrim.costs.counting import Cost, count_cost
 from vitrim.hooks import logits_of
 from vitrim.importance import _losses_without, mean_loss, score
 from vitrim.models import describe, origin_of
+from vitrim.plan import PruningPlan
 from vitrim.recovery import recover
 from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import gated, prune, silence, skipping, unit_gate
@@ -104,7 +105,7 @@ def test_keeping_everything_changes_nothing(family: str) -> None:
     model = built(family)
     structure = describe(model)
     images = images_for(structure)
-    student = prune(model, structure.full_plan())
+    student = prune(model, PruningPlan.full(structure))
     assert same_tensors(student, model)
     assert torch.equal(logits_of(student(images)), logits_of(model(images)))
 
@@ -129,7 +130,7 @@ def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str, f
     set_fused(model, fused)
     structure = describe(model)
     images = images_for(structure, 1)
-    for plan in [structure.full_plan(), *plans(structure).values()]:
+    for plan in [PruningPlan.full(structure), *plans(structure).values()]:
         student = prune(model, plan)
         params = sum(parameter.numel() for parameter in student.parameters())
         assert count_cost(structure, plan) == Cost(params=params, macs=count_macs(student, images))
@@ -191,7 +192,7 @@ def test_recovery_refits_what_reads_removed_units(family: str) -> None:
     for output_proj in cut:
         assert not torch.equal(recovered.get_submodule(output_proj).weight, student.get_submodule(output_proj).weight)
     assert torch.isfinite(logits_of(recovered(batches[0][0]))).all()
-    assert same_tensors(recover(model, model, structure.full_plan(), batches), model)
+    assert same_tensors(recover(model, model, PruningPlan.full(structure), batches), model)
 
 
 @pytest.mark.parametrize("family", [name for name in FEW if name_of(name) not in MADE_BY_HAND])

@@ -21,6 +21,7 @@ from vitrim.costs.counting import Cost, count_cost
 from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.hooks import logits_of
 from vitrim.models import adapter_for, adapter_of_library, describe, origin_of, with_new_head
+from vitrim.plan import PruningPlan
 from vitrim.saving.checkpoint import load, save
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune, silence
@@ -168,7 +169,7 @@ def test_the_dense_model_and_its_configuration_stay_as_they_were() -> None:
 
 def test_keeping_everything_leaves_a_model_that_plain_transformers_loads(tmp_path: Path) -> None:
     model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
-    same = prune(model, describe(model).full_plan())
+    same = prune(model, PruningPlan.full(describe(model)))
     assert type(same.config) is transformers.ViTConfig
     save(same, tmp_path)
     loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path)

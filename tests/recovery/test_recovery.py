@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from builders.models import build, one_unit_plan, random_batches, random_plan, same_tensors
+from builders.models import build, one_unit_plan, plan_of_sizes, random_batches, random_plan, same_tensors
 from vitrim.errors import DataError, PlanMismatch, SettingError
 from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
@@ -88,7 +88,7 @@ def test_the_output_comes_closer_to_the_teachers(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_keeping_everything_leaves_the_weights_alone(variant: str) -> None:
     teacher = build(variant)
-    plan = describe(teacher).full_plan()
+    plan = PruningPlan.full(describe(teacher))
     assert same_tensors(recover(prune(teacher, plan), teacher, plan, BATCHES), teacher)
 
 
@@ -229,7 +229,7 @@ def test_no_image_and_foreign_plans_are_errors() -> None:
     with pytest.raises(DataError, match="at least one batch"):
         recover(prune(teacher, plan), teacher, plan, [])
     with pytest.raises(PlanMismatch):
-        recover(teacher, teacher, PruningPlan.full("other", [(9, 9)]), BATCHES)
+        recover(teacher, teacher, plan_of_sizes("other", [(9, 9)]), BATCHES)
 
 
 @pytest.mark.parametrize("ridge", [0.0, -1.0])

@@ -39,7 +39,7 @@ def count_cost(model: nn.Module | ViTStructure, plan: PruningPlan | None = None)
         PlanMismatch: the plan is not one for this model.
     """
     structure = model if isinstance(model, ViTStructure) else describe(model)
-    plan = plan or structure.full_plan()
+    plan = plan or PruningPlan.full(structure)
     plan.check(structure)
     total = Cost(params=structure.params, macs=structure.macs)
     for kept in plan.blocks:

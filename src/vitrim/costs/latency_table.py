@@ -228,7 +228,7 @@ def _first_units(structure: ViTStructure, counts: Mapping[Key, int]) -> PruningP
 
 
 def _without(structure: ViTStructure, gone: list[int]) -> PruningPlan:
-    full = structure.full_plan()
+    full = PruningPlan.full(structure)
     return replace(full, blocks=tuple(kept for kept in full.blocks if kept.block not in gone))
 
 

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 from torch import nn
 
 from vitrim.errors import UnsupportedModel
+from vitrim.models.origin import Origin
 from vitrim.models.timm.adapter import TimmAdapter
 from vitrim.models.torchvision.adapter import TorchvisionAdapter
 from vitrim.models.transformers.adapter import HuggingFaceAdapter
 from vitrim.plan import PruningPlan
-from vitrim.structure import Origin, ViTStructure
+from vitrim.structure import ViTStructure
 
 ORIGIN_ATTRIBUTE = "vitrim_origin"
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vitrim.costs.counting import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
 from vitrim.models import adapter_of_library, origin_of, record_origin
+from vitrim.models.origin import Origin
 from vitrim.plan import PruningPlan
 from vitrim.runs.files import (
     CONFIG,
@@ -35,7 +36,6 @@ from vitrim.runs.files import (
     writing,
 )
 from vitrim.saving.standalone import modeling_source, rebuild_facts
-from vitrim.structure import Origin
 from vitrim.surgery import prune
 
 STANDALONE = ("timm", "torchvision")  # libraries with which `modeling.py` builds a model without vitrim

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from vitrim.models import adapter_of_library
-from vitrim.structure import Origin
+from vitrim.models.origin import Origin
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PLAIN = str | int | float | bool | None

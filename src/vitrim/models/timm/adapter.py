@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
+from vitrim.models.origin import Origin
 from vitrim.models.timm.hierarchical_parts import STAGE_PARTS
 from vitrim.models.timm.hybrid_parts import HYBRID_PARTS
 from vitrim.models.timm.plain_parts import PARTS as PLAIN_PARTS
 from vitrim.plan import PruningPlan
-from vitrim.structure import Origin, TensorCut, UnitGroup, ViTStructure
+from vitrim.structure import TensorCut, UnitGroup, ViTStructure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,10 @@ from torchvision.ops import StochasticDepth
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, cut_of, heads, neurons, rows, structure_of
+from vitrim.models.origin import Origin
 from vitrim.models.torchvision.forwards import HookableAttention, HookableWindowAttention, HookableWindowAttentionV2
 from vitrim.plan import PruningPlan
-from vitrim.structure import Origin, TensorCut, UnitGroup, ViTStructure
+from vitrim.structure import TensorCut, UnitGroup, ViTStructure
 
 HOOKABLE: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: HookableAttention,

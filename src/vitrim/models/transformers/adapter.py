@@ -19,11 +19,12 @@ from torch import nn
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, structure_of
+from vitrim.models.origin import Origin
 from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
 from vitrim.models.transformers.families import BY_CLASS, GENERATED_LABEL, Family
 from vitrim.models.transformers.parts import find_units, fit_units, has_units
 from vitrim.plan import PruningPlan
-from vitrim.structure import Origin, UnitGroup, ViTStructure
+from vitrim.structure import UnitGroup, ViTStructure
 
 BASE_CLASS = ("transformers.modeling_utils", "PreTrainedModel")
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from vitrim.errors import CheckpointMismatch
+from vitrim.models.origin import Origin
 from vitrim.models.transformers.families import BY_CLASS, RUNTIME_KEYS
 from vitrim.plan import PruningPlan
-from vitrim.structure import Origin, ViTStructure
+from vitrim.structure import ViTStructure
 
 Cut = Callable[[nn.Module, PruningPlan], nn.Module]
 MODEL_TYPE = "vitrim"
