@@ -216,9 +216,9 @@ def test_a_finished_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     dense, recipe = digits_model(depth=4), short_recipe(blocks=1)
     first = compress(dense, digits(), recipe, tmp_path)
     before = files(tmp_path)
-    for name in ("train", "recover", "evaluate", "measure_latencies", "least_missed_blocks"):
+    for name in ("train", "recover", "evaluate", "measure_latencies", "rank_blocks_for_removal"):
         monkeypatch.setattr(pipeline, name, _stop)
-    for name in ("score", "recover", "allocate", "measure_latencies", "least_missed_blocks"):
+    for name in ("score", "recover", "allocate", "measure_latencies", "rank_blocks_for_removal"):
         monkeypatch.setattr(planning, name, _stop)
     second = compress(dense, digits(), recipe, tmp_path)
     assert same_tensors(first.model, second.model)
