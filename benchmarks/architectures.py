@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks.config import CellConfig, ModelSettings
-from vitrim.allocation import Budget, unprunable_summary
+from vitrim.allocation import unprunable_summary
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, SettingError
 from vitrim.importance import Batch, Criterion, score

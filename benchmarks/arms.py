@@ -17,11 +17,11 @@ from benchmarks.config import CONTROL, PUBLISHED, recipe_for, scratch_training, 
 from benchmarks.record import Outcome, write_record
 from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
-from vitrim.evaluation import evaluate, match_labels
+from vitrim.data.matching import Calibration, match_labels
+from vitrim.evaluation import evaluate
 from vitrim.importance import Criterion
 from vitrim.pipeline import compress, identity
 from vitrim.plan import PruningPlan
-from vitrim.planning import Calibration
 from vitrim.recipe import Recipe
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder

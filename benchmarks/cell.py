@@ -26,8 +26,8 @@ from benchmarks.architectures import model_to_train
 from benchmarks.config import CONTROL, CellConfig, dense_recipe, recipe_for, scratch_training
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
+from vitrim.data.matching import match_labels
 from vitrim.errors import FolderInUse, SettingError
-from vitrim.evaluation import match_labels
 from vitrim.models import describe
 from vitrim.pipeline import fit
 from vitrim.planning import check_budget

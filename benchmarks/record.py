@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.cell import RECORD, Cell, Job, read_evaluation, seconds_in
 from benchmarks.config import dense_recipe, student_training
 from vitrim.costs.counting import count_cost
-from vitrim.report import environment
+from vitrim.runs.environment import environment
 from vitrim.runs.files import write_text
 from vitrim.runs.processes import is_main_process, wait_for_all
 

@@ -169,7 +169,7 @@ def _record(name: Section, measure: Callable[[bool], Found], *, smoke: bool) -> 
     import torch
 
     from benchmarks.cell import commit
-    from vitrim.report import environment
+    from vitrim.runs.environment import environment
 
     of_code = commit()  # of the code that runs, not of what it may be when the measuring ends
     start = time.perf_counter()

@@ -16,7 +16,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.errors import BudgetError
 from vitrim.hooks import logits_of

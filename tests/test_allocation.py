@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from builders.models import make_structure
-from vitrim.allocation import Budget, allocate, smallest_cost
+from vitrim.allocation import allocate, smallest_cost
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
 from vitrim.importance import Scores

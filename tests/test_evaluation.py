@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from builders.models import build, random_images, same_tensors
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.errors import DataError
-from vitrim.evaluation import Evaluation, compare, evaluate, match_labels, preprocessing_of
+from vitrim.evaluation import Evaluation, compare, evaluate
 from vitrim.models import origin_of, record_origin
 
 NUM_IMAGES = 23

@@ -28,8 +28,9 @@ from vitrim.cli import _status
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import LatencySettings
 from vitrim.data.batches import eval_batches
+from vitrim.data.matching import preprocessing_of
 from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
-from vitrim.evaluation import compare, evaluate, preprocessing_of
+from vitrim.evaluation import compare, evaluate
 from vitrim.exporting import SUFFIXES, TOLERANCE, Exported, export
 from vitrim.models import describe, origin_of, programs, record_origin
 from vitrim.models.programs import METADATA_FILE

@@ -14,8 +14,8 @@ from builders.models import build, random_batches, same_tensors
 from vitrim.errors import CheckpointMismatch, DataError, SettingError
 from vitrim.importance import ImportanceSettings, Scores, mean_loss, rank_blocks_for_removal, score
 from vitrim.models import describe
+from vitrim.silencing import gated, skipping, unit_gate
 from vitrim.structure import UNIT_KINDS, UnitGroup
-from vitrim.surgery import gated, skipping, unit_gate
 
 CRITERIA = ("taylor", "fisher", "kl", "exact", "magnitude", "activation", "random")
 FROM_DATA = ("taylor", "fisher", "kl", "exact", "activation")

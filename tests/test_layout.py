@@ -16,7 +16,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"runs"},
     {"hooks"},
     {"models"},
-    {"surgery"},
+    {"surgery", "silencing"},
     {"costs", "data"},
     {"importance", "recovery"},
     {"allocation", "evaluation"},

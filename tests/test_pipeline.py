@@ -16,7 +16,7 @@ import vitrim.cli.demo
 from builders.models import make_structure, same_tensors
 from builders.runs import digits, digits_model, read_lines, short_recipe, short_training, smallest_step
 from vitrim import pipeline, planning
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.data.batches import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
@@ -26,7 +26,7 @@ from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.planning import check_budget, width_plan
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
-from vitrim.recovery import RecoverySettings
+from vitrim.recovery.recover import RecoverySettings
 from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from builders.runs import short_recipe
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
 from vitrim.errors import SettingError, UserError
 from vitrim.recipe import (
     SHIPPED,

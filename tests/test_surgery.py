@@ -18,14 +18,16 @@ from builders.models import (
     random_plan,
     same_tensors,
 )
-from vitrim.allocation import Budget, allocate
+from vitrim.allocation import allocate
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.errors import PlanMismatch, UnsupportedModel
 from vitrim.importance import score
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
+from vitrim.silencing import silence
 from vitrim.structure import ViTStructure
-from vitrim.surgery import prune, silence
+from vitrim.surgery import prune
 
 EXACT = 1e-12
 PLANS = {

@@ -30,8 +30,9 @@ from vitrim.hooks import logits_of
 from vitrim.models import adapter_for, describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.saving.timm_hub import vitrim_cut
+from vitrim.silencing import silence
 from vitrim.structure import ViTStructure
-from vitrim.surgery import prune, silence
+from vitrim.surgery import prune
 
 EXACT = 1e-9  # relative; float64 rounds at 1e-16, and some of these models are a hundred layers deep
 SHORT = ({"depth": 2}, {"depths": (2, 2, 2, 2)}, {"depths": (2, 2, 2)}, {"layers": (2, 2, 2, 2)}, {})

@@ -17,14 +17,15 @@ import torch
 from benchmarks.costs.distillation import TINY, VIT_S, noise, where
 from benchmarks.costs.latency import uneven_scores
 from benchmarks.costs.ratios import Ratio
-from vitrim.allocation import Budget
 from vitrim.costs import latency_table as tables
+from vitrim.costs.budget import Budget
+from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import LatencySettings, Runtime, measure_latencies
 from vitrim.importance import ImportanceSettings
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.pipeline import calibration_images
-from vitrim.planning import DeviceTimes, Planner
+from vitrim.planning import Planner
 from vitrim.recipe import Recipe
 from vitrim.surgery import prune
 
@@ -60,7 +61,7 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
     dense = create_model(VIT_S, **case.arguments).eval()
     structure, latency = describe(dense), LatencySettings(on=on, batch_size=case.batch_size)
     first = Recipe(budget=Budget(params=1.0, macs=1.0, latency_ms=1.0), latency=latency)
-    device = DeviceTimes.measure(dense, first)
+    device = DeviceTimes.measure(dense, first.budget, first.latency)
     data = noise(2, structure.img_size[0], structure.num_classes)  # one step asks for no further scores
     for share in case.shares:
         budget = replace(first.budget, latency_ms=share * device.dense_ms)

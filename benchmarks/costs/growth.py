@@ -33,11 +33,12 @@ from torch.nn import functional as F
 
 from benchmarks.costs.distillation import TINY, noise
 from benchmarks.costs.ratios import Ratio
-from vitrim.allocation import Budget, allocate
+from vitrim.allocation import allocate
+from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
 from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData
-from vitrim.evaluation import preprocessing_of
+from vitrim.data.matching import preprocessing_of
 from vitrim.hooks import logits_of
 from vitrim.importance import ImportanceSettings, score
 from vitrim.models import describe

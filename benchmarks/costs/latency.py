@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.costs.ratios import Ratio, seconds_in_turns
-from vitrim.allocation import Budget, allocate
+from vitrim.allocation import allocate
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.importance import Scores
 from vitrim.models import describe

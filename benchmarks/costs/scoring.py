@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from benchmarks.costs.ratios import Ratio, seconds_in_turns, tally
 from benchmarks.torch_pruning import Settings, _Cutter, gradients_for
-from vitrim.allocation import Budget, allocate
+from vitrim.allocation import allocate
+from vitrim.costs.budget import Budget
 from vitrim.hooks import logits_of
 from vitrim.importance import Batch, score, without_weight_gradients
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.plan import PruningPlan
-from vitrim.recovery import moments_of, recover
+from vitrim.recovery.least_squares import moments_of
+from vitrim.recovery.recover import recover
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 

@@ -11,8 +11,8 @@ from vitrim.saving.registration import when_imported
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vitrim.allocation import Budget as Budget
     from vitrim.allocation import allocate as allocate
+    from vitrim.costs.budget import Budget as Budget
     from vitrim.costs.counting import count_cost as count_cost
     from vitrim.costs.latency import measure_latency as measure_latency
     from vitrim.data.loading import load_data as load_data
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vitrim.plan import PruningPlan as PruningPlan
     from vitrim.recipe import Recipe as Recipe
     from vitrim.recipe import load_recipe as load_recipe
-    from vitrim.recovery import recover as recover
+    from vitrim.recovery.recover import recover as recover
     from vitrim.saving.checkpoint import load as load
     from vitrim.saving.checkpoint import save as save
     from vitrim.structure import ViTStructure as ViTStructure
@@ -54,7 +54,7 @@ _HOMES = {
     "PruningPlan": "plan",
     "Recipe": "recipe",
     "load_recipe": "recipe",
-    "recover": "recovery",
+    "recover": "recovery.recover",
     "ViTStructure": "structure",
     "prune": "surgery",
     "TrainingSettings": "training",

@@ -1,7 +1,7 @@
 """How good a model is on labelled images, with intervals: alone (Wilson), and against another model (paired)."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +11,11 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.data.batches import Preprocessing, eval_batches
+from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.errors import DataError, UnsupportedModel
+from vitrim.data.matching import device_of, preprocessing_of
+from vitrim.errors import DataError
 from vitrim.hooks import eval_mode, logits_of
-from vitrim.models import adapter_for, origin_of
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import track
 
@@ -59,19 +59,6 @@ class Difference:
     low: float
     high: float
     p_value: float
-
-
-def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """How images must be prepared for a model: from its own configuration."""
-    try:
-        recorded = origin_of(model).preprocessing
-    except UnsupportedModel:
-        recorded = {}
-    return Preprocessing.from_dict(recorded or adapter_for(model).preprocessing(model))
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 @torch.no_grad()
@@ -144,36 +131,6 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
         high=100 * float(interval.high),
         p_value=float(stats.binomtest(gained, disagreed).pvalue),
     )
-
-
-def match_labels(data: ImageData, model: nn.Module) -> ImageData:
-    """The data set with its labels as the model counts them: by class name where the model's are known.
-
-    Raises:
-        DataError: a class that the model has no output for, or another number of them where names are unknown.
-    """
-    origin = origin_of(model)
-    known, num_outputs = origin.classes, int(origin.model_args["num_classes"])
-    if known and set(data.classes) <= set(known):
-        if data.classes == known:
-            return data
-        index = torch.tensor([known.index(name) for name in data.classes])
-        renamed = [replace(part, labels=index[part.labels]) for part in (data.train, data.validation)]
-        return replace(data, classes=known, train=renamed[0], validation=renamed[1])
-    if known:
-        unknown = [name for name in data.classes if name not in known]
-        raise DataError(
-            f"The data set {data.name} has {len(unknown)} classes that the model was not trained for, such as "
-            f"{', '.join(unknown[:3])}; the model's {len(known)} begin with {', '.join(known[:3])}. "
-            "`vitrim train` gives a model outputs for new classes."
-        )
-    if len(data.classes) != num_outputs:  # also with more outputs: nothing says which of them are the data's classes
-        raise DataError(
-            f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs of "
-            f"unknown names. Pass `--num-classes {len(data.classes)}` for a new model, or fine-tune this one with "
-            "`vitrim train`."
-        )
-    return data
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,9 @@ from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, time_in_turns
 from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.errors import ExportMismatch, SettingError, UnsupportedModel
-from vitrim.evaluation import Difference, Evaluation, compare, evaluate, match_labels, preprocessing_of
+from vitrim.evaluation import Difference, Evaluation, compare, evaluate
 from vitrim.hooks import logits_of
 from vitrim.models import origin_of
 from vitrim.models.programs import (
@@ -38,9 +39,9 @@ from vitrim.models.programs import (
     weight_bytes,
     write_program,
 )
+from vitrim.runs.environment import versions
 from vitrim.runs.files import writing
 from vitrim.runs.progress import log
-from vitrim.saving.checkpoint import versions
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 CHECKED_BATCHES = (1, 3)

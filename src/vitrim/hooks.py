@@ -62,3 +62,18 @@ def logits_of(output: Any) -> Tensor:
         if found is not None:
             return found
     raise AssertionError(f"A model returned a {type(output).__name__} without logits or features.")
+
+
+def columns_dim(output_proj: nn.Module) -> int:
+    """Where a reader's input has its columns: a convolution in dimension 1, a linear layer in the last."""
+    return 1 if isinstance(output_proj, nn.Conv2d) else -1
+
+
+@contextmanager
+def with_fixed_output(module: nn.Module, output: Any) -> Iterator[None]:
+    """Within the context the module gives this without computing anything."""
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del module.forward

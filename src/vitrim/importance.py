@@ -19,11 +19,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.errors import CheckpointMismatch, DataError, NonFiniteLoss, SettingError, UnsupportedModel
-from vitrim.hooks import eval_mode, input_state, logits_of, output_state, with_input_state, with_state
+from vitrim.hooks import (
+    columns_dim,
+    eval_mode,
+    input_state,
+    logits_of,
+    output_state,
+    with_fixed_output,
+    with_input_state,
+    with_state,
+)
 from vitrim.models import describe, hookable
 from vitrim.runs.progress import track
+from vitrim.silencing import gated, skipping, unit_gate
 from vitrim.structure import UNIT_KINDS, BlockStructure, TensorCut, UnitGroup, ViTStructure
-from vitrim.surgery import columns_dim, gated, skipping, unit_gate, unit_rows, with_fixed_output
+from vitrim.surgery import unit_rows
 
 Criterion = Literal["taylor", "fisher", "kl", "exact", "magnitude", "activation", "random"]
 Batch = tuple[Tensor, Tensor]

@@ -14,19 +14,22 @@ import torch
 from torch import nn
 
 from vitrim import report as reports
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
+from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import Latency, measure_latencies
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.data.matching import Calibration, match_labels
 from vitrim.errors import BudgetError, SettingError
-from vitrim.evaluation import Evaluation, evaluate, match_labels
+from vitrim.evaluation import Evaluation, evaluate
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.importance import Scores, rank_blocks_for_removal
 from vitrim.losses import soft_loss
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
-from vitrim.planning import Calibration, DeviceTimes, Planner, Proposal, check_budget, most_blocks
+from vitrim.planning import Planner, Proposal, check_budget, most_blocks
 from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
-from vitrim.recovery import recover
+from vitrim.recovery.recover import recover
+from vitrim.runs.environment import environment
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, this_process
@@ -97,7 +100,12 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     With `auto`, no block goes: how many should is found by training, which `compress` does.
     """
     data = match_labels(data, model)
-    planner = Planner(model, recipe, calibration_images(model, data, recipe), DeviceTimes.measure(model, recipe))
+    planner = Planner(
+        model,
+        recipe,
+        calibration_images(model, data, recipe),
+        DeviceTimes.measure(model, recipe.budget, recipe.latency),
+    )
     planner.check()
     blocks = recipe.depth.blocks
     gone = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
@@ -164,7 +172,9 @@ class CompressRun:
 
     def planner(self) -> Planner:
         """What makes the plans; what they need to know of the device is measured once."""
-        found = self.run.once_json(DEVICE, lambda: DeviceTimes.measure(self.dense, self.recipe).to_dict())
+        found = self.run.once_json(
+            DEVICE, lambda: DeviceTimes.measure(self.dense, self.recipe.budget, self.recipe.latency).to_dict()
+        )
         calibration = calibration_images(self.dense, self.data, self.recipe)
         planner = Planner(self.dense, self.recipe, calibration, DeviceTimes.from_dict(found))
         planner.check()
@@ -323,7 +333,7 @@ class CompressRun:
             },
             "latency": self._latency(times[1]),
             "notes": list(self.data.notes),
-            "environment": reports.environment(next(student.parameters()).device),
+            "environment": environment(next(student.parameters()).device),
             "recipe": to_table(self.recipe),
         }
 

@@ -4,25 +4,25 @@ Nothing is trained here, and nothing decided that the recipe does not ask for.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from vitrim.allocation import Budget, allocate, check_room
+from vitrim.allocation import allocate, check_room
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import Cost, block_cost, count_cost
-from vitrim.costs.latency import LatencySettings, check_runtime, measure_latencies, measure_latency
-from vitrim.costs.latency_table import LatencyTable, Times, fast_multiple, latency_table
-from vitrim.data.batches import eval_batches
-from vitrim.data.images import ImageSet
+from vitrim.costs.device import DeviceTimes, settings_for_a_check
+from vitrim.costs.latency import check_runtime, measure_latencies
+from vitrim.costs.latency_table import Times
+from vitrim.data.matching import Calibration
 from vitrim.errors import BudgetError, SettingError
-from vitrim.evaluation import preprocessing_of
 from vitrim.importance import Scores, rank_blocks_for_removal, score
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
-from vitrim.recovery import recover
+from vitrim.recovery.recover import recover
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
@@ -30,72 +30,8 @@ from vitrim.surgery import prune
 
 MAX_ATTEMPTS = 5
 SLOWER, FASTER = 0.01, 0.02  # what a cut model's time may differ from what its plan promises, as measured at once
-MAX_ROUNDS, MIN_ROUNDS = 101, 15
-SECONDS_FOR_A_CHECK = 12.0
 
 Choose = Callable[[ViTStructure, Scores, Budget, Times | None], PruningPlan]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Training images as batches without augmentation, on the model's device; can be gone through again and again."""
-
-    images: ImageSet
-    model: nn.Module
-    batch_size: int
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = next(self.model.parameters()).device
-        return eval_batches(self.images, preprocessing_of(self.model), batch_size=self.batch_size, device=device)
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceTimes:
-    """What a budget needs to know of the device that the latency settings name; empty where it asks for nothing.
-
-    Attributes:
-        multiple_of: neurons are kept in multiples of this.
-        dense_ms: a forward pass of the dense model. table: which share of it narrower and fewer blocks save.
-    """
-
-    multiple_of: int
-    dense_ms: float = 0.0
-    table: LatencyTable | None = None
-
-    @classmethod
-    def measure(cls, dense: nn.Module, recipe: Recipe) -> "DeviceTimes":
-        """Time the dense model and narrower ones, as far as `recipe.budget` needs it.
-
-        Raises:
-            SettingError: what is to run the models is not here. ExportFailed: ONNX cannot take them.
-        """
-        budget, settings = recipe.budget, recipe.latency
-        dense_ms, table = 0.0, None
-        if budget.latency_ms:
-            table = latency_table(dense, settings)
-            first_ms = measure_latency(dense, replace(settings, rounds=3)).median_ms
-            dense_ms = measure_latency(dense, _for_a_check(settings, first_ms)).median_ms
-            log(f"latency: the dense model takes {dense_ms:.4g} ms {_where(settings)}")
-        multiple = budget.multiple_of
-        if multiple == "auto":
-            latency_share = min(1.0, budget.latency_ms / dense_ms) if budget.latency_ms else 1.0
-            multiple = fast_multiple(dense, settings, round(min(budget.params, budget.macs, latency_share), 1))
-            log(f"latency: neurons in multiples of {multiple} are fast {_where(settings)}")
-        return cls(multiple_of=multiple, dense_ms=dense_ms, table=table)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Any) -> "DeviceTimes":
-        table = LatencyTable.from_dict(data["table"]) if data["table"] else None
-        return cls(multiple_of=data["multiple_of"], dense_ms=data["dense_ms"], table=table)
-
-    def times(self, dense: ViTStructure) -> Times | None:
-        return self.table.times(dense, self.dense_ms) if self.table else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +155,7 @@ class Planner:
 
     def _measured_ms(self, plan: PruningPlan) -> float:
         """Of a model cut so, at the pace at which the dense one was timed."""
-        settings = _for_a_check(self.recipe.latency, self.device.dense_ms)
+        settings = settings_for_a_check(self.recipe.latency, self.device.dense_ms)
         return self.device.dense_ms * measure_latencies([self.dense, prune(self.dense, plan)], settings)[1].ratio
 
 
@@ -359,14 +295,3 @@ def _ms_less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: i
 
 def _mix(share: float, whole: float, extra: float) -> float:
     return share + extra * (whole - share)
-
-
-def _for_a_check(settings: LatencySettings, dense_ms: float) -> LatencySettings:
-    """As many rounds of two models as there is time for."""
-    rounds = int(1000 * SECONDS_FOR_A_CHECK / (2 * dense_ms))
-    return replace(settings, rounds=min(MAX_ROUNDS, max(MIN_ROUNDS, rounds)))
-
-
-def _where(settings: LatencySettings) -> str:
-    runtime = "where it is" if settings.on == "model" else f"on {settings.on}"
-    return f"{runtime}, batch {settings.batch_size}"

@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import tomli_w
 
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
 from vitrim.errors import SettingError
 from vitrim.importance import ImportanceSettings
-from vitrim.recovery import RecoverySettings
+from vitrim.recovery.recover import RecoverySettings
 from vitrim.training import TrainingSettings
 
 Kind = TypeVar("Kind")

@@ -1,33 +1,19 @@
 """The report: what came out, beside what went in. `report.json` holds the numbers; everything else is made from it."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 from torch import nn
 
 from vitrim.costs.counting import count_cost
-from vitrim.costs.latency import Latency, LatencySettings, device_name
+from vitrim.costs.latency import Latency, LatencySettings
 from vitrim.evaluation import Evaluation, compare
-from vitrim.saving.checkpoint import file_bytes, versions
+from vitrim.saving.checkpoint import file_bytes
 
 TEMPLATES = Path(__file__).parent / "templates"
 NEAR_PROMISE = 0.05
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions that the numbers depend on."""
-    return {
-        "device": device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": device_name(torch.device("cpu")),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "versions": versions(),
-    }
 
 
 def model_row(name: str, keep: float, model: nn.Module, found: Evaluation, latency: Latency) -> dict[str, Any]:

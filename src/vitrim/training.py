@@ -28,8 +28,9 @@ from torch.nn import functional as F
 
 from vitrim.data.batches import AugmentationSettings, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
+from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
-from vitrim.evaluation import evaluate, match_labels, preprocessing_of
+from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.losses import DistillationLoss, DistillationSettings, check_relation_heads, tapped
 from vitrim.models import adapter_for, describe

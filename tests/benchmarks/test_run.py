@@ -34,7 +34,7 @@ from benchmarks.run import app, status_of
 from builders.models import same_tensors
 from builders.runs import DIGITS_SIZES
 from vitrim import cli
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.errors import BudgetError, SettingError
 from vitrim.losses import check_relation_heads

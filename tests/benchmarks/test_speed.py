@@ -58,7 +58,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def with_gpu(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The section of the GPU is measured, too, though this machine may have none."""
     environment = {"device": "NVIDIA H100", "cpu": "AMD EPYC", "cores": 2, "threads": 2, "dtype": "float32"}
-    monkeypatch.setattr("vitrim.report.environment", lambda device: environment | {"versions": {"torch": "2.14.1"}})
+    monkeypatch.setattr(
+        "vitrim.runs.environment.environment", lambda device: environment | {"versions": {"torch": "2.14.1"}}
+    )
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr(speed, "has_gpu", lambda: True)
 

@@ -7,7 +7,7 @@ pytest.importorskip("torch_pruning")
 
 from benchmarks.torch_pruning import BEST, Settings, plan_by_torch_pruning
 from builders.models import build, random_batches, same_tensors
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.errors import BudgetError
 from vitrim.models import describe

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from builders.models import build
-from vitrim.allocation import Budget
+from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
 from vitrim.data.batches import AugmentationSettings
 from vitrim.data.images import ImageData

@@ -18,9 +18,10 @@ from torchvision.transforms.v2 import functional as F
 from vitrim.data import augmentation
 from vitrim.data import batches as data
 from vitrim.data import loading as datasets
-from vitrim.data.batches import AugmentationSettings, Preprocessing, eval_batches, train_batches
+from vitrim.data.batches import AugmentationSettings, eval_batches, train_batches
 from vitrim.data.images import ImageSet
 from vitrim.data.loading import load_data
+from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import DataError, SettingError
 
 NO_MIX = {"mixup": 0.0, "cutmix": 0.0}

@@ -7,7 +7,8 @@ from torch import nn
 from benchmarks.costs import latency
 from benchmarks.costs.latency import ALL, DENSE, SMOKE, Case, Cut, dense_and_cut, uneven_scores
 from builders.models import build
-from vitrim.allocation import Budget, allocate
+from vitrim.allocation import allocate
+from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.models import describe
 

@@ -14,7 +14,8 @@ from benchmarks.costs.ratios import tally
 from builders.models import build, random_batches, random_plan
 from vitrim.importance import rank_blocks_for_removal, score, without_weight_gradients
 from vitrim.models import describe
-from vitrim.recovery import Moments, recover
+from vitrim.recovery.least_squares import Moments
+from vitrim.recovery.recover import recover
 from vitrim.surgery import prune
 
 SIZES = {"patch_size": 8, "embed_dim": 64, "mlp_ratio": 4.0, "dtype": torch.float32}

@@ -24,9 +24,10 @@ from vitrim.hooks import logits_of
 from vitrim.importance import _losses_without, mean_loss, score
 from vitrim.models import describe, origin_of
 from vitrim.plan import PruningPlan
-from vitrim.recovery import recover
+from vitrim.recovery.recover import recover
 from vitrim.saving.checkpoint import load, save
-from vitrim.surgery import gated, prune, silence, skipping, unit_gate
+from vitrim.silencing import gated, silence, skipping, unit_gate
+from vitrim.surgery import prune
 
 VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
 IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | VARIANTS) - EACH_KIND

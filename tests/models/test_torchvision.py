@@ -15,8 +15,9 @@ from builders.models import random_plan, same_tensors
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models import adapter_for, adapter_of_library, describe, hookable, origin_of, with_new_head
 from vitrim.saving.checkpoint import load, save
+from vitrim.silencing import silence
 from vitrim.structure import ViTStructure
-from vitrim.surgery import prune, silence
+from vitrim.surgery import prune
 
 every_family = pytest.mark.parametrize("family", TORCHVISION)
 

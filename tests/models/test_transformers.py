@@ -23,8 +23,9 @@ from vitrim.hooks import logits_of
 from vitrim.models import adapter_for, adapter_of_library, describe, origin_of, with_new_head
 from vitrim.plan import PruningPlan
 from vitrim.saving.checkpoint import load, save
+from vitrim.silencing import silence
 from vitrim.structure import ViTStructure
-from vitrim.surgery import prune, silence
+from vitrim.surgery import prune
 
 ROWS = {**HUGGINGFACE, **BACKBONES}
 CLASSIFIER = transformers.AutoModelForImageClassification

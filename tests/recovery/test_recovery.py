@@ -10,7 +10,8 @@ from builders.models import build, one_unit_plan, plan_of_sizes, random_batches,
 from vitrim.errors import DataError, PlanMismatch, SettingError
 from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
-from vitrim.recovery import RecoverySettings, moments_of, recover
+from vitrim.recovery.least_squares import moments_of
+from vitrim.recovery.recover import RecoverySettings, recover
 from vitrim.structure import UNIT_KINDS
 from vitrim.surgery import prune
 

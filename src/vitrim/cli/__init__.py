@@ -218,13 +218,14 @@ def evaluate(
         A timm name, a folder that vitrim wrote, or a checkpoint file with --arch.
     """
     from vitrim import evaluation
+    from vitrim.data.matching import match_labels
 
     options, data = model_options or ModelOptions(), _load_data(data_options or DataOptions())
     names = [model, *([against] if against else [])]
     found = []
     for name in names:
         opened = _on_device(_open_model(name, options if name == model else ModelOptions()))
-        found.append(evaluation.evaluate(opened, evaluation.match_labels(data, opened), batch_size=batch_size))
+        found.append(evaluation.evaluate(opened, match_labels(data, opened), batch_size=batch_size))
     rows = [
         [
             name,

@@ -14,10 +14,10 @@ from vitrim.importance import Scores
 from vitrim.models import adapter_of_library
 from vitrim.pipeline import Compressed, compress, fit
 from vitrim.recipe import Recipe, TrainRecipe, load_recipe
+from vitrim.runs.environment import versions
 from vitrim.runs.files import write_text
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process
-from vitrim.saving.checkpoint import versions
 
 KEEPS = (0.7, 0.5)
 # 16 tokens; timm's own initialisation is made for wide models and learns slowly at this width

@@ -1,12 +1,10 @@
 """How long a forward pass takes. Models to be compared run in turn, so that a drifting machine hits all alike."""
 
 import copy
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -101,19 +99,6 @@ def run_device(model: nn.Module, settings: LatencySettings) -> torch.device:
     if settings.on == "model":
         return next(model.parameters()).device
     return torch.device("cuda" if settings.on == "cuda" else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """What the device is called, as far as the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def check_runtime(settings: LatencySettings) -> None:

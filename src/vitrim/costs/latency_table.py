@@ -18,11 +18,12 @@ from platformdirs import user_cache_path
 from scipy.optimize import isotonic_regression
 from torch import nn
 
-from vitrim.costs.latency import LatencySettings, device_name, forward_passes, run_device, time_in_turns
+from vitrim.costs.latency import LatencySettings, forward_passes, run_device, time_in_turns
 from vitrim.errors import CheckpointMismatch
 from vitrim.hooks import eval_mode
 from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
+from vitrim.runs.environment import device_name
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.progress import log, track
 from vitrim.structure import UnitGroup, ViTStructure

@@ -9,20 +9,19 @@ Batches go on over the end of an epoch, so that workers start once. Copies to th
 Shapes: `B` batch, `C` classes, `H` and `W` stored height and width, `h` and `w` the model's.
 """
 
-import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from timm.data import Mixup, create_transform
+from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,6 +31,7 @@ from torchvision.transforms.v2 import functional as F
 from vitrim.data.augmentation import OPS, rand_augment, random_boxes, shift, zoom
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.loading import BROKEN_IMAGE, load_data, read_image
+from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.errors import DataError, SettingError
 
 __all__ = [
@@ -45,53 +45,9 @@ __all__ = [
     "train_batches",
 ]
 
-INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # what torchvision can do on tensors
 VALUES_TOGETHER = 2**22  # augmented in one go: several small batches, as calls cost more than pixels there
 SHARED_MEMORY = Path("/dev/shm")  # where the batches that workers made wait, on Linux; a container may have little
 BATCHES_WAITING = 3  # for each worker: two that the loader asks for ahead, and the one in use
-SMALL_SIDE = 96  # images up to this side are data sets of small images, made for models of that size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """What the model's own configuration says about its input.
-
-    Attributes:
-        img_size: height and width in pixels.
-        mean, std: for each of the three colours, of values in 0..1.
-        crop_pct: side of the central crop as a share of the resized image, in evaluation.
-        crop_mode: timm's `center` (shorter side fits), `squash` (both do) or `border` (longer side fits).
-    """
-
-    img_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-    crop_mode: str = "center"
-
-    def __post_init__(self) -> None:
-        _check(len(self.img_size) == 2 and min(self.img_size) > 0, "img_size", self.img_size, "two positive integers")
-        _check(len(self.mean) == 3, "mean", self.mean, "three numbers: only models of RGB images are supported")
-        _check(len(self.std) == 3 and min(self.std) > 0, "std", self.std, "three positive numbers")
-        _check(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, f"one of {INTERPOLATIONS}")
-        _check(self.crop_pct > 0, "crop_pct", self.crop_pct, "positive")
-        crop_modes = ("center", "squash", "border")
-        _check(self.crop_mode in crop_modes, "crop_mode", self.crop_mode, f"one of {crop_modes}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        _check(set(values) <= known, "preprocessing", sorted(values), f"a mapping with keys out of {sorted(known)}")
-        required = {"img_size", "mean", "std"}
-        _check(required <= set(values), "preprocessing", sorted(values), f"a mapping with {sorted(required)}")
-        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**plain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +78,21 @@ class AugmentationSettings:
 
     def __post_init__(self) -> None:
         crops = ("none", "pad", "resized")
-        _check(self.crop in crops, "crop", self.crop, f"one of {crops}")
-        _check(0 <= self.padding < 1, "padding", self.padding, "a share of the side, from 0 to below 1")
-        _check(0 < self.min_scale <= 1, "min_scale", self.min_scale, "a share of the area, above 0 and up to 1")
-        _check(0 <= self.flip <= 1, "flip", self.flip, "a probability")
-        _check(self.rand_augment_ops >= 0, "rand_augment_ops", self.rand_augment_ops, "0 (off) or more")
+        check_setting(self.crop in crops, "crop", self.crop, f"one of {crops}")
+        check_setting(0 <= self.padding < 1, "padding", self.padding, "a share of the side, from 0 to below 1")
+        check_setting(0 < self.min_scale <= 1, "min_scale", self.min_scale, "a share of the area, above 0 and up to 1")
+        check_setting(0 <= self.flip <= 1, "flip", self.flip, "a probability")
+        check_setting(self.rand_augment_ops >= 0, "rand_augment_ops", self.rand_augment_ops, "0 (off) or more")
         magnitude = self.rand_augment_magnitude
-        _check(0 <= magnitude <= 30, "rand_augment_magnitude", magnitude, "from 0 to 30")
-        _check(self.mixup >= 0, "mixup", self.mixup, "0 (off) or more")
-        _check(self.cutmix >= 0, "cutmix", self.cutmix, "0 (off) or more")
-        _check(0 <= self.mix_probability <= 1, "mix_probability", self.mix_probability, "a probability")
-        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
+        check_setting(0 <= magnitude <= 30, "rand_augment_magnitude", magnitude, "from 0 to 30")
+        check_setting(self.mixup >= 0, "mixup", self.mixup, "0 (off) or more")
+        check_setting(self.cutmix >= 0, "cutmix", self.cutmix, "0 (off) or more")
+        check_setting(0 <= self.mix_probability <= 1, "mix_probability", self.mix_probability, "a probability")
+        check_setting(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
 
     @property
     def mixes(self) -> bool:
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
-
-
-def _check(right: bool, name: str, found: object, expected: str) -> None:
-    if not right:
-        raise SettingError(f"{name} is {found!r}; it must be {expected}.")
 
 
 # Batches
@@ -246,10 +197,10 @@ def eval_batches(
         num_workers: as for `train_batches`.
     """
     _check_parts(part, parts)
-    _check(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    check_setting(batch_size >= 1, "batch_size", batch_size, "at least 1")
     share = range(images.num_images * part // parts, images.num_images * (part + 1) // parts)
     batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    geometry, device = _Geometry(preprocessing), torch.device(device)
+    geometry, device = EvalTransform(preprocessing), torch.device(device)
     pixels: Iterable[Tensor]
     if images.pixels is not None:
         stored = images.pixels
@@ -265,13 +216,6 @@ def eval_batches(
         )
         for batch, index in zip(pixels, batches, strict=True)
     )
-
-
-def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Turn uint8 pixels `(B, 3, h, w)` into float32 of mean 0 and standard deviation 1, as the model expects them."""
-    mean = torch.tensor(preprocessing.mean).to(images.device, non_blocking=True)[:, None, None]
-    std = torch.tensor(preprocessing.std).to(images.device, non_blocking=True)[:, None, None]
-    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def check_batch_size(images: ImageSet, batch_size: int, parts: int, num_classes: int) -> int:
@@ -293,29 +237,7 @@ def check_batch_size(images: ImageSet, batch_size: int, parts: int, num_classes:
 
 
 def _check_parts(part: int, parts: int) -> None:
-    _check(0 <= part < parts, "part", part, f"from 0 to {parts - 1}")
-
-
-class _Geometry:
-    """Evaluation's resizing and cropping of uint8 `(..., 3, H, W)`: timm's, from the model's configuration.
-
-    Small images that have the model's size already are taken as they are: with timm's usual `crop_pct` of 0.9, an image
-    of 32 pixels would be blurred up to 35 and lose its edge, and a model for such images was not trained that way.
-    """
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.img_size = preprocessing.img_size
-        self.transform = create_transform(
-            input_size=(3, *preprocessing.img_size),
-            is_training=False,
-            normalize=False,  # geometry only; `normalise` does whole batches
-            **{key: getattr(preprocessing, key) for key in ("interpolation", "mean", "std", "crop_pct", "crop_mode")},
-        )
-
-    def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
-        if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= SMALL_SIDE:
-            return images
-        return self.transform(images)
+    check_setting(0 <= part < parts, "part", part, f"from 0 to {parts - 1}")
 
 
 class _Files(Dataset):
@@ -460,7 +382,7 @@ class _Augment:
         crop = "none" if self.settings.crop == "none" else "resized"
         draws = self._draw(1, image.shape[-2], image.shape[-1], crop, generator)
         if crop == "none":
-            image = _Geometry(self.preprocessing)(image)
+            image = EvalTransform(self.preprocessing)(image)
         else:
             interpolation = InterpolationMode(self.preprocessing.interpolation)
             top, left, height, width = draws.box[0].tolist()

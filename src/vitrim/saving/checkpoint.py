@@ -7,11 +7,9 @@ or executes a pickle. Files appear whole or not at all.
 
 import hashlib
 import json
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
 from vitrim.models import adapter_of_library, origin_of, record_origin
 from vitrim.models.origin import Origin
 from vitrim.plan import PruningPlan
+from vitrim.runs.environment import versions
 from vitrim.runs.files import (
     CONFIG,
     MODELING,
@@ -41,12 +40,6 @@ from vitrim.surgery import prune
 STANDALONE = ("timm", "torchvision")  # libraries with which `modeling.py` builds a model without vitrim
 FORMAT = 2
 FILE_METADATA = {"format": "pt"}  # transformers asks for it
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names = ("vitrim", "torch", "torchvision", "timm", "accelerate", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (), provenance: Any = None) -> Path:

@@ -1,0 +1,65 @@
+"""Ridge least squares for one output projection."""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vitrim.hooks import columns_dim
+from vitrim.recovery.blockwise import in_float32
+
+STRIP = 256  # columns that are multiplied at a time: wide enough for the processor, narrow enough to save a third
+
+
+def refit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float) -> None:
+    """Refit one reader in place, from what it takes and what it should give, batch by batch."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    change, shift = moments_of(layer, pairs).solve(ridge)
+    layer.weight.add_(change.to(layer.weight).view_as(layer.weight))
+    if layer.bias is not None:
+        layer.bias.add_(shift.to(layer.bias))
+
+
+def moments_of(layer: nn.Linear | nn.Conv2d, pairs: Iterable[tuple[Tensor, Tensor]]) -> "Moments":
+    """Sum up what a layer takes and what it lacks to give what it should."""
+    moments, dim = Moments(layer), columns_dim(layer)
+    for x, target in pairs:
+        x, residual = in_float32(x), in_float32(target) - in_float32(layer(x))
+        moments.add(x.movedim(dim, -1).flatten(0, -2), residual.movedim(dim, -1).flatten(0, -2))
+    return moments
+
+
+class Moments:
+    """Sums over tokens of what the least-squares fit of a layer's residual needs, in float64.
+
+    `xx` is symmetric, and of what lies above its diagonal most is left out.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        self.count = 0
+        self.has_bias = layer.bias is not None
+        zeros = partial(torch.zeros, dtype=torch.float64, device=layer.weight.device)
+        num_out, num_in = layer.weight.shape[:2]
+        self.xx, self.rx = zeros(num_in, num_in), zeros(num_out, num_in)
+        self.x, self.r = zeros(num_in), zeros(num_out)
+
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        """Count in tokens' inputs `(T, in)` and residuals `(T, out)`."""
+        self.count += len(x)
+        for start in range(0, x.shape[1], STRIP):
+            self.xx[start:, start : start + STRIP] += x[:, start:].T @ x[:, start : start + STRIP]
+        self.rx += (residual.T @ x).double()
+        self.x += x.sum(dim=0).double()
+        self.r += residual.sum(dim=0).double()
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The change of the weight `(out, in)` and of the bias `(out,)`."""
+        mean_x, mean_r = self.x / self.count, self.r / self.count
+        xx, rx = self.xx / self.count, self.rx / self.count
+        if self.has_bias:  # a free bias means a fit of the centred values
+            xx, rx = xx - torch.outer(mean_x, mean_x), rx - torch.outer(mean_r, mean_x)
+        strength = ridge * xx.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        regular = xx + strength * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+        change = torch.cholesky_solve(rx.T, torch.linalg.cholesky(regular)).T  # reads the lower triangle alone
+        return change, mean_r - change @ mean_x
