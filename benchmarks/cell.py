@@ -9,9 +9,7 @@
 Two processes may work in one cell at once: each folder belongs to one of them at a time, and the other waits.
 """
 
-import fcntl
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import nn
 
 from benchmarks.architectures import model_to_train
@@ -171,16 +170,17 @@ def alone_in(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise FolderInUse(f"{folder} is a file; expected a folder for the benchmark; choose another one with -o.")
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    absolute = folder.resolve()
+    lock = FileLock(absolute.with_name(f"{absolute.name}.lock"))  # the system frees it when the process is killed
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"waiting for the process that works in {folder}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock.acquire(blocking=False)
+    except Timeout:
+        log(f"waiting for the process that works in {folder}")
+        lock.acquire()
+    try:
         yield
     finally:
-        os.close(handle)  # the system does so, too, when the process is killed
+        lock.release()
 
 
 @contextmanager
