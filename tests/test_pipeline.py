@@ -18,7 +18,7 @@ from builders.runs import digits, digits_model, read_lines, short_recipe, short_
 from vitrim import pipeline, planning
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
-from vitrim.data.batches import AugmentationSettings
+from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
 from vitrim.importance import ImportanceSettings, Scores, score
 from vitrim.models import describe

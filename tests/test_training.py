@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.costs.distillation import jpegs
 from builders.models import random_plan, same_tensors
 from builders.runs import digits, digits_model, read_lines, short_training
-from vitrim.data.batches import AugmentationSettings
+from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.models import describe

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.data.batches import eval_batches
+from vitrim.data.batches import Part, eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, preprocessing_of
 from vitrim.errors import DataError
@@ -84,17 +84,16 @@ def evaluate(
     total, shared = None, isinstance(images, ImageSet)
     if isinstance(images, ImageSet):
         state = this_process()
-        part, parts = state.process_index, state.num_processes
+        part = Part(index=state.process_index, count=state.num_processes)
         batches = eval_batches(
             images,
             preprocessing_of(model),
             batch_size=batch_size,
             part=part,
-            parts=parts,
             device=device_of(model),
             num_workers=num_workers,
         )
-        total = -(-len(images) // (batch_size * parts))
+        total = -(-len(images) // (batch_size * part.count))
     else:
         batches = images
     with eval_mode(model):

@@ -26,7 +26,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.data.batches import AugmentationSettings, check_batch_size, num_train_steps, train_batches
+from vitrim.data.augmentation import AugmentationSettings
+from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
 from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
@@ -267,19 +268,21 @@ class _Loop:
         """This process' micro-batches, update by update, from the current step to the last."""
         epoch, first_step = divmod(self.step, self.steps_per_epoch)
         rank, accumulate = self.accelerator.process_index, self.settings.accumulate
+        schedule = BatchSchedule(
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            num_epochs=self.settings.epochs - epoch,
+            first_step=first_step,
+        )
         micro = [
             train_batches(
                 self.images,
                 self.preprocessing,
                 self.settings.augmentation,
+                schedule,
                 num_classes=self.num_classes,
-                batch_size=self.settings.batch_size,
-                epoch=epoch,
-                epochs=self.settings.epochs - epoch,
-                seed=self.seed,
-                first_step=first_step,
-                part=rank * accumulate + index,
-                parts=self.accelerator.num_processes * accumulate,
+                part=Part(index=rank * accumulate + index, count=self.accelerator.num_processes * accumulate),
                 device=self.device,
                 num_workers=self.settings.num_workers,
             )

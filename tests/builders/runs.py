@@ -12,7 +12,7 @@ from torch import nn
 from builders.models import build
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
-from vitrim.data.batches import AugmentationSettings
+from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
 from vitrim.importance import ImportanceSettings

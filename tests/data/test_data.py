@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vitrim.data import augmentation
+from vitrim.data import augmentation, image_ops
 from vitrim.data import batches as data
 from vitrim.data import loading as datasets
-from vitrim.data.batches import AugmentationSettings, eval_batches, train_batches
+from vitrim.data.augmentation import AugmentationSettings
+from vitrim.data.batches import BatchSchedule, Part, eval_batches, train_batches
 from vitrim.data.images import ImageSet
 from vitrim.data.loading import load_data
 from vitrim.data.preprocessing import Preprocessing
@@ -68,9 +69,11 @@ def file_set(root: Path, num_images: int = 24, size: tuple[int, int] = (12, 10))
 
 
 def run(images: ImageSet, augmentation: AugmentationSettings, **changes: object) -> list[tuple[Tensor, Tensor]]:
-    settings = {"num_classes": 4, "batch_size": 8, "epoch": 0, "seed": 0, **changes}
+    schedule = {"batch_size": 8, "seed": 0}
+    schedule |= {key: changes.pop(key) for key in ("batch_size", "epoch", "num_epochs", "first_step") if key in changes}
+    settings = {"num_classes": 4, **changes}
     model = settings.pop("preprocessing", preprocessing())
-    return list(train_batches(images, model, augmentation, **settings))
+    return list(train_batches(images, model, augmentation, BatchSchedule(**schedule), **settings))
 
 
 def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
@@ -111,20 +114,20 @@ def test_workers_do_not_change_what_is_streamed(tmp_path: Path) -> None:
 def test_workers_by_default_have_a_core_each_and_room_for_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.os, "sched_getaffinity", lambda _: range(8), raising=False)
     monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**30}))
-    assert [data._workers(preprocessing(), 8, 100, parts) for parts in (1, 2, 16)] == [8, 4, 1]
-    assert data._workers(preprocessing(), 8, 3, 1) == 3  # not more than batches
+    assert [data.default_num_workers(preprocessing(), 8, 100, parts) for parts in (1, 2, 16)] == [8, 4, 1]
+    assert data.default_num_workers(preprocessing(), 8, 3, 1) == 3  # not more than batches
     monkeypatch.setattr(data, "SHARED_MEMORY", Path(__file__).parent)
     batch_bytes = 8 * 3 * 8 * 8
     for room, workers in ((batch_bytes, 0), (3 * batch_bytes, 1), (8 * batch_bytes, 2)):
         monkeypatch.setattr(data.shutil, "disk_usage", lambda _, room=room: type("Usage", (), {"free": room}))
-        assert data._workers(preprocessing(), 8, 100, 1) == workers
+        assert data.default_num_workers(preprocessing(), 8, 100, 1) == workers
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_epochs_follow_one_another(images: ImageSet, num_workers: int) -> None:
     alone = [batch for epoch in (0, 1, 2) for batch in run(images, AugmentationSettings(), epoch=epoch)]
     for epoch, first_step in ((0, 0), (0, 2), (1, 1)):
-        changes = {"epoch": epoch, "first_step": first_step, "epochs": 3 - epoch, "num_workers": num_workers}
+        changes = {"epoch": epoch, "first_step": first_step, "num_epochs": 3 - epoch, "num_workers": num_workers}
         assert same(run(images, AugmentationSettings(), **changes), alone[3 * epoch + first_step :])
 
 
@@ -135,7 +138,7 @@ def test_how_many_batches_are_made_together_changes_nothing(
     images, model = memory_set(64, 13, 9), preprocessing(13, 9)
     expected = run(images, augmentation, preprocessing=model)
     for batches in (1, 3):
-        monkeypatch.setattr(data, "VALUES_TOGETHER", batches * 8 * 3 * 13 * 9)
+        monkeypatch.setattr(data, "MAX_VALUES_TOGETHER", batches * 8 * 3 * 13 * 9)
         assert same(run(images, augmentation, preprocessing=model), expected)
 
 
@@ -145,10 +148,12 @@ def test_parts_together_are_the_whole_batch(images: ImageSet, augmentation: Augm
     whole = run(images, augmentation)
     assert len(whole) == 3
     for part in range(parts):
-        positions = data.part_positions(8, part, parts)
+        positions = Part(index=part, count=parts).positions(8)
         expected = [(pixels[positions], targets[positions]) for pixels, targets in whole]
-        assert same(run(images, augmentation, part=part, parts=parts), expected)
-    assert torch.cat([data.part_positions(8, part, parts) for part in range(parts)]).sort()[0].tolist() == [*range(8)]
+        assert same(run(images, augmentation, part=Part(index=part, count=parts)), expected)
+    assert torch.cat([Part(index=part, count=parts).positions(8) for part in range(parts)]).sort()[0].tolist() == [
+        *range(8)
+    ]
 
 
 @pytest.mark.parametrize("side", [7, 9, 32])
@@ -157,8 +162,8 @@ def test_parts_law_holds_for_sizes_that_are_no_multiple_of_a_vector(side: int) -
     augmentation = AugmentationSettings(crop="resized", rand_augment_ops=3)
     whole = run(images, augmentation, batch_size=64, preprocessing=model)
     for part in range(4):
-        positions = data.part_positions(64, part, 4)
-        own = run(images, augmentation, batch_size=64, preprocessing=model, part=part, parts=4)
+        positions = Part(index=part, count=4).positions(64)
+        own = run(images, augmentation, batch_size=64, preprocessing=model, part=Part(index=part, count=4))
         assert same(own, [(pixels[positions], targets[positions]) for pixels, targets in whole])
 
 
@@ -232,13 +237,13 @@ def test_shift_is_a_crop_after_reflecting_padding() -> None:
     box = torch.tensor([[-3, 2], [0, 0], [3, -2], [1, 1], [-1, -1], [2, 3]])
     padded = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect").to(torch.uint8)
     expected = [padded[i, :, 3 + y : 12 + y, 3 + x : 10 + x] for i, (y, x) in enumerate(box.tolist())]
-    assert torch.equal(augmentation.shift(images, box), torch.stack(expected))
+    assert torch.equal(image_ops.shift(images, box), torch.stack(expected))
 
 
 def test_zoom_is_a_resized_crop() -> None:
     images = memory_set(5, 16, 12).pixels
     box = augmentation.random_boxes(5, 16, 12, 0.3, torch.Generator().manual_seed(0))
-    zoomed = augmentation.zoom(images, box, "bilinear")
+    zoomed = image_ops.zoom(images, box, "bilinear")
     for i, (top, left, height, width) in enumerate(box.tolist()):
         crop = F.resized_crop(images[i : i + 1], top, left, height, width, [16, 12], antialias=True)
         # Only the border differs: a crop repeats its edge, a zoom sees the neighbours outside the box.
@@ -261,19 +266,19 @@ def test_rand_augment_keeps_type_and_shape_and_does_nothing_without_operations()
     images = memory_set(28, 12, 10).pixels
     before = images.clone()
     every = torch.arange(28)[:, None] % 14
-    changed = augmentation.rand_augment(images, every, torch.ones_like(every), 9, (128.0,) * 3)
+    changed = image_ops.rand_augment(images, every, torch.ones_like(every), 9, (128.0,) * 3)
     assert changed.dtype == torch.uint8 and changed.shape == images.shape and torch.equal(images, before)
     nothing = torch.zeros(28, 0, dtype=torch.int64)
-    assert torch.equal(augmentation.rand_augment(images, nothing, nothing, 9, (128.0,) * 3), images)
+    assert torch.equal(image_ops.rand_augment(images, nothing, nothing, 9, (128.0,) * 3), images)
 
 
 def test_rand_augment_treats_each_image_by_itself() -> None:
     images = memory_set(28, 16, 16).pixels
     ops = torch.arange(28)[:, None] % 14
     sign = torch.where(torch.arange(28)[:, None] < 14, 1, -1)
-    together = augmentation.rand_augment(images, ops, sign, 15, (0.0,) * 3)
+    together = image_ops.rand_augment(images, ops, sign, 15, (0.0,) * 3)
     one_by_one = [
-        augmentation.rand_augment(images[i : i + 1], ops[i : i + 1], sign[i : i + 1], 15, (0.0,) * 3) for i in range(28)
+        image_ops.rand_augment(images[i : i + 1], ops[i : i + 1], sign[i : i + 1], 15, (0.0,) * 3) for i in range(28)
     ]
     assert torch.equal(together, torch.cat(one_by_one))
     unchanged = (together == images).flatten(1).all(dim=1)
@@ -292,7 +297,7 @@ def test_rand_augment_treats_each_image_by_itself() -> None:
 )
 def test_move_is_torchvisions_but_for_the_edge(op: int, strength: float, reference: Callable) -> None:
     images = torch.nn.functional.interpolate(memory_set(4, 4, 5).pixels, (16, 20), mode="bilinear")
-    moved = augmentation.move(images, torch.full((4,), op), torch.full((4,), strength), (90.0,) * 3)
+    moved = image_ops.move(images, torch.full((4,), op), torch.full((4,), strength), (90.0,) * 3)
     differs = (moved.int() - reference(images).int()).abs() > 1
     assert differs.float().mean() < 0.15  # torchvision mixes in the fill colour twice half-way over the edge
 
@@ -309,7 +314,9 @@ def test_evaluation_keeps_order_and_parts_are_contiguous(images: ImageSet) -> No
     whole = list(eval_batches(images, preprocessing(), batch_size=7))
     assert [len(labels) for _, labels in whole] == [7, 7, 7, 3]
     assert torch.equal(torch.cat([labels for _, labels in whole]), images.labels)
-    shares = [list(eval_batches(images, preprocessing(), batch_size=4, part=part, parts=5)) for part in range(5)]
+    shares = [
+        list(eval_batches(images, preprocessing(), batch_size=4, part=Part(index=part, count=5))) for part in range(5)
+    ]
     for column in (0, 1):
         pieces = [batch[column] for share in shares for batch in share]
         assert torch.equal(torch.cat(pieces), torch.cat([batch[column] for batch in whole]))
@@ -688,11 +695,12 @@ def test_preprocessing_round_trips_and_is_checked() -> None:
 def test_batches_that_cannot_be_made_are_refused() -> None:
     images = memory_set(12)
     for changes, kind, message in (
-        ({"batch_size": 6, "parts": 2}, SettingError, "multiple of 4"),
+        ({"batch_size": 6, "part": Part(count=2)}, SettingError, "multiple of 4"),
         ({"batch_size": 0}, SettingError, "multiple of 2"),
-        ({"part": 2, "parts": 2}, SettingError, "part"),
-        ({"batch_size": 32, "parts": 16}, DataError, "12 images; at least 32"),
+        ({"batch_size": 32, "part": Part(count=16)}, DataError, "12 images; at least 32"),
         ({"num_classes": 3}, DataError, "4 classes or more but the model has 3"),
     ):
         with pytest.raises(kind, match=message):
             run(images, PLAIN, **changes)
+    with pytest.raises(SettingError, match="part is 2"):
+        Part(index=2, count=2)

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.costs.distillation import BareLoop, Case, OurLoop, both_loops, count_step, jpegs, needed_bytes
 from benchmarks.costs.ratios import Tally, tally
 from vitrim.data import batches as data
+from vitrim.data.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_nothing_of_a_step_is_alive_when_the_next_begins(loops: tuple[OurLoop, B
 def test_small_batches_are_made_together(loops: tuple[OurLoop, BareLoop], monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = loops
     together = tally(lambda: list(ours.batches())).calls
-    monkeypatch.setattr(data, "VALUES_TOGETHER", 1)
+    monkeypatch.setattr(data, "MAX_VALUES_TOGETHER", 1)
     assert together < 0.5 * tally(lambda: list(ours.batches())).calls
 
 
@@ -67,13 +68,10 @@ def test_workers_start_once_for_all_epochs(tmp_path, monkeypatch: pytest.MonkeyP
     images = jpegs(tmp_path, 16, len(case.data.classes), side=32)
     batches = data.train_batches(
         images.train,
-        data.Preprocessing(img_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3),
+        Preprocessing(img_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3),
         case.settings.augmentation,
+        data.BatchSchedule(batch_size=8, seed=0, num_epochs=3),
         num_classes=10,
-        batch_size=8,
-        epoch=0,
-        epochs=3,
-        seed=0,
     )
     assert len(list(batches)) == 6 and len(loaders) == 1
     with ExitStack() as stack:

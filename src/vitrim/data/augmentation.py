@@ -1,147 +1,234 @@
-"""Random changes to batches of uint8 images, each image by its own draw, in a few calls for the whole batch.
+"""Random changes to training images: their settings, and what is drawn for each image.
 
-The draws are arguments: nothing here is random but `random_boxes`, which takes a generator.
+The pixel arithmetic is in `image_ops`, the order of the images in `batches`. Random numbers are drawn on the CPU for
+the whole batch, even where only a part of it is made, so the number of processes changes nothing.
+
+Shapes: `B` batch, `b` the images of one part of it, `C` classes, `H` and `W` stored height and width, `h` and `w` the
+model's.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from vitrim.data.image_ops import OPS, rand_augment, shift, zoom
+from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
+from vitrim.data.seeds import generator_for, numpy_seeded, seed_for
 
-def shift(images: Tensor, box: Tensor) -> Tensor:
-    """Cut `(B, 3, H, W)` at `box[:, :2]`, top and left, each image by its own; what lies outside is mirrored."""
-    count, colours, height, width = images.shape
-    rows = _mirrored(box[:, :1] + torch.arange(height), height)  # (B, H)
-    columns = _mirrored(box[:, 1:2] + torch.arange(width), width)  # (B, W)
-    source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).to(images.device, non_blocking=True)
-    return images.flatten(2).gather(2, source.expand(-1, colours, -1)).view_as(images)
+Crop = Literal["none", "pad", "resized"]
 
 
-def _mirrored(index: Tensor, side: int) -> Tensor:
-    """Indices that left `0 .. side - 1` come back from the edge; the edge itself is not repeated."""
-    return (side - 1) - ((side - 1) - index.abs()).abs()
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """Random changes to training images, in the order in which they are made. Zero switches a change off.
+
+    Attributes:
+        crop: `pad` shifts an image by up to `padding`, mirrored at the edge. `resized` cuts a random box and resizes
+            it. Images that are streamed from files differ in size, so they get a random box in both cases.
+        padding: for `pad`, the maximum shift as a fraction of the side.
+        min_scale: minimum area of a random box, as a fraction of the image.
+        flip: probability of mirroring left and right.
+        rand_augment_ops: number of RandAugment operations for each image.
+        rand_augment_magnitude: strength of these operations, from 0 to 30.
+        mixup: alpha of the Beta distribution from which mixup draws the weight of an image.
+        cutmix: alpha of the Beta distribution from which CutMix draws an area. With both, each batch gets one of them.
+        mix_probability: probability that a batch is mixed.
+        label_smoothing: fraction of each label that is spread evenly over all classes.
+
+    Raises:
+        SettingError: a value is out of range.
+    """
+
+    crop: Crop = "pad"
+    padding: float = 0.125
+    min_scale: float = 0.35
+    flip: float = 0.5
+    rand_augment_ops: int = 2
+    rand_augment_magnitude: int = 9
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_probability: float = 1.0
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        crops = ("none", "pad", "resized")
+        check_setting(self.crop in crops, "crop", self.crop, f"one of {crops}")
+        check_setting(0 <= self.padding < 1, "padding", self.padding, "a fraction of the side, from 0 to below 1")
+        check_setting(
+            0 < self.min_scale <= 1, "min_scale", self.min_scale, "a fraction of the area, above 0 and up to 1"
+        )
+        check_setting(0 <= self.flip <= 1, "flip", self.flip, "a probability, from 0 to 1")
+        check_setting(self.rand_augment_ops >= 0, "rand_augment_ops", self.rand_augment_ops, "0 (off) or more")
+        magnitude = self.rand_augment_magnitude
+        check_setting(0 <= magnitude <= 30, "rand_augment_magnitude", magnitude, "from 0 to 30")
+        check_setting(self.mixup >= 0, "mixup", self.mixup, "0 (off) or more")
+        check_setting(self.cutmix >= 0, "cutmix", self.cutmix, "0 (off) or more")
+        probability = self.mix_probability
+        check_setting(0 <= probability <= 1, "mix_probability", probability, "a probability, from 0 to 1")
+        check_setting(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any batch can be mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
-def zoom(images: Tensor, box: Tensor, interpolation: str) -> Tensor:
-    """Enlarge the box of each image to the stored size. As it never shrinks, no smoothing is needed before it."""
-    height, width = images.shape[-2:]
-    top, left, box_height, box_width = box.float().unbind(1)
-    matrix = torch.zeros(len(images), 2, 3)
-    matrix[:, 0, 0], matrix[:, 0, 2] = box_width / width, (2 * left + box_width) / width - 1
-    matrix[:, 1, 1], matrix[:, 1, 2] = box_height / height, (2 * top + box_height) / height - 1
-    mode = interpolation if interpolation in ("bilinear", "bicubic") else "nearest"
-    return resample(images.float(), matrix, mode, "border")
+class Step(NamedTuple):
+    """One training step: which images make its batch.
+
+    Attributes:
+        epoch: counted from 0.
+        number: of the step in its epoch, from 0.
+        images: indices in the image set, `(B,)` int64, of all parts of the batch together.
+    """
+
+    epoch: int
+    number: int
+    images: Tensor
 
 
-def resample(images: Tensor, matrix: Tensor, mode: str, outside: str, zero: Tensor | float = 0.0) -> Tensor:
-    """Move float pixels, counted from `zero`; `matrix` `(B, 2, 3)` leads from output to input, both in -1..1."""
-    matrix = matrix.to(images.device, non_blocking=True)
-    grid = torch.nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
-    moved = torch.nn.functional.grid_sample(images, grid, mode=mode, padding_mode=outside, align_corners=False)
-    return moved.add_(zero).round_().clamp_(0, 255).to(torch.uint8)
+class _Draws(NamedTuple):
+    """Random numbers for B images; row i belongs to image i."""
+
+    box: Tensor  # (B, 4) top, left, height, width of the kept part in stored pixels; may reach outside the image
+    flip: Tensor  # (B,) bool
+    ops: Tensor  # (B, rand_augment_ops) rows of OPS
+    sign: Tensor  # (B, rand_augment_ops) 1 or -1
+
+    def at(self, positions: Tensor) -> "_Draws":
+        return _Draws(*(values[positions] for values in self))
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Changes training images at random; what it draws depends on the seed, the epoch and the step or image only."""
+
+    preprocessing: Preprocessing
+    settings: AugmentationSettings
+    seed: int
+
+    def several_steps(self, pixels: Tensor, steps: list[Step], positions: Tensor, device: torch.device) -> Tensor:
+        """Make this part's images of several steps in one go, from pixels in memory.
+
+        Args:
+            pixels: all images, `(n, 3, H, W)` uint8, on any device.
+            steps: which images make each batch.
+            positions: `(b,)`: which places of each batch to make.
+            device: where the result is made.
+
+        Returns:
+            `(len(steps) * b, 3, h, w)` uint8, step after step.
+        """
+        size = (pixels.shape[-2], pixels.shape[-1])
+        own = [
+            self._draw(
+                len(step.images), size, self.settings.crop, generator_for("step", self.seed, step.epoch, step.number)
+            ).at(positions)
+            for step in steps
+        ]
+        draws = _Draws(*(torch.cat(values) for values in zip(*own, strict=True)))
+        index = torch.cat([step.images[positions] for step in steps])
+        batch = pixels[index.to(pixels.device, non_blocking=True)].to(device, non_blocking=True)
+        if self.settings.crop == "pad":
+            batch = shift(batch, draws.box)
+        elif self.settings.crop == "resized":
+            batch = zoom(batch, draws.box, self.preprocessing.interpolation)
+        return self._resize(self._flip_and_rand_augment(batch, draws))
+
+    def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
+        """Change one streamed image: `(3, H, W)` to `(3, h, w)`, uint8. Its draws depend on its index, not its step."""
+        generator = generator_for("image", self.seed, epoch, index)
+        crop: Crop = "none" if self.settings.crop == "none" else "resized"
+        draws = self._draw(1, (image.shape[-2], image.shape[-1]), crop, generator)
+        if crop == "none":
+            image = EvalTransform(self.preprocessing)(image)
+        else:
+            interpolation = InterpolationMode(self.preprocessing.interpolation)
+            top, left, height, width = draws.box[0].tolist()
+            size = list(self.preprocessing.img_size)
+            image = F.resized_crop(image, top, left, height, width, size, interpolation, antialias=True)
+        return self._flip_and_rand_augment(image[None], draws)[0]
+
+    def mix(self, images: Tensor, labels: Tensor, step: Step, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Normalise the images, and mix each with its mirror image in the batch (mixup or CutMix).
+
+        Args:
+            images: `(b, 3, h, w)` uint8.
+            labels: `(b,)` int64, on the device of the result.
+            step: names the draw.
+            num_classes: width C of the targets.
+
+        Returns:
+            Images `(b, 3, h, w)` float32 and soft targets `(b, C)`.
+        """
+        images = normalise(images.to(labels.device, non_blocking=True), self.preprocessing)
+        settings = self.settings
+        if not settings.mixes:
+            return images, mixup_target(labels, num_classes, lam=1.0, smoothing=settings.label_smoothing)
+        mixup = Mixup(
+            mixup_alpha=settings.mixup,
+            cutmix_alpha=settings.cutmix,
+            prob=settings.mix_probability,
+            label_smoothing=settings.label_smoothing,
+            num_classes=num_classes,
+        )
+        with numpy_seeded(seed_for("mix", self.seed, step.epoch, step.number)):
+            return mixup(images, labels)
+
+    def _draw(self, count: int, size: tuple[int, int], crop: Crop, generator: torch.Generator) -> _Draws:
+        settings = self.settings
+        box = torch.tensor([[0, 0, *size]]).repeat(count, 1)
+        if crop == "pad":
+            for column, side in enumerate(size):
+                max_shift = min(round(settings.padding * side), side - 1)  # mirroring adds at most side - 1 pixels
+                box[:, column] = torch.randint(-max_shift, max_shift + 1, (count,), generator=generator)
+        elif crop == "resized":
+            box = random_boxes(count, *size, settings.min_scale, generator)
+        flip = torch.rand(count, generator=generator) < settings.flip
+        shape = (count, settings.rand_augment_ops)
+        ops = torch.randint(len(OPS), shape, generator=generator)
+        sign = torch.randint(2, shape, generator=generator) * 2 - 1
+        return _Draws(box, flip, ops, sign)
+
+    def _flip_and_rand_augment(self, images: Tensor, draws: _Draws) -> Tensor:
+        flip = draws.flip.to(images.device, non_blocking=True)[:, None, None, None]
+        images = torch.where(flip, images.flip(-1), images)
+        fill = tuple(float(round(255 * value)) for value in self.preprocessing.mean)
+        return rand_augment(images, draws.ops, draws.sign, self.settings.rand_augment_magnitude, fill)
+
+    def _resize(self, images: Tensor) -> Tensor:
+        size = self.preprocessing.img_size
+        if tuple(images.shape[-2:]) == size:
+            return images
+        return F.resize(images, list(size), InterpolationMode(self.preprocessing.interpolation), antialias=True)
 
 
 def random_boxes(count: int, height: int, width: int, min_scale: float, generator: torch.Generator) -> Tensor:
-    """Boxes `(B, 4)` of area `min_scale`..1 and aspect 3/4..4/3, inside the image: torchvision's RandomResizedCrop.
+    """Draw boxes inside an image, as torchvision's RandomResizedCrop does.
 
-    Like there: the first of ten tries that fits, else the largest central box of an allowed aspect.
+    A box has `min_scale` to 1 of the area and an aspect of 3/4 to 4/3. The first of ten tries that fits is used, else
+    the largest central box with an allowed aspect.
+
+    Returns:
+        `(count, 4)` int64: top, left, height and width in pixels.
     """
-    tries = (count, 10)
-    area = height * width * (min_scale + (1 - min_scale) * torch.rand(tries, generator=generator))
-    aspect = ((2 * torch.rand(tries, generator=generator) - 1) * math.log(4 / 3)).exp()
+    shape = (count, 10)
+    area = height * width * (min_scale + (1 - min_scale) * torch.rand(shape, generator=generator))
+    aspect = ((2 * torch.rand(shape, generator=generator) - 1) * math.log(4 / 3)).exp()
     sizes = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=2).round().long()  # (B, 10, 2)
-    room = torch.tensor([height, width]) - sizes
-    fits = ((room >= 0) & (sizes > 0)).all(dim=2)  # (B, 10)
+    margin = torch.tensor([height, width]) - sizes
+    fits = ((margin >= 0) & (sizes > 0)).all(dim=2)  # (B, 10)
     rows = torch.arange(count)
     first = fits.int().argmax(dim=1)
-    size, room = sizes[rows, first], room[rows, first].clamp(min=0)
-    corner = (torch.rand(count, 2, generator=generator) * (room + 1)).long().minimum(room)
+    size, margin = sizes[rows, first], margin[rows, first].clamp(min=0)
+    corner = (torch.rand(count, 2, generator=generator) * (margin + 1)).long().minimum(margin)
     largest = torch.tensor([min(height, round(width / 0.75)), min(width, round(height * 4 / 3))])
     central = torch.cat([(torch.tensor([height, width]) - largest) // 2, largest])
     return torch.where(fits.any(dim=1)[:, None], torch.cat([corner, size], dim=1), central)
-
-
-# RandAugment (Cubuk et al., 2019, arXiv:1909.13719) with the operations and ranges of torchvision, for whole batches
-
-
-class _Op(NamedTuple):
-    """`apply(images, strength)`; `strength` is in proportion to the magnitude, `signed` ones go either way."""
-
-    apply: Callable[[Tensor, float], Tensor] | None
-    most: float = 0.0  # strength at magnitude 30
-    signed: bool = False
-
-
-# The first five rows move pixels; `move` makes all of them at once, and the rest are changes of colour.
-_SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y, _ROTATE = range(5)
-OPS = (
-    _Op(None, 0.3, True),
-    _Op(None, 0.3, True),
-    _Op(None, 150 / 331, True),
-    _Op(None, 150 / 331, True),
-    _Op(None, math.radians(30), True),
-    _Op(lambda x, strength: x),
-    _Op(lambda x, strength: F.adjust_brightness(x, 1 + strength), 0.9, True),
-    _Op(lambda x, strength: F.adjust_saturation(x, 1 + strength), 0.9, True),
-    _Op(lambda x, strength: F.adjust_contrast(x, 1 + strength), 0.9, True),
-    _Op(lambda x, strength: F.adjust_sharpness(x, 1 + strength), 0.9, True),
-    _Op(lambda x, strength: F.posterize(x, 8 - round(strength)), 4.0),
-    _Op(lambda x, strength: F.solarize(x, 255 * (1 - strength)), 1.0),
-    _Op(lambda x, strength: F.autocontrast(x)),
-    _Op(lambda x, strength: F.equalize(x)),
-)
-
-
-def rand_augment(images: Tensor, ops: Tensor, sign: Tensor, magnitude: int, fill: tuple[float, ...]) -> Tensor:
-    """Apply to each image its own operations; images that drew the same one are changed together.
-
-    Args:
-        images: `(B, 3, H, W)` uint8; left unchanged.
-        ops, sign: `(B, n)` on the CPU: rows of the table of operations, and their directions, 1 or -1.
-        magnitude: 0 to 30.
-        fill: colour for what moves in from outside, 0..255.
-    """
-    for op, direction in zip(ops.unbind(1), sign.unbind(1), strict=True):
-        before, images = images, images.clone()
-        moved = (op <= _ROTATE).nonzero().flatten()
-        if len(moved):
-            strength = torch.tensor([row.most for row in OPS])[op[moved]] * direction[moved] * (magnitude / 30)
-            index = moved.to(images.device, non_blocking=True)
-            images[index] = move(before[index], op[moved], strength, fill)
-        for number in sorted(set(op.tolist())):
-            row = OPS[number]
-            if row.apply is None:
-                continue
-            for way in (1, -1) if row.signed else (0,):
-                chosen = ((op == number) & (direction == way if way else True)).nonzero().flatten()
-                if len(chosen):
-                    index = chosen.to(images.device, non_blocking=True)
-                    images[index] = row.apply(before[index], row.most * magnitude / 30 * (way or 1))
-    return images
-
-
-def move(images: Tensor, ops: Tensor, strength: Tensor, fill: tuple[float, ...]) -> Tensor:
-    """Shear, translate or rotate each image of `(B, 3, H, W)` uint8 by its own operation and strength, `(B,)`.
-
-    One call with a matrix for each image: torchvision's functions take one angle for all and wait for the device.
-    """
-    height, width = images.shape[-2:]
-    matrix = torch.eye(2, 3).repeat(len(images), 1, 1)
-    for number, column, far, side in ((_SHEAR_X, 0, 1, height / width), (_SHEAR_Y, 1, 0, width / height)):
-        slope = torch.where(ops == number, strength, 0) * side
-        matrix[:, column, far] += slope
-        matrix[:, column, 2] += slope  # about the upper left corner, like AutoAugment
-    for number, column, side in ((_TRANSLATE_X, 0, width), (_TRANSLATE_Y, 1, height)):
-        matrix[:, column, 2] += torch.where(ops == number, (strength * side).trunc() * 2 / side, 0)
-    angle = torch.where(ops == _ROTATE, strength, 0)
-    matrix[:, 0, 0] += angle.cos() - 1
-    matrix[:, 1, 1] += angle.cos() - 1
-    matrix[:, 0, 1] -= angle.sin() * (height / width)
-    matrix[:, 1, 0] += angle.sin() * (width / height)
-    # Zero is what lies outside, so counting from the fill colour fills it in, also half-way over the edge.
-    colour = torch.tensor(fill).to(images.device, non_blocking=True)[:, None, None]
-    return resample(images - colour, matrix, "bilinear", "zeros", colour)

@@ -1,0 +1,178 @@
+"""Changes to batches of uint8 images: shift, zoom and RandAugment, with other parameters for each image.
+
+Nothing here is random: the draws are arguments (`augmentation` makes them). A whole batch is changed in few calls.
+
+Shapes: `B` images, `H` and `W` their height and width in pixels, `n` operations for each image.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+
+def shift(images: Tensor, box: Tensor) -> Tensor:
+    """Move each image by its own offset. Pixels from outside the image are mirrored at its edge.
+
+    Args:
+        images: `(B, 3, H, W)`, any device.
+        box: `(B, 4)` int64 on the CPU. Columns 0 and 1 are the top and left of the kept part, in pixels, from
+            `1 - H` to `H - 1` and from `1 - W` to `W - 1`. The other columns are not used.
+
+    Returns:
+        The moved images, same shape and type.
+    """
+    count, colours, height, width = images.shape
+    rows = _mirrored(box[:, :1] + torch.arange(height), height)  # (B, H)
+    columns = _mirrored(box[:, 1:2] + torch.arange(width), width)  # (B, W)
+    source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).to(images.device, non_blocking=True)
+    return images.flatten(2).gather(2, source.expand(-1, colours, -1)).view_as(images)
+
+
+def _mirrored(index: Tensor, side: int) -> Tensor:
+    """Reflect indices outside `0 .. side - 1` back inside. The edge pixel itself is not repeated."""
+    return (side - 1) - ((side - 1) - index.abs()).abs()
+
+
+def zoom(images: Tensor, box: Tensor, interpolation: str) -> Tensor:
+    """Enlarge one box of each image to the size of the image.
+
+    A box is never larger than the image, so no smoothing against aliasing is needed.
+
+    Args:
+        images: `(B, 3, H, W)` uint8.
+        box: `(B, 4)` top, left, height and width in pixels, inside the image.
+        interpolation: `bilinear` or `bicubic`; any other name is nearest neighbour.
+
+    Returns:
+        `(B, 3, H, W)` uint8.
+    """
+    height, width = images.shape[-2:]
+    top, left, box_height, box_width = box.float().unbind(1)
+    matrix = torch.zeros(len(images), 2, 3)
+    matrix[:, 0, 0], matrix[:, 0, 2] = box_width / width, (2 * left + box_width) / width - 1
+    matrix[:, 1, 1], matrix[:, 1, 2] = box_height / height, (2 * top + box_height) / height - 1
+    mode = interpolation if interpolation in ("bilinear", "bicubic") else "nearest"
+    return resample(images.float(), matrix, mode, "border")
+
+
+def resample(images: Tensor, matrix: Tensor, mode: str, padding_mode: str, offset: Tensor | float = 0.0) -> Tensor:
+    """Apply one affine map to each image.
+
+    Args:
+        images: `(B, 3, H, W)` float, from which `offset` was subtracted.
+        matrix: `(B, 2, 3)` from output to input coordinates, both in -1..1 (`affine_grid`).
+        mode, padding_mode: as for `grid_sample`.
+        offset: added after resampling; with zero padding it is the colour outside the image.
+
+    Returns:
+        `(B, 3, H, W)` uint8.
+    """
+    matrix = matrix.to(images.device, non_blocking=True)
+    grid = torch.nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    moved = torch.nn.functional.grid_sample(images, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
+    return moved.add_(offset).round_().clamp_(0, 255).to(torch.uint8)
+
+
+# RandAugment (Cubuk et al., 2019, arXiv:1909.13719) with the operations and ranges of torchvision, for whole batches
+
+
+class _Op(NamedTuple):
+    """One operation: `apply(images, strength)`, None for one that `move` does.
+
+    The strength is proportional to the magnitude; a `signed` operation goes in both directions.
+    """
+
+    apply: Callable[[Tensor, float], Tensor] | None
+    max_strength: float = 0.0  # at magnitude 30
+    signed: bool = False
+
+
+# The first five operations move pixels, and `move` makes all of them in one call. The others change colours.
+_SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y, _ROTATE = range(5)
+OPS = (
+    _Op(None, 0.3, True),
+    _Op(None, 0.3, True),
+    _Op(None, 150 / 331, True),
+    _Op(None, 150 / 331, True),
+    _Op(None, math.radians(30), True),
+    _Op(lambda x, strength: x),
+    _Op(lambda x, strength: F.adjust_brightness(x, 1 + strength), 0.9, True),
+    _Op(lambda x, strength: F.adjust_saturation(x, 1 + strength), 0.9, True),
+    _Op(lambda x, strength: F.adjust_contrast(x, 1 + strength), 0.9, True),
+    _Op(lambda x, strength: F.adjust_sharpness(x, 1 + strength), 0.9, True),
+    _Op(lambda x, strength: F.posterize(x, 8 - round(strength)), 4.0),
+    _Op(lambda x, strength: F.solarize(x, 255 * (1 - strength)), 1.0),
+    _Op(lambda x, strength: F.autocontrast(x)),
+    _Op(lambda x, strength: F.equalize(x)),
+)
+
+
+def rand_augment(images: Tensor, ops: Tensor, sign: Tensor, magnitude: int, fill: tuple[float, ...]) -> Tensor:
+    """Apply to each image its own operations. Images with the same operation are changed together.
+
+    Args:
+        images: `(B, 3, H, W)` uint8; not changed in place.
+        ops: `(B, n)` int64 on the CPU: rows of `OPS`, applied from left to right.
+        sign: `(B, n)` on the CPU: direction of each operation, 1 or -1.
+        magnitude: strength of all operations, 0 to 30.
+        fill: colour of pixels from outside the image, three values in 0..255.
+
+    Returns:
+        `(B, 3, H, W)` uint8.
+    """
+    for op, direction in zip(ops.unbind(1), sign.unbind(1), strict=True):
+        before, images = images, images.clone()
+        moved = (op <= _ROTATE).nonzero().flatten()
+        if len(moved):
+            strength = torch.tensor([row.max_strength for row in OPS])[op[moved]] * direction[moved] * (magnitude / 30)
+            index = moved.to(images.device, non_blocking=True)
+            images[index] = move(before[index], op[moved], strength, fill)
+        for number in sorted(set(op.tolist()) - set(range(_ROTATE + 1))):
+            for way in (1, -1) if OPS[number].signed else (0,):
+                chosen = ((op == number) & (direction == way if way else True)).nonzero().flatten()
+                if len(chosen):
+                    index = chosen.to(images.device, non_blocking=True)
+                    images[index] = _change_colours(before[index], OPS[number], magnitude, way or 1)
+    return images
+
+
+def _change_colours(images: Tensor, op: _Op, magnitude: int, way: int) -> Tensor:
+    assert op.apply is not None
+    return op.apply(images, op.max_strength * magnitude / 30 * way)
+
+
+def move(images: Tensor, ops: Tensor, strength: Tensor, fill: tuple[float, ...]) -> Tensor:
+    """Shear, translate or rotate each image by its own operation and strength.
+
+    One call with a matrix for each image. torchvision's functions take one angle for all images, and wait for the
+    device.
+
+    Args:
+        images: `(B, 3, H, W)` uint8.
+        ops: `(B,)` on the CPU: rows 0 to 4 of `OPS`.
+        strength: `(B,)` on the CPU: slope of a shear, fraction of the side for a translation, radians for a rotation.
+        fill: colour of pixels from outside the image, three values in 0..255.
+
+    Returns:
+        `(B, 3, H, W)` uint8.
+    """
+    height, width = images.shape[-2:]
+    matrix = torch.eye(2, 3).repeat(len(images), 1, 1)
+    for number, column, far, side in ((_SHEAR_X, 0, 1, height / width), (_SHEAR_Y, 1, 0, width / height)):
+        slope = torch.where(ops == number, strength, 0) * side
+        matrix[:, column, far] += slope
+        matrix[:, column, 2] += slope  # the upper left corner does not move, as in AutoAugment
+    for number, column, side in ((_TRANSLATE_X, 0, width), (_TRANSLATE_Y, 1, height)):
+        matrix[:, column, 2] += torch.where(ops == number, (strength * side).trunc() * 2 / side, 0)
+    angle = torch.where(ops == _ROTATE, strength, 0)
+    matrix[:, 0, 0] += angle.cos() - 1
+    matrix[:, 1, 1] += angle.cos() - 1
+    matrix[:, 0, 1] -= angle.sin() * (height / width)
+    matrix[:, 1, 0] += angle.sin() * (width / height)
+    # Zero padding is the fill colour once it is subtracted here and added again, also between pixels at the edge.
+    colour = torch.tensor(fill).to(images.device, non_blocking=True)[:, None, None]
+    return resample(images - colour, matrix, "bilinear", "zeros", colour)
