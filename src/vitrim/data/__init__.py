@@ -1,1 +1,1 @@
-"""Images: finding, reading, preparing and batching them."""
+"""Images: find, decode, divide, prepare and batch them. Nothing here trains or evaluates a model."""

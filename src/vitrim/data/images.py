@@ -1,9 +1,13 @@
-"""Labelled images and whole data sets, however they are stored. Immutable."""
+"""Labelled images and whole data sets, in memory or as files. Both are immutable.
+
+Reading files is in `loading`, making batches in `batches`.
+"""
 
 import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
-    """Labelled images: as pixels in memory, or as files that are decoded when they are needed. Immutable.
+    """Labelled images: pixels in memory, or files that are decoded when they are needed. Immutable.
 
     Attributes:
         labels: class of each image, `(n,)` int64, on the CPU.
-        pixels: `(n, 3, H, W)` uint8 on any device, or None.
-        files: n paths, empty when there are pixels.
+        pixels: `(n, 3, H, W)` uint8 on any device, or None if the images are files.
+        files: n paths; empty if there are pixels.
     """
 
     labels: Tensor
@@ -31,27 +35,30 @@ class ImageSet:
 
     @property
     def num_images(self) -> int:
+        """Number of images."""
         return len(self.labels)
 
     @property
     def in_memory(self) -> bool:
+        """Whether the images are pixels rather than files."""
         return self.pixels is not None
 
     def __len__(self) -> int:
         return self.num_images
 
     def subset(self, indices: Tensor | Sequence[int]) -> "ImageSet":
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         files = tuple(self.files[i] for i in index.tolist()) if self.pixels is None else ()
         pixels = None if self.pixels is None else self.pixels[index.to(self.pixels.device)]
         return ImageSet(labels=self.labels[index], pixels=pixels, files=files)
 
     def sample(self, num_images: int, seed: int) -> "ImageSet":
-        """A random subset in which every class has the same number of images, give or take one.
+        """Return a random subset in which the classes have equal numbers of images, or differ by one.
 
-        The classes take turns, so every beginning of it is balanced too, and a smaller sample begins a larger one.
-        All images, in their own order, when there are not more than `num_images`.
+        The classes take turns. So the first images of a sample are balanced too, and with the same seed a smaller
+        sample is the beginning of a larger one. If `num_images` is not less than the size of the set, the set itself
+        is returned, in its own order.
         """
         if num_images >= self.num_images:
             return self
@@ -60,13 +67,21 @@ class ImageSet:
         return self.subset(shuffled[rank[shuffled].argsort(stable=True)][:num_images])
 
     def to(self, device: str | torch.device) -> "ImageSet":
-        """With the pixels on `device`; files and labels stay."""
+        """Return the same images with their pixels on `device`. Labels remain on the CPU, files on disk."""
         return self if self.pixels is None else replace(self, pixels=self.pixels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """A data set ready for use; `notes` say what was decided on the way and should be told."""
+    """A data set that is ready for use. Immutable.
+
+    Attributes:
+        name: of the data set or its folder, for reports.
+        classes: class names; a label is an index in them.
+        train: training images.
+        validation: images that are only evaluated.
+        notes: what was decided or skipped during loading, in sentences for the user.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -75,15 +90,20 @@ class ImageData:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> list[str]:
-        """How much there is, and the notes: lines for the person who waits."""
+        """Return lines for the user: the name, the numbers of classes and images, and the notes."""
         sizes = f"{len(self.train)} training and {len(self.validation)} validation images"
         return [f"{self.name}: {len(self.classes)} classes, {sizes}", *(f"  {note}" for note in self.notes)]
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of the SHA-256 over classes, labels and images.
+        """Return 16 hexadecimal digits of a SHA-256 over classes, labels and images. Computed once for each object.
 
-        Images count by their pixels in memory, by name and size on disk: moving the folder does not change it.
+        Images in memory are read by their pixels, files by their name in the folder and their size. Moving the folder
+        does not change the fingerprint.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for images in (self.train, self.validation):
             digest.update(images.labels.numpy().tobytes())
@@ -98,9 +118,17 @@ class ImageData:
 
 
 def rank_in_class(labels: Tensor, seed: int) -> Tensor:
-    """The place of each image, `(n,)` from 0, when the images of its class are shuffled."""
+    """Shuffle the images of each class, and return the rank of each image in its class, from 0.
+
+    Args:
+        labels: `(n,)` int64.
+        seed: of the shuffle.
+
+    Returns:
+        `(n,)` int64.
+    """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     grouped = shuffled[labels[shuffled].argsort(stable=True)]  # class by class, shuffled inside
     counts = torch.bincount(labels)
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)  # where the class of each grouped image begins
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)  # position of the first image of the same class
     return torch.empty_like(labels).scatter_(0, grouped, torch.arange(len(labels)) - first)

@@ -1,6 +1,7 @@
-"""The layouts in which image data lies on disk, and how each is read: class folders, Tiny ImageNet, CIFAR, digits.
+"""Read the layouts of image data on disk: class folders, Tiny ImageNet, CIFAR; and scikit-learn's digits.
 
-CIFAR's pickles are read by an unpickler that admits arrays and plain containers only.
+Lists images and labels. Where to look for a data set is in `sources`; decoding and dividing is in `loading`. Pickles of
+CIFAR are read by an unpickler that accepts arrays and plain containers only, so no code from a data file runs.
 """
 
 import os
@@ -22,18 +23,31 @@ VALIDATION_NAMES = ("val", "valid", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a layout's reader returns, before anything is divided or decoded."""
+    """A data set as found on disk, before it is divided or decoded.
+
+    Attributes:
+        classes: class names; a label is an index in them.
+        train: training images.
+        validation: validation images, or None if the data set has none.
+        validation_fraction: of the training images of each class, used for validation if `validation` is None.
+        not_images: files in class folders that are not images.
+        notes: what was decided, for the user.
+    """
 
     classes: tuple[str, ...]
     train: ImageSet
     validation: ImageSet | None = None
-    validation_share: float = 0.1  # cut from training where there is no validation set
+    validation_fraction: float = 0.1
     not_images: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def read_layout(folder: Path) -> Found | None:
-    """Read a folder that has a layout of CIFAR or a training split; None for any other."""
+    """Read a folder with one of CIFAR's layouts or with a folder `train`; return None for any other folder.
+
+    Raises:
+        DataError: the folder has such a layout, but a file in it is missing or damaged.
+    """
     for layout in _CIFAR_LAYOUTS:
         if (folder / layout.train[0]).is_file() and (folder / layout.names).is_file():
             return _read_cifar(folder, layout)
@@ -42,27 +56,35 @@ def read_layout(folder: Path) -> Found | None:
 
 
 def read_splits(splits: dict[str, Path]) -> Found:
-    """Read `train/<class>/*` with `val/<class>/*` or the validation layout of the official Tiny ImageNet."""
-    given = [splits[name] for name in VALIDATION_NAMES if name in splits]
-    annotations = [path / "val_annotations.txt" for path in given if (path / "images").is_dir()]
+    """Read `train/<class>/*`, with `val/<class>/*` or the validation layout of the official Tiny ImageNet.
+
+    Args:
+        splits: folders by their name in lower case; `train` is one of them.
+
+    Raises:
+        DataError: a folder has no images, or a validation class is not a training class.
+    """
+    validation_folders = [splits[name] for name in VALIDATION_NAMES if name in splits]
+    annotations = [path / "val_annotations.txt" for path in validation_folders if (path / "images").is_dir()]
     if annotations and annotations[0].is_file():
-        classes, train, _ = read_classes(splits["train"])  # the other files there are the official bounding boxes
+        classes, train, _ = read_classes(splits["train"])  # the other files there are bounding boxes
         return Found(classes=classes, train=train, validation=_read_annotations(annotations[0], classes))
     classes, train, not_images = read_classes(splits["train"])
-    if not given:
+    if not validation_folders:
         return Found(classes=classes, train=train, not_images=tuple(not_images))
-    validation_classes, validation, more = read_classes(given[0], at_least=1)
+    folder, *unused = validation_folders
+    validation_classes, validation, more = read_classes(folder, min_classes=1)
     unknown = [name for name in validation_classes if name not in classes]
     if unknown:
         raise DataError(
-            f"{given[0]} has a class {unknown[0]!r} that {splits['train']} has not; "
-            "both need the same class folders, so rename or remove it."
+            f"{folder} has a class {unknown[0]!r}, but {splits['train']} has no such class folder. "
+            "Both need the same class folders; rename or remove it."
         )
     labels = torch.tensor([classes.index(name) for name in validation_classes])[validation.labels]
-    notes = [f"folder {path.name} not used: {given[0].name} is the validation split" for path in given[1:]]
+    notes = [f"folder {path.name} is not used, because {folder.name} is the validation split" for path in unused]
     if len(validation_classes) < len(classes):
         missing = next(name for name in classes if name not in validation_classes)
-        notes.append(f"{len(classes) - len(validation_classes)} classes have no validation images: {missing} for one")
+        notes.append(f"{len(classes) - len(validation_classes)} classes have no validation images, such as {missing}")
     return Found(
         classes=classes,
         train=train,
@@ -72,8 +94,15 @@ def read_splits(splits: dict[str, Path]) -> Found:
     )
 
 
-def read_classes(folder: Path, at_least: int = 2) -> tuple[tuple[str, ...], ImageSet, list[str]]:
-    """List `<class>/**` in sorted order. Returns the classes, the files with their labels, and what is no image."""
+def read_classes(folder: Path, min_classes: int = 2) -> tuple[tuple[str, ...], ImageSet, list[str]]:
+    """List the images of `<class>/**`, sorted.
+
+    Returns:
+        Class names, image files with their labels, and files that are not images.
+
+    Raises:
+        DataError: no images, fewer than `min_classes` classes, or an empty class folder.
+    """
     classes = visible_folders(folder)
     if not classes:
         visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -94,7 +123,7 @@ def read_classes(folder: Path, at_least: int = 2) -> tuple[tuple[str, ...], Imag
         raise DataError(
             f"{folder} has no image in any of its {len(classes)} folders (png, jpg, webp, bmp, tif, gif, ppm)."
         )
-    if len(classes) < at_least:
+    if len(classes) < min_classes:
         raise DataError(f"{folder} has only one class folder, {classes[0].name!r}; at least two classes are needed.")
     if empty:
         raise DataError(
@@ -104,11 +133,12 @@ def read_classes(folder: Path, at_least: int = 2) -> tuple[tuple[str, ...], Imag
 
 
 def visible_folders(folder: Path) -> list[Path]:
+    """Return the folders in `folder` that are not hidden, sorted."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
 
 
 def _walk(folder: Path) -> list[str]:
-    """All visible files below `folder`, sorted; links are followed, each real folder is entered once."""
+    """Return all visible files below `folder`, sorted. Links are followed, but each real folder is entered once."""
     entered = set()
     files = []
     for path, folders, names in os.walk(folder, followlinks=True):
@@ -123,7 +153,7 @@ def _walk(folder: Path) -> list[str]:
 
 
 def _read_annotations(file: Path, classes: tuple[str, ...]) -> ImageSet:
-    """Read Tiny ImageNet's `val_annotations.txt`: file name, class and a bounding box in each line."""
+    """Read Tiny ImageNet's `val_annotations.txt`: each line has a file name, a class and a bounding box."""
     label_of = {name: label for label, name in enumerate(classes)}
     files, labels = [], []
     for number, line in enumerate(file.read_text().splitlines(), start=1):
@@ -136,18 +166,18 @@ def _read_annotations(file: Path, classes: tuple[str, ...]) -> ImageSet:
         files.append(str(file.parent / "images" / fields[0]))
         labels.append(label_of[fields[1]])
     if not files:
-        raise DataError(f"{file} is empty; fetch the data set again, or remove the folder {file.parent}.")
+        raise DataError(f"{file} is empty; download the data set again, or remove the folder {file.parent}.")
     return ImageSet(labels=torch.tensor(labels), files=tuple(files))
 
 
 def read_digits() -> Found:
-    """scikit-learn's 8 x 8 digits; a quarter of each class becomes the validation set."""
+    """Read scikit-learn's 1797 digits of 8 x 8 pixels. A quarter of each class is used for validation."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     grey = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))  # values are 0..16
     images = ImageSet(labels=torch.from_numpy(digits.target).long(), pixels=grey[:, None].repeat(1, 3, 1, 1))
-    return Found(classes=tuple(map(str, digits.target_names)), train=images, validation_share=0.25)
+    return Found(classes=tuple(map(str, digits.target_names)), train=images, validation_fraction=0.25)
 
 
 # CIFAR
@@ -155,7 +185,10 @@ def read_digits() -> Found:
 
 @dataclass(frozen=True)
 class _CifarLayout:
-    """File names of one distribution; `label_bytes` of a binary record (the last is the class) or pickle keys."""
+    """File names of one distribution, and where its labels are.
+
+    A binary record begins with `label_bytes` bytes, of which the last one is the label. A pickle has keys.
+    """
 
     train: tuple[str, ...]
     test: str
@@ -177,7 +210,7 @@ _CIFAR_LAYOUTS = (
 def _read_cifar(folder: Path, layout: _CifarLayout) -> Found:
     for name in (*layout.train, layout.test):
         if not (folder / name).is_file():
-            raise DataError(f"{folder} lacks the file {name} of its CIFAR layout; unpack the archive again.")
+            raise DataError(f"{folder} has a CIFAR layout but lacks the file {name}; unpack the archive again.")
     if layout.label_bytes:
         classes = tuple((folder / layout.names).read_text().split())
     else:
@@ -196,27 +229,27 @@ def _read_cifar_files(files: Sequence[Path], layout: _CifarLayout, num_classes: 
             record = layout.label_bytes + 3072
             values = np.frombuffer(file.read_bytes(), dtype=np.uint8)
             if len(values) == 0 or len(values) % record:
-                raise DataError(f"{file} has {len(values)} bytes, no multiple of {record}; fetch the archive again.")
+                raise DataError(f"{file} has {len(values)} bytes; expected a multiple of {record}. Download it again.")
             table = values.reshape(-1, record)
             label, data = table[:, layout.label_bytes - 1], table[:, layout.label_bytes :]
         else:
             label, data = (np.asarray(value) for value in _unpickle(file, layout.labels_key, "data"))
-        sound = data.dtype == np.uint8 and data.shape == (len(label), 3072) and label.dtype.kind in "iu"
-        if not sound or label.min(initial=0) < 0 or label.max(initial=0) >= num_classes:
-            raise DataError(f"{file} does not hold 32 x 32 images with labels below {num_classes}; fetch it again.")
+        valid = data.dtype == np.uint8 and data.shape == (len(label), 3072) and label.dtype.kind in "iu"
+        if not valid or label.min(initial=0) < 0 or label.max(initial=0) >= num_classes:
+            raise DataError(f"{file} does not hold 32 x 32 images with labels below {num_classes}. Download it again.")
         labels.append(label.astype(np.int64))
         pixels.append(data.reshape(-1, 3, 32, 32))
     return ImageSet(labels=torch.from_numpy(np.concatenate(labels)), pixels=torch.from_numpy(np.concatenate(pixels)))
 
 
 class _ForbiddenClass(pickle.UnpicklingError):
-    """A pickle asks for something that is neither an array nor a plain container."""
+    """A pickle contains something that is neither an array nor a plain container."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers, and nothing that could run code."""
+    """Reads numpy arrays and plain containers only, so a file cannot run code."""
 
-    # Taken from arrays themselves: these functions have moved between numpy's modules, and old files name old places.
+    # Looked up from arrays: these functions have moved between numpy's modules, and old files name the old modules.
     _functions = (np.zeros(1).__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0], np.float64(0).__reduce__()[0])
     _allowed = {getattr(function, "__name__", ""): function for function in _functions}  # noqa: RUF012
 
@@ -231,7 +264,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _unpickle(file: Path, *keys: str) -> list[Any]:
-    """The values at `keys` of the dictionary in a pickle of CIFAR, read without running anything from it."""
+    """Return the values at `keys` of the dictionary in a pickle of CIFAR, without running code from it."""
     try:
         with file.open("rb") as stream:
             content = _ArrayUnpickler(stream, encoding="latin1").load()
@@ -239,8 +272,11 @@ def _unpickle(file: Path, *keys: str) -> list[Any]:
         return [named[key] for key in keys]
     except _ForbiddenClass as error:
         raise DataError(
-            f"{file} asks to load {error}, which images do not need and could be an attack; fetch the official archive."
+            f"{file} would load {error}. Images do not need that, and it could be an attack. "
+            "Download the official archive."
         ) from error
-    # A damaged pickle can fail in any instruction of its little machine.
+    # A damaged pickle can fail in any of its instructions.
     except (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ValueError, TypeError, MemoryError) as error:
-        raise DataError(f"{file} is damaged or not of CIFAR ({error!r}); fetch the official archive.") from error
+        raise DataError(
+            f"{file} is damaged or is not a file of CIFAR ({error!r}); download the official archive."
+        ) from error

@@ -1,4 +1,7 @@
-"""Fit data to a model: labels, preprocessing, calibration images."""
+"""Fit data to a model: its labels, its preprocessing, its calibration images.
+
+The only file of this folder that looks at a model.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +17,12 @@ from vitrim.models import adapter_for, origin_of
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """How images must be prepared for a model: from its own configuration."""
+    """Return how images are prepared for a model: as recorded with its weights, else from its configuration.
+
+    Raises:
+        UnsupportedModel: no adapter knows the model.
+        SettingError: the record is damaged.
+    """
     try:
         recorded = origin_of(model).preprocessing
     except UnsupportedModel:
@@ -23,14 +31,18 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter."""
     return next(model.parameters()).device
 
 
 def match_labels(data: ImageData, model: nn.Module) -> ImageData:
-    """The data set with its labels as the model counts them: by class name where the model's are known.
+    """Return the data set with the labels that the model was trained on.
+
+    If the model's class names are known, labels are matched by name. Else the number of classes must be the same, and
+    labels are not changed.
 
     Raises:
-        DataError: a class that the model has no output for, or another number of them where names are unknown.
+        DataError: the model has no output for a class, or its class names are unknown and the numbers differ.
     """
     origin = origin_of(model)
     known, num_outputs = origin.classes, int(origin.model_args["num_classes"])
@@ -44,13 +56,15 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
         unknown = [name for name in data.classes if name not in known]
         raise DataError(
             f"The data set {data.name} has {len(unknown)} classes that the model was not trained for, such as "
-            f"{', '.join(unknown[:3])}; the model's {len(known)} begin with {', '.join(known[:3])}. "
-            "`vitrim train` gives a model outputs for new classes."
+            f"{', '.join(unknown[:3])}. The model has {len(known)} classes, such as {', '.join(known[:3])}. "
+            "Train the model on this data set with `vitrim train`, or use another data set."
         )
-    if len(data.classes) != num_outputs:  # also with more outputs: nothing says which of them are the data's classes
+    if (
+        len(data.classes) != num_outputs
+    ):  # also if there are more outputs: which of them belong to these classes is unknown
         raise DataError(
-            f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs of "
-            f"unknown names. Pass `--num-classes {len(data.classes)}` for a new model, or fine-tune this one with "
+            f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs and "
+            f"no class names. Pass `--num-classes {len(data.classes)}` for a new model, or fine-tune this one with "
             "`vitrim train`."
         )
     return data
@@ -58,15 +72,21 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Training images as batches without augmentation, on the model's device; can be gone through again and again."""
+    """Batches of images without augmentation, on the model's device. Can be iterated any number of times.
+
+    Attributes:
+        images: the calibration images.
+        model: its configuration says how they are prepared.
+        batch_size: images in each batch; the last batch may be smaller.
+    """
 
     images: ImageSet
     model: nn.Module
     batch_size: int
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = next(self.model.parameters()).device
-        return eval_batches(self.images, preprocessing_of(self.model), batch_size=self.batch_size, device=device)
+        preprocessing, device = preprocessing_of(self.model), device_of(self.model)
+        return eval_batches(self.images, preprocessing, batch_size=self.batch_size, device=device)
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)

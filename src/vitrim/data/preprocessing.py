@@ -1,4 +1,4 @@
-"""How images are prepared for a model: resize, crop, normalise. No randomness."""
+"""Prepare images for a model: resize, crop, normalise. Nothing here is random; that is in `augmentation`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,19 +11,25 @@ from torch import Tensor
 
 from vitrim.errors import SettingError
 
-INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # what torchvision can do on tensors
-SMALL_SIDE = 96  # images up to this side are data sets of small images, made for models of that size
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # those that torchvision has for tensors
+MAX_SMALL_SIDE = 96  # pixels; models with an input up to this size are trained on images of exactly that size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What the model's own configuration says about its input.
+    """The input that a model expects, in timm's words.
 
     Attributes:
         img_size: height and width in pixels.
-        mean, std: for each of the three colours, of values in 0..1.
-        crop_pct: side of the central crop as a share of the resized image, in evaluation.
-        crop_mode: timm's `center` (shorter side fits), `squash` (both do) or `border` (longer side fits).
+        mean: mean of each of the three colours, for values in 0..1.
+        std: standard deviation of each of the three colours, for values in 0..1.
+        interpolation: how images are resized; one of `INTERPOLATIONS`.
+        crop_pct: side of the central crop in evaluation, as a fraction of the resized image.
+        crop_mode: what is resized to the crop: `center` the shorter side, `squash` both sides, `border` the longer
+            side.
+
+    Raises:
+        SettingError: a value is out of range.
     """
 
     img_size: tuple[int, int]
@@ -47,15 +53,19 @@ class Preprocessing:
         check_setting(self.crop_mode in crop_modes, "crop_mode", self.crop_mode, f"one of {crop_modes}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `to_dict`."""
+        """Return what `to_dict` was called on.
+
+        Raises:
+            SettingError: a key is unknown or missing, or a value is out of range.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         check_setting(
-            set(values) <= known, "preprocessing", sorted(values), f"a mapping with keys out of {sorted(known)}"
+            set(values) <= known, "preprocessing", sorted(values), f"a mapping with keys from {sorted(known)}"
         )
         required = {"img_size", "mean", "std"}
         check_setting(required <= set(values), "preprocessing", sorted(values), f"a mapping with {sorted(required)}")
@@ -63,23 +73,32 @@ class Preprocessing:
         return cls(**plain)
 
 
-def check_setting(right: bool, name: str, found: object, expected: str) -> None:
-    if not right:
+def check_setting(valid: bool, name: str, found: object, expected: str) -> None:
+    """Raise SettingError with the name, the value and what was expected, unless the value is `valid`."""
+    if not valid:
         raise SettingError(f"{name} is {found!r}; it must be {expected}.")
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Turn uint8 pixels `(B, 3, h, w)` into float32 of mean 0 and standard deviation 1, as the model expects them."""
+    """Convert pixels to the numbers that the model expects: `(pixel / 255 - mean) / std` for each colour.
+
+    Args:
+        images: `(B, 3, h, w)` uint8.
+        preprocessing: holds mean and std.
+
+    Returns:
+        `(B, 3, h, w)` float32, on the same device.
+    """
     mean = torch.tensor(preprocessing.mean).to(images.device, non_blocking=True)[:, None, None]
     std = torch.tensor(preprocessing.std).to(images.device, non_blocking=True)[:, None, None]
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 class EvalTransform:
-    """Evaluation's resizing and cropping of uint8 `(..., 3, H, W)`: timm's, from the model's configuration.
+    """Resize and crop uint8 images for evaluation: `(..., 3, H, W)` to `(..., 3, h, w)`, with timm's transform.
 
-    Small images that have the model's size already are taken as they are: with timm's usual `crop_pct` of 0.9, an image
-    of 32 pixels would be blurred up to 35 and lose its edge, and a model for such images was not trained that way.
+    Small images that already have the model's size are not changed. With timm's usual `crop_pct` of 0.9, an image of 32
+    pixels would be enlarged to 35 pixels and lose its edge. Models for small images are not trained that way.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -87,11 +106,12 @@ class EvalTransform:
         self.transform = create_transform(
             input_size=(3, *preprocessing.img_size),
             is_training=False,
-            normalize=False,  # geometry only; `normalise` does whole batches
+            normalize=False,  # only resize and crop here; `normalise` converts whole batches
             **{key: getattr(preprocessing, key) for key in ("interpolation", "mean", "std", "crop_pct", "crop_mode")},
         )
 
     def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
-        if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= SMALL_SIDE:
+        """Return the resized and cropped images. `epoch` and `index` are for callers that also call `Augmenter`."""
+        if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= MAX_SMALL_SIDE:
             return images
         return self.transform(images)

@@ -1,10 +1,10 @@
-"""Find a data set: a folder on disk, a named data set, or a download."""
+"""Find a data set: a folder on disk, an archive, or a download.
+
+How a folder is read is in `layouts`. Downloads and unpacked archives are kept in the user's cache folder.
+"""
 
 import hashlib
-import http.client
-import os
 import re
-import socket
 import tarfile
 import tempfile
 import zipfile
@@ -15,50 +15,66 @@ from pathlib import Path
 
 from vitrim.data.layouts import VALIDATION_NAMES, Found, read_classes, read_digits, read_layout, visible_folders
 from vitrim.errors import DataError
+from vitrim.runs.progress import is_interactive, log
+
+DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer or without data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NamedDataset:
-    """A data set with a name: its number of classes, how folders of it are called, where it is, what to look for."""
+    """A data set that vitrim knows by name.
+
+    Attributes:
+        num_classes: a folder with another number of classes is not this data set.
+        pattern: regular expression for the name of a folder or archive, in lower case without punctuation.
+        url: of the official archive.
+        md5: checksum of this archive.
+        folder_names: official names of the unpacked folder, for messages.
+    """
 
     num_classes: int
-    pattern: str  # of a folder's or archive's name without punctuation, in small letters
+    pattern: str
     url: str
     md5: str
-    looked_for: str
+    folder_names: str
 
 
 SOURCES = {
     "cifar10": NamedDataset(
-        10,
-        "cifar10(?!0)",
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        "c32a1d4ab5d03f1284b67883e8d87530",
-        "cifar-10-batches-py, cifar-10-batches-bin",
+        num_classes=10,
+        pattern="cifar10(?!0)",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        folder_names="cifar-10-batches-py, cifar-10-batches-bin",
     ),
     "cifar100": NamedDataset(
-        100,
-        "cifar100",
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        "03b5dce01913d631647c71ecec9e9cb8",
-        "cifar-100-python, cifar-100-binary",
+        num_classes=100,
+        pattern="cifar100",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        folder_names="cifar-100-python, cifar-100-binary",
     ),
     "tiny-imagenet": NamedDataset(
-        200,
-        "tinyimagenet",
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        "90528d7ca1a48142e341f4ef8d21d0de",
-        "tiny-imagenet-200",
+        num_classes=200,
+        pattern="tinyimagenet",
+        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        md5="90528d7ca1a48142e341f4ef8d21d0de",
+        folder_names="tiny-imagenet-200",
     ),
 }
 
 
-def default_cache_dir() -> Path:
-    """`vitrim` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vitrim"
-
-
 def find(name: str, data_dir: str | Path | None, cache: Path) -> Found:
+    """Find and list a data set; download it into `cache` if it is a named one that is not there.
+
+    Args:
+        name: `digits`, a key of `SOURCES`, or the path of a folder.
+        data_dir: where a named data set is looked for instead of `cache`; nothing is downloaded then.
+        cache: folder for downloads and unpacked archives.
+
+    Raises:
+        DataError: there is no such data set, it is damaged, or its download failed.
+    """
     if name == "digits":
         return read_digits()
     if name not in SOURCES:
@@ -69,8 +85,9 @@ def find(name: str, data_dir: str | Path | None, cache: Path) -> Found:
         if found is None:
             source = SOURCES[name]
             raise DataError(
-                f"{folder} does not hold {name}: looked there and one level below for {source.looked_for}, an archive "
-                f"(.tar.gz, .zip) of one of these, or folders train and val with {source.num_classes} class folders."
+                f"{folder} does not hold {name}. Looked there and one level below for {source.folder_names}, "
+                "an archive (.tar.gz, .zip) of one of these, "
+                f"or folders train and val with {source.num_classes} class folders."
             )
         return found
     found = _search(name, cache, cache) if cache.is_dir() else None
@@ -91,7 +108,9 @@ def _find_path(name: str) -> Found:
         return found
     inside = [path.name for path in visible_folders(folder)]
     if inside and {name.lower() for name in inside} <= set(VALIDATION_NAMES):
-        raise DataError(f"{folder} has a folder {inside[0]} but no folder train; put the training images there.")
+        raise DataError(
+            f"{folder} has a folder {inside[0]} but no folder train; put the training images into a folder train."
+        )
     classes, train, not_images = read_classes(folder)
     return Found(classes=classes, train=train, not_images=tuple(not_images))
 
@@ -105,7 +124,7 @@ def _existing_folder(path: str | Path) -> Path:
 
 
 def _search(name: str, folder: Path, cache: Path) -> Found | None:
-    """Look for a named data set in `folder`, in the folders below that are called like it, and in archives of it."""
+    """Look for a named data set in `folder`, then in folders and archives there that have its name."""
     source = SOURCES[name]
     similar = [path for path in sorted(folder.iterdir()) if re.match(source.pattern, _letters(path.name))]
     for candidate in (folder, *_with_children(similar)):
@@ -133,29 +152,31 @@ def _letters(name: str) -> str:
 
 
 def _download(name: str, cache: Path) -> None:
-    """Fetch the archive of a named data set into the cache: whole and with the right checksum, or not at all."""
-    from torchvision.datasets.utils import download_url
+    """Download the archive of a named data set into the cache: the whole file with the right checksum, or nothing."""
+    import pooch  # only needed here, and it takes time to import
 
     source = SOURCES[name]
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # the library waits for ever otherwise
+    log(f"downloading {source.url} into {cache}")
+    pooch.get_logger().setLevel("WARNING")  # pooch would print a line of its own
+    downloader = pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT, progressbar=is_interactive())
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
-            download_url(source.url, folder, md5=source.md5)
-            file = os.path.basename(source.url)
-            os.replace(os.path.join(folder, file), cache / file)  # at once: another process may be loading too
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        pooch.retrieve(
+            source.url,
+            known_hash=f"md5:{source.md5}",
+            fname=source.url.rpartition("/")[2],
+            path=cache,
+            downloader=downloader,
+        )
+    except (OSError, ValueError) as error:  # ValueError: another checksum; the errors of requests are OSErrors
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"Could not download {name} from {source.url} into {cache} ({error}); "
-            "fetch it by hand and give its folder with --data-dir."
+            f"Could not download {name} from {source.url} into {cache} ({reason}); "
+            "download it by hand and pass its folder with --data-dir."
         ) from error
-    finally:
-        socket.setdefaulttimeout(previous)
 
 
 def _unpack(archive: Path, cache: Path) -> Path:
-    """Unpack an archive into the cache, unless it was before, and return the folder."""
+    """Return the folder of the unpacked archive in the cache. Unpack it unless that was done before."""
     status = archive.stat()
     version = hashlib.sha256(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
     target = cache / "unpacked" / f"{archive.name}-{version}"
@@ -164,17 +185,17 @@ def _unpack(archive: Path, cache: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as folder:
-            partial = Path(folder) / "whole"
+            partial = Path(folder) / "unpacked"
             if archive.name.lower().endswith(".zip"):
                 with zipfile.ZipFile(archive) as opened:
                     opened.extractall(partial)
             else:
                 with tarfile.open(archive) as tar:
                     tar.extractall(partial, filter="data")
-            if not target.is_dir():  # another process may have been faster
+            if not target.is_dir():  # another process may have unpacked it in the meantime
                 partial.rename(target)
     except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise DataError(
-            f"Could not unpack {archive} into {target.parent} ({error}); fetch the archive again."
+            f"Could not unpack {archive} into {target.parent} ({error}); download the archive again."
         ) from error
     return target

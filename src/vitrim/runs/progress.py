@@ -1,6 +1,6 @@
 """Progress on standard error: bars with a time estimate on a terminal, plain lines elsewhere.
 
-Only the first process of a distributed run speaks.
+Only the first process of a distributed run prints. Results are printed elsewhere, on standard output.
 """
 
 import os
@@ -18,18 +18,29 @@ Item = TypeVar("Item")
 
 @cache
 def console() -> "Console":
-    from rich.console import Console  # costs 0.1 s, so not before it is needed
+    """Return the console on standard error. It prints nothing in processes other than the first."""
+    from rich.console import Console  # takes 0.1 s to import
 
     return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, highlight=False)
 
 
 def log(message: str) -> None:
-    """Print one line for the person who waits."""
+    """Print one line on standard error."""
     console().print(message, markup=False)
 
 
+def is_interactive() -> bool:
+    """Whether this process may show progress bars: standard error is a terminal, and this is the first process."""
+    return sys.stderr.isatty() and not console().quiet
+
+
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items`, with a bar on a terminal that vanishes when done."""
+    """Yield `items`, and show a progress bar on a terminal until they end.
+
+    Args:
+        description: shown before the bar.
+        total: number of items; by default `len(items)`, if there is one.
+    """
     with advancing(description, total if total is not None else _length(items)) as advance:
         for item in items:
             yield item
@@ -38,8 +49,17 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
 
 @contextmanager
 def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a bar with a time estimate and give the function that moves it on by so many steps."""
-    if not sys.stderr.isatty() or console().quiet:
+    """Show a progress bar on a terminal inside the block.
+
+    Args:
+        description: shown before the bar.
+        total: number of steps, or None if unknown.
+        done: steps done before.
+
+    Yields:
+        A function that advances the bar by a number of steps.
+    """
+    if not is_interactive():
         yield lambda steps: None
         return
     from rich.progress import (
