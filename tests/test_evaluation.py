@@ -8,12 +8,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from builders.images import image_data
 from builders.models import build, random_images, same_tensors
-from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.matching import match_labels, preprocessing_of
+from vitrim.data.matching import preprocessing_of
 from vitrim.errors import DataError
 from vitrim.evaluation import Evaluation, compare, evaluate
-from vitrim.models import origin_of, record_origin
 
 NUM_IMAGES = 23
 
@@ -28,13 +27,6 @@ def made_up(correct: list[int]) -> Evaluation:
     return Evaluation(
         top1=100 * right.mean(), low=0.0, high=100.0, top5=None, loss=1.0, num_images=len(right), correct=right
     )
-
-
-def image_data(classes: tuple[str, ...], num_images: int = 12) -> ImageData:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (num_images, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    images = ImageSet(labels=torch.arange(num_images) % len(classes), pixels=pixels)
-    return ImageData(name="made up", classes=classes, train=images, validation=images)
 
 
 @torch.no_grad()
@@ -150,36 +142,3 @@ def test_a_unanimous_difference_has_an_interval(second: list[int]) -> None:
 def test_only_the_same_images_compare() -> None:
     with pytest.raises(DataError, match="3 and 2 images"):
         compare(made_up([1, 0, 1]), made_up([1, 0]))
-
-
-def named_model(classes: tuple[str, ...]) -> nn.Module:
-    model = build(num_classes=len(classes), dtype=torch.float32)
-    origin = origin_of(model)
-    record_origin(model, type(origin)(**{**vars(origin), "classes": classes}))
-    return model
-
-
-def test_labels_are_matched_by_name() -> None:
-    data = image_data(("dog", "ant", "cat"))
-    matched = match_labels(data, named_model(("ant", "bee", "cat", "dog")))
-    assert matched.classes == ("ant", "bee", "cat", "dog")
-    for before, after in ((data.train, matched.train), (data.validation, matched.validation)):
-        old = [data.classes[label] for label in before.labels]
-        assert [matched.classes[label] for label in after.labels] == old
-        assert after.pixels is before.pixels
-
-
-def test_labels_stay_where_the_names_agree_or_are_unknown() -> None:
-    data = image_data(("ant", "bee", "cat"))
-    assert match_labels(data, named_model(("ant", "bee", "cat"))) is data
-    unnamed = image_data(tuple("abcdefg"))
-    assert match_labels(unnamed, build()) is unnamed
-
-
-def test_labels_that_the_model_cannot_give_are_refused_by_name() -> None:
-    with pytest.raises(DataError, match=r"1 classes.*cat"):
-        match_labels(image_data(("ant", "cat")), named_model(("ant", "bee")))
-    with pytest.raises(DataError, match=r"8 classes.*7 outputs"):
-        match_labels(image_data(tuple("abcdefgh")), build())
-    with pytest.raises(DataError, match=r"3 classes.*7 outputs of unknown names"):
-        match_labels(image_data(("ant", "bee", "cat")), build())

@@ -1,0 +1,219 @@
+"""Laws of batches: they are pure functions of their settings, and the parts of a batch are the whole batch."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from builders.images import (
+    AUGMENTATIONS,
+    NO_AUGMENTATION,
+    NO_MIX,
+    batches_of,
+    columns,
+    equal_batches,
+    file_set,
+    memory_set,
+    preprocessing,
+)
+from vitrim.data import batches
+from vitrim.data.augmentation import AugmentationSettings
+from vitrim.data.batches import Part, eval_batches, num_train_steps
+from vitrim.data.images import ImageSet
+from vitrim.data.loading import read_image
+from vitrim.data.preprocessing import Preprocessing
+from vitrim.errors import DataError, SettingError
+
+every_augmentation = pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+
+
+def one_class_each(images: ImageSet) -> ImageSet:
+    """The same images with their index as label, so that targets say which image is where."""
+    return ImageSet(labels=torch.arange(len(images)), pixels=images.pixels, files=images.files)
+
+
+# Training batches
+
+
+@every_augmentation
+def test_a_resumed_epoch_continues_with_the_same_batches(images: ImageSet, augmentation: AugmentationSettings) -> None:
+    assert equal_batches(batches_of(images, augmentation, first_step=1), batches_of(images, augmentation)[1:])
+
+
+def test_batches_neither_use_nor_change_the_global_random_state(images: ImageSet) -> None:
+    expected = batches_of(images, AugmentationSettings())
+    for seed in (1, 2):
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        # Workers are started once: torch draws their seed in this process.
+        found = batches_of(images, AugmentationSettings(), num_workers=2 if seed == 1 else 0)
+        assert equal_batches(found, expected)
+        list(eval_batches(images, preprocessing(), batch_size=12, num_workers=2 if seed == 2 else 0))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+
+
+@every_augmentation
+def test_batches_do_not_depend_on_how_many_are_made_together(
+    augmentation: AugmentationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, model = memory_set(64, 13, 9), preprocessing(13, 9)
+    expected = batches_of(images, augmentation, preprocessing=model)
+    for num_batches in (1, 3):
+        monkeypatch.setattr(batches, "MAX_VALUES_TOGETHER", num_batches * 8 * 3 * 13 * 9)
+        assert equal_batches(batches_of(images, augmentation, preprocessing=model), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_several_epochs_are_the_single_epochs_one_after_another(images: ImageSet, num_workers: int) -> None:
+    single = [batch for epoch in (0, 1, 2) for batch in batches_of(images, AugmentationSettings(), epoch=epoch)]
+    for epoch, first_step in ((0, 0), (0, 2), (1, 1)):
+        changes = {"epoch": epoch, "first_step": first_step, "num_epochs": 3 - epoch, "num_workers": num_workers}
+        found = batches_of(images, AugmentationSettings(), **changes)
+        assert equal_batches(found, single[3 * epoch + first_step :])
+
+
+def test_each_image_occurs_once_in_an_epoch_and_the_order_changes(images: ImageSet) -> None:
+    orders = []
+    for epoch in (0, 1):
+        _, targets = columns(batches_of(one_class_each(images), NO_AUGMENTATION, num_classes=24, epoch=epoch))
+        orders.append(targets.argmax(dim=1).tolist())
+        assert sorted(orders[-1]) == [*range(24)]
+    assert orders[0] != orders[1]
+
+
+def test_a_small_set_makes_one_batch_of_even_size() -> None:
+    images = memory_set(7)
+    assert num_train_steps(images, 8) == 1
+    assert [len(pixels) for pixels, _ in batches_of(images, AugmentationSettings())] == [6]
+
+
+def test_an_incomplete_last_batch_is_dropped() -> None:
+    images = memory_set(30)
+    assert num_train_steps(images, 8) == len(batches_of(images, NO_AUGMENTATION)) == 3
+
+
+def test_without_augmentation_training_sees_the_pixels_of_evaluation(images: ImageSet) -> None:
+    for model in (preprocessing(12, 10), preprocessing(16, crop_pct=0.9)):
+        if images.in_memory and model.img_size != (12, 10):
+            continue  # in memory, training resizes without a crop
+        expected, _ = columns(list(eval_batches(images, model, batch_size=24, num_workers=0)))
+        _, targets = columns(batches_of(one_class_each(images), NO_AUGMENTATION, num_classes=24))
+        found, _ = columns(batches_of(images, NO_AUGMENTATION, preprocessing=model))
+        assert torch.equal(found, expected[targets.argmax(dim=1)])
+
+
+def test_targets_are_distributions_and_label_smoothing_spreads_them(images: ImageSet) -> None:
+    for _, targets in batches_of(images, AugmentationSettings()):
+        torch.testing.assert_close(targets.sum(dim=1), torch.ones(8))
+    _, smoothed = batches_of(images, AugmentationSettings(**NO_MIX, label_smoothing=0.2))[0]
+    assert smoothed.unique().tolist() == pytest.approx([0.05, 0.85])
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+def test_images_have_the_size_that_the_model_expects(images: ImageSet, crop: Any) -> None:
+    for pixels, _ in batches_of(images, AugmentationSettings(crop=crop), preprocessing=preprocessing(16, 20)):
+        assert pixels.shape == (8, 3, 16, 20) and pixels.dtype == torch.float32
+
+
+def test_batches_that_cannot_be_made_are_refused() -> None:
+    images = memory_set(12)
+    for changes, kind, message in (
+        ({"batch_size": 6, "part": Part(count=2)}, SettingError, "multiple of 4"),
+        ({"batch_size": 0}, SettingError, "multiple of 2"),
+        ({"batch_size": 32, "part": Part(count=16)}, DataError, "12 images; at least 32"),
+        ({"num_classes": 3}, DataError, "4 classes or more but the model has 3"),
+    ):
+        with pytest.raises(kind, match=message):
+            batches_of(images, NO_AUGMENTATION, **changes)
+    with pytest.raises(SettingError, match="part is 2"):
+        Part(index=2, count=2)
+
+
+# Parts
+
+
+@every_augmentation
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_parts_together_are_the_whole_batch(
+    images: ImageSet, augmentation: AugmentationSettings, count: int
+) -> None:
+    whole = batches_of(images, augmentation)
+    assert len(whole) == 3
+    parts = [Part(index=index, count=count) for index in range(count)]
+    for part in parts:
+        positions = part.positions(8)
+        expected = [(pixels[positions], targets[positions]) for pixels, targets in whole]
+        assert equal_batches(batches_of(images, augmentation, part=part), expected)
+    assert torch.cat([part.positions(8) for part in parts]).sort()[0].tolist() == [*range(8)]
+
+
+@pytest.mark.parametrize("side", [7, 9, 32])
+def test_the_parts_are_exact_for_sides_that_are_no_multiple_of_a_vector(side: int) -> None:
+    images, model = memory_set(64, side, side), preprocessing(side)
+    augmentation = AugmentationSettings(crop="resized", rand_augment_ops=3)
+    whole = batches_of(images, augmentation, batch_size=64, preprocessing=model)
+    for index in range(4):
+        part = Part(index=index, count=4)
+        positions = part.positions(64)
+        found = batches_of(images, augmentation, batch_size=64, preprocessing=model, part=part)
+        assert equal_batches(found, [(pixels[positions], targets[positions]) for pixels, targets in whole])
+
+
+# Workers
+
+
+@pytest.mark.parametrize("num_workers", [2, "auto"])
+def test_workers_do_not_change_what_is_streamed(tmp_path: Path, num_workers: Any) -> None:
+    images, settings = file_set(tmp_path), AugmentationSettings()
+    assert equal_batches(batches_of(images, settings, num_workers=num_workers), batches_of(images, settings))
+
+
+def test_by_default_a_worker_has_a_core_and_shared_memory_for_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free_memory(free: int) -> None:
+        monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+
+    def num_workers(num_batches: int, num_parts: int) -> int:
+        return batches.default_num_workers(preprocessing(), 8, num_batches, num_parts)
+
+    monkeypatch.setattr(batches.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    free_memory(2**30)
+    assert [num_workers(100, num_parts) for num_parts in (1, 2, 16)] == [8, 4, 1]
+    assert num_workers(3, 1) == 3  # no more workers than batches
+    monkeypatch.setattr(batches, "SHARED_MEMORY", Path(__file__).parent)
+    batch_bytes = 8 * 3 * 8 * 8
+    for num_batches, expected in ((1, 0), (3, 1), (8, 2)):
+        free_memory(num_batches * batch_bytes)
+        assert num_workers(100, 1) == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_file_that_breaks_during_streaming_is_named(tmp_path: Path, num_workers: int) -> None:
+    images = file_set(tmp_path)
+    Path(images.files[3]).write_bytes(Path(images.files[3]).read_bytes()[:60])
+    with pytest.raises(DataError, match=r"3\.png cannot be decoded") as found:
+        batches_of(images, NO_AUGMENTATION, num_workers=num_workers)
+    assert "\n" not in str(found.value)
+
+
+# Evaluation batches
+
+
+def test_evaluation_batches_are_in_order_and_parts_are_contiguous(images: ImageSet) -> None:
+    whole = list(eval_batches(images, preprocessing(), batch_size=7, num_workers=0))
+    assert [len(labels) for _, labels in whole] == [7, 7, 7, 3]
+    pixels, labels = columns(whole)
+    assert torch.equal(labels, images.labels)
+    parts = [Part(index=index, count=5) for index in range(5)]
+    own = [batch for part in parts for batch in eval_batches(images, preprocessing(), batch_size=4, part=part)]
+    assert all(torch.equal(*pair) for pair in zip(columns(own), (pixels, labels), strict=True))
+
+
+@pytest.mark.parametrize("model", [preprocessing(12, 10, crop_pct=0.9), preprocessing(16, crop_pct=0.9)])
+def test_streamed_images_are_evaluated_like_images_in_memory(tmp_path: Path, model: Preprocessing) -> None:
+    files = file_set(tmp_path)
+    memory = ImageSet(labels=files.labels, pixels=torch.stack([read_image(file) for file in files.files]))
+    assert equal_batches(*(list(eval_batches(images, model, batch_size=7)) for images in (files, memory)))

@@ -1,0 +1,34 @@
+"""Laws of the preprocessing: it is stored and read again, checked, and leaves small images alone."""
+
+import pytest
+import torch
+
+from builders.images import memory_set, preprocessing
+from vitrim.data.batches import eval_batches
+from vitrim.data.preprocessing import Preprocessing
+from vitrim.errors import SettingError
+
+
+def test_preprocessing_is_the_same_after_a_round_trip_through_a_dictionary() -> None:
+    model = preprocessing(8, 12, crop_pct=0.9)
+    assert Preprocessing.from_dict(model.to_dict()) == model
+    with pytest.raises(SettingError, match="colour"):
+        Preprocessing.from_dict({**model.to_dict(), "colour": 1})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mean": (0.5,)}, {"std": (0.0, 1.0, 1.0)}, {"interpolation": "lanczos"}, {"crop_pct": 0.0}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_preprocessing_out_of_range_is_refused(changes: dict) -> None:
+    with pytest.raises(SettingError, match=next(iter(changes))):
+        Preprocessing(**{**vars(preprocessing()), **changes})
+
+
+def test_small_images_of_the_size_of_the_model_are_only_normalised() -> None:
+    images = memory_set(4)
+    ((pixels, _),) = eval_batches(images, preprocessing(8, crop_pct=0.875), batch_size=4)
+    mean, std = torch.tensor((0.5, 0.4, 0.3)), torch.tensor((0.2, 0.3, 0.4))
+    expected = (images.pixels / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(pixels, expected)
