@@ -1,8 +1,8 @@
-"""What a Vision Transformer is made of, as plain data: which units exist, where they lie, what each costs.
+"""What a Vision Transformer consists of, as plain data: its units, the tensors that store them, and their costs.
 
-A *unit* is an attention head or an MLP hidden neuron. All units of one attention, or of one MLP, form a `UnitGroup`;
-each group has one *reader*: the layer whose input columns are the units' outputs (`attn.proj`, `mlp.fc2`).
-Adapters make these descriptions; everything else only reads them. Standard library only.
+A *unit* is an attention head or an MLP hidden neuron. All units of one attention, or of one MLP, form a `UnitGroup`.
+Each group has one *output projection*: the layer whose input columns are the outputs of the units (`attn.proj`,
+`mlp.fc2`). Adapters make these descriptions; all other code only reads them. Standard library only.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,16 @@ UNIT_KINDS: tuple[UnitKind, ...] = ("heads", "neurons")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorCut:
-    """Where a group's units lie in one parameter or buffer: along `dim`, `repeats` stretches, `width` entries a unit.
+    """Where one parameter or buffer stores the units of a group.
 
-    A fused qkv weight stores a head as three stretches of rows: `dim=0, width=head_dim, repeats=3`. The stretches
-    begin at entry `first`, where something else comes before them.
+    A fused qkv weight stores each head as three ranges of rows: `dim=0, width=head_dim, repeats=3`.
+
+    Attributes:
+        name: name of the tensor in the model.
+        dim: the dimension along which the units lie.
+        width: number of consecutive entries of one unit.
+        repeats: how many times one unit occurs; all units come once before the first one comes again.
+        first: index of the first entry of the first unit.
     """
 
     name: str
@@ -34,14 +40,18 @@ class UnitGroup:
 
     Attributes:
         kind: heads or neurons.
-        key: what the plan calls the group: its kind, or `heads.1`, `neurons.1` for a second one in the same block.
-        count: how many units there are.
-        reader: name of the layer that reads the units: linear (columns last) or a convolution (channels first).
-        width: columns per unit: the head width for heads, 1 for neurons.
-        first: the reader's column with which the group begins.
+        key: the group's key in the plan: its kind, or `heads.1`, `neurons.1` for a second group in the same block.
+        count: number of units.
+        output_proj: name of the output projection: a linear layer (columns last) or a convolution (channels first).
+        width: input columns of the output projection for each unit: the head width for heads, 1 for neurons.
+        first: the first input column of the output projection that belongs to the group.
         cuts: every tensor that stores a part of each unit.
-        params, macs: what one unit costs; multiply-adds for one image, attention products included.
-        locked: why units of this group cannot be removed exactly; empty if they can. Such a group may lack the rest.
+        params, macs: cost of one unit. Multiply-adds are for one image and include attention products.
+        residual_scale: how the block adds the output of the output projection to the residual stream. None: not known,
+            so it must be measured. Empty: it is added unchanged. Otherwise: name of the parameter `(D,)` that
+            multiplies each channel before the addition, such as `blocks.3.ls1.gamma`.
+        not_prunable: why no unit can be removed exactly; empty if units can be removed. If there is a reason,
+            `output_proj` and `cuts` may be empty.
     """
 
     kind: UnitKind
@@ -53,6 +63,7 @@ class UnitGroup:
     cuts: tuple[TensorCut, ...] = ()
     params: int = 0
     macs: int = 0
+    residual_scale: str | None = None
     not_prunable: str = ""
 
 
@@ -61,13 +72,13 @@ class BlockStructure:
     """One residual block.
 
     Attributes:
-        name: module name, `blocks.3`; blocks whose names differ in the last part alone form a *stage*.
+        name: module name, such as `blocks.3`. Blocks whose names differ only in the last part form a *stage*.
         groups: its attentions and MLPs, in the order in which they run.
-        params, macs: what the block costs besides its units (norms, biases of the readers, layer scale).
-        state: which positional argument of the block is the residual stream.
-        qkv: name of the layer whose output holds queries, keys and values `(B, N, 3*H*K)`, for relation distillation.
+        params, macs: cost of the block without its units (norms, biases of the output projections, layer scale).
+        state: position of the hidden state among the block's arguments.
+        qkv: name of the layer whose output is queries, keys and values `(B, N, 3*H*K)`; empty if there is none.
         cuts: tensors outside the block that hold one entry for each block of the model along `dim`.
-        locked: why the block cannot be removed; empty if it can.
+        not_prunable: why the block cannot be removed; empty if it can be removed.
     """
 
     name: str
@@ -81,33 +92,42 @@ class BlockStructure:
 
     @property
     def stage(self) -> str:
+        """Name of the module that holds the blocks of this stage."""
         return self.name.rpartition(".")[0]
 
     @property
     def heads(self) -> UnitGroup:
-        """The first attention; a group of no heads where there is none."""
+        """The heads of the first attention; a group of 0 heads if the block has no attention."""
         return self.group("heads")
 
     @property
     def neurons(self) -> UnitGroup:
-        """The first MLP; a group of no neurons where there is none."""
+        """The neurons of the first MLP; a group of 0 neurons if the block has no MLP."""
         return self.group("neurons")
 
     def group(self, key: str) -> UnitGroup:
+        """The group with this key; a group of 0 units if the block has none."""
         for group in self.groups:
             if group.key == key:
                 return group
         kind: UnitKind = "heads" if key.startswith("heads") else "neurons"
-        return UnitGroup(kind=kind, key=key, count=0, not_prunable=f"`{self.name}` has none")
+        return UnitGroup(kind=kind, key=key, count=0, not_prunable=f"`{self.name}` has no {key}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTStructure:
-    """A whole model: what it is called, its blocks, and what everything outside the blocks costs.
+    """A whole model.
 
     Attributes:
-        embed_dim, num_tokens: width and length of the residual stream behind the last block.
-        uncut: parts outside the blocks that have heads or neurons which vitrim leaves alone, and why.
+        model: the library's name of the architecture.
+        family: name of the model's class.
+        img_size: height and width of the images.
+        in_chans: number of image channels.
+        num_classes: number of logits; 0 if there is no classifier.
+        embed_dim, num_tokens: width and length of the hidden state after the last block.
+        blocks: the blocks in the order in which they run.
+        params, macs: cost of everything outside the blocks. Multiply-adds are for one image.
+        skipped_parts: attentions and MLPs outside the blocks. vitrim does not prune them.
     """
 
     model: str
@@ -123,12 +143,19 @@ class ViTStructure:
     skipped_parts: tuple[str, ...] = ()
 
     def matched_teacher_blocks(self, kept: Sequence[int]) -> list[int]:
-        """For each block that is kept, the last one before the next kept one, or before the stage ends.
+        """The teacher block whose output the output of each kept block should match.
 
-        Behind a removed stretch the smaller model must already be where this one is at the stretch's end.
+        It is the kept block itself, or the last of the removed blocks that follow it in the same stage: after removed
+        blocks, the student's hidden state should match the teacher's hidden state after the last removed block.
+
+        Args:
+            kept: indices of the kept blocks, sorted.
+
+        Returns:
+            One block index for each kept block.
         """
-        ends = []
-        for block, following in zip(kept, [*kept[1:], len(self.blocks)], strict=True):
+        matched = []
+        for block, next_kept in zip(kept, [*kept[1:], len(self.blocks)], strict=True):
             stage = self.blocks[block].stage
-            ends.append(max(index for index in range(block, following) if self.blocks[index].stage == stage))
-        return ends
+            matched.append(max(index for index in range(block, next_kept) if self.blocks[index].stage == stage))
+        return matched

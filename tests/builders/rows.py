@@ -1,19 +1,19 @@
 """All rows of all libraries, what of each is left whole, and a choice that holds each kind of layout once."""
 
-from builders.families_hybrids import MADE_OF_SIZES, TIMM_HYBRIDS, WHOLE_HYBRIDS
-from builders.families_stages import MADE_OF_CONFIGS, TIMM_STAGES, WHOLE_STAGES
+from builders.families_hybrids import MADE_OF_SIZES, NOT_PRUNABLE_HYBRIDS, TIMM_HYBRIDS
+from builders.families_stages import MADE_OF_CONFIGS, NOT_PRUNABLE_STAGES, TIMM_STAGES
 from builders.families_timm import MADE_OF_CLASSES, TIMM
 from builders.families_torchvision import MADE_OF_BLOCKS, TORCHVISION
 from builders.families_transformers import HUGGINGFACE
 
-WHOLE = {
-    **WHOLE_STAGES,
-    **WHOLE_HYBRIDS,
+NOT_PRUNABLE = {
+    **NOT_PRUNABLE_STAGES,
+    **NOT_PRUNABLE_HYBRIDS,
     "EVA-02 with norms inside": {"neurons": "normalises across neurons"},
     "BEiT-3": {"heads": "normalises across heads", "neurons": "normalises across neurons"},
-    "BEiT, one bias for all blocks": {"heads": "same bias"},
-    "relative position, residual post-norm": {"heads": "same bias"},
-    "transformers BEiT, shared": {"heads": "same bias"},
+    "BEiT, one bias for all blocks": {"heads": "all blocks use the position bias"},
+    "relative position, residual post-norm": {"heads": "all blocks use the position bias"},
+    "transformers BEiT, shared": {"heads": "all blocks use the position bias"},
 }
 ROWS = {**TIMM, **TIMM_STAGES, **TIMM_HYBRIDS, **HUGGINGFACE, **TORCHVISION}
 MADE_BY_HAND = MADE_OF_CLASSES | MADE_OF_CONFIGS | MADE_OF_SIZES.keys() | MADE_OF_BLOCKS

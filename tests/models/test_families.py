@@ -18,7 +18,7 @@ from builders.exactness import EXACT, images_for, plans, relative_distance, remo
 from builders.families_hybrids import TIMM_HYBRIDS
 from builders.families_timm import TIMM, build_row
 from builders.models import random_plan, same_tensors
-from builders.rows import EACH_KIND, MADE_BY_HAND, ROWS, WHOLE
+from builders.rows import EACH_KIND, MADE_BY_HAND, NOT_PRUNABLE, ROWS
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.hooks import logits_of
 from vitrim.importance import _losses_without, mean_loss, score
@@ -59,9 +59,9 @@ def test_what_cannot_be_cut_says_why(family: str) -> None:
         group.kind: group.not_prunable for block in structure.blocks for group in block.groups if group.not_prunable
     }
     reasons |= {} if removable(structure) else {"blocks": structure.blocks[0].not_prunable}
-    assert reasons.keys() == WHOLE.get(family, {}).keys()
+    assert reasons.keys() == NOT_PRUNABLE.get(family, {}).keys()
     for kind, reason in reasons.items():
-        assert WHOLE[family][kind] in reason
+        assert NOT_PRUNABLE[family][kind] in reason
     assert structure.blocks
     assert len(reasons) < 3
 

@@ -1,7 +1,7 @@
-"""Adapters: one file for each library of models, the only places that import those libraries.
+"""Adapters: one folder for each library of models. Only these folders import the library for its models.
 
-An adapter describes a model (names, sizes, what belongs to a unit), says how to build it again, and mends the few
-attributes that hold a size after a cut. It never cuts a tensor; `vitrim.surgery` does.
+An adapter describes a model (names, sizes, which tensors store a unit), builds it again, and sets the attributes that
+hold a size after a cut. It never cuts a tensor: `vitrim.surgery` does.
 """
 
 from contextlib import AbstractContextManager
@@ -22,112 +22,134 @@ ORIGIN_ATTRIBUTE = "vitrim_origin"
 
 
 class Adapter(Protocol):
-    """What vitrim needs to know about a library's models."""
+    """What vitrim needs from a library of models.
+
+    Attributes:
+        library: name of the library, as stored in `Origin.library`.
+        supported: the model classes that it supports, for error messages.
+    """
 
     library: str
     supported: str
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether the model is of this library's Vision Transformer class."""
+        """Whether this adapter is responsible for the model."""
 
     def describe(self, model: nn.Module) -> ViTStructure:
-        """The model's structure; raises `UnsupportedModel` with what was found and what is supported."""
+        """Describe the model; raises `UnsupportedModel` with what was found and what is supported."""
 
     def origin(self, model: nn.Module) -> Origin:
-        """How to build this dense model again."""
+        """How to build this dense model again; raises `UnsupportedModel` if the model does not tell."""
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-        """A dense model by the library's own name for it; raises `SettingError` where there is none."""
+        """Build a dense model by the library's name; raises `SettingError` for a wrong name or argument."""
 
     def build(self, origin: Origin) -> nn.Module:
-        """The dense model of this origin, with random weights."""
+        """Build the dense model of this origin, with random weights."""
 
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
-        """Give the model a fresh classifier for so many classes."""
+        """Replace the classifier, in place, with a new one for `num_classes` classes."""
 
     def fit_units(self, model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
-        """Set every attribute that repeats a size to what the cut tensors say.
+        """Set every attribute that repeats a size, after heads and neurons were cut.
 
-        `structure` was read before the cut; the blocks that the plan leaves out are still in the model.
+        Args:
+            model: the cut model; it still has all blocks.
+            structure: the structure before the cut.
+            plan: the plan that was applied.
         """
 
     def fit_depth(self, model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
-        """Set every attribute that counts or numbers the blocks, after those that the plan leaves out are gone."""
+        """Set every attribute that counts or numbers blocks, after blocks were removed; arguments as in `fit_units`."""
 
     def hookable(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within the context, every reader runs as a module, so that hooks on it see what it reads."""
+        """A context in which every output projection runs as a module, so that hooks on it see its input."""
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
-        """Give the blocks stochastic depth with a rate that grows linearly to `rate` at the last one."""
+        """Set stochastic depth in all blocks; the rate grows linearly from 0 to `rate` at the last block."""
 
     def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
-        """What the library itself wants to find in `config.json`, so that it can load the model."""
+        """The keys of `config.json` that the library itself needs to load the model."""
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
-        """Mean, standard deviation, interpolation and crop that the model was trained with."""
+        """How images are prepared: `img_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`."""
 
 
 ADAPTERS: tuple[Adapter, ...] = (TimmAdapter(), HuggingFaceAdapter(), TorchvisionAdapter())
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter of a model's library.
+    """The adapter that supports this model.
 
     Raises:
-        UnsupportedModel: no adapter knows this class.
+        UnsupportedModel: no adapter supports this class.
     """
     for adapter in ADAPTERS:
         if adapter.matches(model):
             return adapter
     supported = "; ".join(adapter.supported for adapter in ADAPTERS)
-    kind = type(model)
+    cls = type(model)
     raise UnsupportedModel(
-        f"Found a {kind.__module__}.{kind.__qualname__}, which vitrim cannot cut: it looks for one of {supported}. "
-        "docs/models.md lists them all, and docs/add-a-model.md shows how one is added."
+        f"Found a {cls.__module__}.{cls.__qualname__}, which vitrim cannot prune. It looks for one of {supported}. "
+        "docs/models.md lists all model classes; docs/add-a-model.md shows how to add one."
     )
 
 
 def adapter_of_library(library: str) -> Adapter:
+    """The adapter of the library with this name.
+
+    Raises:
+        UnsupportedModel: vitrim has no adapter for this library.
+    """
     for adapter in ADAPTERS:
         if adapter.library == library:
             return adapter
-    known = ", ".join(adapter.library for adapter in ADAPTERS)
-    raise UnsupportedModel(f"The model comes from the library {library!r}; this version of vitrim knows: {known}.")
+    libraries = ", ".join(adapter.library for adapter in ADAPTERS)
+    raise UnsupportedModel(
+        f"The model comes from the library {library!r}; this version of vitrim supports {libraries}. "
+        "Install a newer version of vitrim."
+    )
 
 
 def describe(model: nn.Module) -> ViTStructure:
-    """Describe what a model is made of: its blocks, their heads and neurons, and what each costs.
+    """Describe a model: its blocks, their heads and neurons, and the cost of each.
 
     Raises:
-        UnsupportedModel: the model is not of a family that vitrim cuts exactly; says what was found.
+        UnsupportedModel: vitrim does not support this class of models; says what was found.
     """
     return adapter_for(model).describe(model)
 
 
 def hookable(model: nn.Module) -> AbstractContextManager[None]:
-    """Within the context, hooks on the readers of the model's heads and neurons see what they read."""
+    """A context in which hooks on the model's output projections see their inputs."""
     return adapter_for(model).hookable(model)
 
 
 def origin_of(model: nn.Module) -> Origin:
-    """How the model can be built again: as recorded by an earlier cut or load, else as its adapter tells."""
+    """How the model can be built again.
+
+    The origin that an earlier cut or load recorded on the model, else the origin that its adapter reads from it.
+
+    Raises:
+        UnsupportedModel: nothing was recorded, and the model does not tell how it was made.
+    """
     recorded = getattr(model, ORIGIN_ATTRIBUTE, None)
     if not isinstance(recorded, Origin):
         return adapter_for(model).origin(model)
     num_classes = describe(model).num_classes
     if num_classes == recorded.model_args["num_classes"]:
         return recorded
-    # since then the model was given another classifier, by timm's `reset_classifier`, say
+    # the classifier was replaced since then, for example by timm's `reset_classifier`
     return replace(recorded, model_args={**recorded.model_args, "num_classes": num_classes}, classes=())
 
 
 def with_new_head(model: nn.Module, num_classes: int) -> nn.Module:
-    """Give `model` a fresh classifier for other classes, in place, and note that on it."""
+    """Replace the classifier of `model`, in place, with a new one, and note the change in its origin."""
     adapter_for(model).reset_head(model, num_classes)
     record_origin(model, replace(origin_of(model), classes=()))
     return model
 
 
 def record_origin(model: nn.Module, origin: Origin) -> None:
-    """Note on the model how it can be built again; deep copies keep the note, state dicts do not contain it."""
+    """Note on the model how it can be built again. Deep copies keep the note; state dicts do not contain it."""
     setattr(model, ORIGIN_ATTRIBUTE, origin)

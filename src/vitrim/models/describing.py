@@ -1,12 +1,12 @@
-"""From what an adapter says about the blocks of a model to its `ViTStructure`: costs, shapes and general refusals.
+"""Build a `ViTStructure` from what an adapter says about the blocks of a model.
 
-An adapter names the blocks and, for each, the groups of units in it. What holds for every library is decided here: what
-a unit costs, that shared weights are not cut, that a block which changes the shape of the stream stays.
+The adapter names the blocks and the unit groups in them. What holds for every library is decided here: the cost of a
+unit, that shared tensors are not cut, and that a block that changes the shape of the hidden state cannot be removed.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -15,16 +15,24 @@ from vitrim.models.measuring import Measurement, measure
 from vitrim.structure import BlockStructure, TensorCut, UnitGroup, UnitKind, ViTStructure
 
 Macs = Mapping[str, int]
+"""Multiply-adds of every module for one image, by module name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockParts:
-    """What an adapter says about one block: see `BlockStructure`; `groups` still lack keys and parameters."""
+    """What an adapter says about one block.
+
+    Attributes:
+        name, state, cuts, not_prunable: as in `BlockStructure`.
+        find_groups: returns the unit groups of the block; their keys, parameters and residual scales are added later.
+        residual_scales: paths in the block, as `resolve_residual_scale` needs them; empty where nothing is known.
+    """
 
     name: str
     find_groups: Callable[[Macs], list[UnitGroup]]
     state: int = 0
     cuts: tuple[TensorCut, ...] = ()
+    residual_scales: Mapping[UnitKind, str] = field(default_factory=dict)
     not_prunable: str = ""
 
 
@@ -38,30 +46,32 @@ def structure_of(
     embed_dim: int,
     skipped_parts: Iterable[str] = (),
 ) -> ViTStructure:
-    """Put a structure together.
+    """Measure the model and build its structure.
 
     Args:
-        image_shape: `(C, h, w)` of the images that the model takes.
+        blocks: the blocks in any order; the structure lists those that run, in the order in which they run.
+        image_shape: `(C, h, w)` of the images that the model was built for.
 
     Raises:
         UnsupportedModel: the model does not run on such images.
     """
-    found = measure(model, image_shape, {block.name: block.state for block in blocks})
+    measured = measure(model, image_shape, {block.name: block.state for block in blocks})
     owners = _owners(model)
-    in_order = sorted((block for block in blocks if block.name in found.order), key=lambda b: found.order.index(b.name))
-    described = tuple(_describe_block(model, block, found, owners) for block in in_order)
-    last = found.given[in_order[-1].name] if in_order else (embed_dim,)
+    ran = [block for block in blocks if block.name in measured.order]
+    ran.sort(key=lambda block: measured.order.index(block.name))
+    described = tuple(_describe_block(model, block, measured, owners) for block in ran)
+    last_shape = measured.output_shapes[ran[-1].name] if ran else (embed_dim,)
     return ViTStructure(
         model=name,
         family=type(model).__name__,
         img_size=image_shape[1:],
         in_chans=image_shape[0],
         num_classes=num_classes,
-        embed_dim=_width(last, embed_dim),
-        num_tokens=math.prod(last) // _width(last, embed_dim) if in_order else 0,
+        embed_dim=_width(last_shape, embed_dim),
+        num_tokens=math.prod(last_shape) // _width(last_shape, embed_dim) if ran else 0,
         blocks=described,
-        params=_num_params(model) - sum(block.params + _of_units(block, "params") for block in described),
-        macs=found.macs[""] - sum(block.macs + _of_units(block, "macs") for block in described),
+        params=_num_params(model) - sum(block.params + _cost_of_units(block, "params") for block in described),
+        macs=measured.macs[""] - sum(block.macs + _cost_of_units(block, "macs") for block in described),
         skipped_parts=tuple(skipped_parts),
     )
 
@@ -76,29 +86,34 @@ def heads(
     first: int = 0,
     not_prunable: str = "",
 ) -> UnitGroup:
-    """The heads of one attention: what gives them (`cuts`), and the reader's columns; `macs` of all together."""
+    """The heads of one attention.
+
+    Args:
+        cuts: the tensors that compute the heads; the columns of the output projection are added.
+        macs: multiply-adds of all heads together.
+    """
     return _units("heads", count, width, output_proj, cuts, macs, first, not_prunable)
 
 
 def neurons(
     *, count: int, output_proj: str, cuts: Sequence[TensorCut], macs: int, first: int = 0, not_prunable: str = ""
 ) -> UnitGroup:
-    """The hidden neurons of one MLP: what gives them (`cuts`), and the reader's columns; `macs` of all together."""
+    """The hidden neurons of one MLP; arguments as in `heads`."""
     return _units("neurons", count, 1, output_proj, cuts, macs, first, not_prunable)
 
 
 def not_prunable_heads(count: int, reason: str) -> UnitGroup:
-    """An attention that is left alone."""
+    """The heads of an attention that is not pruned, with the reason."""
     return UnitGroup(kind="heads", key="heads", count=count, not_prunable=reason)
 
 
 def not_prunable_neurons(count: int, reason: str) -> UnitGroup:
-    """An MLP that is left alone."""
+    """The neurons of an MLP that is not pruned, with the reason."""
     return UnitGroup(kind="neurons", key="neurons", count=count, not_prunable=reason)
 
 
 def rows(name: str, layer: nn.Module | None, width: int = 1, *, repeats: int = 1, first: int = 0) -> list[TensorCut]:
-    """The cuts of a layer whose outputs the units are: along dimension 0 of every tensor it holds."""
+    """Cuts along dimension 0 of every parameter and buffer of a layer; none if `layer` is None."""
     tensors = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False)) if layer else {}
     return [
         TensorCut(name=f"{name}.{key}", dim=0, width=width, repeats=repeats, first=first)
@@ -108,8 +123,30 @@ def rows(name: str, layer: nn.Module | None, width: int = 1, *, repeats: int = 1
 
 
 def cut_of(name: str, tensor: object, dim: int = 0, *, width: int = 1, repeats: int = 1) -> list[TensorCut]:
-    """The cut of a parameter or buffer that may be missing."""
+    """The cut of one parameter or buffer; none if `tensor` is None."""
     return [] if tensor is None else [TensorCut(name=name, dim=dim, width=width, repeats=repeats)]
+
+
+def resolve_residual_scale(block: nn.Module, name: str, path: str) -> str | None:
+    """The value of `UnitGroup.residual_scale` for a known form of block.
+
+    Args:
+        name: name of the block in the model.
+        path: path in the block of the parameter `(D,)` that multiplies the output; empty if there is none.
+
+    Returns:
+        The full name of the parameter. Empty if the block has no such parameter: it is None, the constant 1, or its
+        module is an identity. None if the path leads to anything else.
+    """
+    if not path:
+        return ""
+    parent, _, key = path.rpartition(".")
+    module = block.get_submodule(parent)
+    scale = getattr(module, key, None)
+    if isinstance(scale, nn.Parameter):
+        return f"{name}.{path}" if scale.ndim == 1 else None
+    is_absent = scale is None and (not parent or isinstance(module, nn.Identity))
+    return "" if is_absent or scale == 1.0 else None
 
 
 def _units(
@@ -123,7 +160,7 @@ def _units(
     not_prunable: str,
 ) -> UnitGroup:
     assert not_prunable or macs % count == 0, (
-        f"{macs} multiply-adds do not divide among the {count} {kind} behind {output_proj}"
+        f"{macs} multiply-adds are not a multiple of the {count} {kind} of {output_proj}"
     )
     return UnitGroup(
         kind=kind,
@@ -139,22 +176,23 @@ def _units(
 
 
 def _describe_block(
-    model: nn.Module, block: BlockParts, found: Measurement, owners: Mapping[int, list[str]]
+    model: nn.Module, block: BlockParts, measured: Measurement, owners: Mapping[int, list[str]]
 ) -> BlockStructure:
     groups: list[UnitGroup] = []
-    for group in block.find_groups(found.macs):
-        earlier = sum(other.kind == group.kind for other in groups)
-        key = f"{group.kind}.{earlier}" if earlier else group.kind
-        groups.append(_finished(model, replace(group, key=key), found, owners))
-    taken, given = found.taken[block.name], found.given[block.name]
+    for group in block.find_groups(measured.macs):
+        num_before = sum(other.kind == group.kind for other in groups)
+        key = f"{group.kind}.{num_before}" if num_before else group.kind
+        groups.append(_complete(model, block, replace(group, key=key), measured, owners))
+    input_shape, output_shape = measured.input_shapes[block.name], measured.output_shapes[block.name]
     not_prunable = block.not_prunable
-    if taken != given and not not_prunable:
-        not_prunable = f"`{block.name}` changes the shape of the stream from {_shape(taken)} to {_shape(given)}"
-    params, macs = _own_params(model, block.name, owners), found.macs.get(block.name, 0)
-    for cut in block.cuts:  # its share of what all blocks have in common
+    if input_shape != output_shape and not not_prunable:
+        shapes = f"from {_shape_text(input_shape)} to {_shape_text(output_shape)}"
+        not_prunable = f"`{block.name}` changes the shape of the hidden state {shapes}"
+    params, macs = _own_params(model, block.name, owners), measured.macs.get(block.name, 0)
+    for cut in block.cuts:  # the block's part of a tensor that serves all blocks
         tensor, owner = _tensor(model, cut.name), cut.name.rpartition(".")[0]
         params += tensor.numel() // tensor.shape[cut.dim]
-        macs += found.macs.get(owner, 0) // tensor.shape[cut.dim]
+        macs += measured.macs.get(owner, 0) // tensor.shape[cut.dim]
     return BlockStructure(
         name=block.name,
         groups=tuple(groups),
@@ -167,12 +205,14 @@ def _describe_block(
     )
 
 
-def _of_units(block: BlockStructure, cost: Literal["params", "macs"]) -> int:
+def _cost_of_units(block: BlockStructure, cost: Literal["params", "macs"]) -> int:
     return sum(group.count * getattr(group, cost) for group in block.groups)
 
 
-def _finished(model: nn.Module, group: UnitGroup, found: Measurement, owners: Mapping[int, list[str]]) -> UnitGroup:
-    """The group with its parameters counted, locked if what it consists of is used elsewhere or not at all."""
+def _complete(
+    model: nn.Module, block: BlockParts, group: UnitGroup, measured: Measurement, owners: Mapping[int, list[str]]
+) -> UnitGroup:
+    """Add parameters, residual scale and general reasons: tensors that others use, or that do not run."""
     not_prunable, params = group.not_prunable, 0
     for cut in group.cuts:
         tensor = _tensor(model, cut.name)
@@ -180,14 +220,18 @@ def _finished(model: nn.Module, group: UnitGroup, found: Measurement, owners: Ma
             params += tensor.numel() // tensor.shape[cut.dim] * cut.width * cut.repeats
             names = owners[id(tensor)]
             if len(names) > 1 and not not_prunable:
-                not_prunable = f"`{names[0]}` and `{names[1]}` are one tensor"
-    if group.output_proj and not found.macs.get(group.output_proj) and not not_prunable:
-        not_prunable = f"`{group.output_proj}` takes no part in classifying an image"
-    return replace(group, params=params, not_prunable=not_prunable)
+                not_prunable = f"`{names[0]}` and `{names[1]}` are the same tensor"
+    if group.output_proj and not measured.macs.get(group.output_proj) and not not_prunable:
+        not_prunable = f"`{group.output_proj}` does not run when the model classifies an image"
+    scale = group.residual_scale
+    if group.output_proj and group.kind in block.residual_scales:
+        path = block.residual_scales[group.kind]
+        scale = resolve_residual_scale(model.get_submodule(block.name), block.name, path)
+    return replace(group, params=params, residual_scale=scale, not_prunable=not_prunable)
 
 
 def _qkv_of(groups: Sequence[UnitGroup]) -> str:
-    """The layer of the first attention that gives queries, keys and values in one, and of one width."""
+    """The layer of the first attention that computes queries, keys and values of one width in one product."""
     for group in groups:
         if group.kind == "heads":
             for cut in group.cuts:
@@ -202,7 +246,7 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """All names of each parameter."""
+    """All names of each parameter, by the parameter's `id`."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -210,8 +254,9 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _own_params(model: nn.Module, name: str, owners: Mapping[int, list[str]]) -> int:
-    """Parameters that go with the module, those left out that others use, too."""
-    own = [p for p in model.get_submodule(name).parameters() if all(o.startswith(f"{name}.") for o in owners[id(p)])]
+    """Number of parameters of a module that nothing outside it uses."""
+    parameters = model.get_submodule(name).parameters()
+    own = [p for p in parameters if all(owner.startswith(f"{name}.") for owner in owners[id(p)])]
     return sum(parameter.numel() for parameter in own)
 
 
@@ -220,7 +265,10 @@ def _num_params(module: nn.Module) -> int:
 
 
 def _width(shape: tuple[int, ...], expected: int) -> int:
-    """The width of a state `(N, D)`, `(h, w, D)` or `(D, h, w)`; some models are wider behind their blocks."""
+    """The width of a hidden state `(N, D)`, `(h, w, D)` or `(D, h, w)`.
+
+    It may differ from `expected`: some models widen the hidden state after their blocks.
+    """
     if expected in shape or len(shape) < 3:
         return expected if expected in shape else shape[-1]
     if shape[0] == shape[1] or shape[1] == shape[2]:
@@ -228,5 +276,5 @@ def _width(shape: tuple[int, ...], expected: int) -> int:
     return max(shape)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""How a model can be built again: noted on the model, written into model folders."""
+"""`Origin`: how a model can be built again. It is noted on the model and written into model folders."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,10 +9,16 @@ from vitrim.structure import ViTStructure
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """How a model can be built again: library, architecture, its arguments, and the plan that then cuts it.
+    """How a model can be built again.
 
-    `plan` is None for a dense model. `classes` are the names of the outputs, in order, where they are known;
-    `block_names` those of the dense model's blocks, noted by the first cut.
+    Attributes:
+        library: timm, transformers or torchvision.
+        architecture: the library's name for the dense model.
+        model_args: arguments that build the dense model.
+        preprocessing: how images are prepared: size, mean, standard deviation, interpolation, crop.
+        plan: the plan that prunes the dense model; None for a dense model.
+        classes: names of the classes in the order of the logits, if known.
+        block_names: names of the dense model's blocks, noted by the first cut.
     """
 
     library: str
@@ -24,12 +30,12 @@ class Origin:
     block_names: tuple[str, ...] = ()
 
     def cut_by(self, plan: PruningPlan, structure: ViTStructure) -> "Origin":
-        """The origin of the model after a further cut; `plan` counts in the model as it is now, of this structure."""
+        """The origin after a further cut. `plan` counts units in the model before that cut, which has `structure`."""
         if self.plan is None:
             return replace(self, plan=plan, block_names=tuple(block.name for block in structure.blocks))
         return replace(self, plan=self.plan.then(plan))
 
     def removed_blocks(self) -> tuple[str, ...]:
-        """Names in the dense model of the blocks that the plan leaves out, in the order in which they run."""
+        """Names of the removed blocks in the dense model, in the order in which they run."""
         kept = {block.block for block in self.plan.blocks} if self.plan else set(range(len(self.block_names)))
         return tuple(name for index, name in enumerate(self.block_names) if index not in kept)

@@ -1,1 +1,1 @@
-"""timm's models: `adapter` knows the library, `families` the classes of models, `parts` what a block is made of."""
+"""timm's models: `adapter` handles the library, `families` lists model classes, `parts` lists attentions and MLPs."""

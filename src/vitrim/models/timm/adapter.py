@@ -1,147 +1,54 @@
-"""timm's Vision Transformers: which classes of models, and where their blocks are.
+"""vitrim's interface to timm: recognise, describe, build, cut and save its models.
 
-What an attention or an MLP consists of is looked up by its type (`timm_units`); an attention that is not known there is
-left whole, and the description says so. `docs/add-a-model.md` shows how to add a family.
+Model classes are listed in `families`, attentions and MLPs in `parts`. docs/add-a-model.md shows how to add a family.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import timm
 import timm.data
 from timm.layers import DropPath, calculate_drop_path_rates
-from timm.models import convit, hiera
 from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.origin import Origin
-from vitrim.models.timm.hierarchical_parts import STAGE_PARTS
-from vitrim.models.timm.hybrid_parts import HYBRID_PARTS
-from vitrim.models.timm.plain_parts import PARTS as PLAIN_PARTS
+from vitrim.models.timm.families import BY_CLASS, Family, family_of
+from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
+from vitrim.models.timm.renumbering import has_mixed_rope, renumber_blocks
 from vitrim.plan import PruningPlan
 from vitrim.structure import TensorCut, UnitGroup, ViTStructure
 
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One class of models: where its blocks are.
-
-    Attributes:
-        cls: name of the class in timm.
-        blocks: names of its blocks, a star for any number.
-        states: for blocks whose residual stream is not the first argument: its position, by the same names.
-        locked: blocks that cannot be removed, by name or with stars, and why; `{name}` is an attribute of the model.
-        shared_bias: attribute of the model that, where it is set, gives one position bias for each head to all blocks.
-    """
-
-    cls: str
-    blocks: tuple[str, ...]
-    states: Mapping[str, int] = field(default_factory=dict)
-    not_prunable: Mapping[str, str] = field(default_factory=dict)
-    shared_bias: str = ""
-
-
-WITH_PARTS_BETWEEN_STAGES = ("EfficientFormerV2", "EfficientVitMsra", "Levit", "LevitDistilled", "RepVit", "SHViT")
-IN_STAGES = (
-    "ConvNeXt",
-    "DaVit",
-    "EdgeNeXt",
-    "EfficientFormer",
-    "EfficientVit",
-    "EfficientVitLarge",
-    "FastVit",
-    "GlobalContextVit",
-    "IFormer",
-    "MambaOut",
-    "MetaFormer",
-    "MetaNeXt",
-    "NextViT",
-    "PyramidVisionTransformerV2",
-    "Sequencer2d",
-    "SwiftFormer",
-)
-FAMILIES = (
-    Family(cls="VisionTransformer", blocks=("blocks.*",)),
-    Family(cls="VisionTransformerDistilled", blocks=("blocks.*",)),
-    Family(cls="VisionTransformerRelPos", blocks=("blocks.*",), shared_bias="shared_rel_pos"),
-    Family(cls="VisionTransformerSAM", blocks=("blocks.*",)),
-    Family(cls="NaFlexVit", blocks=("blocks.*",)),
-    Family(cls="Eva", blocks=("blocks.*",)),
-    Family(cls="Beit", blocks=("blocks.*",), shared_bias="rel_pos_bias"),
-    Family(cls="SwinTransformer", blocks=("layers.*.blocks.*",)),
-    Family(cls="SwinTransformerV2", blocks=("layers.*.blocks.*",)),
-    Family(cls="SwinTransformerV2Cr", blocks=("stages.*.blocks.*",)),
-    Family(cls="Hiera", blocks=("blocks.*",)),
-    Family(cls="HieraDet", blocks=("blocks.*",)),
-    Family(cls="MultiScaleVit", blocks=("stages.*.blocks.*",)),
-    Family(cls="MaxxVit", blocks=("stages.*.blocks.*",)),
-    Family(cls="PoolingVisionTransformer", blocks=("transformers.*.blocks.*",)),
-    Family(cls="TinyVit", blocks=("stages.*.blocks.*",)),
-    Family(
-        cls="ConVit",
-        blocks=("blocks.*",),
-        not_prunable={"blocks.{local_up_to_layer}": "the class token joins the stream in front of it"},
-    ),
-    Family(cls="Xcit", blocks=("blocks.*", "cls_attn_blocks.*")),
-    Family(cls="Cait", blocks=("blocks.*", "blocks_token_only.*"), states={"blocks_token_only.*": 1}),
-    Family(cls="MlpMixer", blocks=("blocks.*",)),
-    Family(cls="FocalNet", blocks=("layers.*.blocks.*",)),
-    Family(cls="CrossVit", blocks=("blocks.*.blocks.*.*", "blocks.*.fusion.*", "blocks.*.fusion.*.*")),
-    Family(cls="VOLO", blocks=("network.*.*", "post_network.*")),
-    Family(cls="ByobNet", blocks=("stages.*.*.transformer.*",)),
-    Family(
-        cls="CoaT",
-        blocks=("serial_blocks*.*", "parallel_blocks.*"),
-        not_prunable={"parallel_blocks.*": "it carries the streams of several stages at once"},
-    ),
-    Family(cls="Nest", blocks=("levels.*.transformer_encoder.*",)),
-    Family(
-        cls="Twins", blocks=("blocks.*.*",), not_prunable={"blocks.*.0": "the encoding of positions comes behind it"}
-    ),
-    Family(
-        cls="TNT", blocks=("blocks.*",), not_prunable={"blocks.*": "it carries two streams, of pixels and of patches"}
-    ),
-    Family(cls="Visformer", blocks=("stage*.*",)),
-    Family(cls="CSATv2", blocks=("stages.*.*",)),
-    Family(cls="CPUBone", blocks=("stages.*.*",)),
-    Family(cls="LowFormer", blocks=("stages.*.*",)),
-    Family(cls="DeepseekVitEncoder", blocks=("blocks.*",)),
-    Family(cls="DeepseekVitClassifier", blocks=("encoder.blocks.*",)),
-    Family(cls="Qwen3VitEncoder", blocks=("blocks.*",)),
-    Family(cls="Qwen3VitClassifier", blocks=("encoder.blocks.*",)),
-    Family(cls="Gemma4VitEncoder", blocks=("blocks.*",)),
-    Family(cls="Gemma4VitClassifier", blocks=("encoder.blocks.*",)),
-    *(Family(cls=cls, blocks=("stages.*.blocks.*", "stages.*.downsample")) for cls in WITH_PARTS_BETWEEN_STAGES),
-    *(Family(cls=cls, blocks=("stages.*.blocks.*",)) for cls in IN_STAGES),
-)
-PARTS = {**PLAIN_PARTS, **STAGE_PARTS, **HYBRID_PARTS}
-BY_CLASS = {family.cls: family for family in FAMILIES}
-CUT_ARCHITECTURE = "vitrim_cut"  # what timm knows a cut model by
+PRUNED_ARCHITECTURE = "vitrim_cut"  # the architecture under which vitrim registers pruned models with timm
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
 class TimmAdapter:
+    """The adapter of timm; `vitrim.models.Adapter` documents the methods."""
+
     library = "timm"
     supported = f"timm's VisionTransformer, Eva, Beit, SwinTransformer, Hiera and {len(BY_CLASS) - 5} other classes"
 
     def matches(self, model: nn.Module) -> bool:
-        return _family(model) is not None
+        """Whether the model's class, or a base class, is listed in `families`."""
+        return family_of(model) is not None
 
     def describe(self, model: Any) -> ViTStructure:
-        family = _family(model)
+        """Describe the model's blocks; raises `UnsupportedModel` if it has none."""
+        family = family_of(model)
         assert family is not None
         blocks = [_block_parts(model, family, name) for name in _block_names(model, family)]
         if not blocks:
-            named = " or ".join(f"`{pattern}`" for pattern in family.blocks)
+            patterns = " or ".join(f"`{pattern}`" for pattern in family.blocks)
             raise UnsupportedModel(
-                f"Found a {family.cls} without transformer blocks, which would be named {named}; vitrim cuts attention "
-                "heads, MLP neurons and such blocks."
+                f"Found a {family.cls} without transformer blocks; expected modules named {patterns}. "
+                "vitrim prunes attention heads, MLP neurons and such blocks."
             )
         return structure_of(
             model,
@@ -150,85 +57,93 @@ class TimmAdapter:
             image_shape=_image_shape(model),
             num_classes=getattr(model, "num_classes", 0),
             embed_dim=model.num_features,
-            skipped_parts=_outside(model, [block.name for block in blocks]),
+            skipped_parts=_skipped_parts(model, [block.name for block in blocks]),
         )
 
     def origin(self, model: nn.Module) -> Origin:
-        """Read the architecture and its arguments from what timm's factory noted on the model.
+        """Read the architecture and its arguments from the notes of timm's factory on the model.
 
         Raises:
-            UnsupportedModel: the model was not made by `timm.create_model`, so nothing says how to build it again.
+            UnsupportedModel: the model was not made by `timm.create_model`, so it cannot be built again.
         """
         arguments = getattr(model, "_model_args", None)
         if arguments is None:
             raise UnsupportedModel(
-                "This model does not say how it was made: timm notes it only in `timm.create_model` of timm 1.0.31 and "
-                "newer. Build it with `vitrim.models.timm.adapter.create_model(...)`, which notes it for every version."
+                "This model does not say how it was made: it has no `_model_args`. `timm.create_model` sets them in "
+                "timm 1.0.31 and newer. Build the model with `vitrim.models.timm.adapter.create_model(...)`, which "
+                "sets them with every version."
             )
         return Origin(
             library=self.library,
             architecture=_architecture(model),
-            model_args=_plain({**arguments, "num_classes": model.num_classes}),
+            model_args=_storable({**arguments, "num_classes": model.num_classes}),
             preprocessing=self.preprocessing(model),
         )
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        """Build a dense model with `create_model`."""
         return create_model(architecture, pretrained=pretrained, **arguments)
 
     def reset_head(self, model: Any, num_classes: int) -> None:
+        """Replace the classifier with timm's own method."""
         model.reset_classifier(num_classes)
 
     def build(self, origin: Origin) -> nn.Module:
+        """Build the dense model of this origin."""
         return create_model(origin.architecture, **origin.model_args)
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+        """Run `Part.fit` on every attention and MLP that lost units."""
         for kept in plan.blocks:
             block = structure.blocks[kept.block]
-            lost = {group.output_proj: group for group in block.groups if len(kept.units(group.key)) < group.count}
+            smaller = [group for group in block.groups if len(kept.units(group.key)) < group.count]
             for name, module in _parts(model.get_submodule(block.name), block.name):
-                groups = [group for output_proj, group in lost.items() if output_proj.startswith(f"{name}.")]
+                groups = [group for group in smaller if group.output_proj.startswith(f"{name}.")]
                 if not groups:
                     continue
                 part = PARTS[type(module)]
-                if groups[0].kind == "heads" and (part.remembers or _mixed_rope(model)):
+                if groups[0].kind == "heads" and (part.needs_kept_heads or has_mixed_rope(model)):
                     before = getattr(module, "kept_heads", range(groups[0].count))
                     setattr(module, "kept_heads", tuple(before[head] for head in kept.units(groups[0].key)))  # noqa: B010
                 part.fit(module)
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
-        _renumber_features(model, structure, plan)
-        if _mixed_rope(model):
-            model.rope.depth = len(plan.blocks)
-        _renumber_depths(model, structure, plan)
+        """Update the numbers of blocks that the model stores."""
+        renumber_blocks(model, structure, plan)
 
     def hookable(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Change nothing: timm's output projections always run as modules."""
         return nullcontext()
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
+        """Replace the `drop_path*` layers in all blocks."""
         blocks = [model.get_submodule(block.name) for block in self.describe(model).blocks]
-        for block, share in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+        for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
             for module in list(block.modules()):
                 for name, child in list(module.named_children()):
                     if name.startswith("drop_path") and isinstance(child, DropPath | nn.Identity):
-                        setattr(module, name, DropPath(share) if share > 0 else nn.Identity())
+                        setattr(module, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())
 
     def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
-        """timm's own layout; a cut model is of an architecture that vitrim registers with timm."""
+        """timm's `config.json`. A pruned model has the architecture that vitrim registers with timm."""
         arguments = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
         num_classes = origin.model_args["num_classes"]
         names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
         config = {"input_size": list(_image_shape(model)), "num_classes": num_classes}
         config |= {name: origin.preprocessing[name] for name in names}
-        known = getattr(model, "pretrained_cfg", None) or {}
-        config |= {name: known[name] for name in ("pool_size", "first_conv", "classifier") if known.get(name)}
+        pretrained_cfg = getattr(model, "pretrained_cfg", None) or {}
+        config |= {
+            name: pretrained_cfg[name] for name in ("pool_size", "first_conv", "classifier") if pretrained_cfg.get(name)
+        }
         root: dict[str, Any] = {"architecture": origin.architecture, "model_args": arguments}
         if origin.plan:
-            cut = {"base": origin.architecture, "base_args": arguments, "plan": origin.plan.to_json()}
-            root = {"architecture": CUT_ARCHITECTURE, "model_args": cut}
+            pruned_args = {"base": origin.architecture, "base_args": arguments, "plan": origin.plan.to_json()}
+            root = {"architecture": PRUNED_ARCHITECTURE, "model_args": pruned_args}
         labels = {"num_classes": num_classes, "label_names": list(origin.classes) or None}
         return {**root, **labels, "pretrained_cfg": config}
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+        """Read the preprocessing from `pretrained_cfg`, with timm's defaults."""
         config = timm.data.resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
         return {
             "img_size": list(_image_shape(model)[1:]),
@@ -241,23 +156,25 @@ class TimmAdapter:
 
 
 def create_model(architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """`timm.create_model`, with the arguments noted on the model so that it can be built again.
+    """`timm.create_model`, which also notes the arguments on the model, so that vitrim can build it again.
+
+    Arguments that are None are left out.
 
     Raises:
-        SettingError: timm knows no such architecture, or the architecture takes no such argument.
+        SettingError: timm has no such architecture, or the architecture does not accept an argument.
     """
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if not architecture.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(architecture):
-        near = timm.list_models(f"*{architecture.split('.')[0][:12]}*")[:3]
-        hint = f" Names like it: {', '.join(near)}." if near else " `timm.list_models('vit*')` lists the names."
-        raise SettingError(f"timm knows no model named {architecture!r}, and there is no such file or folder.{hint}")
+        similar = timm.list_models(f"*{architecture.split('.')[0][:12]}*")[:3]
+        hint = f" Similar names: {', '.join(similar)}." if similar else " `timm.list_models('vit*')` lists the names."
+        raise SettingError(f"timm has no model named {architecture!r}, and there is no such file or folder.{hint}")
     try:
         model = timm.create_model(architecture, pretrained=pretrained, **arguments)
-    except TypeError as problem:
-        raise SettingError(f"timm's {architecture} does not take these arguments: {problem}.") from problem
-    except (AssertionError, RuntimeError, OSError) as problem:  # no network, no such repository
-        first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise SettingError(f"timm could not build {architecture} with {arguments}: {first_line}") from problem
+    except TypeError as error:
+        raise SettingError(f"timm's {architecture} does not take these arguments: {error}.") from error
+    except (AssertionError, RuntimeError, OSError) as error:  # no network, no such repository
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingError(f"timm could not build {architecture} with {arguments}: {first_line}") from error
     model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # as timm >= 1.0.31 does itself
     return model
 
@@ -267,26 +184,18 @@ def _architecture(model: nn.Module) -> str:
     return str(config.get("architecture") or type(model).__name__)
 
 
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Only what JSON can hold; an argument that is a class, say, cannot be written down."""
-    kept = {name: value for name, value in arguments.items() if name not in RUNTIME_ARGUMENTS}
-    for name, value in kept.items():
+def _storable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that build the model; raises `UnsupportedModel` if JSON cannot store one of them."""
+    stored = {name: value for name, value in arguments.items() if name not in RUNTIME_ARGUMENTS}
+    for name, value in stored.items():
         try:
             json.dumps(value)
         except TypeError:
             raise UnsupportedModel(
-                f"The model was built with {name}={value!r}, which cannot be stored in config.json; use an argument "
-                "that is a number, a string or a list."
+                f"The model was built with {name}={value!r}, which config.json cannot store. "
+                "Build it with an argument that is a number, a string or a list."
             ) from None
-    return kept
-
-
-def _family(model: nn.Module) -> Family | None:
-    """The family of the model's class or of the nearest one that it is derived from."""
-    for cls in type(model).__mro__:
-        if cls.__name__ in BY_CLASS and cls.__module__.startswith("timm."):
-            return BY_CLASS[cls.__name__]
-    return None
+    return stored
 
 
 def _image_shape(model: nn.Module) -> tuple[int, int, int]:
@@ -300,7 +209,7 @@ def _image_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _in_chans(model: Any, first_conv: Any, default: int) -> int:
-    """As the first convolution has it; timm says which that is."""
+    """Input channels of the first convolution; `first_conv` are its possible names."""
     for name in (first_conv,) if isinstance(first_conv, str) else first_conv or ():
         try:
             weight: Tensor = model.get_submodule(name).weight
@@ -312,52 +221,54 @@ def _in_chans(model: Any, first_conv: Any, default: int) -> int:
 
 
 def _block_names(model: nn.Module, family: Family) -> list[str]:
-    """In the order of the modules; what consists of one layer or of further blocks is no block."""
-    parts = {name: module for name, module in model.named_modules() if next(module.children(), None) is not None}
-    names = [name for name in parts if any(_is_like(name, pattern) for pattern in family.blocks)]
+    """Names of the blocks, in the order of the modules. Single layers and containers of blocks are no blocks."""
+    modules = {name: module for name, module in model.named_modules() if next(module.children(), None) is not None}
+    names = [name for name in modules if any(_matches_pattern(name, pattern) for pattern in family.blocks)]
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
 
-def _is_like(name: str, pattern: str) -> bool:
-    """Whether a module's name is that of the pattern, whose stars stand for one number each."""
+def _matches_pattern(name: str, pattern: str) -> bool:
+    """Whether a module name matches a pattern, in which each `*` stands for one number."""
     return re.fullmatch(re.escape(pattern).replace(r"\*", "[0-9]+"), name) is not None
 
 
-def _of(table: Mapping[str, Any], name: str, default: Any) -> Any:
-    return next((value for pattern, value in table.items() if _is_like(name, pattern)), default)
+def _lookup(table: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((value for pattern, value in table.items() if _matches_pattern(name, pattern)), default)
 
 
 def _block_parts(model: nn.Module, family: Family, name: str) -> BlockParts:
+    reasons = {pattern.format_map(vars(model)): reason for pattern, reason in family.not_prunable.items()}
     return BlockParts(
         name=name,
         find_groups=partial(_find_groups, model, family, name),
-        state=_of(family.states, name, 0),
-        cuts=(TensorCut(name="rope.freqs", dim=1),) if _mixed_rope(model) else (),
-        not_prunable=_of({key.format_map(vars(model)): why for key, why in family.not_prunable.items()}, name, ""),
+        state=_lookup(family.hidden_state_args, name, 0),
+        cuts=(TensorCut(name="rope.freqs", dim=1),) if has_mixed_rope(model) else (),
+        residual_scales=RESIDUAL_SCALES.get(type(model.get_submodule(name)), {}),
+        not_prunable=_lookup(reasons, name, ""),
     )
 
 
 def _find_groups(model: nn.Module, family: Family, block: str, macs: Macs) -> list[UnitGroup]:
-    found: list[UnitGroup] = []
+    groups: list[UnitGroup] = []
     for name, module in _parts(model.get_submodule(block), block):
         part = PARTS.get(type(module))
         if part is None:
-            reason = f"vitrim does not know what a head of `{name}` ({type(module).__name__}) consists of"
-            found.append(not_prunable_heads(_num_heads(module), reason))
+            reason = f"vitrim does not know which tensors store the heads of `{name}` ({type(module).__name__})"
+            groups.append(not_prunable_heads(_num_heads(module), reason))
         else:
-            found += part.find(name, module, macs)
+            groups += part.find(name, module, macs)
     if family.shared_bias and getattr(model, family.shared_bias, None) is not None:
-        reason = f"`{family.shared_bias}` gives the same bias for each head to all blocks"
-        found = [
+        reason = f"all blocks use the position bias `{family.shared_bias}`"
+        groups = [
             replace(group, not_prunable=group.not_prunable or reason) if group.kind == "heads" else group
-            for group in found
+            for group in groups
         ]
-    return found
+    return groups
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The attentions and MLPs in a module, or the module itself; parts of parts belong to them."""
-    inside = list(module.modules())[1:]  # some blocks repeat the number of their attention's heads
+    """The attentions and MLPs in a module, or the module itself if it is one; nothing inside them is listed."""
+    inside = list(module.modules())[1:]  # some blocks repeat the `num_heads` of their attention
     if type(module) in PARTS or (_num_heads(module) and not any(_num_heads(part) for part in inside)):
         yield name, module
         return
@@ -370,49 +281,10 @@ def _num_heads(module: nn.Module) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _outside(model: nn.Module, blocks: list[str]) -> Iterator[str]:
-    """What has heads or neurons, but lies in no block."""
-    inside = tuple(f"{name}." for name in blocks)
+def _skipped_parts(model: nn.Module, blocks: list[str]) -> Iterator[str]:
+    """Attentions and MLPs that are in no block."""
+    prefixes = tuple(f"{name}." for name in blocks)
     for key, child in model.named_children():
         for name, module in _parts(child, key):
-            if name not in blocks and not name.startswith(inside):
-                yield f"`{name}` ({type(module).__name__}) lies outside the blocks"
-
-
-def _mixed_rope(model: nn.Module) -> bool:
-    """Whether rotary frequencies are learned for each head of each block, all in one tensor."""
-    return bool(getattr(model, "rope_mixed", False) or getattr(model, "rope_is_mixed", False))
-
-
-def _renumber_features(model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
-    """Let `feature_info` and `stage_ends` name the blocks that are left; a stage then ends with its last one."""
-    left = {structure.blocks[kept.block].name for kept in plan.blocks}
-    all_names = [block.name for block in structure.blocks]
-
-    def renamed(name: str) -> str | None:
-        """What is now called the last block up to this one; None if nothing of its stage is left before it."""
-        if name not in all_names:
-            return name
-        stage, _, number = name.rpartition(".")
-        position = sum(f"{stage}.{i}" in left or f"{stage}.{i}" not in all_names for i in range(int(number) + 1)) - 1
-        return f"{stage}.{position}" if position >= 0 else None
-
-    if isinstance(getattr(model, "feature_info", None), list):
-        rows: dict[str | None, dict[str, Any]] = {}
-        for row in model.feature_info:
-            name = renamed(row["module"])
-            rows[name] = {**row, "module": name}
-        rows.pop(None, None)
-        model.feature_info = list(rows.values())
-    if isinstance(ends := getattr(model, "stage_ends", None), list):
-        names = [renamed(f"blocks.{end}") for end in ends]
-        model.stage_ends = [int(name.rpartition(".")[2]) for name in names if name]
-
-
-def _renumber_depths(model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
-    """Attributes of single families that count blocks."""
-    kept = [block.block for block in plan.blocks]
-    if isinstance(model, convit.ConVit):
-        model.local_up_to_layer = sum(block < model.local_up_to_layer for block in kept)
-    if isinstance(model, hiera.Hiera):
-        model.reroll.schedule = {now: model.reroll.schedule[before] for now, before in enumerate(kept)}
+            if name not in blocks and not name.startswith(prefixes):
+                yield f"`{name}` ({type(module).__name__}) is outside the blocks"

@@ -1,4 +1,4 @@
-"""MLPs of timm's models that mix attention with convolutions: where their neurons lie."""
+"""MLPs of timm's models that mix attention with convolutions: where their neurons are stored."""
 
 from collections.abc import Mapping
 
@@ -23,36 +23,37 @@ from timm.models import (
 )
 from torch import nn
 
-from vitrim.models.timm.hierarchical_parts import chain
-from vitrim.models.timm.plain_parts import Find
+from vitrim.models.timm.finders import Find, chained_neurons
 
-INVERTED: Mapping[type[nn.Module], Find] = {  # a point-wise layer, a filter for each neuron, a point-wise layer
+INVERTED_BOTTLENECKS: Mapping[type[nn.Module], Find] = {  # pointwise, depthwise and pointwise convolution
     **dict.fromkeys(
         (lowformer.MBConv, cpubone.MBConv, efficientvit_mit.MBConv),
-        chain("inverted_conv", "depth_conv", output_proj="point_conv.conv"),
+        chained_neurons("inverted_conv", "depth_conv", output_proj="point_conv.conv"),
     ),
     **dict.fromkeys(
         (lowformer.FusedMBConv, cpubone.FusedMBConv, efficientvit_mit.FusedMBConv),
-        chain("spatial_conv", output_proj="point_conv.conv"),
+        chained_neurons("spatial_conv", output_proj="point_conv.conv"),
     ),
-    metaformer.SepConv: chain("pwconv1", "dwconv", output_proj="pwconv2"),
-    pvt_v2.MlpWithDepthwiseConv: chain("fc1", "dwconv", output_proj="fc2"),
-    efficientformer_v2.ConvMlpWithNorm: chain("fc1", "mid", output_proj="fc2.conv"),
-    visformer.SpatialMlp: chain("conv1", "conv2", output_proj="conv3"),
+    metaformer.SepConv: chained_neurons("pwconv1", "dwconv", output_proj="pwconv2"),
+    pvt_v2.MlpWithDepthwiseConv: chained_neurons("fc1", "dwconv", output_proj="fc2"),
+    efficientformer_v2.ConvMlpWithNorm: chained_neurons("fc1", "mid", output_proj="fc2.conv"),
+    visformer.SpatialMlp: chained_neurons("conv1", "conv2", output_proj="conv3"),
 }
-MLPS: Mapping[type[nn.Module], Find] = {
-    **INVERTED,
-    levit.LevitMlp: chain("ln1", output_proj="ln2.linear"),
-    fastvit.ConvMlp: chain("fc1", output_proj="fc2"),
-    repvit.RepVitMlp: chain("conv1", output_proj="conv2.c"),
-    shvit.FFN: chain("pw1", output_proj="pw2.c"),
-    efficientvit_msra.ConvMlp: chain("pw1", output_proj="pw2.conv"),
-    efficientformer.ConvMlpWithNorm: chain("fc1", "norm1", output_proj="fc2"),
-    inception_next.ConvMlp: chain("fc1", "norm", output_proj="fc2"),
-    swiftformer.Mlp: chain("fc1", output_proj="fc2"),
-    swiftformer.ConvEncoder: chain("pwconv1", output_proj="pwconv2"),
-    swiftformer.LocalRepresentation: chain("pwconv1", output_proj="pwconv2"),
-    iformer.FFN: chain("mixer.module.0", output_proj="mixer.module.2.c"),
-    iformer.ConvBlock: chain("mixer.module.1", output_proj="mixer.module.3.c"),
-    gemma4_vit.Gemma4GatedMlp: chain("gate_proj.linear", beside="up_proj.linear", output_proj="down_proj.linear"),
+HYBRID_MLPS: Mapping[type[nn.Module], Find] = {
+    **INVERTED_BOTTLENECKS,
+    levit.LevitMlp: chained_neurons("ln1", output_proj="ln2.linear"),
+    fastvit.ConvMlp: chained_neurons("fc1", output_proj="fc2"),
+    repvit.RepVitMlp: chained_neurons("conv1", output_proj="conv2.c"),
+    shvit.FFN: chained_neurons("pw1", output_proj="pw2.c"),
+    efficientvit_msra.ConvMlp: chained_neurons("pw1", output_proj="pw2.conv"),
+    efficientformer.ConvMlpWithNorm: chained_neurons("fc1", "norm1", output_proj="fc2"),
+    inception_next.ConvMlp: chained_neurons("fc1", "norm", output_proj="fc2"),
+    swiftformer.Mlp: chained_neurons("fc1", output_proj="fc2"),
+    swiftformer.ConvEncoder: chained_neurons("pwconv1", output_proj="pwconv2"),
+    swiftformer.LocalRepresentation: chained_neurons("pwconv1", output_proj="pwconv2"),
+    iformer.FFN: chained_neurons("mixer.module.0", output_proj="mixer.module.2.c"),
+    iformer.ConvBlock: chained_neurons("mixer.module.1", output_proj="mixer.module.3.c"),
+    gemma4_vit.Gemma4GatedMlp: chained_neurons(
+        "gate_proj.linear", gate="up_proj.linear", output_proj="down_proj.linear"
+    ),
 }

@@ -1,1 +1,1 @@
-"""torchvision's models."""
+"""torchvision's models: `adapter` handles the library, `families` lists models and sizes, `parts` their blocks."""

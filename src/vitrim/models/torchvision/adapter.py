@@ -1,7 +1,7 @@
-"""torchvision's Vision Transformers: `vit_*`, `swin_*` and `swin_v2_*`.
+"""vitrim's interface to torchvision's `vit_*`, `swin_*` and `swin_v2_*`: recognise, describe, build, cut and save them.
 
-torchvision does not note how a model was made, but its attributes tell. A model of sizes that have a name is built
-again by that name, another one by its class; one with other layers than these can say is cut, but not saved.
+torchvision does not note how a model was made, but its attributes tell. A model whose sizes have a name is built again
+by that name, any other model by its class. A model with other layers can be pruned, but not saved.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,63 +14,42 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
-from torchvision.models.swin_transformer import (
-    ShiftedWindowAttention,
-    ShiftedWindowAttentionV2,
-    SwinTransformerBlock,
-    SwinTransformerBlockV2,
-)
-from torchvision.models.vision_transformer import EncoderBlock
+from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformerBlockV2
 from torchvision.ops import StochasticDepth
 
 from vitrim.errors import SettingError, UnsupportedModel
-from vitrim.models.describing import BlockParts, Macs, cut_of, heads, neurons, rows, structure_of
+from vitrim.models.describing import BlockParts, structure_of
 from vitrim.models.origin import Origin
-from vitrim.models.torchvision.forwards import HookableAttention, HookableWindowAttention, HookableWindowAttentionV2
+from vitrim.models.torchvision.families import BLOCKS, MODELS, PREPROCESSING, SIZES_BY_NAME
+from vitrim.models.torchvision.forwards import HOOKABLE
+from vitrim.models.torchvision.parts import RESIDUAL_SCALES, find_groups
 from vitrim.plan import PruningPlan
-from vitrim.structure import TensorCut, UnitGroup, ViTStructure
+from vitrim.structure import ViTStructure
 
-HOOKABLE: Mapping[type[nn.Module], type[nn.Module]] = {
-    nn.MultiheadAttention: HookableAttention,
-    ShiftedWindowAttention: HookableWindowAttention,
-    ShiftedWindowAttentionV2: HookableWindowAttentionV2,
-}
-IMG_SIZE = "vitrim_img_size"  # noted on models that take images of any size
-ARCHITECTURE = "vitrim_architecture"  # noted on cut models, whose sizes no longer tell
-PREPROCESSING = {
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "interpolation": "bilinear",
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-}
-NAMED: Mapping[str, tuple[Any, ...]] = {  # with the sizes that the builder of this name fixes, see `_sizes`
-    "vit_b_16": (16, 12, 12, 768, 3072),
-    "vit_b_32": (32, 12, 12, 768, 3072),
-    "vit_l_16": (16, 24, 16, 1024, 4096),
-    "vit_l_32": (32, 24, 16, 1024, 4096),
-    "vit_h_14": (14, 32, 16, 1280, 5120),
-    "swin_t": ([4, 4], 96, [2, 2, 6, 2], [3, 6, 12, 24], [7, 7]),
-    "swin_s": ([4, 4], 96, [2, 2, 18, 2], [3, 6, 12, 24], [7, 7]),
-    "swin_b": ([4, 4], 128, [2, 2, 18, 2], [4, 8, 16, 32], [7, 7]),
-    "swin_v2_t": ([4, 4], 96, [2, 2, 6, 2], [3, 6, 12, 24], [8, 8]),
-    "swin_v2_s": ([4, 4], 96, [2, 2, 18, 2], [3, 6, 12, 24], [8, 8]),
-    "swin_v2_b": ([4, 4], 128, [2, 2, 18, 2], [4, 8, 16, 32], [8, 8]),
-}
+IMG_SIZE = "vitrim_img_size"  # attribute for models that accept images of any size
+ARCHITECTURE = "vitrim_architecture"  # attribute for pruned models, whose sizes no longer have a name
 
 
 class TorchvisionAdapter:
+    """The adapter of torchvision; `vitrim.models.Adapter` documents the methods."""
+
     library = "torchvision"
     supported = "torchvision's VisionTransformer and SwinTransformer"
 
     def matches(self, model: nn.Module) -> bool:
-        return isinstance(model, VisionTransformer | SwinTransformer)
+        """Whether the model's class is listed in `families`."""
+        return isinstance(model, MODELS)
 
     def describe(self, model: Any) -> ViTStructure:
+        """Describe the model's blocks."""
         blocks = [
-            BlockParts(name=name, find_groups=partial(_find_groups, module, name))
+            BlockParts(
+                name=name,
+                find_groups=partial(find_groups, module, name),
+                residual_scales=RESIDUAL_SCALES.get(type(module), {}),
+            )
             for name, module in model.named_modules()
-            if isinstance(module, EncoderBlock | SwinTransformerBlock)
+            if isinstance(module, BLOCKS)
         ]
         head = _head(model)
         with self.hookable(model):
@@ -82,14 +61,14 @@ class TorchvisionAdapter:
                 num_classes=head.out_features if isinstance(head, nn.Linear) else 0,
                 embed_dim=model.hidden_dim if isinstance(model, VisionTransformer) else model.norm.normalized_shape[0],
             )
-        # queries, keys and values come from no layer that runs as a module
+        # no layer that runs as a module computes queries, keys and values
         return replace(structure, blocks=tuple(replace(block, qkv="") for block in structure.blocks))
 
     def origin(self, model: Any) -> Origin:
-        """Read the arguments off the model.
+        """Read the arguments from the model's attributes.
 
         Raises:
-            UnsupportedModel: the model has layers that they do not say.
+            UnsupportedModel: a model built with these arguments has other layers.
         """
         origin = Origin(
             library=self.library,
@@ -99,15 +78,16 @@ class TorchvisionAdapter:
         )
         with torch.device("meta"):
             built = self.build(origin)
-        one, other = ({name: t.shape for name, t in m.state_dict().items()} for m in (built, model))
-        if one != other or _layers(built) != _layers(model):
+        shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (built, model)]
+        if shapes[0] != shapes[1] or _layers(built) != _layers(model):
             raise UnsupportedModel(
                 f"This {type(model).__name__} has other layers than torchvision's {origin.architecture} with "
-                f"{origin.model_args}, so that vitrim could not build it again. It can be cut, but not saved."
+                f"{origin.model_args}, so vitrim cannot build it again. It can be pruned, but not saved."
             )
         return origin
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        """Build a dense model by a name of `families` or by its class; arguments that are None are left out."""
         arguments = {name: value for name, value in arguments.items() if value is not None}
         num_classes = arguments.pop("num_classes", None) if pretrained else None
         img_size = arguments.pop("img_size", None)
@@ -115,8 +95,8 @@ class TorchvisionAdapter:
             arguments["image_size"] = img_size
         try:
             model = _build(architecture, arguments, pretrained=pretrained)
-        except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as problem:
-            raise SettingError(f"torchvision could not build {architecture} with {arguments}: {problem}") from problem
+        except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+            raise SettingError(f"torchvision could not build {architecture} with {arguments}: {error}") from error
         if num_classes is not None:
             self.reset_head(model, num_classes)
         if isinstance(model, SwinTransformer) and img_size is not None:
@@ -124,12 +104,14 @@ class TorchvisionAdapter:
         return model
 
     def build(self, origin: Origin) -> nn.Module:
+        """Build the dense model of this origin."""
         model = _build(origin.architecture, origin.model_args)
         if isinstance(model, SwinTransformer) and (size := origin.preprocessing.get("img_size")):
             setattr(model, IMG_SIZE, size)
         return model
 
     def reset_head(self, model: Any, num_classes: int) -> None:
+        """Replace the last linear layer."""
         old = _head(model)
         head = nn.Linear(old.in_features, num_classes).to(old.weight)
         nn.init.trunc_normal_(head.weight, std=0.02)
@@ -141,6 +123,7 @@ class TorchvisionAdapter:
         model.num_classes = num_classes
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+        """Set `num_heads`, and replace attentions that lost heads by the classes of `forwards`."""
         setattr(model, ARCHITECTURE, structure.model)
         for kept in plan.blocks:
             block = structure.blocks[kept.block]
@@ -152,10 +135,11 @@ class TorchvisionAdapter:
                     attention.__class__ = HOOKABLE.get(type(attention), type(attention))
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
-        """Nothing counts the blocks."""
+        """Change nothing: no attribute counts the blocks."""
 
     @contextmanager
     def hookable(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the attentions have the classes of `forwards`."""
         before = [(module, type(module)) for module in model.modules() if type(module) in HOOKABLE]
         try:
             for module, cls in before:
@@ -166,20 +150,21 @@ class TorchvisionAdapter:
                 module.__class__ = cls
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
+        """Set stochastic depth; raises `SettingError` for a ViT, which has none, unless the rate is 0."""
         if isinstance(model, VisionTransformer):
             if rate:
-                raise SettingError("torchvision's VisionTransformer has no stochastic depth; set training.drop_path=0.")
+                raise SettingError("torchvision's VisionTransformer has no stochastic depth. Set training.drop_path=0.")
             return
         blocks = _blocks(model)
         for index, block in enumerate(blocks):
             block.stochastic_depth.p = rate * index / max(1, len(blocks) - 1)
 
     def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
-        """torchvision reads no configuration; this is for people."""
+        """Keys for people: torchvision reads no configuration."""
         return {"architecture": origin.architecture, "num_classes": origin.model_args["num_classes"]}
 
     def preprocessing(self, model: Any) -> dict[str, Any]:
-        """As the published weights of this name and image size had it, else ImageNet's."""
+        """The preprocessing of the published weights of this name and image size, else `PREPROCESSING`."""
         size = list(_img_size(model))
         for transforms in _transforms(_architecture(model)):
             if size == 2 * transforms.crop_size:
@@ -199,58 +184,10 @@ def _build(architecture: str, arguments: Mapping[str, Any], *, pretrained: bool 
         return VisionTransformer(**arguments)
     if architecture == "SwinTransformer":
         return SwinTransformer(**arguments)
-    if architecture not in NAMED:
-        known = f"{', '.join(NAMED)}, VisionTransformer and SwinTransformer"
-        raise SettingError(f"vitrim knows torchvision's {known}, but not {architecture!r}.")
+    if architecture not in SIZES_BY_NAME:
+        names = f"{', '.join(SIZES_BY_NAME)}, VisionTransformer and SwinTransformer"
+        raise SettingError(f"vitrim does not know torchvision's {architecture!r}. It knows {names}.")
     return torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None, **arguments)
-
-
-def _find_groups(block: Any, name: str, macs: Macs) -> list[UnitGroup]:
-    if isinstance(block, EncoderBlock):
-        attention = _heads_of_vit(block.self_attention, f"{name}.self_attention", macs)
-    else:
-        attention = _heads_of_swin(block.attn, f"{name}.attn", macs)
-    return [attention, _neurons(block.mlp, f"{name}.mlp", macs)]
-
-
-def _heads_of_vit(attention: Any, name: str, macs: Macs) -> UnitGroup:
-    width = attention.head_dim
-    return heads(
-        count=attention.num_heads,
-        width=width,
-        output_proj=f"{name}.out_proj",
-        cuts=[
-            TensorCut(name=f"{name}.in_proj_weight", dim=0, width=width, repeats=3),
-            *cut_of(f"{name}.in_proj_bias", attention.in_proj_bias, width=width, repeats=3),
-        ],
-        macs=macs.get(name, 0),
-    )
-
-
-def _heads_of_swin(attention: Any, name: str, macs: Macs) -> UnitGroup:
-    width = attention.proj.in_features // attention.num_heads
-    cuts = [*rows(f"{name}.qkv", attention.qkv, width, repeats=3)]
-    if isinstance(attention, ShiftedWindowAttentionV2):
-        cuts += [*rows(f"{name}.cpb_mlp.2", attention.cpb_mlp[2]), TensorCut(name=f"{name}.logit_scale", dim=0)]
-    else:
-        cuts += cut_of(f"{name}.relative_position_bias_table", attention.relative_position_bias_table, dim=1)
-    return heads(
-        count=attention.num_heads,
-        width=width,
-        output_proj=f"{name}.proj",
-        cuts=cuts,
-        macs=macs.get(name, 0) - macs.get(f"{name}.cpb_mlp.0", 0),
-    )
-
-
-def _neurons(mlp: Any, name: str, macs: Macs) -> UnitGroup:
-    """The MLP is a sequence: layer, activation, dropout, layer, dropout."""
-    return neurons(
-        count=mlp[3].in_features,
-        output_proj=f"{name}.3",
-        cuts=rows(f"{name}.0", mlp[0]),
-        macs=macs.get(name, 0),
-    )
 
 
 def _head(model: Any) -> Any:
@@ -258,7 +195,7 @@ def _head(model: Any) -> Any:
 
 
 def _blocks(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, EncoderBlock | SwinTransformerBlock)]
+    return [module for module in model.modules() if isinstance(module, BLOCKS)]
 
 
 def _is_v2(model: nn.Module) -> bool:
@@ -266,7 +203,7 @@ def _is_v2(model: nn.Module) -> bool:
 
 
 def _sizes(model: Any) -> dict[str, Any]:
-    """What torchvision's builders fix for each name."""
+    """The sizes that torchvision's builders fix for each name, as in `SIZES_BY_NAME`."""
     first = _blocks(model)[0]
     if isinstance(model, VisionTransformer):
         return {
@@ -288,38 +225,37 @@ def _sizes(model: Any) -> dict[str, Any]:
 
 
 def _architecture(model: Any) -> str:
-    """The name that torchvision has for a model of these sizes, else the name of the class."""
-    noted = getattr(model, ARCHITECTURE, None)
-    if isinstance(noted, str):
-        return noted
-    sizes, version = tuple(_sizes(model).values()), _is_v2(model)
-    for name, known in NAMED.items():
-        if known == sizes and name.startswith("swin_v2") == version:
+    """torchvision's name for a model of these sizes, else the name of the class."""
+    recorded = getattr(model, ARCHITECTURE, None)
+    if isinstance(recorded, str):
+        return recorded
+    sizes, is_v2 = tuple(_sizes(model).values()), _is_v2(model)
+    for name, named_sizes in SIZES_BY_NAME.items():
+        if named_sizes == sizes and name.startswith("swin_v2") == is_v2:
             return name
     return type(model).__name__
 
 
 def _arguments(model: Any) -> dict[str, Any]:
-    """The arguments with which the architecture gives a model like this one."""
+    """The arguments that build a model like this one."""
     first, last = _blocks(model)[0], _blocks(model)[-1]
-    found: dict[str, Any] = {} if _architecture(model) in NAMED else _sizes(model)
-    found["num_classes"] = _head(model).out_features
+    arguments: dict[str, Any] = {} if _architecture(model) in SIZES_BY_NAME else _sizes(model)
+    arguments["num_classes"] = _head(model).out_features
     if isinstance(model, VisionTransformer):
-        found |= {"image_size": model.image_size, "dropout": model.dropout}
-        found |= {"attention_dropout": model.attention_dropout, "representation_size": model.representation_size}
-        return found
-    found |= {"dropout": first.attn.dropout, "attention_dropout": first.attn.attention_dropout}
-    if _architecture(model) not in NAMED:
-        found["mlp_ratio"] = first.mlp[0].out_features / first.mlp[0].in_features
-        found["stochastic_depth_prob"] = last.stochastic_depth.p
-    return found
+        arguments |= {"image_size": model.image_size, "dropout": model.dropout}
+        arguments |= {"attention_dropout": model.attention_dropout, "representation_size": model.representation_size}
+        return arguments
+    arguments |= {"dropout": first.attn.dropout, "attention_dropout": first.attn.attention_dropout}
+    if _architecture(model) not in SIZES_BY_NAME:
+        arguments["mlp_ratio"] = first.mlp[0].out_features / first.mlp[0].in_features
+        arguments["stochastic_depth_prob"] = last.stochastic_depth.p
+    return arguments
 
 
 def _layers(model: nn.Module) -> dict[str, str]:
-    """The layers of a model in words, but for what drops at random: its rates may be set at any time."""
-    dropping = nn.Dropout | StochasticDepth
-    leaves = ((name, module) for name, module in model.named_modules() if not any(module.children()))
-    return {name: repr(module) for name, module in leaves if not isinstance(module, dropping)}
+    """The text of every layer, without dropout and stochastic depth, whose rates may change at any time."""
+    layers = ((name, module) for name, module in model.named_modules() if not any(module.children()))
+    return {name: repr(module) for name, module in layers if not isinstance(module, nn.Dropout | StochasticDepth)}
 
 
 def _img_size(model: Any) -> tuple[int, int]:
@@ -331,7 +267,7 @@ def _img_size(model: Any) -> tuple[int, int]:
 
 
 def _transforms(architecture: str) -> list[Any]:
-    """How images were prepared for each of the published weights."""
-    if architecture not in NAMED:
+    """The image transforms of all published weights of this name."""
+    if architecture not in SIZES_BY_NAME:
         return []
     return [weights.transforms() for weights in torchvision.models.get_model_weights(architecture)]

@@ -1,9 +1,12 @@
-"""torchvision's attentions with readers that run as modules, and with as many heads as their tensors store.
+"""torchvision's attentions, with an output projection that runs as a module and with any number of heads.
 
-torchvision hands the weights of the output projection to a function, so no hook sees what that layer reads, and takes
-for granted that all heads together are as wide as the residual stream. Each class here is torch's or torchvision's own
-with another `forward`; names of parameters and attributes are theirs. Models that lost heads contain them; in others
-they stand only while heads are scored, silenced or refitted. This file needs torch and torchvision alone.
+torchvision passes the weights of the output projection to a function, so no hook sees its input. It also assumes that
+all heads together are as wide as the residual stream. Each class here is torch's or torchvision's own with another
+`forward`; names of parameters and attributes are unchanged. A model that lost heads contains these classes. Other
+models contain them only inside `hookable`. This file imports torch and torchvision alone, because vitrim copies these
+classes into the `modeling.py` of a saved model.
+
+Shapes: `B` images, `N` tokens, `D` residual width, `H` heads, `K` head width.
 """
 
 import math
@@ -15,7 +18,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 
 
 class HookableAttention(nn.MultiheadAttention):
-    """Self-attention `(B, N, D)`, as `EncoderBlock` calls it."""
+    """Self-attention over `(B, N, D)`, as `EncoderBlock` calls it."""
 
     def forward(self, query, key, value, need_weights=False):  # type: ignore[no-untyped-def]
         assert query is key is value and self.batch_first and not need_weights
@@ -27,74 +30,85 @@ class HookableAttention(nn.MultiheadAttention):
 
 
 class HookableWindowAttention(ShiftedWindowAttention):
+    """Window attention of Swin over `(B, h, w, D)`."""
+
     def forward(self, x):  # type: ignore[no-untyped-def]
-        q, k, v = to_heads(self, in_windows(self, x), self.qkv.bias)
+        q, k, v = to_heads(self, to_windows(self, x), self.qkv.bias)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return attend_in_windows(self, x, scores, v)
 
 
 class HookableWindowAttentionV2(ShiftedWindowAttentionV2):
+    """Window attention of Swin v2 over `(B, h, w, D)`."""
+
     def forward(self, x):  # type: ignore[no-untyped-def]
         bias = self.qkv.bias
         if bias is not None:  # keys have none
             q_bias, k_bias, v_bias = bias.chunk(3)
             bias = torch.cat([q_bias, torch.zeros_like(k_bias), v_bias])
-        q, k, v = to_heads(self, in_windows(self, x), bias)
+        q, k, v = to_heads(self, to_windows(self, x), bias)
         scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
         return attend_in_windows(self, x, scores, v)
 
 
 def to_heads(attn: ShiftedWindowAttention, windows: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values `(windows, H, N, K)` of windows `(windows, N, D)`."""
+    """Compute queries, keys and values `(windows, H, N, K)` of windows `(windows, N, D)`."""
     qkv = F.linear(windows, attn.qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1))
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 
 def padding_and_shift(attn: ShiftedWindowAttention, x: Tensor) -> tuple[list[int], list[int]]:
-    """Rows and columns that images `(B, h, w, D)` lack to full windows, and how far these are shifted."""
+    """Rows and columns to add to images `(B, h, w, D)` for full windows, and how far the windows are shifted."""
     padding = [-size % window for size, window in zip(x.shape[1:3], attn.window_size, strict=True)]
-    whole = [size + missing for size, missing in zip(x.shape[1:3], padding, strict=True)]
-    shifts = zip(attn.shift_size, attn.window_size, whole, strict=True)
+    padded = [size + added for size, added in zip(x.shape[1:3], padding, strict=True)]
+    shifts = zip(attn.shift_size, attn.window_size, padded, strict=True)
     return padding, [0 if window >= size else shift for shift, window, size in shifts]
 
 
-def in_windows(attn: ShiftedWindowAttention, x: Tensor) -> Tensor:
-    """Cut images `(B, h, w, D)` into shifted windows `(B*windows, N, D)`."""
-    (bottom, right), (down, across) = padding_and_shift(attn, x)
-    return partitioned(F.pad(x, (0, 0, 0, right, 0, bottom)).roll((-down, -across), dims=(1, 2)), attn.window_size)
+def to_windows(attn: ShiftedWindowAttention, x: Tensor) -> Tensor:
+    """Pad, shift and split images `(B, h, w, D)` into windows `(B*windows, N, D)`."""
+    (bottom, right), (down, along) = padding_and_shift(attn, x)
+    return partition_windows(F.pad(x, (0, 0, 0, right, 0, bottom)).roll((-down, -along), dims=(1, 2)), attn.window_size)
 
 
-def partitioned(x: Tensor, window_size: list[int]) -> Tensor:
-    """Images `(B, h, w, D)` of full windows as `(B*windows, N, D)`."""
+def partition_windows(x: Tensor, window_size: list[int]) -> Tensor:
+    """Split images `(B, h, w, D)` of full windows into `(B*windows, N, D)`."""
     height, width = window_size
     x = x.unflatten(2, (-1, width)).unflatten(1, (-1, height))  # (B, rows, height, columns, width, D)
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def attend_in_windows(attn: ShiftedWindowAttention, x: Tensor, scores: Tensor, v: Tensor) -> Tensor:
-    """What the attention gives for images `(B, h, w, D)` from the scores in windows `(B*windows, H, N, N)`."""
-    (bottom, right), (down, across) = padding_and_shift(attn, x)
+    """The attention's output for images `x` `(B, h, w, D)`, from scores `(B*windows, H, N, N)` and values `v`."""
+    (bottom, right), (down, along) = padding_and_shift(attn, x)
     (height, width), batch = attn.window_size, x.shape[0]
     rows, columns = (x.shape[1] + bottom) // height, (x.shape[2] + right) // width
     scores = scores + attn.get_relative_position_bias()
-    if down or across:
-        mask = window_mask(attn, (rows * height, columns * width), (down, across), x)
+    if down or along:
+        mask = window_mask(attn, (rows * height, columns * width), (down, along), x)
         scores = (scores.unflatten(0, (batch, -1)) + mask[:, None]).flatten(0, 1)
     weights = F.dropout(scores.softmax(dim=-1), p=attn.attention_dropout, training=attn.training)
     out = attn.proj((weights @ v).transpose(1, 2).flatten(2))  # (B*windows, N, D)
     out = F.dropout(out, p=attn.dropout, training=attn.training)
     out = out.view(batch, rows, columns, height, width, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return out.roll((down, across), dims=(1, 2))[:, : x.shape[1], : x.shape[2]].contiguous()
+    return out.roll((down, along), dims=(1, 2))[:, : x.shape[1], : x.shape[2]].contiguous()
 
 
 def window_mask(attn: ShiftedWindowAttention, size: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
-    """-100 between tokens of a shifted window that are no neighbours in the image, `(windows, N, N)`."""
-    regions = []  # of the rows and of the columns: before, inside and behind what the shift brought from the other side
+    """A mask `(windows, N, N)`: -100 between tokens that a shift brought together from different sides, else 0."""
+    regions = []  # of rows and of columns: before, inside and after the part that the shift wrapped around
     for side, window, moved in zip(size, attn.window_size, shift, strict=True):
         place = torch.arange(side, device=like.device)
         regions.append((place >= side - window).int() + (place >= side - moved).int() if moved else 0 * place)
-    region = partitioned((3 * regions[0][:, None] + regions[1])[None, :, :, None], attn.window_size)
+    region = partition_windows((3 * regions[0][:, None] + regions[1])[None, :, :, None], attn.window_size)
     apart = region != region.transpose(1, 2)
     return torch.zeros(apart.shape, dtype=like.dtype, device=like.device).masked_fill(apart, -100.0)
+
+
+HOOKABLE = {
+    nn.MultiheadAttention: HookableAttention,
+    ShiftedWindowAttention: HookableWindowAttention,
+    ShiftedWindowAttentionV2: HookableWindowAttentionV2,
+}

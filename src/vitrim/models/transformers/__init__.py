@@ -1,1 +1,1 @@
-"""Models of Hugging Face's transformers."""
+"""Models of Hugging Face's transformers: `adapter` handles the library, `families` lists classes, `parts` layers."""

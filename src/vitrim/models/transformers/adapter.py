@@ -1,7 +1,7 @@
-"""Vision Transformers of Hugging Face's transformers: which classes of models, and how they are built again.
+"""vitrim's interface to Hugging Face's transformers: recognise, describe, build, cut and save its models.
 
-Models are recognised by names alone, so that nobody waits for transformers who has no model of it; it is imported where
-a model is built. What a block consists of is said in `huggingface_units`, what `AutoModel` needs in `huggingface_auto`.
+Models are recognised by names, so that users without such models need not import transformers. `parts` lists
+attentions and MLPs; `auto` makes `AutoModel` work for pruned models.
 """
 
 import inspect
@@ -21,30 +21,42 @@ from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
-from vitrim.models.transformers.families import BY_CLASS, GENERATED_LABEL, Family
-from vitrim.models.transformers.parts import find_units, fit_units, has_units
+from vitrim.models.transformers.families import BY_CLASS, Family
+from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.plan import PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
 BASE_CLASS = ("transformers.modeling_utils", "PreTrainedModel")
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
+GENERATED_LABEL = "LABEL_"  # prefix of the class names that transformers makes up
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 class HuggingFaceAdapter:
+    """The adapter of transformers; `vitrim.models.Adapter` documents the methods."""
+
     library = "transformers"
     supported = (
         "transformers' ViT, DeiT, Dinov2, DINOv3ViT, Beit, Siglip, CLIP (vision), ViTMAE, ViTMSN, IJepa and Swin"
     )
 
     def matches(self, model: nn.Module) -> bool:
+        """Whether the model is a `PreTrainedModel`."""
         return any((cls.__module__, cls.__name__) == BASE_CLASS for cls in type(model).__mro__)
 
     def describe(self, model: Any) -> ViTStructure:
+        """Describe the model's blocks; raises `UnsupportedModel` for classes that `families` does not list."""
         family = _family(model)
         names = [name for name, module in model.named_modules() if type(module).__name__ == family.block]
-        blocks = [BlockParts(name=name, find_groups=partial(_find_groups, model, family, name)) for name in names]
+        blocks = [
+            BlockParts(
+                name=name,
+                find_groups=partial(_find_groups, model, family, name),
+                residual_scales=RESIDUAL_SCALES.get(family.block, {}),
+            )
+            for name in names
+        ]
         config = _vision_config(model)
-        with _computing_tables_afresh():
+        with _without_cached_tables():
             return structure_of(
                 model,
                 blocks,
@@ -52,11 +64,11 @@ class HuggingFaceAdapter:
                 image_shape=(config.num_channels, *_img_size(config)),
                 num_classes=_num_classes(model),
                 embed_dim=config.hidden_size,
-                skipped_parts=_outside(model, names),
+                skipped_parts=_skipped_parts(model, names),
             )
 
     def origin(self, model: Any) -> Origin:
-        """Read class and configuration from the model."""
+        """Read the class and the configuration of the model."""
         _family(model)
         config, plan = dense_config(model.config)
         init = _init_arguments(model)
@@ -70,8 +82,12 @@ class HuggingFaceAdapter:
         )
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-        """A model by its class (`ViTForImageClassification`, with the keys of its configuration), or what a folder or a
-        repository of the Hub holds.
+        """Build a model by its class, or load one from a folder or a repository of the Hub.
+
+        Args:
+            architecture: name of a class, such as `ViTForImageClassification`, or a folder or repository.
+            pretrained: must be False for a class, which has no weights of its own.
+            arguments: for a class, keys of its configuration; otherwise only `num_classes`.
         """
         transformers = _library()
         names = {"num_classes": "num_labels", "img_size": "image_size"}
@@ -80,22 +96,23 @@ class HuggingFaceAdapter:
             return _from_pretrained(architecture, arguments)
         if pretrained:
             raise SettingError(
-                f"{architecture} is a class without weights of its own; name a folder or a repository of the Hub."
+                f"{architecture} is a class without weights of its own. Name a folder or a repository of the Hub."
             )
         settings = {names.get(name, name): value for name, value in arguments.items()}
         cls = getattr(transformers, architecture)
         try:
             return cls(_new_config(cls.config_class, settings))
-        except (TypeError, ValueError, RuntimeError, KeyError, ZeroDivisionError) as problem:
-            raise SettingError(f"transformers could not build {architecture} with {arguments}: {problem}") from problem
+        except (TypeError, ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
+            raise SettingError(f"transformers could not build {architecture} with {arguments}: {error}") from error
 
     def build(self, origin: Origin) -> nn.Module:
+        """Build the dense model of this origin; raises `UnsupportedModel` if transformers has no such class."""
         transformers = _library()
         cls = getattr(transformers, origin.architecture, None)
         if cls is None:
             raise UnsupportedModel(
-                f"transformers {transformers.__version__} has no {origin.architecture}; install the release that the "
-                "model was made with."
+                f"transformers {transformers.__version__} has no {origin.architecture}. Install the release that "
+                "made the model."
             )
         config = {name: value for name, value in origin.model_args.items() if name not in ("num_classes", "init")}
         built = cls.config_class.from_dict(config)
@@ -105,10 +122,11 @@ class HuggingFaceAdapter:
         return cls(built, **origin.model_args.get("init", {}))
 
     def reset_head(self, model: Any, num_classes: int) -> None:
+        """Replace the classifiers; raises `SettingError` if the class has none."""
         heads = [name for name in ("classifier", "cls_classifier", "distillation_classifier") if hasattr(model, name)]
         if not heads:
             raise SettingError(
-                f"{type(model).__name__} has no classifier; load its weights as a class that ends in "
+                f"{type(model).__name__} has no classifier. Load its weights as a class that ends in "
                 "ForImageClassification."
             )
         model.config.num_labels = model.num_labels = num_classes
@@ -120,33 +138,37 @@ class HuggingFaceAdapter:
             setattr(model, name, head)
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+        """Set the number of heads in every block that lost heads."""
         for kept in plan.blocks:
             block = structure.blocks[kept.block]
             if len(kept.heads) < block.heads.count:
                 fit_units(model.get_submodule(block.name))
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
+        """Write the depth and the plan into the model's configuration."""
         note_cut(model.config, structure, plan, _init_arguments(model))
 
     def hookable(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Change nothing: transformers' output projections always run as modules."""
         return nullcontext()
 
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
+        """Replace `drop_path` in all blocks; raises `SettingError` if they have none, unless the rate is 0."""
         blocks = [model.get_submodule(block.name) for block in self.describe(model).blocks]
         if not all(hasattr(block, "drop_path") for block in blocks):
             if rate == 0:
                 return
             raise SettingError(
-                f"{type(model).__name__} has no stochastic depth; set training.drop_path=0, or use "
+                f"{type(model).__name__} has no stochastic depth. Set training.drop_path=0, or use "
                 "`hidden_dropout_prob` of its configuration."
             )
-        for block, share in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
-            block.drop_path = DropPath(share) if share > 0 else nn.Identity()
+        for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+            block.drop_path = DropPath(block_rate) if block_rate > 0 else nn.Identity()
 
     def preprocessing(self, model: Any) -> dict[str, Any]:
-        """As the image processor beside the weights says, else as most checkpoints of the family have it."""
+        """The settings of the image processor in the folder of the weights, else those of the family."""
         family, size = _family(model), list(_img_size(_vision_config(model)))
-        found = {
+        settings = {
             "img_size": size,
             "mean": list(family.norm[0]),
             "std": list(family.norm[1]),
@@ -156,40 +178,40 @@ class HuggingFaceAdapter:
         }
         file = Path(getattr(model.config, "_name_or_path", "") or ".") / "preprocessor_config.json"
         if file.is_file():
-            found |= _as_processor_says(json.loads(file.read_text(encoding="utf-8")), size)
-        return found
+            settings |= _processor_settings(json.loads(file.read_text(encoding="utf-8")), size)
+        return settings
 
     def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
-        """The configuration as transformers writes it; that of a cut model is of a type that vitrim registers."""
+        """transformers' configuration. A pruned model has the model type that vitrim registers."""
         return config_root(model.config, origin)
 
 
 def _library() -> Any:
-    """The library itself, which is not installed with vitrim.
+    """Import transformers, which is an optional dependency.
 
     Raises:
-        UnsupportedModel: says how to install it.
+        UnsupportedModel: it is not installed; says how to install it.
     """
     try:
         return import_module("transformers")
-    except ModuleNotFoundError as problem:
-        raise UnsupportedModel("This model needs transformers: pip install 'vitrim[hf]'.") from problem
+    except ModuleNotFoundError as error:
+        raise UnsupportedModel("This model needs transformers: pip install 'vitrim[hf]'.") from error
 
 
 def _family(model: nn.Module) -> Family:
     """The family of the model's class.
 
     Raises:
-        UnsupportedModel: names the class and why it cannot be cut.
+        UnsupportedModel: vitrim cannot prune this class; says why.
     """
     name = type(model).__name__
     if name in BY_CLASS:
         return BY_CLASS[name]
-    takes = inspect.signature(type(model).forward).parameters
-    others = [key for key in ("input_ids", "pixel_attention_mask", "spatial_shapes") if key in takes]
-    if others and "pixel_values" in takes:
-        reason = f"takes {' and '.join(others)} besides pixel_values, and vitrim gives models images alone"
-    elif "pixel_values" not in takes:
+    parameters = inspect.signature(type(model).forward).parameters
+    others = [key for key in ("input_ids", "pixel_attention_mask", "spatial_shapes") if key in parameters]
+    if others and "pixel_values" in parameters:
+        reason = f"takes {' and '.join(others)} besides pixel_values, but vitrim passes only images"
+    elif "pixel_values" not in parameters:
         reason = "takes no images"
     else:
         reason = "is none of the classes that vitrim knows"
@@ -211,7 +233,7 @@ def _num_classes(model: Any) -> int:
 
 
 def _classes(model: Any) -> tuple[str, ...]:
-    """Names of the outputs, unless transformers made them up."""
+    """Names of the classes; empty if transformers made them up."""
     num_classes = _num_classes(model)
     names = [str((model.config.id2label or {}).get(index, GENERATED_LABEL)) for index in range(num_classes)]
     return () if any(name.startswith(GENERATED_LABEL) for name in names) else tuple(names)
@@ -221,107 +243,110 @@ def _head_width(model: Any, head: nn.Module) -> int:
     if isinstance(head, nn.Linear):
         return head.in_features
     width: int = _vision_config(model).hidden_size
-    return 2 * width if "Dinov2" in type(model).__name__ else width  # class token and average of the patches
+    return 2 * width if "Dinov2" in type(model).__name__ else width  # class token and mean of the patches
 
 
 def _find_groups(model: Any, family: Family, name: str, macs: Macs) -> list[UnitGroup]:
-    shared = family.shared_bias and any(
+    has_shared_bias = family.shared_bias and any(
         getattr(module, family.shared_bias, None) is not None for module in model.modules()
     )
-    reason = f"`{family.shared_bias}` gives the same bias for each head to all blocks" if shared else ""
+    reason = f"all blocks use the position bias `{family.shared_bias}`" if has_shared_bias else ""
     return find_units(model.get_submodule(name), name, macs, not_prunable=reason)
 
 
-def _outside(model: nn.Module, blocks: list[str]) -> Iterator[str]:
-    """What has heads or neurons, but lies in no block."""
-    inside = tuple(f"{name}." for name in blocks)
+def _skipped_parts(model: nn.Module, blocks: list[str]) -> Iterator[str]:
+    """Attentions and MLPs that are in no block."""
+    prefixes = tuple(f"{name}." for name in blocks)
     for name, module in model.named_modules():
-        if has_units(module) and name not in blocks and not name.startswith(inside):
-            yield f"`{name}` ({type(module).__name__}) lies outside the blocks"
+        if has_units(module) and name not in blocks and not name.startswith(prefixes):
+            yield f"`{name}` ({type(module).__name__}) is outside the blocks"
 
 
 @contextmanager
-def _computing_tables_afresh() -> Iterator[None]:
-    """Within the context, tables that transformers keeps for the whole process once they are computed are not kept: a
-    measurement computes them without data.
+def _without_cached_tables() -> Iterator[None]:
+    """A context in which transformers does not cache position tables for the whole process.
+
+    A measurement computes them without data, so they must not be used later.
     """
-    tools: Any = sys.modules.get("transformers.pytorch_utils")
-    if tools is None:
+    utils: Any = sys.modules.get("transformers.pytorch_utils")
+    if utils is None:
         yield
         return
-    before = tools.is_torchdynamo_compiling
-    tools.is_torchdynamo_compiling = lambda: True
+    before = utils.is_torchdynamo_compiling
+    utils.is_torchdynamo_compiling = lambda: True
     try:
         yield
     finally:
-        tools.is_torchdynamo_compiling = before
+        utils.is_torchdynamo_compiling = before
 
 
 def _init_arguments(model: nn.Module) -> dict[str, Any]:
-    """What the constructor was told besides the configuration, as far as the model shows it."""
-    takes = inspect.signature(type(model).__init__).parameters
-    found = {}
-    if "add_pooling_layer" in takes and getattr(model, "pooler", None) is None:
-        found["add_pooling_layer"] = False
-    if "use_mask_token" in takes and getattr(getattr(model, "embeddings", None), "mask_token", None) is not None:
-        found["use_mask_token"] = True
-    return found
+    """The constructor's arguments besides the configuration, read from the model."""
+    parameters = inspect.signature(type(model).__init__).parameters
+    arguments = {}
+    if "add_pooling_layer" in parameters and getattr(model, "pooler", None) is None:
+        arguments["add_pooling_layer"] = False
+    if "use_mask_token" in parameters and getattr(getattr(model, "embeddings", None), "mask_token", None) is not None:
+        arguments["use_mask_token"] = True
+    return arguments
 
 
 def _new_config(config_class: Any, settings: dict[str, Any]) -> Any:
-    """A configuration with these settings; of a model with two towers, they are those of the one for images.
+    """A configuration with these settings. In a model of text and images, they are those of the vision part.
 
     Raises:
-        SettingError: names the keys that the configuration does not have.
+        SettingError: the configuration has no such key.
     """
-    own = {name: value for name, value in settings.items() if name in ("num_labels", "id2label", "label2id")}
-    nested = "vision_config" in config_class.sub_configs
-    known = config_class.sub_configs["vision_config"]() if nested else config_class()
-    unknown = [name for name in settings if name not in own and not hasattr(known, name)]
+    label_settings = {name: value for name, value in settings.items() if name in ("num_labels", "id2label", "label2id")}
+    model_settings = {name: value for name, value in settings.items() if name not in label_settings}
+    has_vision_config = "vision_config" in config_class.sub_configs
+    default = config_class.sub_configs["vision_config"]() if has_vision_config else config_class()
+    unknown = [name for name in model_settings if not hasattr(default, name)]
     if unknown:
-        raise SettingError(f"{type(known).__name__} has no {', '.join(unknown)}.")
-    rest = {name: value for name, value in settings.items() if name not in own}
-    return config_class(**own, vision_config=rest) if nested else config_class(**own, **rest)
+        raise SettingError(f"{type(default).__name__} has no {', '.join(unknown)}.")
+    if has_vision_config:
+        return config_class(**label_settings, vision_config=model_settings)
+    return config_class(**label_settings, **model_settings)
 
 
 def _from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """What a folder or a repository holds, with a fresh classifier where it has none for so many classes."""
+    """Load the model of a folder or repository, with a new classifier if `num_classes` asks for other classes."""
     transformers = _library()
     num_classes = arguments.pop("num_classes", None)
     if arguments:
-        raise SettingError(f"{name} says itself what the model is; leave out {', '.join(arguments)}.")
+        raise SettingError(f"{name} is a saved model with its own settings. Leave out {', '.join(arguments)}.")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        found = (config.architectures or [""])[0]
+        architecture = (config.architectures or [""])[0]
         auto: Any = transformers.AutoModel
-        if num_classes is not None or "ForImageClassification" in found:
+        if num_classes is not None or "ForImageClassification" in architecture:
             auto = transformers.AutoModelForImageClassification
-        elif config.model_type != MODEL_TYPE:  # else transformers asks vitrim for the class
-            auto = getattr(transformers, found, auto)
+        elif config.model_type != MODEL_TYPE:  # otherwise vitrim chooses the class
+            auto = getattr(transformers, architecture, auto)
         if num_classes in (None, config.num_labels):
             return auto.from_pretrained(name)
         config.num_labels = num_classes
         return auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
-    except (OSError, ValueError) as problem:
-        first_line = str(problem).strip().splitlines()[0]
-        raise SettingError(f"transformers found no model under {name!r}: {first_line}") from problem
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise SettingError(f"transformers found no model under {name!r}: {first_line}") from error
 
 
-def _as_processor_says(says: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
-    """timm's words for the settings of one of transformers' image processors."""
-    found: dict[str, Any] = {}
-    if says.get("do_normalize", True):
-        found = {key: says[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in says}
-    if says.get("resample") in RESAMPLING:
-        found["interpolation"] = RESAMPLING[says["resample"]]
-    resized, crop = says.get("size"), says.get("crop_size")
+def _processor_settings(processor: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
+    """The settings of an image processor of transformers, under timm's names; `size` is the image size of the model."""
+    settings: dict[str, Any] = {}
+    if processor.get("do_normalize", True):
+        settings = {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
+    if processor.get("resample") in RESAMPLING:
+        settings["interpolation"] = RESAMPLING[processor["resample"]]
+    resized, crop = processor.get("size"), processor.get("crop_size")
     if isinstance(resized, int):
         resized = {"shortest_edge": resized}
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
-    if says.get("do_center_crop") and isinstance(resized, dict) and isinstance(crop, dict):
+    if processor.get("do_center_crop") and isinstance(resized, dict) and isinstance(crop, dict):
         edge = resized.get("shortest_edge") or min(resized.get("height", size[0]), resized.get("width", size[1]))
-        return {**found, "crop_pct": crop["height"] / edge, "crop_mode": "center"}
+        return {**settings, "crop_pct": crop["height"] / edge, "crop_mode": "center"}
     if isinstance(resized, dict) and "height" in resized:
-        return {**found, "crop_pct": 1.0, "crop_mode": "squash"}
-    return found
+        return {**settings, "crop_pct": 1.0, "crop_mode": "squash"}
+    return settings

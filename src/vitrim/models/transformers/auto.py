@@ -1,10 +1,10 @@
-"""How transformers finds and builds models that vitrim cut: `AutoModel.from_pretrained(FOLDER)` after `import vitrim`.
+"""Make `AutoModel.from_pretrained(FOLDER)` of transformers work for pruned models, after `import vitrim`.
 
-A cut model stays an instance of its class (`ViTForImageClassification`); only the class of its configuration changes,
-to one of the model type `vitrim`. In memory it tells the depth as it is; written down it holds all settings of the
-dense model, its model type (`dense`) and the plan (`vitrim`). Reading such a configuration registers, for `AutoModel`
-and `AutoModelForImageClassification`, a class whose construction builds the dense model and cuts it; transformers then
-loads the weights as ever.
+A pruned model keeps its class (`ViTForImageClassification`). The class of its configuration changes to one of the model
+type `vitrim`. In memory, the configuration states the depth of the pruned model. On disk, it holds all settings of the
+dense model, its model type (`dense`) and the plan (`vitrim`). Reading such a configuration registers a class with
+`AutoModel` and `AutoModelForImageClassification`. That class builds the dense model and prunes it; then transformers
+loads the weights.
 """
 
 import json
@@ -17,21 +17,22 @@ from torch import nn
 
 from vitrim.errors import CheckpointMismatch
 from vitrim.models.origin import Origin
-from vitrim.models.transformers.families import BY_CLASS, RUNTIME_KEYS
+from vitrim.models.transformers.families import BY_CLASS
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
 Cut = Callable[[nn.Module, PruningPlan], nn.Module]
 MODEL_TYPE = "vitrim"
 FORMAT = 1
+RUNTIME_KEYS = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
 
 
 def register(prune: Cut) -> None:
-    """Make transformers know the model type `vitrim`; `prune` gives the copy of a model that is cut by a plan."""
+    """Register the model type `vitrim` with transformers; `prune` returns a smaller copy of a model."""
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
     class VitrimConfig(PreTrainedConfig):
-        """Stands for all configurations of cut models: reading one gives an instance of the class that fits."""
+        """Placeholder: `from_dict` returns the configuration class that matches the dense model."""
 
         model_type = MODEL_TYPE
 
@@ -40,9 +41,10 @@ def register(prune: Cut) -> None:
             try:
                 base = CONFIG_MAPPING[config_dict["dense"]["model_type"]]
                 PruningPlan.from_dict(config_dict["vitrim"]["plan"])
-            except (KeyError, TypeError) as problem:
+            except (KeyError, TypeError) as error:
                 raise CheckpointMismatch(
-                    f"This config.json says that vitrim cut the model, but not how: {problem} is missing or unknown."
+                    f"This config.json has the model type `vitrim`, but {error} is missing or unknown. "
+                    "Save the model again with `vitrim.save` or `save_pretrained`."
                 ) from None
             config_class = cut_config_class(base)
             _register_models(base, config_class, config_dict.get("architectures") or [], prune)
@@ -53,11 +55,11 @@ def register(prune: Cut) -> None:
 
 @cache
 def cut_config_class(base: Any) -> Any:
-    """`base` for cut models: the same settings under the model type `vitrim`."""
+    """A subclass of the configuration class `base`, with the same settings and the model type `vitrim`."""
 
     def to_dict(config: Any) -> dict[str, Any]:
         settings: dict[str, Any] = base.to_dict(config)
-        dense = dict(settings.get("dense") or {})  # transformers also asks for the defaults, which are of no model
+        dense = dict(settings.get("dense") or {})  # missing in the defaults, which transformers also asks for
         settings.get("vision_config", settings).update(dense.pop("sizes", {}))
         return {**settings, "dense": dense}
 
@@ -67,7 +69,7 @@ def cut_config_class(base: Any) -> Any:
 
 @cache
 def cut_model_class(base: Any, config_class: Any, prune: Cut) -> Any:
-    """A class whose construction gives an instance of `base` that is cut as its configuration says."""
+    """A class whose constructor returns an instance of `base`, pruned by the plan in its configuration."""
 
     def new(cls: Any, config: Any, *args: Any, **kwargs: Any) -> nn.Module:
         return _build_cut(base, config, prune)
@@ -76,35 +78,39 @@ def cut_model_class(base: Any, config_class: Any, prune: Cut) -> Any:
 
 
 def note_cut(config: Any, structure: ViTStructure, plan: PruningPlan, init: dict[str, Any]) -> None:
-    """Let the configuration of a model that was just cut tell its depth and the plan.
+    """Write the depth and the plan into the configuration of a model that was just pruned.
 
-    `init` are arguments of the model's class besides the configuration.
+    Args:
+        config: the model's configuration, changed in place.
+        structure: the structure before the cut.
+        plan: the plan that was applied.
+        init: constructor arguments of the model's class, besides the configuration.
     """
     if type(config).model_type == MODEL_TYPE:
         plan = PruningPlan.from_dict(config.vitrim["plan"]).then(plan)
-        config.vitrim = _about(plan)
+        config.vitrim = _vitrim_section(plan)
     elif plan.keeps_all(structure):
         return
     else:
         _mark(config, plan, init)
     vision = getattr(config, "vision_config", config)
     key = "depths" if hasattr(vision, "depths") else "num_hidden_layers"
-    size = config.dense.setdefault("sizes", {key: getattr(vision, key)})[key]
-    setattr(vision, key, _depths_left(size, plan) if key == "depths" else len(plan.blocks))
+    dense_size = config.dense.setdefault("sizes", {key: getattr(vision, key)})[key]
+    setattr(vision, key, _kept_depths(dense_size, plan) if key == "depths" else len(plan.blocks))
 
 
 def dense_config(config: Any) -> tuple[dict[str, Any], PruningPlan | None]:
-    """The configuration of the dense model as plain data, and the plan if the model was cut."""
+    """The configuration of the dense model as plain data, and the plan; the plan is None for a dense model."""
     settings = json.loads(config.to_json_string(use_diff=False))
-    dense, about = settings.pop("dense", None), settings.pop("vitrim", None)
+    dense, section = settings.pop("dense", None), settings.pop("vitrim", None)
     if dense:
         settings["model_type"] = dense["model_type"]
-    plan = PruningPlan.from_dict(about["plan"]) if about else None
+    plan = PruningPlan.from_dict(section["plan"]) if section else None
     return {name: value for name, value in settings.items() if name not in RUNTIME_KEYS}, plan
 
 
 def config_root(config: Any, origin: Origin) -> dict[str, Any]:
-    """What transformers wants to find in `config.json`; the `vitrim` section is written by who writes the folder."""
+    """The keys of `config.json` that transformers needs. `vitrim.save` adds the `vitrim` section."""
     root: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     for name in ("vitrim", "_name_or_path"):
         root.pop(name, None)
@@ -115,19 +121,19 @@ def config_root(config: Any, origin: Origin) -> dict[str, Any]:
 
 
 def _mark(config: Any, plan: PruningPlan, init: dict[str, Any]) -> None:
-    """Turn the configuration of a dense model, in place, into that of one cut by this plan."""
+    """Turn the configuration of a dense model, in place, into that of a model pruned by this plan."""
     base: Any = type(config)
     config.dense = {"model_type": base.model_type, "init": init}
-    config.vitrim = _about(plan)
+    config.vitrim = _vitrim_section(plan)
     config.__class__ = cut_config_class(base)
 
 
-def _about(plan: PruningPlan) -> dict[str, Any]:
+def _vitrim_section(plan: PruningPlan) -> dict[str, Any]:
     return {"format": FORMAT, "library": "transformers", "plan": plan.to_dict()}
 
 
-def _depths_left(depths: list[int], plan: PruningPlan) -> list[int]:
-    """How many blocks of each stage the plan keeps."""
+def _kept_depths(depths: list[int], plan: PruningPlan) -> list[int]:
+    """The number of kept blocks of each stage."""
     ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
     stages = [sum(kept.block >= end for end in ends) for kept in plan.blocks]
     return [stages.count(stage) for stage in range(len(depths))]
@@ -143,17 +149,19 @@ def _build_cut(base: Any, config: Any, prune: Cut) -> nn.Module:
     dense.name_or_path = config.name_or_path
     same_class = base.__name__ in (config.architectures or [])
     model = base(dense, **(config.dense["init"] if same_class else {}))
-    with torch.device("cpu"):  # transformers builds without data; the tables that a description computes must have some
+    with torch.device(
+        "cpu"
+    ):  # transformers may build on the meta device, but the tables that `describe` computes need data
         return prune(model, plan)
 
 
 def _register_models(base: Any, config_class: Any, architectures: list[str], prune: Cut) -> None:
-    """Let the Auto classes build cut models where they would build dense ones of a class that vitrim knows."""
+    """Register pruned models with the Auto classes that build dense models of this configuration class."""
     from transformers import AutoModel, AutoModelForImageClassification
 
     for auto in (AutoModel, AutoModelForImageClassification):
-        found = auto._model_mapping.get(base, ())
-        classes = [cls for cls in (found if isinstance(found, tuple) else (found,)) if cls.__name__ in BY_CLASS]
+        mapped = auto._model_mapping.get(base, ())
+        classes = [cls for cls in (mapped if isinstance(mapped, tuple) else (mapped,)) if cls.__name__ in BY_CLASS]
         classes.sort(key=lambda cls: cls.__name__ not in architectures)
         if classes:
             auto.register(config_class, cut_model_class(classes[0], config_class, prune), exist_ok=True)

@@ -1,25 +1,25 @@
-"""Which classes of Hugging Face's transformers can be cut, and how their images are usually prepared. Plain data."""
+"""Which model classes of transformers vitrim can prune, and how their images are prepared. Plain data."""
 
 from dataclasses import dataclass
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
-RUNTIME_KEYS = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
-GENERATED_LABEL = "LABEL_"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Models that are made of one class of blocks.
+    """Model classes that have the same class of blocks.
 
     Attributes:
-        prefix: what the names of its classes begin with.
-        block: name of the class of its blocks.
-        models: what the names of its models end with.
-        shared_bias: attribute of a module that, where it is set, gives one position bias for each head to all blocks.
-        norm: mean and standard deviation of the pixels that most of its checkpoints were trained with.
-        crop_pct: how much of the resized image they see; None where images are squashed into a square.
+        prefix: beginning of the names of the model classes.
+        block: name of the class of the blocks.
+        models: endings of the names of the model classes.
+        shared_bias: attribute of a module that holds one position bias for all blocks. If the attribute is set, no
+            heads can be removed.
+        norm: mean and standard deviation of the pixels for most published weights.
+        interpolation: interpolation that resizes the images.
+        crop_pct: fraction of the resized image that the center crop keeps; None if images are resized to a square.
     """
 
     prefix: str

@@ -1,84 +1,112 @@
-"""What the blocks of transformers' Vision Transformers consist of: which layers give and read heads and neurons.
+"""The table of all attentions and MLPs of transformers that vitrim knows, and how blocks add their outputs.
 
-transformers repeats the same few attentions and MLPs under a new name in each family, and renames their layers between
-releases. So a part is known by the layers that it has, and only if it holds nothing else that is trained: an attention
-with something more is left whole, and the description says so.
+transformers repeats a few attentions and MLPs under a new name in each family, and renames their layers between
+releases. So a part is recognised by the names of its layers. If a part has any other parameter, it is not pruned.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from vitrim.models.describing import Macs, heads, neurons, not_prunable_heads, rows
-from vitrim.structure import TensorCut, UnitGroup
+from vitrim.structure import TensorCut, UnitGroup, UnitKind
 
-SIZES_OF_HEADS = ("num_attention_heads", "num_heads")
-WIDTHS_OF_HEADS = ("head_dim", "attention_head_size")
+NUM_HEADS_ATTRIBUTES = ("num_attention_heads", "num_heads")
+HEAD_WIDTH_ATTRIBUTES = ("head_dim", "attention_head_size")
 BIAS_TABLE = "relative_position_bias_table"  # one column for each head
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Names of the layers that give the units, and of the one that reads them.
+    """Names of the layers of one attention or MLP.
 
-    `packed` are the stretches in which the first layer stores a unit; `each` names tensors with one entry for each unit
-    along dimension 0, `beside` layers of which all units read the same.
+    Attributes:
+        kind: what its units are.
+        producers: layers that compute the units.
+        output_proj: the layer whose input columns are the units' outputs.
+        repeats: how many times one unit occurs in the rows of a producer.
+        per_unit: tensors with one entry for each unit along dimension 0.
+        common: layers that serve all units.
     """
 
+    kind: UnitKind
     producers: tuple[str, ...]
-    reads: str
-    packed: int = 1
-    each: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    output_proj: str
+    repeats: int = 1
+    per_unit: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
 
 
-ATTENTIONS = (
-    Layout(producers=("q_proj", "k_proj", "v_proj"), reads="o_proj"),
-    Layout(producers=("q_proj", "k_proj", "v_proj"), reads="out_proj"),
-    Layout(producers=("attention.query", "attention.key", "attention.value"), reads="output.dense"),
+PARTS = (
+    Layout(kind="heads", producers=("q_proj", "k_proj", "v_proj"), output_proj="o_proj"),
+    Layout(kind="heads", producers=("q_proj", "k_proj", "v_proj"), output_proj="out_proj"),
     Layout(
-        producers=("self.query", "self.key", "self.value"),
-        reads="output.dense",
-        each=("self.logit_scale", "self.continuous_position_bias_mlp.2.weight"),
-        beside=("self.continuous_position_bias_mlp.0",),
+        kind="heads",
+        producers=("attention.query", "attention.key", "attention.value"),
+        output_proj="output.dense",
     ),
+    Layout(
+        kind="heads",
+        producers=("self.query", "self.key", "self.value"),
+        output_proj="output.dense",
+        per_unit=("self.logit_scale", "self.continuous_position_bias_mlp.2.weight"),
+        common=("self.continuous_position_bias_mlp.0",),
+    ),
+    Layout(kind="neurons", producers=("fc1",), output_proj="fc2"),
+    Layout(kind="neurons", producers=("gate_proj", "up_proj"), output_proj="down_proj"),
+    Layout(kind="neurons", producers=("up_proj",), output_proj="down_proj"),
+    Layout(kind="neurons", producers=("weights_in",), output_proj="weights_out", repeats=2),
 )
-MLPS = (
-    Layout(producers=("fc1",), reads="fc2"),
-    Layout(producers=("gate_proj", "up_proj"), reads="down_proj"),
-    Layout(producers=("up_proj",), reads="down_proj"),
-    Layout(producers=("weights_in",), reads="weights_out", packed=2),
-)
-MLP_OF_A_BLOCK = Layout(producers=("intermediate.dense",), reads="output.dense")
+MLP_OF_A_BLOCK = Layout(kind="neurons", producers=("intermediate.dense",), output_proj="output.dense")
+
+_UNSCALED: Mapping[UnitKind, str] = {"heads": "", "neurons": ""}
+_LAYER_SCALE: Mapping[UnitKind, str] = {"heads": "layer_scale1.lambda1", "neurons": "layer_scale2.lambda1"}
+# for each class of blocks, the path in the block of the parameter that multiplies the output of its attention and of
+# its MLP before the addition to the residual stream; empty: nothing multiplies it. In `Swinv2Layer` a norm comes in
+# between, so it is not listed.
+RESIDUAL_SCALES: Mapping[str, Mapping[UnitKind, str]] = {
+    "ViTLayer": _UNSCALED,
+    "DeiTLayer": _UNSCALED,
+    "ViTMAELayer": _UNSCALED,
+    "ViTMSNLayer": _UNSCALED,
+    "IJepaLayer": _UNSCALED,
+    "CLIPEncoderLayer": _UNSCALED,
+    "SiglipEncoderLayer": _UNSCALED,
+    "SwinLayer": _UNSCALED,
+    "Dinov2Layer": _LAYER_SCALE,
+    "Dinov2WithRegistersLayer": _LAYER_SCALE,
+    "DINOv3ViTLayer": _LAYER_SCALE,
+    "BeitLayer": {"heads": "lambda_1", "neurons": "lambda_2"},
+}
 
 
 def find_units(block: nn.Module, name: str, macs: Macs, *, not_prunable: str = "") -> list[UnitGroup]:
-    """The heads and neurons of a block; `not_prunable` is a reason why its heads are left alone."""
-    found: list[UnitGroup] = []
+    """The heads and neurons of a block; `not_prunable` is a reason why its heads cannot be removed."""
+    groups: list[UnitGroup] = []
     for part_name, part in _parts(block, name):
         if _is_attention(part):
-            found.append(_heads(block, name, part, part_name, macs, not_prunable))
+            groups.append(_heads(block, name, part, part_name, macs, not_prunable))
         else:
-            layout = _layout(part, MLPS)
+            layout = _layout(part, "neurons")
             assert layout is not None
-            found.append(_neurons(part, part_name, layout, macs.get(part_name, 0)))
-    if _has(block, MLP_OF_A_BLOCK):  # its layers are the block's own
-        cost = macs.get(f"{name}.intermediate", 0) + macs.get(f"{name}.output", 0)
-        found.append(_neurons(block, name, MLP_OF_A_BLOCK, cost))
-    return found
+            groups.append(_neurons(part, part_name, layout, macs.get(part_name, 0)))
+    if _has(block, MLP_OF_A_BLOCK):  # its layers belong to the block itself
+        mlp_macs = macs.get(f"{name}.intermediate", 0) + macs.get(f"{name}.output", 0)
+        groups.append(_neurons(block, name, MLP_OF_A_BLOCK, mlp_macs))
+    return groups
 
 
 def fit_units(block: nn.Module) -> None:
-    """Set what counts the heads in a block that lost some."""
+    """Set the attributes that hold the number of heads, in a block that lost heads."""
     for _, attention in _parts(block, ""):
         if not _is_attention(attention):
             continue
-        layout, width = _layout(attention, ATTENTIONS), _head_width(attention)
+        layout, width = _layout(attention, "heads"), _head_width(attention)
         assert layout is not None
-        attn_dim = _read_by(attention, layout)
-        sizes = dict.fromkeys(SIZES_OF_HEADS, attn_dim // width) | {"all_head_size": attn_dim}
+        attn_dim = _num_columns(attention, layout)
+        sizes = dict.fromkeys(NUM_HEADS_ATTRIBUTES, attn_dim // width) | {"all_head_size": attn_dim}
         for module in attention.modules():
             for attribute, size in sizes.items():
                 if hasattr(module, attribute):
@@ -86,11 +114,13 @@ def fit_units(block: nn.Module) -> None:
 
 
 def has_units(module: nn.Module) -> bool:
-    return _is_attention(module) or isinstance(module, nn.MultiheadAttention) or _layout(module, MLPS) is not None
+    """Whether the module is an attention or an MLP."""
+    is_attention = _is_attention(module) or isinstance(module, nn.MultiheadAttention)
+    return is_attention or _layout(module, "neurons") is not None
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The attentions and MLPs in a module; parts of parts belong to them."""
+    """The attentions and MLPs in a module; nothing inside them is listed."""
     for key, child in module.named_children():
         child_name = f"{name}.{key}".removeprefix(".")
         if has_units(child):
@@ -105,26 +135,24 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _has(module: nn.Module, layout: Layout) -> bool:
     layers = dict(module.named_modules())
-    return all(isinstance(layers.get(name), nn.Linear) for name in (*layout.producers, layout.reads))
+    return all(isinstance(layers.get(name), nn.Linear) for name in (*layout.producers, layout.output_proj))
 
 
-def _layout(module: nn.Module, layouts: tuple[Layout, ...]) -> Layout | None:
-    """The layout that accounts for every parameter of the module."""
-    for layout in layouts:
-        if _has(module, layout):
-            known = {
-                name for layer in (*layout.producers, layout.reads, *layout.beside) for name in _tensors(module, layer)
-            }
-            known |= {*layout.each}
-            own = {name for name, _ in module.named_parameters()}
-            if all(name in known or name.endswith(BIAS_TABLE) for name in own):
+def _layout(module: nn.Module, kind: UnitKind) -> Layout | None:
+    """The layout of this kind that explains every parameter of the module; None if there is none."""
+    for layout in PARTS:
+        if layout.kind == kind and _has(module, layout):
+            layers = (*layout.producers, layout.output_proj, *layout.common)
+            known = {tensor for layer in layers for tensor in _tensors(module, layer)} | {*layout.per_unit}
+            parameters = [name for name, _ in module.named_parameters()]
+            if all(name in known or name.endswith(BIAS_TABLE) for name in parameters):
                 return layout
     return None
 
 
-def _read_by(module: nn.Module, layout: Layout) -> int:
-    """How many columns the reader has."""
-    weight = module.get_submodule(layout.reads).weight
+def _num_columns(module: nn.Module, layout: Layout) -> int:
+    """Number of input columns of the output projection."""
+    weight = module.get_submodule(layout.output_proj).weight
     assert isinstance(weight, Tensor)
     return weight.shape[1]
 
@@ -135,40 +163,40 @@ def _tensors(module: nn.Module, layer: str) -> list[str]:
 
 def _head_width(attention: nn.Module) -> int:
     for module in attention.modules():
-        for attribute in WIDTHS_OF_HEADS:
+        for attribute in HEAD_WIDTH_ATTRIBUTES:
             if isinstance(width := getattr(module, attribute, None), int):
                 return width
-    raise AssertionError(f"{type(attention).__name__} does not say how wide a head is")
+    raise AssertionError(f"{type(attention).__name__} has none of the attributes {HEAD_WIDTH_ATTRIBUTES}")
 
 
 def _num_heads(attention: nn.Module) -> int:
     for module in attention.modules():
-        for attribute in SIZES_OF_HEADS:
+        for attribute in NUM_HEADS_ATTRIBUTES:
             if isinstance(count := getattr(module, attribute, None), int):
                 return count
     return 1
 
 
 def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: Macs, not_prunable: str) -> UnitGroup:
-    layout = _layout(attention, ATTENTIONS)
+    layout = _layout(attention, "heads")
     if layout is None:
-        reason = f"vitrim does not know what a head of `{name}` ({type(attention).__name__}) consists of"
+        reason = f"vitrim does not know which tensors store the heads of `{name}` ({type(attention).__name__})"
         return not_prunable_heads(_num_heads(attention), reason)
     width = _head_width(attention)
     cuts: list[TensorCut] = []
     for layer in layout.producers:
         cuts += rows(f"{name}.{layer}", attention.get_submodule(layer), width)
-    cuts += [TensorCut(name=f"{name}.{tensor}", dim=0) for tensor in layout.each]
+    cuts += [TensorCut(name=f"{name}.{tensor}", dim=0) for tensor in layout.per_unit]
     for table, _ in block.named_parameters():
         if table.endswith(BIAS_TABLE):
             cuts.append(TensorCut(name=f"{block_name}.{table}", dim=1))
-    beside = sum(macs.get(f"{name}.{layer}", 0) for layer in layout.beside)
+    common_macs = sum(macs.get(f"{name}.{layer}", 0) for layer in layout.common)
     return heads(
-        count=_read_by(attention, layout) // width,
+        count=_num_columns(attention, layout) // width,
         width=width,
-        output_proj=f"{name}.{layout.reads}",
+        output_proj=f"{name}.{layout.output_proj}",
         cuts=cuts,
-        macs=macs.get(name, 0) - beside,
+        macs=macs.get(name, 0) - common_macs,
         not_prunable=not_prunable,
     )
 
@@ -176,10 +204,10 @@ def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: M
 def _neurons(part: nn.Module, name: str, layout: Layout, macs: int) -> UnitGroup:
     cuts: list[TensorCut] = []
     for layer in layout.producers:
-        cuts += rows(f"{name}.{layer}", part.get_submodule(layer), repeats=layout.packed)
+        cuts += rows(f"{name}.{layer}", part.get_submodule(layer), repeats=layout.repeats)
     return neurons(
-        count=_read_by(part, layout),
-        output_proj=f"{name}.{layout.reads}",
+        count=_num_columns(part, layout),
+        output_proj=f"{name}.{layout.output_proj}",
         cuts=cuts,
         macs=macs,
     )
