@@ -1,5 +1,11 @@
-"""How good a model is on labelled images, with intervals: alone (Wilson), and against another model (paired)."""
+"""Measure how accurate a model is on labelled images, and compare two models on the same images.
 
+Every number has a 95 % interval over images. Measuring time or size of a model is in `costs`.
+
+Shapes: `B` batch, `C` classes, `n` all images.
+"""
+
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -24,12 +30,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """Accuracy in percent and the mean cross entropy over `num_images` images.
+    """Accuracy and loss of one model on `num_images` images.
 
     Attributes:
-        low, high: 95 % interval of `top1` over images (Wilson).
-        top5: percent; None for models with fewer than six outputs.
-        correct: for each image, in order, whether top-1 is right, `(num_images,)` of bool.
+        top1: top-1 accuracy in percent.
+        low: lower end of the 95 % interval of `top1` over images, in percent: the score interval of Wilson, 1927,
+            https://doi.org/10.1080/01621459.1927.10502953.
+        high: upper end of this interval, in percent.
+        top5: top-5 accuracy in percent; None for models with fewer than six outputs.
+        loss: mean cross entropy.
+        num_images: number of images.
+        correct: whether the top-1 prediction of each image is right, in order, `(num_images,)` bool.
     """
 
     top1: float
@@ -41,18 +52,27 @@ class Evaluation:
     correct: np.ndarray = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `correct` becomes a string of 0 and 1."""
         return {**asdict(self), "correct": "".join("01"[bool(right)] for right in self.correct)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
+        """Return the evaluation that `to_dict` was called on."""
         return cls(**{**values, "correct": np.array([mark == "1" for mark in values["correct"]])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The paired difference of two models' top-1 in points, second minus first, with its 95 % interval over images.
+    """Difference of the top-1 accuracies of two models on the same images.
 
-    `p_value`: exact McNemar test, the probability of so uneven a split of the images on which the two disagree.
+    Attributes:
+        points: second minus first, in percentage points.
+        low: lower end of the 95 % interval of `points` over images: percentile bootstrap of the paired differences
+            (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3), 2000 resamples.
+        high: upper end of this interval.
+        p_value: two-sided exact test of McNemar, 1947, https://doi.org/10.1007/BF02295996. Of the images on which only
+            one model is right, `m` in all, the second model is right on `k`. The p-value is that of `k` under a
+            binomial distribution with `m` trials of probability 1/2.
     """
 
     points: float
@@ -70,18 +90,24 @@ def evaluate(
     num_workers: int | Literal["auto"] = "auto",
     description: str = "evaluating",
 ) -> Evaluation:
-    """Measure top-1, top-5 and the loss on the validation images of `data`, on the device where the model is.
+    """Measure top-1 and top-5 accuracy and the loss of a model, on the model's device.
+
+    The model is evaluated in eval mode, and is in its own mode afterwards.
 
     Args:
-        data: a data set (its validation images are used), an image set, or batches of (images, labels) that are
-            prepared already. Several processes share the images of the first two.
+        data: a data set (its validation images are used), an image set, or prepared batches of images `(B, 3, H, W)`
+            and labels `(B,)`. If several processes run, each evaluates a part of a data set or image set. Prepared
+            batches are evaluated completely in each process.
+        batch_size: images in each batch of a process; not used for prepared batches.
+        num_workers: processes that decode files; by default one for each core.
+        description: shown before the progress bar.
 
     Raises:
-        DataError: there are no images, or labels that the model has no output for.
+        DataError: there are no images, or the model has no output for a label.
     """
     images = data.validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
-    total, shared = None, isinstance(images, ImageSet)
+    num_batches, divided = None, isinstance(images, ImageSet)
     if isinstance(images, ImageSet):
         state = this_process()
         part = Part(index=state.process_index, count=state.num_processes)
@@ -93,30 +119,30 @@ def evaluate(
             device=device_of(model),
             num_workers=num_workers,
         )
-        total = -(-len(images) // (batch_size * part.count))
+        num_batches = math.ceil(len(images) / (batch_size * part.count))
     else:
         batches = images
     with eval_mode(model):
-        results = [_judge(model, *batch) for batch in track(batches, description, total)]
-    if shared and this_process().num_processes > 1:
+        results = [_judge(model, *batch) for batch in track(batches, description, num_batches)]
+    if divided and this_process().num_processes > 1:
         results = gather_object(results)
     if not results:
-        raise DataError("There is no image to evaluate on; expected at least one.")
+        raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
     return _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
 
 
 def compare(first: Evaluation, second: Evaluation) -> Difference:
-    """The difference between two models on the same images; positive where `second` is better.
+    """Compare two models that were evaluated on the same images. The difference is positive if `second` is better.
 
     Raises:
-        DataError: the two were not evaluated on the same number of images.
+        DataError: the two evaluations have different numbers of images.
     """
     if len(first.correct) != len(second.correct):
         raise DataError(
-            f"The models were evaluated on {len(first.correct)} and {len(second.correct)} images; a paired comparison "
-            "needs the same images for both."
+            f"The models were evaluated on {len(first.correct)} and {len(second.correct)} images. "
+            "Evaluate both on the same images in the same order."
         )
-    pairs = second.correct.astype(float) - first.correct.astype(float)
+    pairs = second.correct.astype(float) - first.correct.astype(float)  # (n,) 1 only second right, -1 only first
     points = 100 * float(pairs.mean())
     if not pairs.any():
         return Difference(points=0.0, low=0.0, high=0.0, p_value=1.0)
@@ -133,14 +159,23 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For one batch: top-1 right, top-5 right (NaN where there are no more than five outputs), loss; `(B,)` each."""
+    """Evaluate one batch.
+
+    Args:
+        images: `(B, 3, H, W)`.
+        labels: `(B,)` int64.
+
+    Returns:
+        Whether top-1 is right, whether top-5 is right (NaN for fewer than six outputs), and the loss, `(B,)` each.
+    """
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
     logits = logits_of(model(images.to(dtype))).float()
     if int(labels.max()) >= logits.shape[-1]:
         raise DataError(
-            f"The data has the label {int(labels.max())}, but the model has outputs 0..{logits.shape[-1] - 1}."
+            f"The data has the label {int(labels.max())}, but the model has outputs 0..{logits.shape[-1] - 1}. "
+            "Use a model with an output for each class of the data set."
         )
-    best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+    best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices  # (B, 5), or fewer columns
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="none")
     top5 = hits.double().sum(dim=1) if logits.shape[-1] > 5 else torch.full_like(loss, torch.nan).double()
@@ -148,6 +183,7 @@ def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def _summarise(top1: Tensor, top5: Tensor, loss: Tensor) -> Evaluation:
+    """Average what `_judge` returned for all images, `(n,)` each."""
     count, right = len(top1), int(top1.sum())
     interval = stats.binomtest(right, count).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Evaluation(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from builders.images import NO_AUGMENTATION
 from builders.models import build
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
-from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
 from vitrim.importance import ImportanceSettings
@@ -21,9 +21,6 @@ from vitrim.recipe import DepthSettings, Recipe
 from vitrim.saving.checkpoint import save
 from vitrim.training import TrainingSettings
 
-NO_AUGMENTATION = AugmentationSettings(
-    crop="none", flip=0.0, rand_augment_ops=0, mixup=0.0, cutmix=0.0, label_smoothing=0.0
-)
 DIGITS_SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 4, "mlp_ratio": 4.0, "num_classes": 10}
 
 
