@@ -1,4 +1,4 @@
-"""Laws of the evaluation: right counts, right intervals, the model left as it was."""
+"""Laws of the evaluation: right counts and intervals, and a model that is not changed."""
 
 import copy
 
@@ -30,7 +30,7 @@ def made_up(correct: list[int]) -> Evaluation:
 
 
 @torch.no_grad()
-def test_counts_are_those_of_a_plain_loop() -> None:
+def test_the_accuracies_and_the_loss_equal_those_of_a_plain_loop() -> None:
     model = build()
     found = evaluate(model, batches())
     top1, top5, loss = [], [], []
@@ -48,14 +48,14 @@ def test_counts_are_those_of_a_plain_loop() -> None:
     assert found.num_images == NUM_IMAGES
 
 
-def test_the_interval_is_wilsons() -> None:
+def test_the_interval_of_the_accuracy_is_the_score_interval_of_wilson() -> None:
     found = evaluate(build(), batches())
     interval = stats.binomtest(int(found.correct.sum()), NUM_IMAGES).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((100 * interval.low, 100 * interval.high))
     assert found.low < found.top1 < found.high
 
 
-def test_the_division_into_batches_does_not_matter() -> None:
+def test_the_batch_size_does_not_change_the_result() -> None:
     first, second = evaluate(build(), batches(batch_size=4)), evaluate(build(), batches(batch_size=23))
     assert np.array_equal(first.correct, second.correct)
     assert first.loss == pytest.approx(second.loss)
@@ -69,12 +69,12 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(6, 0.0), (5, None), (2, None)])
-def test_top5_needs_six_outputs_and_may_be_zero(num_classes: int, expected: float | None) -> None:
+def test_top5_needs_six_outputs_and_can_be_zero(num_classes: int, expected: float | None) -> None:
     falling = torch.arange(num_classes, 0, -1.0)[None]
     assert evaluate(Fixed(), [(falling, torch.tensor([num_classes - 1]))]).top5 == expected
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_not_changed() -> None:
     model = build().train()
     before = copy.deepcopy(model)
     evaluate(model, batches())
@@ -82,7 +82,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_image_set_is_prepared_as_the_model_wants_it() -> None:
+def test_an_image_set_is_prepared_as_the_configuration_of_the_model_says() -> None:
     data = image_data(tuple("abcdefg"))
     model = build(dtype=torch.float32)
     preprocessing = preprocessing_of(model)
@@ -96,21 +96,21 @@ def test_an_image_set_is_prepared_as_the_model_wants_it() -> None:
         assert found.loss == pytest.approx(by_hand.loss, rel=1e-4)
 
 
-def test_no_image_and_labels_without_an_output_are_errors() -> None:
+def test_no_images_and_labels_without_an_output_are_refused() -> None:
     with pytest.raises(DataError, match="no image"):
         evaluate(build(), [])
     with pytest.raises(DataError, match=r"label 7.*outputs 0\.\.6"):
         evaluate(build(), batches(num_classes=8))
 
 
-def test_an_evaluation_survives_a_dictionary() -> None:
+def test_an_evaluation_is_the_same_after_a_round_trip_through_a_dictionary() -> None:
     found = evaluate(build(), batches())
     back = Evaluation.from_dict(found.to_dict())
     assert np.array_equal(back.correct, found.correct)
     assert back.to_dict() == found.to_dict()
 
 
-def test_the_difference_is_positive_where_the_second_is_better() -> None:
+def test_the_difference_is_positive_if_the_second_model_is_better() -> None:
     rng = np.random.default_rng(0)
     worse = rng.random(400) < 0.5
     better = worse | (rng.random(400) < 0.3)
@@ -122,23 +122,23 @@ def test_the_difference_is_positive_where_the_second_is_better() -> None:
     assert loss.p_value == gain.p_value
 
 
-def test_equal_models_do_not_differ() -> None:
+def test_equal_models_have_no_difference() -> None:
     same = compare(made_up([1, 0, 1]), made_up([1, 0, 1]))
     assert (same.points, same.low, same.high, same.p_value) == (0, 0, 0, 1)
 
 
-def test_an_even_exchange_is_no_difference() -> None:
+def test_models_that_are_right_on_equally_many_other_images_do_not_differ() -> None:
     exchanged = compare(made_up([1, 0] * 50), made_up([0, 1] * 50))
     assert exchanged.points == 0 and exchanged.p_value == 1
     assert exchanged.low < 0 < exchanged.high
 
 
 @pytest.mark.parametrize("second", [[0, 0, 0], [1, 1, 1]], ids=["all lost", "all gained"])
-def test_a_unanimous_difference_has_an_interval(second: list[int]) -> None:
+def test_a_difference_on_every_image_has_an_interval_of_no_width(second: list[int]) -> None:
     found = compare(made_up([1 - second[0]] * 3), made_up(second))
     assert found.low == found.points == found.high == 100 * (2 * second[0] - 1)
 
 
-def test_only_the_same_images_compare() -> None:
+def test_evaluations_of_different_numbers_of_images_are_not_compared() -> None:
     with pytest.raises(DataError, match="3 and 2 images"):
         compare(made_up([1, 0, 1]), made_up([1, 0]))

@@ -52,10 +52,10 @@ def read_layout(folder: Path) -> Found | None:
         if (folder / layout.train[0]).is_file() and (folder / layout.names).is_file():
             return _read_cifar(folder, layout)
     splits = {path.name.lower(): path for path in visible_folders(folder)}
-    return read_splits(splits) if "train" in splits else None
+    return _read_splits(splits) if "train" in splits else None
 
 
-def read_splits(splits: dict[str, Path]) -> Found:
+def _read_splits(splits: dict[str, Path]) -> Found:
     """Read `train/<class>/*`, with `val/<class>/*` or the validation layout of the official Tiny ImageNet.
 
     Args:
