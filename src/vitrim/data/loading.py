@@ -58,7 +58,7 @@ def load_data(
             `$XDG_CACHE_HOME` or `~/.cache`.
         limit_per_class: maximum number of training images of each class, chosen by `seed`. By default all.
         holdout: use this fraction of the training images of each class, chosen by `seed`, as the validation images
-            instead of the official ones. 0 keeps the official ones.
+            instead of those on disk. 0 uses those on disk, if there are any.
         strict: refuse files that are not readable images. By default they are skipped, and a note says so.
         memory_bytes: maximum size of the pixels that are held in memory. Larger sets, and sets of images of different
             sizes, are decoded when they are needed.
@@ -147,7 +147,7 @@ def _divide(
                 "add training images, or a folder val with validation images."
             )
         train, validation = train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
-        why = "no validation split found" if found.validation is None else "official validation split not used"
+        why = "no validation split found" if found.validation is None else "validation split on disk not used"
         notes.append(f"{why}: {100 * fraction:g} % of the training images of each class held out, seed {seed}")
     if limit_per_class is not None:
         train = train.subset((rank_in_class(train.labels, seed) < limit_per_class).nonzero().flatten())
