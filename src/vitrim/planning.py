@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from vitrim.allocation import allocate, check_room
-from vitrim.costs.budget import Budget
-from vitrim.costs.counting import Cost, block_cost, count_cost
+from vitrim.allocation import allocate
+from vitrim.costs.budget import Budget, check_reachable
+from vitrim.costs.counting import Cost, PartCosts, count_cost
 from vitrim.costs.device import DeviceTimes, settings_for_a_check
 from vitrim.costs.latency import check_runtime, measure_latencies
-from vitrim.costs.latency_table import Times
 from vitrim.data.matching import Calibration
 from vitrim.errors import BudgetError, SettingError
 from vitrim.importance import Scores, rank_blocks_for_removal, score
@@ -31,7 +30,7 @@ from vitrim.surgery import prune
 MAX_ATTEMPTS = 5
 SLOWER, FASTER = 0.01, 0.02  # what a cut model's time may differ from what its plan promises, as measured at once
 
-Choose = Callable[[ViTStructure, Scores, Budget, Times | None], PruningPlan]
+Choose = Callable[[ViTStructure, Scores, Budget, PartCosts | None], PruningPlan]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Planner:
     def width(self, scores: Scores, num_blocks: int) -> Proposal:
         """Narrow the dense model so that `num_blocks` blocks can go afterwards."""
 
-        def choose(structure: ViTStructure, found: Scores, budget: Budget, times: Times | None) -> PruningPlan:
+        def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
             dense_ms = self.device.dense_ms
             return width_plan(structure, found, budget, num_blocks, whole=self.whole, times=times, dense_ms=dense_ms)
 
@@ -69,7 +68,7 @@ class Planner:
     def one_shot(self, scores: Scores, gone: tuple[int, ...]) -> Proposal:
         """Remove these blocks and narrow the others to the budget; nothing is trained between."""
 
-        def choose(structure: ViTStructure, found: Scores, budget: Budget, times: Times | None) -> PruningPlan:
+        def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
             blocks = gone if len(structure.blocks) == len(self.structure.blocks) else ()  # they go at the first step
             return allocate(structure, found, budget, whole=self.whole, remove_blocks=blocks, times=times)
 
@@ -85,7 +84,7 @@ class Planner:
         log(f"depth: removing blocks {sorted(gone)} of {len(structure.blocks)}")
         scores = self.score(student)
 
-        def choose(times: Times | None) -> PruningPlan:
+        def choose(times: PartCosts | None) -> PruningPlan:
             return allocate(structure, scores, self.budget, whole=self.whole, remove_blocks=gone, times=times)
 
         return self._corrected_by_measurement(before, choose)
@@ -96,7 +95,7 @@ class Planner:
 
     def check_without(self, gone: tuple[int, ...]) -> None:
         """Raise `BudgetError` if no plan without these blocks fits the budget."""
-        check_room(self.structure, self.budget, remove_blocks=gone, times=self.times)
+        check_reachable(self.structure, self.budget, remove_blocks=gone, times=self.times)
 
     def _iterative(self, scores: Scores, choose: Choose) -> Proposal:
         """Narrow the model in steps down to the budget, scoring anew what each leaves; nothing is trained between.
@@ -109,7 +108,7 @@ class Planner:
         steps, budget = self.recipe.importance.steps, self.budget
         plan, student = PruningPlan.full(self.structure), self.dense
         for step in range(1, steps):
-            wanted = _part_of(budget, step / steps, self.device.dense_ms)
+            wanted = budget.on_the_way(step / steps, self.device.dense_ms)
             plan = plan.then(choose(describe(student), scores, wanted, self._times_after(plan)))
             if plan.keeps_all(self.structure):
                 continue
@@ -122,7 +121,9 @@ class Planner:
         proposal = self._corrected_by_measurement(plan, lambda times: choose(last, found, budget, times))
         return replace(proposal, plan=plan.then(proposal.plan))
 
-    def _corrected_by_measurement(self, before: PruningPlan, choose: Callable[[Times | None], PruningPlan]) -> Proposal:
+    def _corrected_by_measurement(
+        self, before: PruningPlan, choose: Callable[[PartCosts | None], PruningPlan]
+    ) -> Proposal:
         """The plan that `choose` makes of what `before` left; made anew until it takes the time that it promises.
 
         A model is cut by it and timed in turns with the dense one. Where the table was wrong, all its times are
@@ -150,7 +151,7 @@ class Planner:
                 break
         return min(tried, key=lambda attempt: attempt[:2]).proposal
 
-    def _times_after(self, plan: PruningPlan) -> Times | None:
+    def _times_after(self, plan: PruningPlan) -> PartCosts | None:
         return self.times.after(plan) if self.times else None
 
     def _measured_ms(self, plan: PruningPlan) -> float:
@@ -190,7 +191,7 @@ def width_plan(
     num_blocks: int,
     *,
     whole: Cost | None = None,
-    times: Times | None = None,
+    times: PartCosts | None = None,
     dense_ms: float = 0.0,
 ) -> PruningPlan:
     """The plan of the width stage: as little wider than the budget as lets `num_blocks` blocks go and still reach it.
@@ -205,25 +206,19 @@ def width_plan(
     whole = whole or count_cost(structure)
     if num_blocks == 0:
         return allocate(structure, scores, budget, whole=whole, times=times)
-    limit = budget.limit(whole)
+    limits = budget.limits(structure, whole, times)
 
     def plan_at(extra: float) -> PruningPlan:
-        wider = replace(
-            budget,
-            params=_mix(budget.params, 1.0, extra),
-            macs=_mix(budget.macs, 1.0, extra),
-            latency_ms=_mix(budget.latency_ms, max(dense_ms, budget.latency_ms), extra),
-        )
-        return allocate(structure, scores, wider, whole=whole, times=times)
+        return allocate(structure, scores, budget.widened(extra, dense_ms), whole=whole, times=times)
 
     def reaches(extra: float) -> bool:
         try:
             plan = plan_at(extra)
         except BudgetError:
-            return False  # so small only without the blocks that go later
-        left = _less_largest_blocks(structure, plan, num_blocks)
-        slow = times is not None and _ms_less_largest_blocks(structure, plan, num_blocks, times) >= budget.latency_ms
-        return left.params >= limit.params or left.macs >= limit.macs or slow
+            return False  # so small only without the blocks that are removed later
+        return any(
+            without_largest_blocks(structure, plan, num_blocks, limit.costs) >= limit.maximum for limit in limits
+        )
 
     low, high = 0.0, 1.0
     if not reaches(high):
@@ -251,7 +246,7 @@ def check_budget(structure: ViTStructure, recipe: Recipe) -> None:
             f"{blocks} blocks are to be removed, but only {depth - len(reasons)} of {depth} can be: {reasons[0]}."
         )
     multiple = 1 if recipe.budget.multiple_of == "auto" else recipe.budget.multiple_of  # the smallest it can be
-    check_room(
+    check_reachable(
         structure,
         replace(recipe.budget, multiple_of=multiple, latency_ms=0.0),  # nothing has been timed yet
         remove_blocks=_last_blocks(structure, recipe),
@@ -272,26 +267,7 @@ def _last_blocks(structure: ViTStructure, recipe: Recipe) -> tuple[int, ...]:
     return tuple(removable[len(removable) - most :])
 
 
-def _part_of(budget: Budget, part: float, dense_ms: float) -> Budget:
-    """The budget on the way from the dense model, by equal factors."""
-    latency_ms = dense_ms ** (1 - part) * budget.latency_ms**part if budget.latency_ms else 0.0
-    return replace(budget, params=budget.params**part, macs=budget.macs**part, latency_ms=latency_ms)
-
-
-def _less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int) -> Cost:
-    """What stays of a plan's cost without its `count` largest blocks."""
+def without_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int, costs: PartCosts) -> float:
+    """The cost of what `plan` leaves, without its `count` most expensive blocks that can be removed."""
     removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].not_prunable]
-    sizes = [block_cost(structure, kept.block, {key: len(units) for key, units in kept.items()}) for kept in removable]
-    total = count_cost(structure, plan)
-    params, macs = sorted(size.params for size in sizes)[-count:], sorted(size.macs for size in sizes)[-count:]
-    return Cost(params=total.params - sum(params), macs=total.macs - sum(macs))
-
-
-def _ms_less_largest_blocks(structure: ViTStructure, plan: PruningPlan, count: int, times: Times) -> float:
-    """The same in milliseconds."""
-    removable = [kept for kept in plan.blocks if not structure.blocks[kept.block].not_prunable]
-    return times.total(plan) - sum(sorted(times.of_block(kept) for kept in removable)[-count:])
-
-
-def _mix(share: float, whole: float, extra: float) -> float:
-    return share + extra * (whole - share)
+    return costs.total(plan) - sum(sorted(costs.of_block(kept) for kept in removable)[-count:])

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from vitrim import pipeline, planning
-from vitrim.costs import latency_table
+from vitrim.costs import device, latency_table
 from vitrim.costs.latency import Latency
 from vitrim.models import describe
 from vitrim.surgery import prune
@@ -49,6 +49,6 @@ def install(clock: Clock, patch: pytest.MonkeyPatch) -> None:
         return [1 - clock(prune(model, plan)) / clock(model) for plan in plans]
 
     patch.setattr(latency_table, "_savings", savings)
-    patch.setattr(planning, "measure_latency", lambda model, settings: latencies([model])[0])
+    patch.setattr(device, "measure_latency", lambda model, settings: latencies([model])[0])
     patch.setattr(planning, "measure_latencies", latencies)
     patch.setattr(pipeline, "measure_latencies", latencies)

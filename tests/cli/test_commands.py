@@ -18,9 +18,8 @@ from PIL import Image
 
 import vitrim
 from builders.runs import DIGITS_SIZES, digits_model, save_digits_model
-from vitrim import planning
 from vitrim.cli import _status
-from vitrim.costs import latency_table
+from vitrim.costs import device, latency_table
 from vitrim.costs.counting import count_cost
 from vitrim.plan import PruningPlan
 from vitrim.runs.files import read_json
@@ -173,12 +172,12 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         lambda p: ["inspect", str(_text(p.path / "weights.pth")), "--arch", "vit_tiny_patch16_224"],
         "weights.pth",
     ),
-    "keep 0": (lambda p: p.compress("--keep", "0"), "budget for parameters is 0; expected a share above 0"),
+    "keep 0": (lambda p: p.compress("--keep", "0"), "budget for parameters is 0; expected a fraction above 0"),
     "keep 1.5": (lambda p: p.compress("--keep", "1.5"), "budget for parameters is 1.5"),
     "keep -1": (lambda p: p.compress("--keep", "-1"), "budget for parameters is -1"),
     "keep nan": (lambda p: p.compress("--keep", "nan"), "budget.params is nan; expected a number"),
     "keep and keep-macs": (lambda p: p.compress("--keep", "0.5", "--keep-macs", "0.6"), "either --keep"),
-    "keep nothing": (lambda p: p.compress("--keep", "0.01"), r"smallest possible model with \d blocks keeps .*%"),
+    "keep nothing": (lambda p: p.compress("--keep", "0.01"), r"smallest possible model with \d blocks needs .*%"),
     "plan of nothing": (lambda p: ["plan", str(p.dense), "--keep", "0.01"], "smallest possible model"),
     "all blocks": (lambda p: p.compress("--depth", "3"), "3 blocks are to be removed, but the model has 3"),
     "depth -1": (lambda p: p.compress("--depth", "-1"), "depth.blocks is -1"),
@@ -192,7 +191,7 @@ BAD: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "latency soon": (lambda p: p.compress("--latency", "soon"), "--latency is 'soon'"),
     "latency of nothing": (
         lambda p: p.compress("--latency", "0.1us", "--on", "cpu", "--set", "latency.warmup=0"),
-        "budget is 0.0001 ms, but the smallest possible model with .* blocks takes about",
+        "budget allows 0.0001 ms. The smallest possible model with .* blocks needs",
     ),
     "on what": (lambda p: p.compress("--latency", "3ms", "--on", "tpu"), "--on"),
     "batch of none to time": (lambda p: p.compress("--latency", "3ms", "--batch-size", "0"), "latency.batch_size"),
@@ -391,7 +390,7 @@ def test_a_budget_in_milliseconds_is_promised_and_reported(
 ) -> None:
     monkeypatch.setattr(latency_table, "MIN_ROUNDS", 1)
     monkeypatch.setattr(latency_table, "SECONDS_FOR_A_MODEL", 0.0)
-    monkeypatch.setattr(planning, "MAX_ROUNDS", 1)
+    monkeypatch.setattr(device, "MAX_ROUNDS", 1)
     slack = ["--latency", "10s", "--keep", "0.6", "--on", "cpu", "--batch-size", "2", "--depth", "0"]
     status, out, err = call(capsys, "plan", place.dense, *SMALL_DIGITS, "--recipe", place.recipe, *slack)
     assert status == 0, err

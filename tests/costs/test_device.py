@@ -14,6 +14,7 @@ from builders.runs import digits, digits_model, short_recipe
 from vitrim import planning
 from vitrim.allocation import allocate
 from vitrim.cli import _milliseconds
+from vitrim.costs import device
 from vitrim.costs import latency_table as tables
 from vitrim.costs.budget import Budget
 from vitrim.costs.device import DeviceTimes
@@ -72,7 +73,7 @@ def test_a_table_that_is_wrong_throughout_is_corrected(blocks: int, monkeypatch:
 
     table = tables.latency_table(model, LatencySettings())
     install(slow, monkeypatch)
-    monkeypatch.setattr(planning, "latency_table", lambda *arguments: table)
+    monkeypatch.setattr(device, "latency_table", lambda *arguments: table)
     recipe = recipe_for(0.7, steady, blocks=blocks)
     proposal = plan_only(model, digits(), recipe)
     found = slow(prune(model, proposal.plan))
@@ -114,7 +115,9 @@ def test_a_budget_faster_than_the_smallest_model_is_refused_before_scoring(
 ) -> None:
     install(steady, monkeypatch)
     monkeypatch.setattr(planning, "score", None)
-    with pytest.raises(BudgetError, match=r"The budget is .* ms, but the smallest possible model with \d blocks takes"):
+    with pytest.raises(
+        BudgetError, match=r"The budget allows .* ms\. The smallest possible model with \d blocks needs .* ms"
+    ):
         compress(dense_model(), digits(), recipe_for(0.1, steady, blocks=blocks), tmp_path / "run")
 
 

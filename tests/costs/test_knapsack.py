@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vitrim.costs.knapsack import MAX_OPTIONS, Options, choose
+from vitrim.costs.knapsack import MAX_OPTIONS, Options, solve
 
 
 def random_groups(seed: int, counts: tuple[int, ...]) -> list[Options]:
@@ -16,7 +16,7 @@ def random_groups(seed: int, counts: tuple[int, ...]) -> list[Options]:
         steps[0] = 0
         return np.cumsum(steps, axis=0)
 
-    return [Options(values=rising(count), costs=rising(count, 3)) for count in counts]
+    return [Options(gains=rng.exponential(size=count - 1), costs=rising(count, 3)) for count in counts]
 
 
 def cost_of(groups: list[Options], taken: tuple[int, ...] | list[int]) -> np.ndarray:
@@ -33,14 +33,14 @@ def test_as_good_as_trying_everything(seed: int) -> None:
     limits = 0.5 * sum(group.costs[-1] for group in groups)
     everything = product(*(range(len(group.values)) for group in groups))
     best = max(value_of(groups, taken) for taken in everything if np.all(cost_of(groups, taken) <= limits))
-    assert value_of(groups, choose(groups, limits)) == pytest.approx(best, rel=1e-3)
+    assert value_of(groups, solve(groups, limits)) == pytest.approx(best, rel=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.7, 1.0, 2.0])
 def test_within_the_limits_and_nothing_more_fits(share: float) -> None:
     groups = random_groups(7, (3 * MAX_OPTIONS, 90, 2, 1))
     limits = share * sum(group.costs[-1] for group in groups)
-    taken = choose(groups, limits)
+    taken = solve(groups, limits)
     cost = cost_of(groups, taken)
     assert np.all(cost <= limits + 1e-12)
     for group, index in zip(groups, taken, strict=True):
@@ -51,10 +51,10 @@ def test_within_the_limits_and_nothing_more_fits(share: float) -> None:
 
 
 def test_what_costs_nothing_is_taken() -> None:
-    free = Options(values=np.array([0.0, 1.0]), costs=np.zeros((2, 3)))
-    assert choose([free], np.zeros(3)) == [1]
+    free = Options(gains=np.array([1.0]), costs=np.zeros((2, 3)))
+    assert solve([free], np.zeros(3)) == [1]
 
 
 def test_what_is_worth_nothing_is_taken_where_it_fits() -> None:
-    worthless = Options(values=np.zeros(3), costs=np.arange(3)[:, None] * np.ones(3))
-    assert choose([worthless], np.full(3, 1.5)) == [1]
+    worthless = Options(gains=np.zeros(2), costs=np.arange(3)[:, None] * np.ones(3))
+    assert solve([worthless], np.full(3, 1.5)) == [1]

@@ -11,8 +11,9 @@ from torch import nn
 from builders.clocks import in_eights, install, steady, uneven
 from builders.models import build, random_plan
 from vitrim.costs import latency_table as module
+from vitrim.costs.counting import PartCosts
 from vitrim.costs.latency import LatencySettings
-from vitrim.costs.latency_table import LatencyTable, Times, fast_multiple, latency_table
+from vitrim.costs.latency_table import LatencyTable, fast_multiple, latency_table
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
@@ -30,7 +31,7 @@ def wide_model(**changes: Any) -> nn.Module:
     return build(mlp_ratio=8.0, dtype=torch.float32, **changes)  # 128 neurons
 
 
-def times_of(model: nn.Module, dense_ms: float) -> Times:
+def times_of(model: nn.Module, dense_ms: float) -> PartCosts:
     return latency_table(model, SETTINGS).times(describe(model), dense_ms)
 
 

@@ -1,23 +1,52 @@
-"""Limits on what a compressed model may cost."""
+"""Limits on what a compressed model may cost, and whether any model can meet them.
+
+A kind of budget is known here and nowhere else: its field in `Budget`, and its row in `Budget.limits`.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from vitrim.costs.counting import Cost
-from vitrim.errors import BudgetError, SettingError
+from vitrim.costs.counting import Cost, Key, PartCosts, block_cost, count_cost
+from vitrim.errors import BudgetError, PlanMismatch, SettingError
+from vitrim.structure import UnitGroup, ViTStructure
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Limit:
+    """One limit: the maximum of one kind of cost, and what each part of the model costs in that kind.
+
+    Attributes:
+        maximum: in the unit of `costs`.
+        costs: of the model that is to be cut.
+        allowed: the limit in words, such as `70.0% of the parameters`.
+        text: turns an amount into words, such as `69.90% of the parameters`.
+        option: the option of the command line that raises the limit.
+    """
+
+    maximum: float
+    costs: PartCosts
+    allowed: str
+    text: Callable[[float], str]
+    option: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that the result may cost, as shares of the dense model, and the least that each block keeps.
+    """The maximum cost of the result, and the minimum width of each block.
 
     Attributes:
-        params, macs: shares in (0, 1].
-        min_heads, min_neurons: what every block that stays keeps (or all it has, if that is less).
-        multiple_of: neurons are kept in multiples of this, for hardware that likes round widths (rounded down
-            in a block whose dense width is not a multiple). `auto`: `compress` measures which multiple is fast.
-        latency_ms: the most milliseconds of a forward pass, with what the latency settings name; 0 for no limit.
+        params: fraction of the dense model's parameters, in (0, 1].
+        macs: fraction of the dense model's multiply-adds, in (0, 1].
+        min_heads: minimum number of heads in every block that is kept (or all of them, if the block has fewer).
+        min_neurons: minimum number of neurons in every MLP that is kept (or all of them).
+        multiple_of: the number of neurons is a multiple of this. It is rounded down in a block whose dense width is not
+            a multiple. `auto`: `compress` measures which multiple is fast.
+        latency_ms: maximum milliseconds of one forward pass, timed as the latency settings say; 0 for no limit.
+
+    Raises:
+        BudgetError: a fraction or the latency is out of range. SettingError: a minimum is below 1.
     """
 
     params: float = 0.7
@@ -28,10 +57,10 @@ class Budget:
     latency_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, share in (("parameters", self.params), ("multiply-adds", self.macs)):
-            if not 0 < share <= 1:
+        for name, fraction in (("parameters", self.params), ("multiply-adds", self.macs)):
+            if not 0 < fraction <= 1:
                 raise BudgetError(
-                    f"The budget for {name} is {share:g}; expected a share above 0 and at most 1, such as 0.7."
+                    f"The budget for {name} is {fraction:g}; expected a fraction above 0 and at most 1, such as 0.7."
                 )
         if self.min_heads < 1 or self.min_neurons < 1:
             raise SettingError("budget.min_heads and budget.min_neurons must be at least 1.")
@@ -44,11 +73,162 @@ class Budget:
 
     @property
     def step(self) -> int:
-        """By how many neurons widths may differ."""
+        """The number of neurons by which widths differ.
+
+        Raises:
+            SettingError: `multiple_of` is `auto`, and nothing has been measured.
+        """
         if self.multiple_of == "auto":
             raise SettingError("budget.multiple_of is auto, which `compress` and `plan` measure; here give a number.")
         return self.multiple_of
 
     def limit(self, whole: Cost) -> Cost:
-        """The budget in numbers, rounded down."""
+        """The maximum parameters and multiply-adds, rounded down; `whole` is the cost of the dense model."""
         return Cost(params=int(self.params * whole.params), macs=int(self.macs * whole.macs))
+
+    def limits(self, structure: ViTStructure, whole: Cost, times: PartCosts | None = None) -> list[Limit]:
+        """Every limit that this budget sets, one for each kind of cost.
+
+        Args:
+            structure: of the model that is to be cut.
+            whole: cost of the dense model, of which `params` and `macs` are fractions.
+            times: milliseconds of the parts of `structure`; needed for a budget in milliseconds.
+
+        Raises:
+            SettingError: `latency_ms` is set, but `times` is missing.
+        """
+        maximum = self.limit(whole)
+        found = [
+            Limit(
+                maximum=maximum.params,
+                costs=PartCosts.of_structure(structure, "params"),
+                allowed=f"{self.params:.1%} of the parameters",
+                text=lambda amount: f"{amount / whole.params:.2%} of the parameters",
+                option="--keep",
+            ),
+            Limit(
+                maximum=maximum.macs,
+                costs=PartCosts.of_structure(structure, "macs"),
+                allowed=f"{self.macs:.1%} of the multiply-adds",
+                text=lambda amount: f"{amount / whole.macs:.2%} of the multiply-adds",
+                option="--keep",
+            ),
+        ]
+        if self.latency_ms:
+            if times is None:
+                raise SettingError(
+                    "A budget in milliseconds needs the times of the model's parts; `compress` measures them."
+                )
+            found.append(
+                Limit(
+                    maximum=self.latency_ms,
+                    costs=times,
+                    allowed=f"{self.latency_ms:.4g} ms",
+                    text=lambda amount: f"{amount:.4g} ms",
+                    option="--latency",
+                )
+            )
+        return found
+
+    def on_the_way(self, progress: float, dense_ms: float) -> "Budget":
+        """The budget of one pruning step. `progress` goes from 0 (dense) to 1 (this budget), by equal factors."""
+        latency_ms = dense_ms ** (1 - progress) * self.latency_ms**progress if self.latency_ms else 0.0
+        return replace(self, params=self.params**progress, macs=self.macs**progress, latency_ms=latency_ms)
+
+    def widened(self, extra: float, dense_ms: float) -> "Budget":
+        """A budget between this one (`extra` = 0) and the dense model (`extra` = 1)."""
+        return replace(
+            self,
+            params=_between(self.params, 1.0, extra),
+            macs=_between(self.macs, 1.0, extra),
+            latency_ms=_between(self.latency_ms, max(dense_ms, self.latency_ms), extra),
+        )
+
+
+def check_reachable(
+    structure: ViTStructure,
+    budget: Budget,
+    *,
+    whole: Cost | None = None,
+    remove_blocks: Sequence[int] = (),
+    times: PartCosts | None = None,
+) -> None:
+    """Raise what `allocate` raises where no plan meets the budget; no scores are needed for it.
+
+    Args:
+        whole: cost of the dense model; by default that of `structure`.
+        remove_blocks: indices of blocks that are removed in any case.
+        times: milliseconds of the parts of `structure`, for a budget in milliseconds.
+
+    Raises:
+        BudgetError: the smallest possible model is above a limit; says how small it can be.
+    """
+    kept_blocks = blocks_without(structure, remove_blocks)
+    minimum = min_counts(structure, kept_blocks, budget)
+    above = []
+    for limit in budget.limits(structure, whole or count_cost(structure), times):
+        needed = limit.costs.fixed + sum(limit.costs.blocks[index] for index in kept_blocks)
+        needed += sum(float(limit.costs.units[key][count]) for key, count in minimum.items())
+        if needed > limit.maximum:
+            above.append((limit, needed))
+    if above:
+        options = " or ".join(dict.fromkeys(limit.option for limit, _ in above))
+        raise BudgetError(
+            f"The budget allows {' and '.join(limit.allowed for limit, _ in above)}. The smallest possible model with "
+            f"{len(kept_blocks)} blocks needs {' and '.join(limit.text(needed) for limit, needed in above)}. "
+            f"Raise {options}, remove more blocks with --depth, or lower budget.min_neurons."
+            f"{unprunable_summary(structure)}"
+        )
+
+
+def blocks_without(structure: ViTStructure, remove_blocks: Sequence[int]) -> list[int]:
+    """Indices of the blocks that are kept.
+
+    Raises:
+        PlanMismatch: a block that is to be removed does not exist.
+    """
+    if not set(remove_blocks) <= set(range(len(structure.blocks))):
+        raise PlanMismatch(
+            f"Blocks {sorted(remove_blocks)} are to be removed; the model has blocks 0..{len(structure.blocks) - 1}."
+        )
+    return [index for index in range(len(structure.blocks)) if index not in remove_blocks]
+
+
+def min_counts(structure: ViTStructure, kept_blocks: Sequence[int], budget: Budget) -> dict[Key, int]:
+    """The minimum number of units of each group in these blocks."""
+    return {(i, group.key): _min_count(group, budget) for i in kept_blocks for group in structure.blocks[i].groups}
+
+
+def smallest_cost(structure: ViTStructure, budget: Budget, remove_blocks: Sequence[int] = ()) -> Cost:
+    """The cost of the smallest model that the minimum widths allow, without the blocks `remove_blocks`."""
+    kept_blocks = blocks_without(structure, remove_blocks)
+    counts = min_counts(structure, kept_blocks, budget)
+    total = Cost(params=structure.params, macs=structure.macs)
+    for index in kept_blocks:
+        total += block_cost(structure, index, {key: count for (block, key), count in counts.items() if block == index})
+    return total
+
+
+def unprunable_summary(structure: ViTStructure) -> str:
+    """A sentence on what cannot be pruned, with one reason for each kind of part; empty if everything can."""
+    reasons: dict[str, str] = {}
+    for block in structure.blocks:
+        for kind, reason in [(group.kind, group.not_prunable) for group in block.groups] + [
+            ("blocks", block.not_prunable)
+        ]:
+            if reason:
+                reasons.setdefault(kind, reason)
+    return f" Not prunable: {'; '.join(f'{kind} ({why})' for kind, why in reasons.items())}." if reasons else ""
+
+
+def _min_count(group: UnitGroup, budget: Budget) -> int:
+    if group.not_prunable:
+        return group.count
+    if group.kind == "heads":
+        return min(budget.min_heads, group.count)
+    rounded = -(-budget.min_neurons // budget.step) * budget.step
+    return min(rounded, group.count)
+
+
+def _between(low: float, high: float, extra: float) -> float:
+    return low + extra * (high - low)

@@ -6,14 +6,18 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrim.models import describe
-from vitrim.plan import PruningPlan
+from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import ViTStructure
+
+Key = tuple[int, str]  # the index of a block and the key of one of its groups of units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,64 @@ class Cost:
     def fraction_of(self, whole: "Cost") -> tuple[float, float]:
         """Parameters and multiply-adds as shares of another model's."""
         return self.params / whole.params, self.macs / whole.macs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PartCosts:
+    """What each part of a model costs, in one unit of cost such as parameters or milliseconds. The parts add up.
+
+    Attributes:
+        fixed: everything outside the blocks.
+        blocks: each block without its units.
+        units: for each group of units, the cost of keeping 0, 1, 2, ... units, `(count + 1,)`.
+    """
+
+    fixed: float
+    blocks: tuple[float, ...]
+    units: Mapping[Key, np.ndarray]
+
+    @classmethod
+    def of_structure(cls, structure: ViTStructure, cost: Literal["params", "macs"]) -> Self:
+        """Parameters or multiply-adds of a model of this structure."""
+        return cls(
+            fixed=getattr(structure, cost),
+            blocks=tuple(getattr(block, cost) for block in structure.blocks),
+            units={
+                (index, group.key): np.arange(group.count + 1, dtype=np.float64) * getattr(group, cost)
+                for index, block in enumerate(structure.blocks)
+                for group in block.groups
+            },
+        )
+
+    def total(self, plan: PruningPlan) -> float:
+        """The cost of the model that `plan` leaves."""
+        return self.fixed + sum(self.of_block(kept) for kept in plan.blocks)
+
+    def of_block(self, kept: KeptBlock) -> float:
+        """The cost of one block with the units that are kept."""
+        units = [(key, len(indices)) for key, indices in kept.items() if (kept.block, key) in self.units]
+        return self.blocks[kept.block] + sum(float(self.units[kept.block, key][count]) for key, count in units)
+
+    def scaled(self, factor: float) -> Self:
+        """All parts multiplied by `factor`."""
+        return type(self)(
+            fixed=factor * self.fixed,
+            blocks=tuple(factor * block for block in self.blocks),
+            units={key: factor * values for key, values in self.units.items()},
+        )
+
+    def after(self, plan: PruningPlan) -> Self:
+        """The costs of the model that `plan` leaves, counted in that model."""
+        return type(self)(
+            fixed=self.fixed,
+            blocks=tuple(self.blocks[kept.block] for kept in plan.blocks),
+            units={
+                (index, key): self.units[kept.block, key][: len(units) + 1]
+                for index, kept in enumerate(plan.blocks)
+                for key, units in kept.items()
+                if (kept.block, key) in self.units
+            },
+        )
 
 
 def count_cost(model: nn.Module | ViTStructure, plan: PruningPlan | None = None) -> Cost:

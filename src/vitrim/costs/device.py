@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from vitrim.costs.budget import Budget
+from vitrim.costs.counting import PartCosts
 from vitrim.costs.latency import LatencySettings, measure_latency
-from vitrim.costs.latency_table import LatencyTable, Times, fast_multiple, latency_table
+from vitrim.costs.latency_table import LatencyTable, fast_multiple, latency_table
 from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 
@@ -56,7 +57,7 @@ class DeviceTimes:
         table = LatencyTable.from_dict(data["table"]) if data["table"] else None
         return cls(multiple_of=data["multiple_of"], dense_ms=data["dense_ms"], table=table)
 
-    def times(self, dense: ViTStructure) -> Times | None:
+    def times(self, dense: ViTStructure) -> PartCosts | None:
         return self.table.times(dense, self.dense_ms) if self.table else None
 
 

@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 from scipy.optimize import isotonic_regression
 from torch import nn
 
+from vitrim.costs.counting import Key, PartCosts
 from vitrim.costs.latency import LatencySettings, forward_passes, run_device, time_in_turns
 from vitrim.errors import CheckpointMismatch
 from vitrim.hooks import eval_mode
@@ -29,7 +30,6 @@ from vitrim.runs.progress import log, track
 from vitrim.structure import UnitGroup, ViTStructure
 from vitrim.surgery import prune
 
-Key = tuple[int, str]  # a block and a group's key
 FORMAT = 1
 MAX_ROUNDS, MIN_ROUNDS, WARMUP = 21, 7, 3
 SECONDS_FOR_A_MODEL = 10.0  # fewer rounds where they would take longer
@@ -39,50 +39,6 @@ MANY_KINDS = 2
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS_APART = 8  # multiples up to an eighth of the width: more would cut widths that are no neighbours
 SLOWER = 0.02  # what neurons in one multiple may take more than in the fastest one: within the noise
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Times:
-    """Milliseconds of one forward pass, part by part; they add up.
-
-    Attributes:
-        fixed: what lies outside the blocks. blocks: each block besides its units.
-        units: of each group, by how many units are kept, `(count + 1,)`.
-    """
-
-    fixed: float
-    blocks: tuple[float, ...]
-    units: Mapping[Key, np.ndarray]
-
-    def total(self, plan: PruningPlan) -> float:
-        """Of the model that the plan leaves."""
-        return self.fixed + sum(self.of_block(kept) for kept in plan.blocks)
-
-    def of_block(self, kept: KeptBlock) -> float:
-        """Of one block with the units that are kept."""
-        units = [(key, len(indices)) for key, indices in kept.items() if (kept.block, key) in self.units]
-        return self.blocks[kept.block] + sum(float(self.units[kept.block, key][count]) for key, count in units)
-
-    def scaled(self, factor: float) -> "Times":
-        """All parts longer by this factor."""
-        return Times(
-            fixed=factor * self.fixed,
-            blocks=tuple(factor * block for block in self.blocks),
-            units={key: factor * values for key, values in self.units.items()},
-        )
-
-    def after(self, plan: PruningPlan) -> "Times":
-        """The times of the model that the plan leaves, counted in that model."""
-        return Times(
-            fixed=self.fixed,
-            blocks=tuple(self.blocks[kept.block] for kept in plan.blocks),
-            units={
-                (index, key): self.units[kept.block, key][: len(units) + 1]
-                for index, kept in enumerate(plan.blocks)
-                for key, units in kept.items()
-                if (kept.block, key) in self.units
-            },
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +59,7 @@ class LatencyTable:
         units = {kind: [(share, saved) for share, saved in rows] for kind, rows in data["units"].items()}
         return cls(units=units, blocks=data["blocks"])
 
-    def times(self, structure: ViTStructure, dense_ms: float) -> Times:
+    def times(self, structure: ViTStructure, dense_ms: float) -> PartCosts:
         """The table in milliseconds of a dense model that takes `dense_ms`, group by group."""
         units: dict[Key, np.ndarray] = {}
         for kind, members in _kinds(structure).items():
@@ -118,7 +74,7 @@ class LatencyTable:
             own = sum(float(units[index, group.key][-1]) for group in whole_block.groups)
             blocks.append(max(0.0, dense_ms * self.blocks.get(whole_block.stage, 0.0) - own))
         inside = sum(blocks) + sum(float(values[-1]) for values in units.values())
-        found = Times(fixed=max(0.0, dense_ms - inside), blocks=tuple(blocks), units=units)
+        found = PartCosts(fixed=max(0.0, dense_ms - inside), blocks=tuple(blocks), units=units)
         return found.scaled(dense_ms / max(dense_ms, inside))  # savings that add up to more than all were mismeasured
 
 
