@@ -139,7 +139,7 @@ def test_the_full_plan_is_neutral() -> None:
 
 @pytest.mark.parametrize(
     ("block", "heads", "neurons", "found"),
-    [(3, (0,), (0,), "block 3.*3 blocks left"), (2, (1,), (0,), "heads 1"), (2, (0,), (1,), "neurons 1")],
+    [(3, (0,), (0,), "block 3.*only 3 blocks"), (2, (1,), (0,), "heads 1"), (2, (0,), (1,), "neurons 1")],
 )
 def test_then_cannot_bring_back_what_is_gone(
     block: int, heads: tuple[int, ...], neurons: tuple[int, ...], found: str

@@ -1,14 +1,24 @@
-"""The hidden state in what a block takes and gives: most blocks pass a tensor, some a tuple that begins with it."""
+"""Helpers for forward hooks: the hidden state in a block's input and output, a model's logits, and temporary changes.
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+Most blocks take and return a tensor `(B, N, D)`. Some take or return a tuple that begins with it, and some a nested
+tuple. What a hook computes belongs to the module that registers it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 
 def input_state(args: Sequence[Any], kwargs: Mapping[str, Any], position: int = 0) -> Tensor:
-    """The residual stream among a block's arguments: the positional one, else the first tensor given by name."""
+    """The hidden state `(B, N, D)` among a block's arguments.
+
+    Args:
+        args: positional arguments of the block.
+        kwargs: keyword arguments of the block.
+        position: position of the hidden state in `args`. If `args` is shorter, the first tensor in `kwargs` is taken.
+    """
     if len(args) > position:
         return output_state(args[position])
     return next(value for value in kwargs.values() if isinstance(value, Tensor))
@@ -17,7 +27,11 @@ def input_state(args: Sequence[Any], kwargs: Mapping[str, Any], position: int = 
 def with_input_state(
     args: Sequence[Any], kwargs: Mapping[str, Any], state: Tensor, position: int = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with another hidden state."""
+    """The same arguments with another hidden state; arguments as in `input_state`.
+
+    Returns:
+        Positional and keyword arguments, as a forward pre-hook returns them.
+    """
     if len(args) > position:
         return (*args[:position], with_state(args[position], state), *args[position + 1 :]), dict(kwargs)
     name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
@@ -25,20 +39,40 @@ def with_input_state(
 
 
 def output_state(output: Any) -> Tensor:
-    """The hidden state in what a block gave."""
+    """The hidden state `(B, N, D)` in a block's output: the output itself, or its first tensor."""
     return output if isinstance(output, Tensor) else output_state(next(iter(output)))
 
 
 def with_state(output: Any, state: Tensor) -> Any:
-    """What a block gave, with another hidden state."""
+    """A block's output with another hidden state; other parts of a tuple stay the same."""
     if isinstance(output, Tensor):
         return state
     return type(output)([with_state(output[0], state), *output[1:]])
 
 
+def logits_of(output: Any) -> Tensor:
+    """The logits `(B, C)` in a model's output, or its features if the model has no classifier.
+
+    Args:
+        output: a tensor, or an output object of Hugging Face's transformers.
+    """
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "pooler_output", "last_hidden_state"):
+        tensor = getattr(output, name, None)
+        if tensor is not None:
+            return tensor
+    raise AssertionError(f"A model returned a {type(output).__name__} without logits or features.")
+
+
+def columns_dim(output_proj: nn.Module) -> int:
+    """The dimension of an output projection's input that holds its columns: 1 for a convolution, else the last."""
+    return 1 if isinstance(output_proj, nn.Conv2d) else -1
+
+
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Within the context the models are in eval mode; then every module is back in the mode in which it was."""
+    """A context in which the models are in eval mode; afterwards every module has its earlier mode."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
@@ -49,29 +83,27 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def logits_of(output: Any) -> Tensor:
-    """The tensor that matters in a model's output: logits `(B, C)`, or features where there is no classifier.
-
-    Args:
-        output: a tensor, or an object of Hugging Face's transformers.
-    """
-    if isinstance(output, Tensor):
-        return output
-    for name in ("logits", "pooler_output", "last_hidden_state"):
-        found = getattr(output, name, None)
-        if found is not None:
-            return found
-    raise AssertionError(f"A model returned a {type(output).__name__} without logits or features.")
+@contextmanager
+def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """A context in which these hooks run after their modules: `hook(module, args, kwargs, output)`."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        yield
 
 
-def columns_dim(output_proj: nn.Module) -> int:
-    """Where a reader's input has its columns: a convolution in dimension 1, a linear layer in the last."""
-    return 1 if isinstance(output_proj, nn.Conv2d) else -1
+@contextmanager
+def forward_pre_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """A context in which these hooks run before their modules: `hook(module, args)`."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+        yield
 
 
 @contextmanager
 def with_fixed_output(module: nn.Module, output: Any) -> Iterator[None]:
-    """Within the context the module gives this without computing anything."""
+    """A context in which the module returns `output` and computes nothing."""
     module.forward = lambda *args, **kwargs: output
     try:
         yield

@@ -1,6 +1,7 @@
-"""The pruning plan: which heads, neurons and blocks are kept, counted in the dense model. Standard library only.
+"""The pruning plan: which heads, neurons and blocks are kept, as indices in the dense model.
 
-A plan decides nothing and cuts nothing. It is what one prints, reviews, edits by hand, and stores beside the weights.
+Plain data that people print, review, edit by hand and store next to the weights. How a plan is chosen is in
+`allocation`; `surgery` applies it. Standard library only.
 """
 
 import json
@@ -18,10 +19,16 @@ _MORE_UNITS = re.compile(r"(heads|neurons)\.[1-9][0-9]*")
 
 @dataclass(frozen=True, kw_only=True)
 class KeptBlock:
-    """One block that stays: its index in the dense model and the sorted indices of its kept heads and neurons.
+    """One kept block and its kept units.
 
-    A block without attention keeps no heads, one without an MLP no neurons. `more` holds `(key, kept)` for further
-    groups of units, where a block has two attentions or two MLPs.
+    Attributes:
+        block: index of the block in the dense model.
+        heads: sorted indices of the kept heads; empty if the block has no attention.
+        neurons: sorted indices of the kept neurons; empty if the block has no MLP.
+        more: `(key, kept)` for further groups of units, if the block has two attentions or two MLPs.
+
+    Raises:
+        PlanMismatch: indices are negative, not sorted, or not distinct.
     """
 
     block: int
@@ -33,20 +40,23 @@ class KeptBlock:
         for key, kept in self.items():
             if list(kept) != sorted(set(kept)) or (kept and kept[0] < 0):
                 raise PlanMismatch(
-                    f"The {key} of block {self.block} in the plan are not sorted, distinct indices from 0."
+                    f"The plan keeps {key} {list(kept)[:5]} of block {self.block}; "
+                    "expected sorted, distinct indices from 0."
                 )
 
     @classmethod
     def of(cls, block: int, units: Mapping[str, Iterable[int]]) -> Self:
-        """From kept units by key."""
+        """Build from the kept units of every group, by the group's key."""
         kept = {key: tuple(indices) for key, indices in units.items()}
         more = tuple(sorted((key, indices) for key, indices in kept.items() if key not in ("heads", "neurons")))
         return cls(block=block, heads=kept.get("heads", ()), neurons=kept.get("neurons", ()), more=more)
 
     def items(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The kept units of every group, as `(key, indices)`."""
         return (("heads", self.heads), ("neurons", self.neurons), *self.more)
 
     def units(self, key: str) -> tuple[int, ...]:
+        """The kept units of the group with this key; empty if the plan has no such key."""
         return dict(self.items()).get(key, ())
 
 
@@ -56,7 +66,10 @@ class PruningPlan:
 
     Attributes:
         model: name of the dense model's architecture.
-        blocks: one entry for each block that stays, in order.
+        blocks: one entry for each kept block, in order.
+
+    Raises:
+        PlanMismatch: no block is kept, or the blocks are not distinct and in order.
     """
 
     model: str
@@ -65,13 +78,13 @@ class PruningPlan:
     def __post_init__(self) -> None:
         kept = [block.block for block in self.blocks]
         if not kept:
-            raise PlanMismatch("The plan keeps no block; a model needs at least one.")
+            raise PlanMismatch("The plan keeps no block. A model needs at least one block.")
         if kept != sorted(set(kept)) or kept[0] < 0:
-            raise PlanMismatch(f"The plan lists blocks {kept}; they must be distinct, in order, and counted from 0.")
+            raise PlanMismatch(f"The plan lists blocks {kept}; expected distinct indices in order, 0 or above.")
 
     @classmethod
     def full(cls, structure: ViTStructure) -> Self:
-        """The plan that keeps everything of a model of this structure."""
+        """The plan that keeps everything in a model of this structure."""
         blocks = (
             KeptBlock.of(index, {group.key: range(group.count) for group in block.groups})
             for index, block in enumerate(structure.blocks)
@@ -79,22 +92,31 @@ class PruningPlan:
         return cls(model=structure.model, blocks=tuple(blocks))
 
     def without_blocks(self, positions: Sequence[int]) -> "PruningPlan":
-        """The same plan less the blocks at these positions (counted among the blocks that the plan keeps)."""
-        gone = set(positions)
-        blocks = tuple(block for position, block in enumerate(self.blocks) if position not in gone)
+        """The plan without the blocks at these positions in `self.blocks`.
+
+        Raises:
+            PlanMismatch: no block would be left.
+        """
+        removed = set(positions)
+        blocks = tuple(block for position, block in enumerate(self.blocks) if position not in removed)
         return PruningPlan(model=self.model, blocks=blocks)
 
     def then(self, later: "PruningPlan") -> "PruningPlan":
-        """One plan for cutting by `self` and the result by `later`, whose indices count in that result.
+        """One plan that does the work of two: `self` first, then `later` on the result.
+
+        Args:
+            later: a plan whose indices count in the model that `self` produces.
 
         Raises:
-            PlanMismatch: `later` keeps something that `self` has removed already.
+            PlanMismatch: `later` keeps a block or unit that `self` removes.
         """
         blocks = []
         for kept in later.blocks:
             if kept.block >= len(self.blocks):
                 raise PlanMismatch(
-                    f"The later plan keeps block {kept.block} of a model that has {len(self.blocks)} blocks left."
+                    f"The later plan keeps block {kept.block}, "
+                    f"but the earlier plan leaves only {len(self.blocks)} blocks. "
+                    "Was the later plan made for the dense model?"
                 )
             before = self.blocks[kept.block]
             units = {key: _pick(before.units(key), indices, key) for key, indices in kept.items()}
@@ -102,7 +124,7 @@ class PruningPlan:
         return PruningPlan(model=self.model, blocks=tuple(blocks))
 
     def check(self, structure: ViTStructure) -> None:
-        """Raise `PlanMismatch` unless the plan can cut a model of this structure."""
+        """Raise `PlanMismatch` unless the plan can be applied to a model of this structure."""
         for kept in self.blocks:
             if kept.block >= len(structure.blocks):
                 raise PlanMismatch(
@@ -110,32 +132,39 @@ class PruningPlan:
                     f"The plan was made for `{self.model}`, the model is `{structure.model}`."
                 )
             _check_units(kept, structure.blocks[kept.block], f"`{self.model}`, the model is `{structure.model}`")
-        gone = set(range(len(structure.blocks))) - {kept.block for kept in self.blocks}
-        for index in sorted(gone):
+        removed = set(range(len(structure.blocks))) - {kept.block for kept in self.blocks}
+        for index in sorted(removed):
             if structure.blocks[index].not_prunable:
                 raise PlanMismatch(
-                    f"The plan removes block {index}, which cannot be: {structure.blocks[index].not_prunable}."
+                    f"The plan removes block {index}, which must be kept: {structure.blocks[index].not_prunable}."
                 )
 
     def keeps_all(self, structure: ViTStructure) -> bool:
+        """Whether the plan keeps every block and every unit of this structure."""
         return self.blocks == PruningPlan.full(structure).blocks
 
     def to_dict(self) -> dict[str, Any]:
+        """The content of `plan.json` as plain data."""
         blocks = [{"block": b.block, **{key: list(kept) for key, kept in b.items()}} for b in self.blocks]
         return {"format": FORMAT, "model": self.model, "blocks": blocks}
 
     def to_json(self) -> str:
-        """`plan.json`: one line for each block."""
+        """The text of `plan.json`, with one line for each block."""
         head = f'{{"format": {FORMAT}, "model": {json.dumps(self.model)}, "blocks": [\n'
         return head + ",\n".join(json.dumps(block) for block in self.to_dict()["blocks"]) + "\n]}\n"
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read what `to_dict` wrote; unknown keys are kept out, missing or mistyped ones raise `PlanMismatch`."""
+        """Build a plan from what `to_dict` returned. Unknown keys are ignored.
+
+        Raises:
+            PlanMismatch: a key is missing, a value has the wrong type, or the format is unknown.
+        """
         try:
             if data["format"] != FORMAT:
                 raise PlanMismatch(
-                    f"The plan has format {data['format']}; this version of vitrim reads format {FORMAT}."
+                    f"The plan has format {data['format']}; this version of vitrim reads format {FORMAT}. "
+                    "Install the version that wrote the plan."
                 )
             blocks = tuple(
                 KeptBlock.of(
@@ -146,18 +175,19 @@ class PruningPlan:
                 for b in data["blocks"]
             )
             return cls(model=str(data["model"]), blocks=blocks)
-        except (KeyError, TypeError) as problem:
+        except (KeyError, TypeError) as error:
             raise PlanMismatch(
-                f"This is not a pruning plan ({type(problem).__name__}: {problem}); expected "
+                f"This is not a pruning plan ({type(error).__name__}: {error}); expected "
                 '{"format": 1, "model": NAME, "blocks": [{"block": 0, "heads": [...], "neurons": [...]}, ...]}.'
             ) from None
 
     @classmethod
     def from_json(cls, text: str) -> Self:
+        """Read the text of `plan.json`; raises as `from_dict`, and for text that is not JSON."""
         try:
             return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as problem:
-            raise PlanMismatch(f"The plan is not valid JSON: {problem}.") from None
+        except json.JSONDecodeError as error:
+            raise PlanMismatch(f"The plan is not valid JSON: {error}.") from None
 
 
 def _index(value: Any) -> int:
@@ -173,12 +203,12 @@ def _indices(values: Any) -> tuple[int, ...]:
 
 
 def _check_units(kept: KeptBlock, block: BlockStructure, names: str) -> None:
-    """Raise `PlanMismatch` unless the block has these units and may lose the others."""
+    """Raise `PlanMismatch` unless the block has these units and the others can be removed."""
     for key in [group.key for group in block.groups] + [key for key, units in kept.items() if units]:
         group, units = block.group(key), kept.units(key)
         if group.count and not units:
             raise PlanMismatch(
-                f"The plan keeps no {key} in block {kept.block}; keep at least one, or leave the block out."
+                f"The plan keeps no {key} in block {kept.block}. Keep at least one, or remove the block from the plan."
             )
         if units and units[-1] >= group.count:
             outside = [unit for unit in units if unit >= group.count][:5]
@@ -189,11 +219,14 @@ def _check_units(kept: KeptBlock, block: BlockStructure, names: str) -> None:
             )
         if group.not_prunable and len(units) < group.count:
             raise PlanMismatch(
-                f"The plan removes {key} of block {kept.block}, which cannot be cut: {group.not_prunable}."
+                f"The plan removes {key} of block {kept.block}, which must all be kept: {group.not_prunable}."
             )
 
 
-def _pick(before: tuple[int, ...], kept: tuple[int, ...], kind: str) -> tuple[int, ...]:
+def _pick(before: tuple[int, ...], kept: tuple[int, ...], key: str) -> tuple[int, ...]:
     if kept and kept[-1] >= len(before):
-        raise PlanMismatch(f"The later plan keeps {kind} {kept[-1]} where only {len(before)} are left.")
+        raise PlanMismatch(
+            f"The later plan keeps {key} {kept[-1]}, but the earlier plan leaves only {len(before)}. "
+            "Was the later plan made for the dense model?"
+        )
     return tuple(before[index] for index in kept)

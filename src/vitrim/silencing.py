@@ -1,13 +1,13 @@
-"""Silence units and skip blocks at full size: the reference that a cut model is compared with."""
+"""Silence units and skip blocks at full size: the reference with which tests compare a pruned model."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrim.hooks import columns_dim, input_state, with_state
+from vitrim.hooks import columns_dim, forward_hooks, forward_pre_hooks, input_state, with_state
 from vitrim.models import describe, hookable
 from vitrim.plan import PruningPlan
 from vitrim.structure import BlockStructure, UnitGroup
@@ -15,7 +15,12 @@ from vitrim.structure import BlockStructure, UnitGroup
 
 @contextmanager
 def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
-    """Within the context, `model` computes at full size what `prune(model, plan)` must compute."""
+    """A context in which `model` computes, at full size, what `prune(model, plan)` computes.
+
+    Raises:
+        PlanMismatch: the plan does not fit the model.
+        UnsupportedModel: vitrim does not support this class of models.
+    """
     structure = describe(model)
     plan.check(structure)
     kept_blocks = {kept.block: kept for kept in plan.blocks}
@@ -31,49 +36,48 @@ def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
 
 @contextmanager
 def gated(model: nn.Module, gates: Iterable[tuple[UnitGroup, Tensor]]) -> Iterator[None]:
-    """Within the context, each group's columns of its reader's input are multiplied by a gate, `(count * width,)`."""
-    with ExitStack() as stack:
-        stack.enter_context(hookable(model))
-        for group, gate in gates:
-            output_proj = model.get_submodule(group.output_proj)
-            stack.callback(output_proj.register_forward_pre_hook(_multiplier(output_proj, group, gate)).remove)
-        yield
+    """A context in which the outputs of units are multiplied by gates.
+
+    Args:
+        model: the model that runs inside the context.
+        gates: for each group, a tensor `(count * width,)`: one factor for each of the group's columns in the input of
+            its output projection.
+    """
+    with hookable(model):
+        modules = [(model.get_submodule(group.output_proj), group, gate) for group, gate in gates]
+        with forward_pre_hooks([(module, _multiply_columns(module, group, gate)) for module, group, gate in modules]):
+            yield
 
 
-def _multiplier(output_proj: nn.Module, group: UnitGroup, gate: Tensor):  # type: ignore[no-untyped-def]
-    def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _multiply_columns(output_proj: nn.Module, group: UnitGroup, gate: Tensor) -> Callable[..., Any]:
+    """A forward pre-hook that multiplies the group's columns of the input by the gate."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         dim = columns_dim(output_proj)
-        whole = torch.ones(inputs[0].shape[dim], dtype=gate.dtype)
-        whole[group.first : group.first + len(gate)] = gate
+        factors = torch.ones(inputs[0].shape[dim], dtype=gate.dtype)
+        factors[group.first : group.first + len(gate)] = gate
         shape = (-1,) if dim == -1 else (-1, *(1 for _ in inputs[0].shape[2:]))
-        return (inputs[0] * whole.to(inputs[0]).view(shape), *inputs[1:])
+        return (inputs[0] * factors.to(inputs[0]).view(shape), *inputs[1:])
 
-    return multiply
+    return hook
 
 
 @contextmanager
 def skipping(model: nn.Module, blocks: Sequence[BlockStructure]) -> Iterator[None]:
-    """Within the context, these blocks hand their input on unchanged."""
+    """A context in which these blocks return their input hidden state unchanged."""
 
-    def handing_on(position: int):  # type: ignore[no-untyped-def]
+    def returning_input(position: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             return with_state(output, input_state(args, kwargs, position))
 
         return hook
 
-    handles = [
-        model.get_submodule(block.name).register_forward_hook(handing_on(block.state), with_kwargs=True)
-        for block in blocks
-    ]
-    try:
+    with forward_hooks([(model.get_submodule(block.name), returning_input(block.state)) for block in blocks]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def unit_gate(group: UnitGroup, kept: tuple[int, ...]) -> Tensor:
-    """One for the columns of kept units, zero for the others, `(count * width,)`."""
+    """A gate `(count * width,)`: 1 for the columns of kept units, 0 for the others."""
     gate = torch.zeros(group.count, group.width)
     gate[list(kept)] = 1.0
     return gate.flatten()

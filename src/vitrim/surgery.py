@@ -1,4 +1,7 @@
-"""Cutting: the only code that changes the size of a tensor. It follows a plan and decides nothing."""
+"""`prune`: build the smaller model that a plan describes. Only this file changes the size of a tensor.
+
+It decides nothing: what is kept is in the plan.
+"""
 
 import copy
 from collections import Counter
@@ -15,13 +18,14 @@ from vitrim.structure import TensorCut, ViTStructure
 
 
 def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Return a smaller copy of `model` that keeps only what `plan` lists; the model itself is left as it was.
+    """Return a smaller copy of `model` that keeps only the blocks and units in `plan`.
 
-    The copy computes exactly what the model computes with the removed units' outputs set to zero and the removed
-    blocks skipped. Parameters that lose nothing are copied too, never shared.
+    The copy computes what the model computes when the outputs of the removed units are set to zero and the removed
+    blocks are skipped. The model itself does not change, and the two have no tensor in common.
 
     Raises:
-        PlanMismatch: the plan names units or blocks that the model does not have, or cannot lose.
+        PlanMismatch: the plan keeps units or blocks that the model does not have, or removes some that it must keep.
+        UnsupportedModel: vitrim does not support this class of models.
     """
     structure = describe(model)
     plan.check(structure)
@@ -30,89 +34,90 @@ def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
     adapter.fit_units(student, structure, plan)
     _keep_blocks(student, structure, plan)
     adapter.fit_depth(student, structure, plan)
-    with suppress(UnsupportedModel):  # a model that cannot be built again can still be cut; `save` will say so
+    with suppress(UnsupportedModel):  # such a model can be pruned but not saved; `save` raises the error again
         record_origin(student, origin_of(model).cut_by(plan, structure))
     return student
 
 
 def unit_rows(cut: TensorCut, count: int) -> Tensor:
-    """Indices along the cut dimension that store the units, `(repeats, count, width)`."""
-    rows = torch.arange(cut.repeats * count * cut.width, device="cpu")  # with values, whatever the default device is
+    """Indices along `cut.dim` of the entries of each of `count` units, `(repeats, count, width)`."""
+    rows = torch.arange(cut.repeats * count * cut.width, device="cpu")  # the default device may be meta
     return cut.first + rows.view(cut.repeats, count, cut.width)
 
 
 def _cut_copy(model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> nn.Module:
-    """A copy with all blocks, without the units that go; what goes is not copied first."""
-    smaller = {name: _without(_tensor(model, name), losses) for name, losses in _losses(structure, plan).items()}
-    copies: dict[int, Any] = {}  # by the identity of what they stand for, as `deepcopy` keeps them
+    """A copy with all blocks, without the removed units. Memory for removed entries and blocks is never allocated."""
+    removed = _removed_entries(structure, plan)
+    smaller = {name: _without(_tensor(model, name), entries) for name, entries in removed.items()}
+    copies: dict[int, Any] = {}  # the memo of `deepcopy`: the copy of each tensor, by the tensor's `id`
     for name in _tensors_of_one_module(model):
         old = _tensor(model, name)
         if name in smaller:
             copies[id(old)] = smaller[name]
-        elif any(name.startswith(f"{structure.blocks[index].name}.") for index in _gone(structure, plan)):
+        elif any(name.startswith(f"{structure.blocks[index].name}.") for index in _removed_blocks(structure, plan)):
             copies[id(old)] = _like(old, old.detach().new_empty(0))
     student = copy.deepcopy(model, copies)
     for name, tensor in smaller.items():
         module_name, _, key = name.rpartition(".")
         module = student.get_submodule(module_name)
-        setattr(module, key, tensor)  # another module that has the same tensor keeps it whole
+        setattr(module, key, tensor)  # another module with the same tensor keeps all entries
         _fit_layer(module)
     return student
 
 
 def _tensors_of_one_module(model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that no second module holds, under whatever name."""
+    """Names of the parameters and buffers that only one module holds."""
     tensors = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
     holders = Counter(map(id, tensors.values()))
     return [name for name, tensor in tensors.items() if holders[id(tensor)] == 1]
 
 
-def _losses(structure: ViTStructure, plan: PruningPlan) -> dict[str, dict[int, list[Tensor]]]:
-    """What goes from each tensor along each dimension; one tensor may store units of several groups."""
-    losses: dict[str, dict[int, list[Tensor]]] = {}
+def _removed_entries(structure: ViTStructure, plan: PruningPlan) -> dict[str, dict[int, list[Tensor]]]:
+    """Indices to remove from each tensor, by name and dimension; one tensor may store units of several groups."""
+    removed: dict[str, dict[int, list[Tensor]]] = {}
     for kept in plan.blocks:
         for group in structure.blocks[kept.block].groups:
-            gone = sorted(set(range(group.count)) - set(kept.units(group.key)))
-            for cut in group.cuts if gone else ():
-                rows = unit_rows(cut, group.count)[:, gone].flatten()
-                losses.setdefault(cut.name, {}).setdefault(cut.dim, []).append(rows)
-    gone_blocks = _gone(structure, plan)
-    for cut in {cut for index in gone_blocks for cut in structure.blocks[index].cuts}:
-        losses.setdefault(cut.name, {}).setdefault(cut.dim, []).append(torch.tensor(gone_blocks, device="cpu"))
-    return losses
+            removed_units = sorted(set(range(group.count)) - set(kept.units(group.key)))
+            for cut in group.cuts if removed_units else ():
+                rows = unit_rows(cut, group.count)[:, removed_units].flatten()
+                removed.setdefault(cut.name, {}).setdefault(cut.dim, []).append(rows)
+    blocks = _removed_blocks(structure, plan)
+    for cut in {cut for index in blocks for cut in structure.blocks[index].cuts}:
+        removed.setdefault(cut.name, {}).setdefault(cut.dim, []).append(torch.tensor(blocks, device="cpu"))
+    return removed
 
 
-def _gone(structure: ViTStructure, plan: PruningPlan) -> list[int]:
+def _removed_blocks(structure: ViTStructure, plan: PruningPlan) -> list[int]:
     return sorted(set(range(len(structure.blocks))) - {kept.block for kept in plan.blocks})
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:
     module, _, key = name.rpartition(".")
-    found: Tensor = getattr(model.get_submodule(module), key)
-    return found
+    tensor: Tensor = getattr(model.get_submodule(module), key)
+    return tensor
 
 
-def _without(old: Tensor, losses: dict[int, list[Tensor]]) -> Tensor:
+def _without(old: Tensor, entries: dict[int, list[Tensor]]) -> Tensor:
     """A copy of a parameter or buffer without these entries along these dimensions."""
     new = old.detach()
-    for dim, gone in losses.items():
-        stays = torch.ones(old.shape[dim], dtype=torch.bool, device="cpu")
-        stays[torch.cat(gone)] = False
-        new = new.index_select(dim, stays.nonzero().flatten().to(old.device))
+    for dim, indices in entries.items():
+        is_kept = torch.ones(old.shape[dim], dtype=torch.bool, device="cpu")
+        is_kept[torch.cat(indices)] = False
+        new = new.index_select(dim, is_kept.nonzero().flatten().to(old.device))
     return _like(old, new.contiguous())
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
-    """`new` as a parameter, if `old` is one."""
+    """`new`, as a parameter if `old` is one."""
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def _fit_layer(module: nn.Module) -> None:
-    """Set the attributes of torch's own layers that repeat the size of their weight."""
+    """Set the attributes of torch's layers that repeat the size of their weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
-        if module.groups > 1:  # one filter for each channel
+        if module.groups > 1:  # depthwise
             module.groups = len(module.weight)
         module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
@@ -120,10 +125,11 @@ def _fit_layer(module: nn.Module) -> None:
 
 
 def _keep_blocks(model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> None:
-    for index in reversed(_gone(structure, plan)):  # the last first, so that names before it still hold
+    """Delete the removed blocks from the model, in place."""
+    for index in reversed(_removed_blocks(structure, plan)):  # last first: deletion renames the blocks that follow
         stage, _, key = structure.blocks[index].name.rpartition(".")
         container: Any = model.get_submodule(stage)
         if key.isdigit():
             del container[int(key)]
-        else:  # deleting by position would give all others other names
+        else:  # deletion by position would rename the other blocks
             del container._modules[key]

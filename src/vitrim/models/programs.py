@@ -1,4 +1,7 @@
-"""A model as a program that another runtime runs: written to a file and read back, by torch.export or as ONNX."""
+"""Write a model to a file for another runtime (torch.export or ONNX) and load it back.
+
+What an export folder holds and how it is checked is in `vitrim.exporting`.
+"""
 
 import copy
 import importlib
@@ -20,15 +23,15 @@ from vitrim.errors import ExportFailed, SettingError, UserError
 from vitrim.hooks import logits_of
 from vitrim.models import describe
 
-TRACED_BATCH = 2  # a batch of 1 would be taken for a constant
+TRACED_BATCH = 2  # torch.export treats a batch of 1 as a constant
 METADATA_FILE = "vitrim.json"
-MAX_ONNX_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB, graph included
+MAX_ONNX_FILE = 1_500_000_000  # of weights in one file; protobuf allows 2 GiB, graph included
 
 Program = Callable[[Tensor], Tensor]
 
 
 def random_images(model: nn.Module, batch_size: int) -> Tensor:
-    """A batch as the model takes it, of normal noise and always the same: `(B, channels, height, width)`."""
+    """A batch of normal noise for the model, `(B, C, h, w)`, the same on every call."""
     structure, parameter = describe(model), next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, structure.in_chans, *structure.img_size, generator=generator)
@@ -36,19 +39,20 @@ def random_images(model: nn.Module, batch_size: int) -> Tensor:
 
 
 def check_onnx() -> None:
-    """Raise `SettingError` if a package is missing that ONNX needs."""
+    """Raise `SettingError` if a package that ONNX needs is missing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)
-        except ImportError as problem:
-            raise SettingError(f"ONNX needs the package {package} ({problem}): pip install 'vitrim[onnx]'.") from None
+        except ImportError as error:
+            raise SettingError(f"ONNX needs the package {package} ({error}): pip install 'vitrim[onnx]'.") from None
 
 
 def onnx_program(model: nn.Module) -> Program:
-    """The model in ONNX Runtime, on the CPU in float32; no file is left behind.
+    """The model in ONNX Runtime, on the CPU in float32. The file is deleted.
 
     Raises:
-        SettingError: a package is missing. ExportFailed: the exporter cannot take the model.
+        SettingError: a package is missing.
+        ExportFailed: the exporter fails on this model.
     """
     check_onnx()
     model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
@@ -57,9 +61,16 @@ def onnx_program(model: nn.Module) -> Program:
 
 
 def write_program(model: nn.Module, file: Path, format: str, metadata: dict[str, Any]) -> Program:
-    """Write a model to a file and read it back.
+    """Write a model to a file and load it back.
 
-    Attention that the exporter to ONNX cannot take fused is written out in products.
+    If the ONNX exporter fails with fused attention, the model is exported with unfused attention.
+
+    Args:
+        format: `onnx`, or anything else for torch.export.
+        metadata: stored in the file.
+
+    Raises:
+        ExportFailed: the exporter or the runtime fails on this model.
     """
     try:
         return _write(_trace(model), file, format, metadata)
@@ -77,7 +88,7 @@ def write_program(model: nn.Module, file: Path, format: str, metadata: dict[str,
 
 
 class _Logits(nn.Module):
-    """The model with a tensor as its output."""
+    """The model with its logits as output."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -88,7 +99,7 @@ class _Logits(nn.Module):
 
 
 class OnnxProgram(nn.Module):
-    """An ONNX file, to be called and evaluated like a model."""
+    """An ONNX file that can be called like a model, on the CPU."""
 
     def __init__(self, file: Path) -> None:
         import onnxruntime
@@ -97,11 +108,12 @@ class OnnxProgram(nn.Module):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = torch.get_num_threads()
-        # else its idle threads would spin on the cores in the other model's turn
+        # idle threads would occupy the cores while another model is measured
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute logits `(B, C)` from images `(B, 3, h, w)`."""
         (logits,) = self.session.run(["logits"], {"images": images.numpy()})
         return torch.from_numpy(logits)
 
@@ -113,12 +125,12 @@ def _trace(model: nn.Module) -> ExportedProgram:
     with failing_as("torch.export cannot take this model"):
         program = torch.export.export(_Logits(model), (images,), dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine, for each operation
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
     return program
 
 
 def _write(program: ExportedProgram, file: Path, format: str, metadata: dict[str, Any]) -> Program:
-    """Write the program and read it back."""
+    """Write the program and load it back."""
     return _write_onnx(program, file, metadata) if format == "onnx" else _write_torch_export(program, file, metadata)
 
 
@@ -135,7 +147,7 @@ def _write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, Any]) 
             program,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes={"images": {0: "batch"}},  # names the axis in the file
+            dynamic_shapes={"images": {0: "batch"}},  # the name of the axis in the file
             dynamo=True,
             verbose=False,
         )
@@ -147,17 +159,19 @@ def _write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, Any]) 
 
 
 def weight_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Size of these tensors in bytes."""
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def onnx_properties(metadata: dict[str, Any]) -> dict[str, str]:
+    """The metadata as ONNX stores it: each value as JSON."""
     return {name: json.dumps(value) for name, value in metadata.items()}
 
 
 @contextmanager
 def failing_as(complaint: str) -> Iterator[None]:
-    """Silence what exporters print, warn and log, and turn their failures, of many types, into one sentence."""
-    logged = logging.root.manager.disable
+    """A context that hides the exporter's output, warnings and logs, and turns its errors into `ExportFailed`."""
+    logging_level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -165,15 +179,15 @@ def failing_as(complaint: str) -> Iterator[None]:
             yield
     except (UserError, OSError, MemoryError):
         raise
-    except Exception as problem:
-        raise ExportFailed(f"{complaint}: {_reason(problem)}") from problem
+    except Exception as error:
+        raise ExportFailed(f"{complaint}: {_reason(error)}") from error
     finally:
-        logging.disable(logged)
+        logging.disable(logging_level)
 
 
-def _reason(problem: BaseException) -> str:
-    """The first line of what first went wrong; exporters wrap it in banners."""
-    while problem.__cause__ is not None:
-        problem = problem.__cause__
-    lines = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {lines[0][:200]}" if lines else type(problem).__name__
+def _reason(error: BaseException) -> str:
+    """The first line of the original error; exporters wrap it in long messages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,8 +1,10 @@
-"""Attentions of timm that take it for granted that their heads together are as wide as the residual stream.
+"""Attentions of timm's plain transformers whose `forward` assumes that all heads are as wide as the residual stream.
 
-Each class here is timm's own with another `forward`, which asks the tensors how wide the heads are; names of
-parameters, attributes and results are timm's. Only models that lost heads contain them. This file needs torch and timm
-alone, since the parts that a model uses are also written beside its weights (`modeling.py`).
+Each class is timm's own with another `forward`, which reads the width of the heads from the tensors. Names of
+parameters and attributes, and results, are timm's. Only models that lost heads contain these classes. This file imports
+torch and timm alone, because vitrim copies the classes into the `modeling.py` of a saved model.
+
+Shapes: `B` images, `N` tokens, `D` residual width, `H` heads, `K` head width.
 """
 
 from typing import Any
@@ -15,7 +17,15 @@ from torch import Tensor
 
 
 def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Attention over `(B, H, N, K)` on the path that the module is set to, additive or boolean bias; `(B, N, H*K)`."""
+    """Attention of `q`, `k`, `v` `(B, H, N, K)` on the fused or unfused path of the module.
+
+    Args:
+        bias: added to the scores, or a boolean mask of the tokens to attend to.
+        causal: whether tokens attend only to earlier tokens.
+
+    Returns:
+        The heads side by side, `(B, N, H*K)`.
+    """
     if attn.fused_attn:
         dropout = attn.attn_drop.p if attn.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal)
@@ -25,7 +35,7 @@ def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = Non
 
 
 def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
-    """The weights with which attention adds up the values, `(B, H, N, N)`."""
+    """The weights with which attention sums the values, `(B, H, N, N)`."""
     scores = (q * attn.scale) @ k.transpose(-2, -1)
     if causal:
         bias = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -35,7 +45,7 @@ def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = Non
 
 
 def fused_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values `(B, H, N, K)` of a fused layer whose biases may be parameters of the attention."""
+    """Queries, keys and values `(B, H, N, K)` of a layer `qkv`, whose biases may be parameters of the attention."""
     qkv = attn.qkv(x)
     if getattr(attn, "q_bias", None) is not None:
         qkv = qkv + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
@@ -43,22 +53,25 @@ def fused_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def of_kept_heads(attn: Any, rope: Tensor) -> Tensor:
-    """Where every head learned frequencies of its own, `(..., H, N, 2*K)`, those of the heads that are left."""
-    kept = getattr(attn, "kept_heads", None)
-    return rope if kept is None else rope[..., list(kept), :, :]
+def rope_of_kept_heads(attn: Any, rope: Tensor) -> Tensor:
+    """Learned frequencies of the kept heads, from those of all heads of the dense model, `(..., H, N, 2*K)`."""
+    kept_heads = getattr(attn, "kept_heads", None)
+    return rope if kept_heads is None else rope[..., list(kept_heads), :, :]
 
 
 def rotate(attn: Any, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
-    """Rotary embedding of all but the prefix tokens; `(B, H, N, K)`."""
-    rope = of_kept_heads(attn, rope)
-    first, rest = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
-    rest = apply_rot_embed_cat(rest, rope, half=getattr(attn, "rotate_half", False))
-    return torch.cat([first, rest], dim=2).type_as(like)
+    """Rotary embedding of `x` `(B, H, N, K)`, except for the prefix tokens, in the dtype of `like`."""
+    rope = rope_of_kept_heads(attn, rope)
+    prefix, patches = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
+    patches = apply_rot_embed_cat(patches, rope, half=getattr(attn, "rotate_half", False))
+    return torch.cat([prefix, patches], dim=2).type_as(like)
 
 
 class CutEvaAttention(eva.EvaAttention):
+    """timm's `eva.EvaAttention` for any number of heads."""
+
     def forward(self, x, rope=None, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         if self.qkv is not None:
             q, k, v = fused_qkv(self, x)
@@ -74,23 +87,32 @@ class CutEvaAttention(eva.EvaAttention):
 
 
 class CutBeitAttention(beit.Attention):
+    """timm's `beit.Attention` for any number of heads."""
+
     def forward(self, x, shared_rel_pos_bias=None):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
         bias = shared_rel_pos_bias
         if self.relative_position_bias_table is not None:
-            own = self._get_rel_pos_bias()
-            bias = own if bias is None else own + bias
+            own_bias = self._get_rel_pos_bias()
+            bias = own_bias if bias is None else own_bias + bias
         return self.proj_drop(self.proj(attend(self, *fused_qkv(self, x), bias)))
 
 
 class CutRelPosAttention(vision_transformer_relpos.RelPosAttention):
+    """timm's `vision_transformer_relpos.RelPosAttention` for any number of heads."""
+
     def forward(self, x, shared_rel_pos=None):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
         q, k, v = fused_qkv(self, x)
         bias = self.rel_pos.get_bias() if self.rel_pos is not None else shared_rel_pos
         return self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v, bias)))
 
 
 class CutDiffAttention(DiffAttention):
+    """timm's `DiffAttention` for any number of heads."""
+
     def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
         q, k, v = self.qkv(x).chunk(3, dim=2)
         q, k = (t.unflatten(2, (2 * self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k))
         v = v.unflatten(2, (self.num_heads, 2 * self.head_dim)).transpose(1, 2)
@@ -99,23 +121,31 @@ class CutDiffAttention(DiffAttention):
 
 
 def differential(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
-    """Differential attention: of each pair of query and key heads, the second's weights are taken from the first's.
+    """Differential attention: the weights of the second head of each pair are subtracted from those of the first.
 
-    `q`, `k` are `(B, 2*H, N, K)`, `v` is `(B, H, N, 2*K)`; gives `(B, N, 2*H*K)`.
+    Args:
+        q, k: `(B, 2*H, N, K)`.
+        v: `(B, H, N, 2*K)`.
+
+    Returns:
+        `(B, N, 2*H*K)`.
     """
-    share = attn._compute_lambda().type_as(q)
+    factor = attn._compute_lambda().type_as(q)
     if attn.fused_attn:
         (q1, q2), (k1, k2) = (t.unflatten(1, (attn.num_heads, 2)).unbind(2) for t in (q, k))
         one, two = attend(attn, q1, k1, v, bias, causal), attend(attn, q2, k2, v, bias, causal)
-        out = (one - share * two).unflatten(2, (attn.num_heads, -1))
+        out = (one - factor * two).unflatten(2, (attn.num_heads, -1))
     else:  # one product with the values instead of two
         one, two = attention_weights(attn, q, k, bias, causal).unflatten(1, (attn.num_heads, 2)).unbind(2)
-        out = ((one - share * two) @ v).transpose(1, 2)
+        out = ((one - factor * two) @ v).transpose(1, 2)
     return (attn.sub_norm(out) * (1 - attn.lambda_init)).flatten(2)
 
 
 class CutParallelScalingBlock(vision_transformer.ParallelScalingBlock):
+    """timm's `vision_transformer.ParallelScalingBlock` for any number of heads."""
+
     def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
         mlp, q, k, v = self.in_proj(self.in_norm(x)).split(self.in_split, dim=-1)
         q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in (q, k, v))
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
@@ -129,7 +159,10 @@ class CutParallelScalingBlock(vision_transformer.ParallelScalingBlock):
 
 
 class CutDiffParallelScalingBlock(vision_transformer.DiffParallelScalingBlock):
+    """timm's `vision_transformer.DiffParallelScalingBlock` for any number of heads."""
+
     def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
         mlp, q, k, v = self.in_proj(self.in_norm(x)).split(self.in_split, dim=-1)
         q, k = (t.unflatten(2, (2 * self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k))
         v = v.unflatten(2, (self.num_heads, 2 * self.head_dim)).transpose(1, 2)
@@ -139,6 +172,9 @@ class CutDiffParallelScalingBlock(vision_transformer.DiffParallelScalingBlock):
 
 
 class CutAttentionRope(AttentionRope):
+    """timm's `AttentionRope` for any number of heads."""
+
     def forward(self, x, rope=None, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
-        rope = None if rope is None else of_kept_heads(self, rope)
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
+        rope = None if rope is None else rope_of_kept_heads(self, rope)
         return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)

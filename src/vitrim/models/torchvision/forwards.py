@@ -21,6 +21,7 @@ class HookableAttention(nn.MultiheadAttention):
     """Self-attention over `(B, N, D)`, as `EncoderBlock` calls it."""
 
     def forward(self, query, key, value, need_weights=False):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to the same shape; the second output, weights, is None."""
         assert query is key is value and self.batch_first and not need_weights
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)  # (B, N, 3*H*K)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, K)
@@ -33,6 +34,7 @@ class HookableWindowAttention(ShiftedWindowAttention):
     """Window attention of Swin over `(B, h, w, D)`."""
 
     def forward(self, x):  # type: ignore[no-untyped-def]
+        """Map images `(B, h, w, D)` to the same shape."""
         q, k, v = to_heads(self, to_windows(self, x), self.qkv.bias)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return attend_in_windows(self, x, scores, v)
@@ -42,6 +44,7 @@ class HookableWindowAttentionV2(ShiftedWindowAttentionV2):
     """Window attention of Swin v2 over `(B, h, w, D)`."""
 
     def forward(self, x):  # type: ignore[no-untyped-def]
+        """Map images `(B, h, w, D)` to the same shape."""
         bias = self.qkv.bias
         if bias is not None:  # keys have none
             q_bias, k_bias, v_bias = bias.chunk(3)
