@@ -1,4 +1,4 @@
-"""Random weights and random plans, for checks that a cut model computes what the silenced one does."""
+"""Random weights and random plans, for checks that a pruned model computes what the silenced model computes."""
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from vitrim.structure import ViTStructure
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
+    """Give every parameter random values, in place, so that no norm or layer scale is an identity."""
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape)
         if parameter.ndim == 1:  # norms, biases, layer scale
@@ -19,7 +20,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def random_plan(structure: ViTStructure, seed: int = 0, blocks: tuple[int, ...] | None = None) -> PruningPlan:
-    """Keep `blocks` (by default all), each with random heads and neurons, of its own number."""
+    """A plan that keeps `blocks` (default: all), each with a random number of random heads and neurons."""
     rng = np.random.default_rng(seed)
     kept = tuple(
         KeptBlock.of(
@@ -35,4 +36,5 @@ def random_plan(structure: ViTStructure, seed: int = 0, blocks: tuple[int, ...] 
 
 
 def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:
+    """A random subset of `count` units: sorted indices, at least one."""
     return tuple(sorted(rng.choice(count, size=rng.integers(1, count + 1), replace=False).tolist()))
