@@ -1,4 +1,4 @@
-"""Laws of the recipes: TOML in and out loses nothing, and what is not understood is refused by name."""
+"""Recipes: TOML round trips keep every setting, and unknown or wrong settings are refused by name."""
 
 import math
 import tomllib
@@ -45,35 +45,53 @@ def kind_of(name: str) -> type[Any]:
         TrainRecipe(),
         short_recipe(blocks=2, seed=3),
         Recipe(width_training=TrainingSettings(learning_rate=1e-05, precision="bf16", compile=True)),
-        *(load_recipe(kind_of(name), name) for name in ALL_SHIPPED),
+        *(load_recipe(name, kind=kind_of(name)) for name in ALL_SHIPPED),
     ],
 )
-def test_a_recipe_comes_back_from_its_toml(recipe: Any, tmp_path: Path) -> None:
-    assert load_recipe(type(recipe), write(tmp_path, to_toml(recipe))) == recipe
+def test_a_recipe_written_as_toml_is_read_back_equal(recipe: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, to_toml(recipe))
+    assert load_recipe(path) == load_recipe(path, kind=type(recipe)) == recipe
     assert from_table(type(recipe), to_table(recipe)) == recipe
 
 
-def test_no_recipe_gives_the_defaults() -> None:
-    assert load_recipe(Recipe, None) == Recipe()
+def test_without_a_file_all_settings_have_their_defaults() -> None:
+    assert load_recipe(None) == Recipe()
+    assert load_recipe(None, kind=TrainRecipe) == TrainRecipe()
+    assert load_recipe(None, ["seed=4"]) == Recipe(seed=4)
+
+
+def test_the_kind_of_a_recipe_is_found_from_its_tables(tmp_path: Path) -> None:
+    assert type(load_recipe()) is type(load_recipe("paper")) is Recipe
+    assert type(load_recipe("train")) is type(load_recipe("demo-train")) is TrainRecipe
+    assert type(load_recipe(write(tmp_path, "[training]\nepochs = 3"))) is TrainRecipe
+    with pytest.raises(SettingError, match="no setting training"):
+        load_recipe("train", kind=Recipe)
+
+
+def test_the_argument_order_of_earlier_versions_still_works() -> None:
+    assert load_recipe(Recipe, "paper") == load_recipe("paper")
+    assert load_recipe(TrainRecipe, "train", ["seed=4"]) == load_recipe("train", ["seed=4"])
     assert load_recipe(Recipe, None, ["seed=4"]) == Recipe(seed=4)
 
 
-def test_what_is_not_given_keeps_the_default_of_the_recipe_not_of_the_part(tmp_path: Path) -> None:
+def test_a_missing_setting_has_the_default_of_the_recipe(tmp_path: Path) -> None:
     path = write(tmp_path, "[training]\nbatch_size = 64\n")
-    assert load_recipe(TrainRecipe, path).training == replace(TrainRecipe().training, batch_size=64)
+    assert load_recipe(path).training == replace(TrainRecipe().training, batch_size=64)
 
 
-def test_a_file_goes_before_a_shipped_recipe_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_preferred_to_a_shipped_recipe_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "default").write_text("seed = 77\n")
-    assert load_recipe(Recipe, "default").seed == 77
+    assert load_recipe("default").seed == 77
 
 
-def test_a_folder_named_like_a_shipped_recipe_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data folder has a subfolder `train`, and the recipe of `vitrim train` is called so."""
+def test_a_folder_with_the_name_of_a_shipped_recipe_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data folder has a subfolder `train`, and the default recipe of `vitrim train` has the same name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train").mkdir()
-    assert load_recipe(TrainRecipe, "train") == load_recipe(TrainRecipe, SHIPPED / "train.toml")
+    assert load_recipe("train") == load_recipe(SHIPPED / "train.toml")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +106,7 @@ def test_a_folder_named_like_a_shipped_recipe_is_no_recipe(tmp_path: Path, monke
         ("[width_training]\nepochs = true", "width_training.epochs is True; expected a whole number"),
         ("[width_training]\ncompile = 1", "width_training.compile is 1; expected true or false"),
         ("[width_training]\nprecision = 'fp8'", "expected one of 'auto', 'fp32', 'bf16'"),
-        ("[depth]\nblocks = 'some'", "depth.blocks is 'some'; expected a whole number or one of 'auto'"),
+        ("[depth]\nblocks = 'some'", "depth.blocks is 'some'; expected a whole number or 'auto'"),
         ("[importance]\ncriterion = 'tailor'", "importance.criterion is 'tailor'; expected one of 'taylor'"),
         ("budget = 0.7", "budget is 0.7; expected a table"),
         ("[budget]\nparams = 1.5", "budget for parameters is 1.5"),
@@ -98,9 +116,9 @@ def test_a_folder_named_like_a_shipped_recipe_is_no_recipe(tmp_path: Path, monke
         ("seed = 1\nseed = 2", "is not valid TOML"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+def test_an_unknown_or_wrong_setting_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as found:
-        load_recipe(Recipe, write(tmp_path, text))
+        load_recipe(write(tmp_path, text))
     assert said in str(found.value)
     assert "\n" not in str(found.value)
 
@@ -115,25 +133,25 @@ def test_what_is_not_understood_is_refused_by_name(text: str, said: str, tmp_pat
         for value in ("nan", "inf")
     ],
 )
-def test_numbers_that_are_none_are_refused(section: str, wrong: str, tmp_path: Path) -> None:
+def test_nan_and_infinity_are_refused(section: str, wrong: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        load_recipe(Recipe, write(tmp_path, f"[{section}]\n{wrong}"))
+        load_recipe(write(tmp_path, f"[{section}]\n{wrong}"))
 
 
-def test_a_missing_recipe_is_told_with_the_shipped_ones() -> None:
+def test_an_unknown_recipe_is_refused_with_the_names_of_the_shipped_ones() -> None:
     with pytest.raises(SettingError, match=r"no recipe nothing; .*shipped recipes: .*default"):
-        load_recipe(Recipe, "nothing")
+        load_recipe("nothing")
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_recipe_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(b"\xff\xfe\x00seed")
     with pytest.raises(SettingError, match="not valid TOML"):
-        load_recipe(Recipe, path)
+        load_recipe(path)
 
 
-def test_whole_numbers_are_welcome_where_real_ones_are_expected(tmp_path: Path) -> None:
-    budget = load_recipe(Recipe, write(tmp_path, "[budget]\nparams = 1\nmacs = 1")).budget
+def test_a_whole_number_is_accepted_where_a_float_is_expected(tmp_path: Path) -> None:
+    budget = load_recipe(write(tmp_path, "[budget]\nparams = 1\nmacs = 1")).budget
     assert budget == Budget(params=1.0, macs=1.0)
     assert type(budget.params) is float
 
@@ -141,7 +159,7 @@ def test_whole_numbers_are_welcome_where_real_ones_are_expected(tmp_path: Path) 
 def test_changes_override_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "seed = 1\n[budget]\nparams = 0.5\nmacs = 0.5\n")
     changes = ["budget.params=0.6", "depth.blocks=auto", "width_training.augmentation.crop=resized", "seed = 3"]
-    found = load_recipe(Recipe, path, [*changes, "seed=4"])
+    found = load_recipe(path, [*changes, "seed=4"])
     assert (found.budget.params, found.budget.macs, found.seed) == (0.6, 0.5, 4)
     assert found.depth == DepthSettings(blocks="auto")
     assert found.width_training.augmentation.crop == "resized"
@@ -159,9 +177,9 @@ def test_changes_override_the_file(tmp_path: Path) -> None:
         ("seed=1 2", "expected a whole number"),
     ],
 )
-def test_changes_that_are_not_understood_are_refused(change: str, said: str, tmp_path: Path) -> None:
+def test_an_unknown_or_wrong_change_is_refused(change: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(SettingError) as found:
-        load_recipe(Recipe, write(tmp_path, "seed = 1"), [change])
+        load_recipe(write(tmp_path, "seed = 1"), [change])
     assert said in str(found.value)
 
 
@@ -169,7 +187,7 @@ def test_changes_that_are_not_understood_are_refused(change: str, said: str, tmp
     ("text", "value"),
     [("1", 1), ("1e-05", 1e-5), ("true", True), ("[1, 2]", [1, 2]), ("avg", "avg"), ("'a b'", "a b"), ("a=b", "a=b")],
 )
-def test_values_are_read_as_toml_or_as_a_word(text: str, value: Any) -> None:
+def test_the_value_of_a_change_is_read_as_toml_or_as_a_string(text: str, value: Any) -> None:
     table: dict[str, Any] = {}
     set_in(table, f"part.key={text}")
     assert table == {"part": {"key": value}}

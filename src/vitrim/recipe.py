@@ -1,4 +1,12 @@
-"""A recipe: every setting of a run, in one TOML file. Settings live beside the code they set; this composes them."""
+"""Recipes: all settings of a run in one object, read from TOML and written to TOML.
+
+`Recipe` holds the settings of `compress`, `TrainRecipe` those of `train`. This file has only the settings of the depth
+stage. The other settings classes are in the modules that use them.
+
+The types are checked by hand, because no library reports all three of these: an unknown key with the nearest known key,
+a wrong type in words with the whole key, and NaN. `msgspec` ignores unknown keys of dataclasses, accepts NaN, and fills
+missing keys with the defaults of the inner class, not with those of the recipe.
+"""
 
 import dataclasses
 import difflib
@@ -8,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 import tomli_w
 
@@ -25,13 +33,17 @@ SHIPPED = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class DepthSettings:
-    """How many blocks go, and how `auto` finds out.
+    """How many blocks to remove, and how `auto` finds the number.
 
     Attributes:
         blocks: number of blocks to remove, or `auto`.
-        max_share: `auto` tries 0, 1, 2, ... blocks up to this share of all.
-        search_images: training images for the short distillation of each candidate.
-        search_epochs: passes over them; 0 compares the candidates right after `recover`, which misleads.
+        max_share: `auto` tries 0, 1, 2, ... blocks, up to this fraction of all blocks.
+        search_images: number of training images for the short distillation of each candidate.
+        search_epochs: epochs of this distillation. With 0, `auto` compares the candidates right after `recover`. That
+            accuracy does not predict the accuracy after distillation.
+
+    Raises:
+        SettingError: a value is out of range.
     """
 
     blocks: int | Literal["auto"] = "auto"
@@ -41,22 +53,31 @@ class DepthSettings:
 
     def __post_init__(self) -> None:
         if self.blocks != "auto" and (not isinstance(self.blocks, int) or self.blocks < 0):
-            raise SettingError(f"depth.blocks is {self.blocks!r}; expected a number from 0 or 'auto'.")
+            raise SettingError(f"depth.blocks is {self.blocks!r}; expected 0, a higher whole number, or 'auto'.")
         if not 0 <= self.max_share < 1 or self.search_images < 2 or self.search_epochs < 0:
             raise SettingError(
                 f"depth.max_share is {self.max_share}, search_images {self.search_images}, search_epochs "
-                f"{self.search_epochs}; expected a share from 0 to below 1, at least 2 images, at least 0 epochs."
+                f"{self.search_epochs}; expected a fraction from 0 to below 1, at least 2 images and at least 0 epochs."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every setting of `compress`.
+    """All settings of `compress`.
 
     Attributes:
-        width_training, depth_training: the distillation after the width cut and after the depth cut. With no block to
-            remove there is no second one, and the first runs for the epochs of both.
-        seed: decides calibration images, batches and augmentation.
+        seed: seed of the calibration images, batches and augmentation.
+        budget: limits on the cost of the result.
+        importance: how heads and neurons are scored.
+        recovery: the closed-form refit after each cut.
+        depth: how many blocks are removed.
+        width_training: distillation after the width cut. If no block is removed, it also runs for the epochs of
+            `depth_training`.
+        depth_training: distillation after the depth cut.
+        latency: how latency is measured.
+
+    Raises:
+        SettingError: the seed is negative.
     """
 
     seed: int = 0
@@ -74,7 +95,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
-    """Every setting of `train`: one training on labels."""
+    """All settings of `train`.
+
+    Attributes:
+        seed: seed of the initial weights, batches and augmentation.
+        training: the training on labels. `distillation` is not used.
+
+    Raises:
+        SettingError: the seed is negative.
+    """
 
     seed: int = 0
     training: TrainingSettings = field(
@@ -90,20 +119,51 @@ def _check_seed(seed: int) -> None:
         raise SettingError(f"seed is {seed}; expected a whole number from 0.")
 
 
-def load_recipe(kind: type[Kind], source: str | Path | None, changes: Sequence[str] = ()) -> Kind:
-    """Read a recipe: a TOML file, or the name of a shipped one; then apply `key.key=value` changes.
+@overload
+def load_recipe(source: str | Path | None = "default", changes: Sequence[str] = ()) -> Any: ...
+@overload
+def load_recipe(source: str | Path | None = "default", changes: Sequence[str] = (), *, kind: type[Kind]) -> Kind: ...
+@overload
+def load_recipe(source: type[Kind], changes: str | Path | None, old_changes: Sequence[str] = ()) -> Kind: ...
+def load_recipe(
+    source: Any = "default", changes: Any = (), old_changes: Sequence[str] = (), *, kind: Any = None
+) -> Any:
+    """Read a recipe from TOML, then apply changes.
+
+    The order of vitrim 0.1 also works: `load_recipe(Recipe, "default", ["seed=1"])`.
+
+    Args:
+        source: a TOML file, or the name of a shipped recipe: `default`, `paper`, `train`, `demo`, `demo-train`. None
+            stands for an empty file, so all settings have their defaults.
+        changes: settings to change, each `KEY=VALUE`, such as `width_training.epochs=10`.
+        kind: `Recipe` or `TrainRecipe`. By default `TrainRecipe` if the file has a table `[training]`, else `Recipe`.
 
     Raises:
-        SettingError: no such file, not TOML, an unknown key (with the nearest right one), or a value out of range.
+        SettingError: the file does not exist or is not TOML, a key is unknown, or a value has the wrong type or is out
+            of range. BudgetError: a limit is out of range.
     """
+    if isinstance(source, type):
+        return load_recipe(changes, old_changes, kind=source)
     table = _read(source) if source is not None else {}
+    if kind is None:
+        kind = TrainRecipe if "training" in table else Recipe
     for change in changes:
         set_in(table, change)
     return from_table(kind, table)
 
 
 def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind:
-    """Make a settings dataclass from nested tables; what is not given keeps its default."""
+    """Make a settings dataclass from nested tables.
+
+    Args:
+        kind: the dataclass.
+        table: values by field name. A missing field has its default. For a table inside, the defaults are those of this
+            dataclass, not those of the inner one.
+        where: printed before each key in errors, such as `budget.`.
+
+    Raises:
+        SettingError: a key is unknown, or a value has the wrong type. Errors of the dataclass itself pass through.
+    """
     hints = get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {}
@@ -123,11 +183,12 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
 
 
 def to_table(settings: Any) -> dict[str, Any]:
-    """Nested tables of a settings dataclass, ready for TOML or JSON."""
+    """Turn a settings dataclass into nested tables, for TOML or JSON."""
     return dataclasses.asdict(settings)
 
 
 def to_toml(settings: Any) -> str:
+    """Write a settings dataclass as TOML, with all settings."""
     return tomli_w.dumps(to_table(settings))
 
 
@@ -139,7 +200,7 @@ def _default(item: dataclasses.Field) -> Any:
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     shipped = SHIPPED / f"{source}.toml"
-    if not path.suffix and not path.is_file() and shipped.is_file():  # a folder `train` is no recipe
+    if not path.suffix and not path.is_file() and shipped.is_file():  # a data folder may be named `train`
         path = shipped
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
@@ -151,7 +212,11 @@ def _read(source: str | Path) -> dict[str, Any]:
 
 
 def set_in(table: dict[str, Any], change: str) -> None:
-    """Apply one `key.key=value`, the value as TOML would read it (a bare word is a string)."""
+    """Apply one change `key.key=value` to nested tables. The value is TOML; a bare word is a string.
+
+    Raises:
+        SettingError: there is no `=`, or a parent key is not a table.
+    """
     name, equals, text = change.partition("=")
     if not equals or not name.strip():
         raise SettingError(f"Cannot read the setting {change!r}; expected KEY=VALUE, such as width_training.epochs=10.")
@@ -168,7 +233,7 @@ def set_in(table: dict[str, Any], change: str) -> None:
 
 
 def _checked(value: Any, hint: Any, name: str) -> Any:
-    """The value if it is of the hinted type; a whole number is welcome where a real one is expected."""
+    """Return the value if its type is right. An int is converted where a float is expected; a bool is not an int."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
         if get_origin(option) is Literal and value in get_args(option):
@@ -177,11 +242,12 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
             return float(value)
         if option is not float and isinstance(option, type) and type(value) is option:
             return value
-    raise SettingError(f"{name} is {value!r}; expected {' or '.join(_spoken(option) for option in options)}.")
+    raise SettingError(f"{name} is {value!r}; expected {' or '.join(_in_words(option) for option in options)}.")
 
 
-def _spoken(option: Any) -> str:
+def _in_words(option: Any) -> str:
     if get_origin(option) is Literal:
-        return "one of " + ", ".join(repr(value) for value in get_args(option))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "nothing"}
+        values = [repr(value) for value in get_args(option)]
+        return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", NoneType: "nothing"}
     return names.get(option, str(option))
