@@ -1,4 +1,5 @@
-"""The benchmark: what `vitrim` is worth, against the published method, its parts, and models that were small at once.
+"""The benchmark: vitrim compared with the published method, with its own parts, and with other small models.
 
-`python -m benchmarks.run CONFIG -o OUT` runs one cell; `python -m benchmarks.table` makes the tables.
+`python -m benchmarks.run CONFIG -o OUT` runs one cell. `python -m benchmarks.table OUT` makes the tables.
+`python -m benchmarks.speed` measures the cost of vitrim itself.
 """

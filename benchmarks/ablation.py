@@ -1,8 +1,8 @@
-"""`python -m benchmarks.ablation CONFIG -o OUT`: from the published method to the default recipe, one change at a time.
+"""The command `python -m benchmarks.ablation CONFIG -o OUT`, which measures each change from `paper` to `vitrim`.
 
-The first recipe is the arm `paper`, the last one the arm `vitrim`; each one between takes over one more setting. What a
-change is worth is the paired difference between two neighbours. It works in the folder of `benchmarks.run`, and what
-that has finished is not run again.
+The first recipe is that of the arm `paper`, the last one that of the arm `vitrim`. Each recipe between them changes one
+more setting. The effect of a change is the paired difference between two neighbouring recipes. The command works in the
+folder of `benchmarks.run` and does not repeat runs that are finished there.
 """
 
 import json
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One difference between two recipes: what it is called, and the settings that are taken over."""
+    """One difference between two recipes: its name in the tables, and the settings that it changes."""
 
     name: str
     keys: tuple[str, ...]
 
 
 CHANGES = (
-    Change(name="no block removed, so all epochs are one training (or what the cell sets for depth)", keys=("depth",)),
-    Change(name="squared scores instead of absolute ones", keys=("importance.criterion",)),
-    Change(name="closed-form recovery behind each cut", keys=("recovery.enabled",)),
-    Change(name="narrowed in steps, scored anew after each", keys=("importance.steps",)),
+    Change(name="no block removed, all epochs in one training (or the cell's depth settings)", keys=("depth",)),
+    Change(name="squared scores instead of absolute scores", keys=("importance.criterion",)),
+    Change(name="closed-form recovery after each pruning", keys=("recovery.enabled",)),
+    Change(name="width pruned in several steps, with new scores after each step", keys=("importance.steps",)),
     Change(
-        name="hidden states weigh as much as the soft output, from the first stage on",
+        name="loss on hidden states with the weight of the loss on logits, from the first stage",
         keys=("width_training.distillation", "depth_training.distillation"),
     ),
 )
@@ -62,15 +62,15 @@ def ablation(
     Parameters
     ----------
     config
-        The cell: a TOML file, such as one in benchmarks/configs.
+        TOML file of the cell, for example one in benchmarks/configs.
     output
-        Folder of the cell, the same as that of benchmarks.run.
+        Folder of the cell, the same as for benchmarks.run.
     seeds
-        Only these seeds of the cell, such as 0,2.
+        Seeds to run, e.g. 0,2 (default: all seeds of the cell).
     keeps
-        Only these shares, such as 0.7,0.5.
+        Fractions of parameters and multiply-adds to keep, e.g. 0.7,0.5 (default: all fractions of the cell).
     data
-        Where the cell's images are on this machine.
+        Folder of the images (default: the place that the configuration names, or a download).
     """
     from benchmarks.cell import open_cell
     from benchmarks.config import load_config, select
@@ -79,8 +79,8 @@ def ablation(
     whole = load_config(config)
     part = select(whole, seeds=seeds, keeps=keeps)
     command = command_for(whole, config).replace("benchmarks.run", "benchmarks.ablation")
-    given = "".join(f" --{name} {value}" for name, value in (("seeds", seeds), ("keeps", keeps)) if value)
-    cell = open_cell(part, output, data, command + given)
+    selection = "".join(f" --{name} {value}" for name, value in (("seeds", seeds), ("keeps", keeps)) if value)
+    cell = open_cell(part, output, data, command + selection)
     rows = [row for keep in part.keeps for row in _rows_of(cell, keep)]
     file = output / "ablation.json"
     earlier = read_json(file) if file.is_file() else []
@@ -89,10 +89,10 @@ def ablation(
 
 
 def recipes_between(config: "CellConfig", *, keep: float, seed: int) -> "list[tuple[str, Recipe]]":
-    """The recipes from `paper` to `vitrim`, each with what is new in it.
+    """Return the recipes from `paper` to `vitrim`, each with the name of its change.
 
     Raises:
-        SettingError: the cell's own changes go beyond what the ablation takes apart.
+        SettingError: the cell's table `[vitrim]` changes settings that are not in `CHANGES`.
     """
     from benchmarks.config import merged, recipe_for
     from vitrim.errors import SettingError
@@ -107,20 +107,20 @@ def recipes_between(config: "CellConfig", *, keep: float, seed: int) -> "list[tu
         found.append((change.name, from_table(Recipe, table)))
     if found[-1][1] != last:
         raise SettingError(
-            f"[vitrim] of the cell {config.name} changes more than {', '.join(k for c in CHANGES for k in c.keys)}, so "
-            "no sequence of the ablation's changes leads there."
+            f"[vitrim] of the cell {config.name} changes settings that the ablation does not know. "
+            f"It knows {', '.join(k for c in CHANGES for k in c.keys)}."
         )
     return found
 
 
 def _only(table: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The part of nested tables that a dotted name means."""
+    """Return the nested tables with only the setting at the path `keys`."""
     key, *rest = keys
     return {key: _only(table[key], rest) if rest else table[key]}
 
 
 def _rows_of(cell: "Cell", keep: float) -> list[dict[str, Any]]:
-    """One row for each recipe at one share kept: means over seeds, and paired differences to the row before."""
+    """Return one row for each recipe with one fraction to keep: means over seeds, and differences to the row before."""
     from benchmarks.statistics import paired_difference
 
     seeds = cell.config.seeds
@@ -139,9 +139,9 @@ def _rows_of(cell: "Cell", keep: float) -> list[dict[str, Any]]:
 
 
 def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
-    """For each recipe the evaluations after the first cut, before any training, and at the end."""
+    """Return for each recipe the evaluations after the first pruning, before training, and at the end."""
     from benchmarks.arms import run_job
-    from benchmarks.cell import Job, alone_in, read_evaluation
+    from benchmarks.cell import Job, lock_folder, read_evaluation
     from vitrim.evaluation import Evaluation
     from vitrim.pipeline import compress
     from vitrim.runs.progress import log
@@ -157,7 +157,7 @@ def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
         else:
             folder = cell.out / f"seed-{seed}" / f"keep-{keep:g}" / f"change-{index}"
             log(f"seed {seed}, keep {keep:g}: {name}")
-            with alone_in(folder):
+            with lock_folder(folder):
                 compress(cell.dense(seed), cell.data, recipe, folder)
         read = partial(_evaluation, folder)
         cut, end = read("width-cut"), read("final")
@@ -174,7 +174,7 @@ def _evaluation(folder: Path, stage: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run and leave with the exit status."""
+    """Run the command and exit with its status."""
     sys.exit(status_of(app, arguments))
 
 

@@ -1,4 +1,7 @@
-"""The models of a cell: the dense one before its training, and the small ones that no importance has chosen."""
+"""Models of a cell: the dense model before its training, and small models that ignore the importance of units.
+
+Training and evaluation do not belong here.
+"""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -9,8 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.config import CellConfig, ModelSettings
-from vitrim.allocation import unprunable_summary
-from vitrim.costs.budget import Budget
+from vitrim.costs.budget import Budget, unprunable_summary
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, SettingError
 from vitrim.importance import Batch, Criterion, score
@@ -21,7 +23,13 @@ from vitrim.structure import UnitGroup, ViTStructure
 
 
 def model_to_train(config: CellConfig, num_classes: int, seed: int) -> nn.Module:
-    """The dense model before its training, with so many outputs: what `vitrim train` would begin with."""
+    """Build the dense model before its training, as `vitrim train` does.
+
+    Args:
+        config: the cell.
+        num_classes: outputs of the classifier. Another classifier in the weights is replaced by a new one.
+        seed: seed of the random weights.
+    """
     settings = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -33,7 +41,14 @@ def model_to_train(config: CellConfig, num_classes: int, seed: int) -> nn.Module
 
 
 def fresh_model(config: CellConfig, num_classes: int, seed: int, **changes: Any) -> nn.Module:
-    """The dense architecture with random weights; `changes` are arguments of the architecture."""
+    """Build the dense architecture with random weights.
+
+    Args:
+        config: the cell.
+        num_classes: outputs of the classifier.
+        seed: seed of the weights.
+        **changes: arguments of the architecture, instead of those of the cell.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _open(config.model, num_classes=num_classes, **changes)
@@ -50,10 +65,12 @@ def _sizes(settings: ModelSettings) -> dict[str, Any]:
 
 
 def narrow_model(config: CellConfig, dense: nn.Module, budget: Budget, seed: int) -> nn.Module:
-    """A plain model as deep as the dense one and with as many heads, as wide as the budget allows.
+    """Build a model with random weights and the largest embedding width that the budget allows.
+
+    It has as many blocks and heads as the dense model.
 
     Raises:
-        SettingError: the architecture has no `embed_dim` that sets the width of all its blocks.
+        SettingError: the architecture has no argument `embed_dim` that sets the width of all its blocks.
         BudgetError: the narrowest such model is above the budget.
     """
     structure = describe(dense)
@@ -66,8 +83,8 @@ def narrow_model(config: CellConfig, dense: nn.Module, budget: Budget, seed: int
     )
     if not fitting:
         raise BudgetError(
-            f"No {config.model.architecture} fits into {budget.params:.1%} of the parameters and {budget.macs:.1%} of "
-            "the multiply-adds, however narrow; leave the arm timm-small out or raise keep."
+            f"Even the narrowest {config.model.architecture} has more than {budget.params:.1%} of the parameters or "
+            f"{budget.macs:.1%} of the multiply-adds. Leave the arm timm-small out, or raise keep."
         )
     return fresh_model(config, structure.num_classes, seed, embed_dim=widths[fitting - 1])
 
@@ -77,16 +94,16 @@ def _check_width_can_be_set(config: CellConfig, structure: ViTStructure) -> None
     try:
         if _empty(config, structure, structure.embed_dim).embed_dim == structure.embed_dim:
             return
-    except SettingError as found:  # timm says that there is no such argument
+    except SettingError as found:  # timm has no such argument for this architecture
         problem = found
     raise SettingError(
-        f"The arm timm-small makes the model narrower by timm's argument embed_dim, but that does not set the width "
-        f"of {config.model.architecture}; leave this arm out."
+        f"The arm timm-small needs an architecture whose width is set by timm's argument embed_dim. That argument does "
+        f"not set the width of {config.model.architecture}; leave this arm out."
     ) from problem
 
 
 def _empty(config: CellConfig, structure: ViTStructure, width: int) -> ViTStructure:
-    """What a model of this width is made of, without making its weights."""
+    """Describe a model of this width without allocating its weights."""
     with torch.device("meta"):
         return describe(fresh_model(config, structure.num_classes, 0, embed_dim=width))
 
@@ -94,7 +111,14 @@ def _empty(config: CellConfig, structure: ViTStructure, width: int) -> ViTStruct
 def uniform_plan(
     dense: nn.Module, batches: Iterable[Batch], criterion: Criterion, budget: Budget, *, seed: int = 0
 ) -> PruningPlan:
-    """Cut all blocks alike, each down to its best units by `criterion`.
+    """Return a plan that prunes all blocks by the same fraction, and keeps the best units of each block.
+
+    Args:
+        dense: the model to prune.
+        batches: calibration images and labels.
+        criterion: how units are ranked within a block.
+        budget: limits for parameters and multiply-adds, and minimum widths.
+        seed: seed of the criterion `random`.
 
     Raises:
         BudgetError: the smallest model that the budget's minimum widths allow is above the budget.
@@ -109,46 +133,53 @@ def uniform_plan(
 
 
 def uniform_counts(structure: ViTStructure, budget: Budget) -> list[dict[str, int]]:
-    """For each block how many units of each group stay, by key.
+    """Return how many units to keep in each group of each block, by the key of the group.
 
-    Heads get the share that the budget names, one less at a time where that leaves no room for the least neurons; all
-    MLPs get the same number of neurons, and what is then left goes to the first blocks.
+    1. Every block keeps the budget's fraction of its heads. If the minimum number of neurons does not fit then, every
+       block keeps one head less, and so on.
+    2. Every block keeps the same number of neurons, as many as fit.
+    3. The first blocks keep one more step of neurons, as long as this fits.
+
+    Raises:
+        BudgetError: the minimum widths do not fit.
     """
-    limit, step = budget.limit(count_cost(structure)), budget.step
-    share, most = min(budget.params, budget.macs), max(block.neurons.count for block in structure.blocks)
-    least = -(-budget.min_neurons // step) * step
+    limit, step, depth = budget.limit(count_cost(structure)), budget.step, len(structure.blocks)
+    fraction, max_neurons = min(budget.params, budget.macs), max(block.neurons.count for block in structure.blocks)
+    min_neurons = -(-budget.min_neurons // step) * step
 
-    def counts_with(fewer: int, neurons: Sequence[int]) -> list[dict[str, int]]:
+    def counts_with(fewer_heads: int, neurons: Sequence[int]) -> list[dict[str, int]]:
         return [
-            {group.key: _count(group, share, fewer, wanted, budget) for group in block.groups}
-            for block, wanted in zip(structure.blocks, neurons, strict=True)
+            {group.key: _count(group, fraction, fewer_heads, num_neurons, budget) for group in block.groups}
+            for block, num_neurons in zip(structure.blocks, neurons, strict=True)
         ]
 
-    def fits(fewer: int, neurons: Sequence[int]) -> bool:
-        return _within(_cost_of(structure, counts_with(fewer, neurons)), limit)
+    def fits(fewer_heads: int, neurons: Sequence[int]) -> bool:
+        return _within(_cost_of(structure, counts_with(fewer_heads, neurons)), limit)
 
-    depth = len(structure.blocks)
-    most_heads = max(block.heads.count for block in structure.blocks)
-    fewer = next((n for n in range(most_heads) if fits(n, [least] * depth)), None)
-    if fewer is None:
+    max_heads = max(block.heads.count for block in structure.blocks)
+    fewer_heads = next((n for n in range(max_heads) if fits(n, [min_neurons] * depth)), None)
+    if fewer_heads is None:
         raise BudgetError(
-            f"Cut alike in all blocks, no model fits into {budget.params:.1%} of the parameters and {budget.macs:.1%} "
-            f"of the multiply-adds; raise keep or lower recipe.budget.min_neurons.{unprunable_summary(structure)}"
+            f"With the same fraction kept in all blocks, no model has at most {budget.params:.1%} of the parameters "
+            f"and {budget.macs:.1%} of the multiply-adds. Raise keep, or lower recipe.budget.min_neurons."
+            f"{unprunable_summary(structure)}"
         )
-    level = max(n for n in range(least, max(most, least) + 1, step) if fits(fewer, [n] * depth))
-    neurons = [level] * depth
+    counts = range(min_neurons, max(max_neurons, min_neurons) + 1, step)
+    even = counts[bisect_left(counts, True, key=lambda count: not fits(fewer_heads, [count] * depth)) - 1]
+    neurons = [even] * depth
     for index in range(depth):
-        more = [*neurons[:index], level + step, *neurons[index + 1 :]]
-        neurons = more if fits(fewer, more) else neurons
-    return counts_with(fewer, neurons)
+        more = [*neurons[:index], even + step, *neurons[index + 1 :]]
+        neurons = more if fits(fewer_heads, more) else neurons
+    return counts_with(fewer_heads, neurons)
 
 
-def _count(group: UnitGroup, share: float, fewer: int, neurons: int, budget: Budget) -> int:
+def _count(group: UnitGroup, fraction: float, fewer_heads: int, num_neurons: int, budget: Budget) -> int:
+    """Return how many units of one group to keep."""
     if group.not_prunable:
         return group.count
     if group.kind == "heads":
-        return min(max(round(share * group.count) - fewer, budget.min_heads), group.count)
-    return min(neurons, group.count)
+        return min(max(round(fraction * group.count) - fewer_heads, budget.min_heads), group.count)
+    return min(num_neurons, group.count)
 
 
 def _cost_of(structure: ViTStructure, counts: Sequence[dict[str, int]]) -> Cost:
@@ -163,5 +194,5 @@ def _within(cost: Cost, limit: Cost) -> bool:
 
 
 def _best(scores: np.ndarray, count: int) -> tuple[int, ...]:
-    """Indices of the highest scores, sorted; of equal ones the first."""
+    """Return the sorted indices of the highest scores. Of equal scores, the first ones are kept."""
     return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))

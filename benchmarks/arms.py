@@ -1,6 +1,7 @@
-"""What is done to the dense model in each arm. An arm leaves a model, its evaluations, and what the record needs.
+"""The arms: what each method does with the dense model.
 
-Every step is one file of the arm's folder and is not repeated when the same command is given again.
+An arm ends with a model, its evaluations and its record. Each step writes one file into the arm's folder. When the same
+command runs again, finished steps are not repeated. What the record holds belongs to `record`.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.architectures import fresh_model, narrow_model, uniform_plan
-from benchmarks.cell import Cell, Job, alone_in, is_finished, read_evaluation, timed
+from benchmarks.cell import Cell, Job, is_finished, lock_folder, read_evaluation, record_times
 from benchmarks.config import CONTROL, PUBLISHED, recipe_for, scratch_training, student_training
 from benchmarks.record import Outcome, write_record
 from vitrim.costs.counting import count_cost
@@ -31,30 +32,30 @@ from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import prune
 from vitrim.training import TrainingSettings, train
 
-OTHER_WEIGHTS = 1000  # added to the seed where weights begin at random a second time
+SEED_OFFSET = 1000  # random weights of a student need another seed than those of the dense model
 
 
 def run_job(cell: Cell, job: Job) -> None:
-    """Run one arm, unless it is finished, and write its record."""
+    """Run one arm and write its record. A finished arm is skipped."""
     folder = cell.folder(job)
     if is_finished(folder):
         return
-    if job.arm == "scratch":  # it has the architecture that vitrim ends with
+    if job.arm == "scratch":  # it uses the architecture that the arm vitrim finds
         run_job(cell, replace(job, arm="vitrim"))
     dense = cell.dense(job.seed)
-    with alone_in(folder):
-        if is_finished(folder):  # by the process that was waited for
+    with lock_folder(folder):
+        if is_finished(folder):  # another process finished it while this one waited for the lock
             return
         log(f"seed {job.seed}, keep {job.keep:g}: {job.arm}")
-        with timed(folder):
-            outcome = _RUNNERS[job.arm](_Work(cell, job, dense))
+        with record_times(folder):
+            outcome = _RUNNERS[job.arm](_ArmRun(cell, job, dense))
         write_record(cell, job, dense, outcome)
     log(f"seed {job.seed}, keep {job.keep:g}: {job.arm} {outcome.evaluation['top1']:.2f} %")
 
 
 @dataclass(frozen=True)
-class _Work:
-    """An arm at work: where, and from which dense model."""
+class _ArmRun:
+    """One run of an arm: its cell, its job and its dense model."""
 
     cell: Cell
     job: Job
@@ -70,7 +71,7 @@ class _Work:
 
     @cached_property
     def data(self) -> ImageData:
-        """With validation images on the model's device, and labels as the model counts them."""
+        """The cell's images, with the validation images on the device and labels in the model's order of classes."""
         data = match_labels(self.cell.data, self.dense)
         return replace(data, validation=data.validation.to(this_process().device))
 
@@ -85,9 +86,9 @@ class _Work:
         return len(self.cell.data.classes)
 
 
-def _compress(work: _Work) -> Outcome:
-    """Arms `vitrim`, `paper` and `hard-labels`: the whole method, by their recipes."""
-    result = compress(work.dense, work.cell.data, work.recipe, work.folder)
+def _compress(arm: _ArmRun) -> Outcome:
+    """Run the arms `vitrim`, `paper` and `hard-labels`: `vitrim.compress` with the recipe of the arm."""
+    result = compress(arm.dense, arm.cell.data, arm.recipe, arm.folder)
     stages = [
         {**{key: row[key] for key in ("top1", "params", "macs")}, "name": row["name"].removeprefix("width ")}
         for row in result.report["stages"]
@@ -95,71 +96,74 @@ def _compress(work: _Work) -> Outcome:
     ]
     return Outcome(
         model=result.model,
-        evaluation=read_json(work.folder / "evaluation-final.json"),
-        after_cut=read_evaluation(work.folder / "evaluation-width-cut.json"),
-        after_recover=read_evaluation(work.folder / "evaluation-width-recover.json"),
+        evaluation=read_json(arm.folder / "evaluation-final.json"),
+        after_cut=read_evaluation(arm.folder / "evaluation-width-cut.json"),
+        after_recover=read_evaluation(arm.folder / "evaluation-width-recover.json"),
         stages=stages,
     )
 
 
-def _cut_at_once(find: Callable[[_Work], PruningPlan], work: _Work) -> Outcome:
-    """Arms that cut by a plan of their own in one step, and then learn as ours do."""
-    settings = student_training(work.cell.config)
-    run = _open(work, settings)
-    plan = run.once_plan("plan.json", lambda: find(work))
-    student = prune(work.dense, plan)
-    after_cut = run.once_json(
-        "evaluation-cut.json", lambda: evaluate(student, work.data).to_dict(), on_all_processes=True
+def _prune_once(find: Callable[[_ArmRun], PruningPlan], arm: _ArmRun) -> Outcome:
+    """Run an arm that prunes once by the plan of `find`, and then distils with the settings of the arm `vitrim`."""
+    settings = student_training(arm.cell.config)
+    folder = _open(arm, settings)
+    plan = folder.once_plan("plan.json", lambda: find(arm))
+    student = prune(arm.dense, plan)
+    after_cut = folder.once_json(
+        "evaluation-cut.json", lambda: evaluate(student, arm.data).to_dict(), on_all_processes=True
     )
-    return _taught(work, run, student, settings, plan=plan, after_cut=after_cut)
+    return _train_and_evaluate(arm, folder, student, settings, plan=plan, after_cut=after_cut)
 
 
-def _plan_by_torch_pruning(work: _Work) -> PruningPlan:
-    from benchmarks.torch_pruning import plan_by_torch_pruning  # needs a package of its own
+def _plan_by_torch_pruning(arm: _ArmRun) -> PruningPlan:
+    from benchmarks.torch_pruning import plan_by_torch_pruning  # only this arm needs the package
 
-    return plan_by_torch_pruning(work.dense, work.calibration, work.recipe.budget, seed=work.job.seed)
-
-
-def _plan_alike(criterion: Criterion, work: _Work) -> PruningPlan:
-    return uniform_plan(work.dense, work.calibration, criterion, work.recipe.budget, seed=work.job.seed)
+    return plan_by_torch_pruning(arm.dense, arm.calibration, arm.recipe.budget, seed=arm.job.seed)
 
 
-def _scratch(work: _Work) -> Outcome:
-    """The architecture that vitrim ended with, from random weights."""
-    plan_file = work.cell.folder(replace(work.job, arm="vitrim")) / "plan.json"
-    settings = scratch_training(work.cell.config)
-    run = _open(work, settings)
-    plan = run.once_plan("plan.json", lambda: PruningPlan.from_json(plan_file.read_text(encoding="utf-8")))
-    student = prune(fresh_model(work.cell.config, work.num_classes, work.job.seed + OTHER_WEIGHTS), plan)
-    return _taught(work, run, student, settings, plan=plan)
+def _uniform_plan(criterion: Criterion, arm: _ArmRun) -> PruningPlan:
+    return uniform_plan(arm.dense, arm.calibration, criterion, arm.recipe.budget, seed=arm.job.seed)
 
 
-def _timm_small(work: _Work) -> Outcome:
-    """A plain narrow model from random weights; its hidden states are too narrow to compare with the teacher's."""
-    settings = scratch_training(work.cell.config)
+def _scratch(arm: _ArmRun) -> Outcome:
+    """Distil the final architecture of the arm `vitrim` from random weights."""
+    plan_file = arm.cell.folder(replace(arm.job, arm="vitrim")) / "plan.json"
+    settings = scratch_training(arm.cell.config)
+    folder = _open(arm, settings)
+    plan = folder.once_plan("plan.json", lambda: PruningPlan.from_json(plan_file.read_text(encoding="utf-8")))
+    student = prune(fresh_model(arm.cell.config, arm.num_classes, arm.job.seed + SEED_OFFSET), plan)
+    return _train_and_evaluate(arm, folder, student, settings, plan=plan)
+
+
+def _timm_small(arm: _ArmRun) -> Outcome:
+    """Distil a narrow model from random weights.
+
+    Its hidden states are narrower than the teacher's, so the loss on hidden states is left out.
+    """
+    settings = scratch_training(arm.cell.config)
     losses = settings.distillation
     if losses.hidden:
         soft = losses.soft if losses.soft or losses.relations or losses.hard else 1.0
         settings = replace(settings, distillation=replace(losses, hidden=0.0, soft=soft))
-    student = narrow_model(work.cell.config, work.dense, work.recipe.budget, work.job.seed + OTHER_WEIGHTS)
-    return _taught(work, _open(work, settings), student, settings)
+    student = narrow_model(arm.cell.config, arm.dense, arm.recipe.budget, arm.job.seed + SEED_OFFSET)
+    return _train_and_evaluate(arm, _open(arm, settings), student, settings)
 
 
-def _control(work: _Work) -> Outcome:
-    """The dense model, trained on by labels for as long as the students learn."""
-    settings = student_training(work.cell.config)
-    return _taught(work, _open(work, settings), work.dense, settings, distil=False)
+def _control(arm: _ArmRun) -> Outcome:
+    """Train the dense model for the epochs of the students, on the labels."""
+    settings = student_training(arm.cell.config)
+    return _train_and_evaluate(arm, _open(arm, settings), arm.dense, settings, distil=False)
 
 
-def _open(work: _Work, settings: TrainingSettings) -> RunFolder:
-    """The arm's folder, for a training with these settings."""
-    recipe = replace(work.recipe, width_training=settings)
-    return RunFolder(work.folder, identity(f"benchmark {work.job.arm}", recipe, work.dense, work.data))
+def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
+    """Open the folder of an arm with one training stage."""
+    recipe = replace(arm.recipe, width_training=settings)
+    return RunFolder(arm.folder, identity(f"benchmark {arm.job.arm}", recipe, arm.dense, arm.data))
 
 
-def _taught(
-    work: _Work,
-    run: RunFolder,
+def _train_and_evaluate(
+    arm: _ArmRun,
+    folder: RunFolder,
     student: nn.Module,
     settings: TrainingSettings,
     *,
@@ -167,36 +171,36 @@ def _taught(
     after_cut: dict[str, Any] | None = None,
     distil: bool = True,
 ) -> Outcome:
-    """Train in one stage, from the dense model or (`distil` unset) from the labels alone, and measure."""
+    """Train in one stage and evaluate. The dense model is the teacher; without `distil` only the labels are used."""
     name = "distil" if distil else "train"
 
     def make() -> nn.Module:
-        teacher = work.dense if distil else None
-        options = {"plan": plan, "run_dir": work.folder, "stage": name, "seed": work.job.seed}
-        return train(student, work.data, settings, teacher=teacher, **options)  # type: ignore[arg-type]
+        teacher = arm.dense if distil else None
+        options = {"plan": plan, "run_dir": arm.folder, "stage": name, "seed": arm.job.seed}
+        return train(student, arm.data, settings, teacher=teacher, **options)  # type: ignore[arg-type]
 
     def write(model: nn.Module, path: Path) -> None:
-        save(model, path, classes=work.data.classes, provenance={"arm": work.job.arm, "data": work.data.name})
+        save(model, path, classes=arm.data.classes, provenance={"arm": arm.job.arm, "data": arm.data.name})
 
     def read(path: Path) -> nn.Module:
         return load(path, device=this_process().device)
 
-    model = run.once("model", make, write, read, on_all_processes=True)
-    evaluation = run.once_json(
-        "evaluation-final.json", lambda: evaluate(model, work.data).to_dict(), on_all_processes=True
+    model = folder.once("model", make, write, read, on_all_processes=True)
+    evaluation = folder.once_json(
+        "evaluation-final.json", lambda: evaluate(model, arm.data).to_dict(), on_all_processes=True
     )
-    run.delete_checkpoints()
-    cost, cut = count_cost(model), after_cut
-    rows = [("cut", cut["top1"])] if cut else []
+    folder.delete_checkpoints()
+    cost = count_cost(model)
+    rows = [("cut", after_cut["top1"])] if after_cut else []
     rows.append((name, evaluation["top1"]))
     stages = [{"name": stage, "top1": top1, "params": cost.params, "macs": cost.macs} for stage, top1 in rows]
     return Outcome(model=model, evaluation=evaluation, after_cut=after_cut, stages=stages, has_teacher=distil)
 
 
-_RUNNERS: dict[str, Callable[[_Work], Outcome]] = {
+_RUNNERS: dict[str, Callable[[_ArmRun], Outcome]] = {
     **dict.fromkeys(("vitrim", *PUBLISHED), _compress),
-    "torch-pruning": partial(_cut_at_once, _plan_by_torch_pruning),
-    **{criterion: partial(_cut_at_once, partial(_plan_alike, criterion)) for criterion in ("random", "magnitude")},
+    "torch-pruning": partial(_prune_once, _plan_by_torch_pruning),
+    **{criterion: partial(_prune_once, partial(_uniform_plan, criterion)) for criterion in ("random", "magnitude")},
     "scratch": _scratch,
     "timm-small": _timm_small,
     CONTROL: _control,

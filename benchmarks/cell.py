@@ -1,12 +1,14 @@
-"""A cell on disk: which folder belongs to what, who works in it, and how long that took.
+"""The folder of a cell: paths, locks, working times and the dense model.
 
-    OUT/run.json                        what the cell is made from; another cell is refused
-    OUT/seed-S/dense/                   what `vitrim train` would write
-    OUT/seed-S/dense-control/           the arm that has no share to keep
-    OUT/seed-S/keep-K/ARM/arm.json      one arm, written last
-    OUT/seed-S/keep-K/ARM.times.jsonl   when it was worked on
+    OUT/run.json                        identity of the cell; the folder refuses another cell
+    OUT/seed-S/dense/                   the dense model, as `vitrim train` writes it
+    OUT/seed-S/dense-control/           the arm without a fraction to keep
+    OUT/seed-S/keep-K/ARM/arm.json      record of one arm, written last
+    OUT/seed-S/keep-K/ARM.times.jsonl   start and end of each time that the arm was worked on
+    FOLDER.lock                         lock of a folder that a process works in
 
-Two processes may work in one cell at once: each folder belongs to one of them at a time, and the other waits.
+Two processes may work in one cell at the same time. Each folder is locked by one process; other processes wait.
+What an arm computes does not belong here.
 """
 
 import json
@@ -38,13 +40,13 @@ from vitrim.runs.progress import log
 from vitrim.training import check_training
 
 ROOT = Path(__file__).parent.parent
-NAMED = ("cifar10", "cifar100", "tiny-imagenet")  # data sets whose place is a setting of its own
+NAMED_DATA = ("cifar10", "cifar100", "tiny-imagenet")  # data sets with a separate setting for their folder
 RECORD = "arm.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One arm of a cell, at one seed and one share kept."""
+    """One arm of a cell, with one seed and one fraction to keep."""
 
     arm: str
     seed: int
@@ -53,12 +55,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
-    """A cell that is being worked on.
+    """A cell with its images and its folder, open for work.
 
     Attributes:
-        config: the whole cell, or the part of it that was selected.
-        command: how a reader would run the whole of it.
-        commit: of the code as it was when the work began.
+        config: the settings of the cell, possibly only the selected part.
+        data: the images.
+        out: the folder of the cell.
+        command: command that runs the whole cell, for the record.
+        commit: commit of the code when the work began.
     """
 
     config: CellConfig
@@ -69,26 +73,28 @@ class Cell:
     _models: dict[int, nn.Module] = field(default_factory=dict)
 
     def folder(self, job: Job) -> Path:
+        """Return the folder of one arm. The dense control has one folder for all fractions to keep."""
         seed = self.out / f"seed-{job.seed}"
         return seed / job.arm if job.arm == CONTROL else seed / f"keep-{job.keep:g}" / job.arm
 
     def dense_folder(self, seed: int) -> Path:
+        """Return the folder of the dense model of a seed."""
         return self.out / f"seed-{seed}" / "dense"
 
     def dense(self, seed: int) -> nn.Module:
-        """The dense model of a seed, trained if it is not there; the last one asked for stays in memory."""
+        """Return the dense model of a seed. It is trained if its folder has none. The last one stays in memory."""
         if seed not in self._models:
             model = model_to_train(self.config, len(self.data.classes), seed)
             self._check(model)
             self._models.clear()
-            with alone_in(self.dense_folder(seed)):
+            with lock_folder(self.dense_folder(seed)):
                 log(f"seed {seed}: the dense model")
                 recipe = dense_recipe(self.config, seed)
                 self._models[seed] = fit(model, self.data, recipe, self.dense_folder(seed))
         return self._models[seed]
 
     def _check(self, model: nn.Module) -> None:
-        """Refuse before the long training what an arm could not do after it."""
+        """Check the settings of all arms before the dense model is trained, which takes long."""
         structure, data = describe(model), match_labels(self.data, model)
         check_training(scratch_training(self.config), structure, data)
         for arm in self.config.arms:
@@ -100,25 +106,42 @@ class Cell:
 
 
 def open_cell(config: CellConfig, out: Path, data_path: Path | None, command: str) -> Cell:
-    """Load the images and open or create the folder of a cell.
+    """Load the images, and open or create the folder of a cell.
+
+    Args:
+        config: the cell, or the selected part of it.
+        out: the folder of the cell.
+        data_path: folder of the images. None uses the place that the configuration names.
+        command: command that runs the whole cell, for the record.
 
     Raises:
-        FolderInUse: the folder holds something else, or a cell with other settings or images; lists what differs.
-        DataError: the images cannot be found.
+        FolderInUse: the folder holds something else, or a cell with other settings or images.
+        DataError: the images are not found.
     """
     data = load_images(config, data_path)
-    with alone_in(out):
+    with lock_folder(out):
         RunFolder(out, identity(config, data))
     return Cell(config=config, data=data, out=out, command=command, commit=commit())
 
 
 def load_images(config: CellConfig, path: Path | None) -> ImageData:
-    """The images of a cell, from `path` if given; with a tuning share, the official validation images are left out."""
+    """Load the images of a cell.
+
+    With `tuning_share` above 0, the validation images are split from the training images.
+
+    Args:
+        config: the cell.
+        path: folder of the images. None uses the place that the configuration names.
+
+    Raises:
+        SettingError: a path was set for `digits`.
+        DataError: the images are not found.
+    """
     settings = config.data
     source, data_dir = settings.source, settings.data_dir or None
     if path is not None and source == "digits":
-        raise SettingError("--data says where images are, but digits come with scikit-learn; leave it out.")
-    if path is not None and source in NAMED:
+        raise SettingError("--data sets the folder of the images, but digits come with scikit-learn; leave it out.")
+    if path is not None and source in NAMED_DATA:
         data_dir = str(path)
     elif path is not None:
         source = str(path.absolute())
@@ -136,8 +159,10 @@ def load_images(config: CellConfig, path: Path | None) -> ImageData:
 
 
 def identity(config: CellConfig, data: ImageData) -> dict[str, Any]:
-    """What a cell is made from: not which part of it runs, nor where images and weights lie; those are compared by
-    their content, weights by each run.
+    """Return the settings and images that define a cell, to compare with `run.json`.
+
+    Seeds, keeps and arms are left out, so a cell can be extended. The paths of images and weights are left out, because
+    their contents are compared.
     """
     table = to_table(config)
     for key in ("seeds", "keeps", "arms"):
@@ -155,20 +180,25 @@ def identity(config: CellConfig, data: ImageData) -> dict[str, Any]:
 
 
 def is_finished(folder: Path) -> bool:
+    """Return whether an arm has its record. All processes of a group return the same."""
     wait_for_all()
     found = (folder / RECORD).is_file()
-    wait_for_all()  # nobody goes on, and finishes it, before everybody has looked
+    wait_for_all()  # no process writes the record before all processes have looked for it
     return found
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Within the context no other run works in `folder`, which is made if need be; one that does is waited for."""
-    if not is_main_process():  # the first process of a group holds the folder for all
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create `folder` and lock it within the context. If another process has the lock, wait for it.
+
+    Raises:
+        FolderInUse: `folder` is a file.
+    """
+    if not is_main_process():  # the first process of a group holds the lock for all
         yield
         return
     if folder.exists() and not folder.is_dir():
-        raise FolderInUse(f"{folder} is a file; expected a folder for the benchmark; choose another one with -o.")
+        raise FolderInUse(f"{folder} is a file; expected a folder for the benchmark. Choose another one with -o.")
     folder.mkdir(parents=True, exist_ok=True)
     absolute = folder.resolve()
     lock = FileLock(absolute.with_name(f"{absolute.name}.lock"))  # the system frees it when the process is killed
@@ -184,8 +214,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def timed(folder: Path) -> Iterator[None]:
-    """Note beside `folder` when it was worked on; a start without an end was killed."""
+def record_times(folder: Path) -> Iterator[None]:
+    """Write the start and the end of the context to `FOLDER.times.jsonl`. A killed process leaves a start only."""
     file = folder.with_name(f"{folder.name}.times.jsonl")
 
     def note(event: str) -> None:
@@ -201,7 +231,7 @@ def timed(folder: Path) -> Iterator[None]:
 
 
 def seconds_in(folder: Path) -> float:
-    """For how long a folder was worked on; of a run that was killed, until it last wrote something."""
+    """Return the seconds of work in a folder. A killed run counts until its last change of a file."""
     file = folder.with_name(f"{folder.name}.times.jsonl")
     total, began = 0.0, None
     for row in (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()):
@@ -216,12 +246,12 @@ def _last_change(folder: Path) -> float:
 
 
 def read_evaluation(file: Path) -> dict[str, Any] | None:
-    """What `vitrim.evaluation` left in a file, if there is one."""
+    """Read an evaluation that `vitrim.evaluation` wrote. None if the file does not exist."""
     return read_json(file) if file.is_file() else None
 
 
 def commit() -> str:
-    """The commit that this file is of, with `+` where something differs from it; `unknown` outside git."""
+    """Return the short name of the commit, with `+` if the working tree differs from it; `unknown` outside git."""
     try:
         name = _git("rev-parse", "--short", "HEAD")
         return name + ("+" if _git("status", "--porcelain") else "")

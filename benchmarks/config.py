@@ -1,6 +1,6 @@
-"""A cell of the benchmark: one model on one data set, and everything that is done with it, in one TOML file.
+"""The configuration of a cell, one TOML file. A cell is one model on one data set, with all its runs.
 
-Decides which settings each arm gets, and refuses a file whose settings contradict each other. It builds no model.
+This file decides the settings of each arm, and refuses settings that contradict each other. It builds no model.
 """
 
 import difflib
@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ CONTROL = "dense-control"
 ARMS = ("vitrim", "paper", "hard-labels", "torch-pruning", "random", "magnitude", "scratch", "timm-small", CONTROL)
 PUBLISHED = ("paper", "hard-labels")  # arms that follow the recipe `paper`
 CONFIGS = Path(__file__).parent / "configs"
-SET_BY_CELL = (  # and so refused in [recipe], [vitrim], [student], [scratch] and [dense]
+SET_BY_CELL = (  # refused in [recipe], [vitrim], [student], [scratch] and [dense]
     *("seed", "epochs", "budget.params", "budget.macs", "width_training.epochs", "depth_training.epochs"),
     "distillation",
 )
@@ -28,12 +29,12 @@ SET_BY_CELL = (  # and so refused in [recipe], [vitrim], [student], [scratch] an
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which images; as `vitrim.data.load_data` takes them.
+    """The images, as arguments of `vitrim.data.loading.load_data`.
 
     Attributes:
-        source: a name such as `digits`, or the path of a folder; `--data` says where it is on another machine.
-        data_dir: where a named data set lies.
-        limit_per_class: use only so many training images of each class.
+        source: name of a data set, such as `digits`, or path of a folder. `--data` overrides the place of the images.
+        data_dir: folder of a named data set.
+        limit_per_class: maximum number of training images of each class. None uses all.
         strict: refuse broken images instead of skipping them.
     """
 
@@ -45,10 +46,14 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The dense model; as `vitrim.saving.opening.open_model` takes it.
+    """The dense model, as arguments of `vitrim.saving.opening.open_model`.
 
     Attributes:
-        weights: a checkpoint file of this architecture to start from, instead of timm's `pretrained` weights.
+        architecture: timm's name.
+        img_size: side of the images in pixels. None uses the size of the architecture.
+        patch_size: side of the patches in pixels. None uses the size of the architecture.
+        pretrained: start from timm's pretrained weights.
+        weights: checkpoint file of this architecture to start from, instead of `pretrained`.
         model_args: further arguments of the architecture.
     """
 
@@ -62,17 +67,26 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CellConfig:
-    """One cell: every setting of its runs.
+    """All settings of one cell.
 
     Attributes:
-        name: of the cell, usable as a file name. model_name, dataset: as they stand in tables.
-        hardware: what the cell is meant for.
-        keeps: shares of parameters and multiply-adds that may stay.
-        student_epochs: of each arm, over all its stages together.
-        tuning_share: above 0, validate on this share of each class' training images; official ones stay unseen.
-        dense: changes to the recipe `train`; `training.epochs = 0` takes pretrained weights as they are.
-        student: changes to the training of all students. scratch: further ones where the weights begin at random.
-        recipe: changes to the recipes of all arms. vitrim: further ones to the recipe `default` alone.
+        name: name of the cell, usable as a file name.
+        model_name: name of the model in the tables.
+        dataset: name of the data set in the tables.
+        hardware: the hardware that the cell is made for.
+        seeds: one run of every arm for each seed.
+        keeps: fractions of the parameters and multiply-adds to keep.
+        arms: the methods to compare, see `ARMS`.
+        student_epochs: training epochs of each arm, the sum over all its stages.
+        tuning_share: above 0, validate on this fraction of each class's training images. The official validation
+            images are then not used.
+        data: the images.
+        model: the dense model.
+        dense: changes to the recipe `train`. `training.epochs = 0` uses pretrained weights without training.
+        student: changes to the training of all students.
+        scratch: further changes for students that start from random weights.
+        recipe: changes to the recipes of all arms.
+        vitrim: further changes to the recipe `default` only.
     """
 
     name: str = ""
@@ -96,28 +110,28 @@ class CellConfig:
         _check_text(self)
         _check_lists(self)
         if not 0 <= self.tuning_share < 1:
-            raise SettingError(f"tuning_share is {self.tuning_share:g}; expected a share from 0 to below 1.")
+            raise SettingError(f"tuning_share is {self.tuning_share:g}; expected a fraction of at least 0 and below 1.")
         _check_tables(self)
         for arm in self.arms:
             recipe_for(self, arm, keep=1.0, seed=0)
         scratch_training(self)
         epochs = dense_recipe(self, 0).training.epochs
         if self.student_epochs < 1 or (epochs and 2 * self.student_epochs > epochs):
-            most = f" and at most half of the dense model's {epochs}" if epochs else ""
-            raise SettingError(f"student_epochs is {self.student_epochs}; expected at least 1{most}.")
+            upper = f" and at most half of the dense model's {epochs}" if epochs else ""
+            raise SettingError(f"student_epochs is {self.student_epochs}; expected at least 1{upper}.")
 
 
 def load_config(path: str | Path) -> CellConfig:
-    """Read a cell.
+    """Read the configuration of a cell.
 
     Raises:
-        SettingError: no such file, not TOML, an unknown key (with the nearest right one), or a value out of range.
+        SettingError: the file does not exist or is not TOML, a key is unknown, or a value is out of range.
     """
     path = Path(path)
     if not path.is_file():
         names = ", ".join(sorted(file.name for file in CONFIGS.glob("*.toml")))
         raise SettingError(
-            f"There is no configuration {path}; expected a TOML file, such as one in {CONFIGS}: {names}."
+            f"There is no configuration {path}; expected a TOML file, for example one of those in {CONFIGS}: {names}."
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -133,11 +147,18 @@ def load_config(path: str | Path) -> CellConfig:
 
 
 def recipe_for(config: CellConfig, arm: str, *, keep: float, seed: int) -> Recipe:
-    """The settings with which an arm compresses; arms that have one stage use the importance and `width_training`.
+    """Return the compression settings of an arm.
 
-    The epochs of the students are shared out between width and depth, the odd one to width.
+    The student epochs are split evenly between the width and depth stages. An odd epoch is added to the width stage.
+    Arms with one stage use only `budget`, `importance` and `width_training`.
+
+    Args:
+        config: the cell.
+        arm: one of `ARMS`.
+        keep: fraction of the parameters and multiply-adds to keep.
+        seed: seed of the run.
     """
-    table = to_table(load_recipe(Recipe, "paper" if arm in PUBLISHED else "default"))
+    table = _shipped_table(Recipe, "paper" if arm in PUBLISHED else "default")
     changes = [config.recipe, {"width_training": config.student, "depth_training": config.student}]
     if arm not in PUBLISHED:
         changes.append(config.vitrim)
@@ -148,29 +169,32 @@ def recipe_for(config: CellConfig, arm: str, *, keep: float, seed: int) -> Recip
     if arm == "hard-labels":
         labels = DistillationSettings(soft=0.0, hidden=0.0, relations=0.0, hard=1.0)
         width, depth = replace(width, distillation=labels), replace(depth, distillation=labels)
-    later = config.student_epochs // 2
+    depth_epochs = config.student_epochs // 2
     return replace(
         recipe,
         seed=seed,
         budget=replace(recipe.budget, params=keep, macs=keep),
-        width_training=replace(width, epochs=config.student_epochs - later),
-        depth_training=replace(depth, epochs=later),
+        width_training=replace(width, epochs=config.student_epochs - depth_epochs),
+        depth_training=replace(depth, epochs=depth_epochs),
     )
 
 
 def dense_recipe(config: CellConfig, seed: int) -> TrainRecipe:
-    """How the dense model is trained: what `vitrim train` would use."""
-    table = merged(to_table(load_recipe(TrainRecipe, "train")), config.dense)
+    """Return the training recipe of the dense model, the same that `vitrim train` uses."""
+    table = merged(_shipped_table(TrainRecipe, "train"), config.dense)
     return replace(from_table(TrainRecipe, table), seed=seed)
 
 
 def student_training(config: CellConfig) -> TrainingSettings:
-    """Our distillation in one stage, of all the students' epochs: what arms without a recipe of their own get."""
+    """Return the settings of one distillation stage with all student epochs, for arms that have one stage."""
     return replace(recipe_for(config, "vitrim", keep=1.0, seed=0).width_training, epochs=config.student_epochs)
 
 
 def scratch_training(config: CellConfig) -> TrainingSettings:
-    """Our distillation for weights that begin at random: as fast and as regularised as the dense model's training."""
+    """Return the distillation settings for random initial weights.
+
+    Learning rate, warm-up and drop path are those of the dense model's training, because they suit random weights.
+    """
     dense = dense_recipe(config, 0).training
     settings = replace(
         student_training(config),
@@ -182,7 +206,13 @@ def scratch_training(config: CellConfig) -> TrainingSettings:
 
 
 def select(config: CellConfig, *, seeds: str = "", keeps: str = "", arms: str = "") -> CellConfig:
-    """The part of a cell that lists such as `0,2` name; an empty list names all.
+    """Return the cell with only the selected seeds, keeps and arms.
+
+    Args:
+        config: the cell.
+        seeds: comma-separated list such as `0,2`. An empty text selects all.
+        keeps: the same for the fractions to keep, such as `0.7,0.5`.
+        arms: the same for the arms.
 
     Raises:
         SettingError: a list names something that the cell does not have.
@@ -196,7 +226,7 @@ def select(config: CellConfig, *, seeds: str = "", keeps: str = "", arms: str = 
 
 
 def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`table` with `changes`, nested tables key by key; neither is changed."""
+    """Return a copy of `table` with `changes`. Nested tables are merged key by key."""
     result = dict(table)
     for key, value in changes.items():
         old = result.get(key)
@@ -204,41 +234,47 @@ def merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+@cache
+def _shipped_table(kind: type[Recipe] | type[TrainRecipe], name: str) -> dict[str, Any]:
+    """Return a recipe of vitrim as tables. It is read once; `merged` does not change it."""
+    return to_table(load_recipe(name, kind=kind))
+
+
 def _chosen(name: str, text: str, known: Sequence[Any]) -> list[Any]:
     if not text:
         return list(known)
     spelled = {f"{value:g}" if isinstance(value, float) else str(value): value for value in known}
-    wanted = [_plain_number(word.strip()) for word in text.split(",")]
-    for word in wanted:
+    selected = [_plain_number(word.strip()) for word in text.split(",")]
+    for word in selected:
         if word not in spelled:
             raise SettingError(f"--{name} names {word!r}, which the cell does not have; it has {', '.join(spelled)}.")
-    return [value for word, value in spelled.items() if word in wanted]
+    return [value for word, value in spelled.items() if word in selected]
 
 
 def _plain_number(word: str) -> str:
-    """`.50` as `0.5`; what is no such number as it is."""
+    """Write a decimal number in its short form: `.50` becomes `0.5`. Other words are returned unchanged."""
     return f"{float(word):g}" if re.fullmatch(r"[0-9]*\.[0-9]+", word) else word
 
 
 def _check_text(config: CellConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
-        raise SettingError(f"name is {config.name!r}; expected letters, digits, '.', '-' and '_', as in a file name.")
+        raise SettingError(f"name is {config.name!r}; expected letters, digits, '.', '-' and '_' only.")
     needed = {"model_name": config.model_name, "dataset": config.dataset}
     needed |= {"data.source": config.data.source, "model.architecture": config.model.architecture}
     for key, value in needed.items():
         if not value:
-            raise SettingError(f"The configuration does not say {key}; add it.")
+            raise SettingError(f"The configuration does not set {key}; add it.")
     if config.model.weights and config.model.pretrained:
-        raise SettingError("model.weights names a file and model.pretrained asks for timm's weights; set one of them.")
+        raise SettingError("model.weights and model.pretrained are both set; set one of them.")
 
 
 def _check_lists(config: CellConfig) -> None:
     numbers = all(type(seed) is int and seed >= 0 for seed in config.seeds)
     if not config.seeds or not numbers or len(set(config.seeds)) < len(config.seeds):
-        raise SettingError(f"seeds are {config.seeds}; expected different whole numbers from 0.")
-    shares = all(type(keep) is float and 0 < keep < 1 for keep in config.keeps)
-    if not config.keeps or not shares or len({f"{keep:g}" for keep in config.keeps}) < len(config.keeps):
-        raise SettingError(f"keeps are {config.keeps}; expected different shares between 0 and 1, such as 0.7.")
+        raise SettingError(f"seeds are {config.seeds}; expected different whole numbers of at least 0.")
+    fractions = all(type(keep) is float and 0 < keep < 1 for keep in config.keeps)
+    if not config.keeps or not fractions or len({f"{keep:g}" for keep in config.keeps}) < len(config.keeps):
+        raise SettingError(f"keeps are {config.keeps}; expected different fractions between 0 and 1, such as 0.7.")
     for arm in config.arms:
         if arm not in ARMS:
             near = difflib.get_close_matches(str(arm), ARMS, n=1)
@@ -249,7 +285,7 @@ def _check_lists(config: CellConfig) -> None:
 
 
 def _check_tables(config: CellConfig) -> None:
-    """Each table alone, so that an error names the key as it stands in the file."""
+    """Check each table separately, so that an error names the key as it is written in the file."""
     tables: list[tuple[str, Any, dict[str, Any]]] = [
         ("student", TrainingSettings, config.student),
         ("scratch", TrainingSettings, config.scratch),
@@ -260,7 +296,7 @@ def _check_tables(config: CellConfig) -> None:
     for name, kind, table in tables:
         for key in SET_BY_CELL:
             if _has(table, key.split(".")):
-                raise SettingError(f"{name}.{key} cannot be set: it follows from the cell's own settings or its arms.")
+                raise SettingError(f"{name}.{key} cannot be set: the cell's other settings and its arms decide it.")
         from_table(kind, table, f"{name}.")
 
 

@@ -1,4 +1,7 @@
-"""`docs/results.md` from the rows of `docs/results.json`: formatting only, every number is computed elsewhere."""
+"""The text of `docs/results.md`, made from the rows of `docs/results.json`.
+
+This file formats numbers. It computes none.
+"""
 
 import re
 import tomllib
@@ -20,21 +23,21 @@ NONE = "-"
 HEADER = (
     "arm",
     "top-1",
-    "against the dense teacher [95 %]",
-    "against the dense control [95 %]",
-    "vitrim minus it [95 %]",
-    "after cut",
-    "after recover",
+    "minus dense teacher [95 %]",
+    "minus dense control [95 %]",
+    "vitrim minus this arm [95 %]",
+    "after pruning",
+    "after recovery",
     "after width distillation",
-    "after depth",
-    "parameters",
-    "multiply-adds",
+    "after depth pruning",
+    "parameters kept",
+    "multiply-adds kept",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the list of open cells needs of a benchmark's configuration; `path` as the command names it."""
+    """The part of a cell's configuration that the list of open cells needs. `path` is written as in the command."""
 
     path: str
     name: str
@@ -45,7 +48,11 @@ class Config:
 
 
 def read_configs(folder: Path) -> list[Config]:
-    """The configurations whose cells belong in the tables: neither smoke tests nor tuning."""
+    """Read the configurations whose cells belong in the tables. Smoke tests and tuning cells do not.
+
+    Raises:
+        SettingError: a file is not valid TOML or lacks a key.
+    """
     found = []
     for path in sorted(folder.glob("*.toml")):
         try:
@@ -54,7 +61,7 @@ def read_configs(folder: Path) -> list[Config]:
             raise SettingError(f"{path} is not valid TOML: {problem}.") from None
         missing = [name for name in ("name", "model_name", "dataset", "keeps") if name not in values]
         if missing:
-            raise SettingError(f"{path} lacks {', '.join(missing)}; every benchmark names these.")
+            raise SettingError(f"{path} lacks {', '.join(missing)}; every configuration must set these keys.")
         if "smoke" in values["name"] or values.get("tuning_share", 0) > 0:
             continue
         config = Config(
@@ -72,7 +79,14 @@ def read_configs(folder: Path) -> list[Config]:
 def to_markdown(
     rows: Sequence[Row], configs: Sequence[Config], *, ablation: Sequence[Row] = (), with_plots: bool = True
 ) -> str:
-    """`results.md`; `ablation` are the rows that `benchmarks.ablation` left."""
+    """Return the text of `results.md`.
+
+    Args:
+        rows: rows of `results.json`.
+        configs: configurations, for the list of open cells.
+        ablation: rows that `benchmarks.ablation` wrote.
+        with_plots: whether plots exist to link to.
+    """
     return (
         _templates()
         .get_template("results.md.jinja")
@@ -86,12 +100,12 @@ def to_markdown(
 
 
 def tuning_to_markdown(rows: Sequence[Row]) -> str:
-    """The tables of tuning cells, whose images were cut from the training set."""
+    """Return the tables of tuning cells, whose validation images were split from the training set."""
     return _templates().get_template("tuning.md.jinja").render(cells=_cells(rows), with_plots=False)
 
 
 def open_cells(rows: Sequence[Row], configs: Sequence[Config]) -> list[dict[str, str]]:
-    """For each configuration that lacks rows: what is missing, and the command that measures it."""
+    """Return for each configuration with missing rows what is missing, and the command that measures it."""
     known = {(row["cell"], row["keep"], row["arm"]) for row in rows}
     found = []
     for config in configs:
@@ -108,10 +122,12 @@ def open_cells(rows: Sequence[Row], configs: Sequence[Config]) -> list[dict[str,
 
 
 def slug(cell: str) -> str:
+    """Return the name of a cell as a part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", cell.lower()).strip("-")
 
 
 def cells_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Group rows by the name of their cell."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["cell"], []).append(row)
@@ -119,7 +135,7 @@ def cells_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One table for each cell and share kept: what each change brought, before any training and at the end."""
+    """Return one table for each cell and fraction to keep, with the effect of each change."""
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["cell"], row["keep"]), []).append(row)
@@ -153,7 +169,7 @@ def _gain(values: Sequence[float] | None) -> str:
 
 
 def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What the template shows of each cell."""
+    """Return the values that the template shows for each cell."""
     return [
         {
             "name": name,
@@ -201,7 +217,10 @@ def _line(row: Row) -> list[str]:
 
 
 def _control_line(control: Row, vitrim: Row | None) -> list[str]:
-    """The control is one row for all shares kept; what vitrim gains over it differs and stands in vitrim's row."""
+    """Return the line of the dense control for one fraction to keep.
+
+    The control has one row for all fractions. Its column "vitrim minus this arm" is read from the row of vitrim.
+    """
     names = ("delta_control", "delta_control_low", "delta_control_high")
     lead = dict(zip(_VITRIM_NAMES, [vitrim[name] if vitrim else None for name in names], strict=True))
     return _line({**control, **lead, **dict.fromkeys(names)})
@@ -216,27 +235,29 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if len(seeds) > 1:
         common, *others = _split(rows, lambda row: _numbers(row["seeds"]))
         listed = "; ".join([common[0], *(f"{value} for {who}" for value, who in others)])
-        notes.append(f"The arms have different seeds ({listed}); each pair is compared over the seeds that both have.")
+        notes.append(f"The arms have different seeds ({listed}). Two arms are compared over the seeds that both have.")
     single = [row["arm"] for row in rows if len(row["seeds"]) == 1]
     if len(single) == len(rows):
-        notes.append("One seed: these intervals are over images only, and say nothing about another seed.")
+        notes.append("One seed: the intervals are over images only. They do not include the spread between seeds.")
     elif single:
-        notes.append(f"One seed of {', '.join(single)}: intervals with it are over images only.")
+        notes.append(f"One seed of {', '.join(single)}: its intervals are over images only.")
     for row in rows:
         if row["arm"] == CONTROL and row["top1"] < row["top1_dense"]:
             notes.append(
-                "The dense control ended below the dense teacher: so short a training at the students' rate cost it "
-                "something. The teacher is the stricter comparison here."
+                "The dense control ended below the dense teacher: this short training with the students' learning rate "
+                "lowered its accuracy. So the comparison with the dense teacher is the stricter one here."
             )
         partial = {name: stage["num_seeds"] for name, stage in row["stages"].items() if "num_seeds" in stage}
         if any(count < len(row["seeds"]) for count in partial.values()):
             listed = ", ".join(f"{name} in {n}" for name, n in partial.items() if n < len(row["seeds"]))
-            notes.append(f"{row['arm']}: of {len(row['seeds'])} seeds, {listed}; that column is the mean of those.")
+            notes.append(
+                f"{row['arm']}: of {len(row['seeds'])} seeds, {listed}; that column is the mean over those seeds."
+            )
     return notes
 
 
 def _facts(members: Sequence[Row]) -> list[str]:
-    """Hardware, epochs, seeds, commit and time, each once where it is the same for all rows."""
+    """Return hardware, epochs, seeds, commit and time. A value that all rows have in common is written once."""
     names = {
         "Hardware": lambda row: row["hardware"].replace("\n", ", and "),
         "Student epochs": lambda row: f"{row['student_epochs']}",
@@ -249,10 +270,10 @@ def _facts(members: Sequence[Row]) -> list[str]:
 
 
 def _search(members: Sequence[Row]) -> list[str]:
-    """What trying depths cost, on top of the students' epochs."""
+    """Return the cost of the depth search, which is not part of the student epochs."""
     searched = [row for row in members if row["search_epochs"]]
-    listed = "; ".join(f"{row['arm']} at {row['keep']:g} {row['search_epochs']:.1f}" for row in searched)
-    return [f"Epochs of the depth search, besides these: {listed}"] if searched else []
+    listed = ", ".join(f"{row['search_epochs']:.1f} ({row['arm']}, keep {row['keep']:g})" for row in searched)
+    return [f"Epochs of the depth search, in addition to the student epochs: {listed}"] if searched else []
 
 
 def _speed(members: Sequence[Row]) -> list[str]:
@@ -260,15 +281,15 @@ def _speed(members: Sequence[Row]) -> list[str]:
     facts = []
     if timed:
         total = sum(row["seconds"] * len(row["seeds"]) for row in timed)
-        each = "; ".join(f"{row['arm']} at {row['keep']:g} {_time(row['seconds'])}" for row in timed if _is_main(row))
-        own = f"; one seed of {each}" if each else ""
-        facts.append(f"Time: {_time(total)} for all arms, without the dense models{own}")
+        facts.append(f"Time: {_time(total)} for all arms and seeds, without the training of the dense models")
+        each = ", ".join(f"{_time(row['seconds'])} (keep {row['keep']:g})" for row in timed if _is_main(row))
+        facts += [f"Time of {VITRIM} for one seed: {each}"] if each else []
     rates = [row["images_per_second"] for row in members if row["images_per_second"] is not None and _is_main(row)]
     if rates:
         shown = dict.fromkeys(f"{rate:,.0f}" for rate in (min(rates), max(rates)))
-        text = f"Training speed of {VITRIM}: {' to '.join(shown)} images a second"
-        shares = [row["peak_share"] for row in members if row["peak_share"] is not None and _is_main(row)]
-        facts.append(text + (f", {100 * max(shares):.1f} % of the GPU's dense bf16 peak at best" if shares else ""))
+        text = f"Training speed of {VITRIM}: {' to '.join(shown)} images per second"
+        peaks = [row["peak_share"] for row in members if row["peak_share"] is not None and _is_main(row)]
+        facts.append(text + (f", up to {100 * max(peaks):.1f} % of the GPU's dense bf16 peak" if peaks else ""))
     return facts
 
 
@@ -277,7 +298,7 @@ def _is_main(row: Row) -> bool:
 
 
 def _split(members: Sequence[Row], text: Callable[[Row], str]) -> list[tuple[str, str]]:
-    """Each distinct text with the rows it belongs to, the most common first; that one names no rows."""
+    """Return each distinct text with the names of its rows. The most common text is first and has no names."""
     found: dict[str, list[tuple[float, str]]] = {}
     for row in members:
         found.setdefault(text(row), []).append((row["keep"], row["arm"]))
@@ -290,7 +311,7 @@ def _joined(parts: list[tuple[str, str]]) -> str:
 
 
 def _by_keep(pairs: Sequence[tuple[float, str]]) -> str:
-    """Such as `keep 0.7 vitrim, paper; keep 0.5 vitrim`."""
+    """Return the pairs as text, such as `keep 0.7 vitrim, paper; keep 0.5 vitrim`."""
     keeps: dict[float, list[str]] = {}
     for keep, arm in pairs:
         keeps.setdefault(keep, []).append(arm)
@@ -306,9 +327,9 @@ def _target_line(target: Target) -> list[str]:
     if target.measured is not None:
         low, high = (number.format(_clean(value or 0.0, digits)) for value in (target.low, target.high))
         measured = f"{number.format(_clean(target.measured, digits))} {target.unit} [{low}, {high}]"
-    comparison = "above" if target.text.startswith("vitrim after recover") else "at least"
-    bound = number.format(target.bound) if target.bound or target.unit == "%" else "0"
-    return [f"{target.keep:g}", target.text, f"{comparison} {bound} {target.unit}", measured, target.verdict]
+    comparison = "above" if target.strict else "at least"
+    minimum = number.format(target.minimum) if target.minimum or target.unit == "%" else "0"
+    return [f"{target.keep:g}", target.text, f"{comparison} {minimum} {target.unit}", measured, target.verdict]
 
 
 def _percent(value: float | None) -> str:
@@ -332,9 +353,9 @@ def _stage(row: Row, name: str) -> str:
 
 
 def _size(row: Row, stage: str) -> str:
-    """The share of the multiply-adds that a stage's model has, where a later stage cuts it further."""
-    share = row["stages"].get(stage, {}).get("macs_share", 0.0)
-    return f" (at {100 * share:.0f} % of the multiply-adds)" if share > row["macs_ratio"] + 0.005 else ""
+    """Return the multiply-adds kept after a stage, if a later stage prunes the model further."""
+    fraction = row["stages"].get(stage, {}).get("macs_share", 0.0)
+    return f" (with {100 * fraction:.0f} % of the multiply-adds)" if fraction > row["macs_ratio"] + 0.005 else ""
 
 
 def _numbers(values: Sequence[int]) -> str:

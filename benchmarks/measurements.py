@@ -1,4 +1,7 @@
-"""What `python -m benchmarks.run` leaves: one `arm.json` for each cell, share kept, arm and seed."""
+"""Reading the records of `python -m benchmarks.run`: one `arm.json` for each cell, fraction to keep, arm and seed.
+
+This file checks that records belong together. Statistics over them belong to `results`.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -23,7 +26,7 @@ ARMS = (
     "timm-small",
     CONTROL,
 )
-_NEEDED = (
+_REQUIRED_KEYS = (
     *("cell", "model", "dataset", "keep", "arm", "seed", "student_epochs", "search_epochs", "dense_epochs", "tuning"),
     *("stages", "evaluation", "after_cut", "after_recover", "dense", "params_ratio", "macs_ratio", "seconds"),
     *("images_per_second", "train_macs_per_image", "environment", "command", "commit"),
@@ -34,7 +37,16 @@ Key = tuple[str, float, str]  # cell, keep, arm
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measurement:
-    """One `arm.json`. The arrays say for each test image whether top-1 is right, `(N,)` of bool."""
+    """One `arm.json`.
+
+    Attributes:
+        path: the file.
+        values: its content.
+        correct: for each test image, whether the final model's top-1 prediction is right, `(N,)` of bool.
+        dense: the same for the dense model.
+        after_cut: the same right after the first pruning. None for arms that do not prune.
+        after_recover: the same after the recovery. None for arms without recovery.
+    """
 
     path: Path
     values: dict[str, Any] = field(repr=False)
@@ -45,10 +57,12 @@ class Measurement:
 
     @property
     def key(self) -> Key:
+        """The cell, the fraction to keep and the arm."""
         return self.values["cell"], float(self.values["keep"]), self.values["arm"]
 
     @property
     def seed(self) -> int:
+        """The seed of the run."""
         return int(self.values["seed"])
 
 
@@ -56,7 +70,7 @@ Groups = dict[Key, list[Measurement]]
 
 
 def read_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[str]]:
-    """All measurements below the folders, and a sentence for each file that is not complete and was left out.
+    """Read all measurements in the folders. Also return one sentence for each incomplete file, which is skipped.
 
     Raises:
         DataError: a folder does not exist or has no complete measurement.
@@ -65,7 +79,7 @@ def read_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[
     notes: list[str] = []
     for folder in folders:
         if not folder.is_dir():
-            raise DataError(f"There is no folder {folder}; expected what `python -m benchmarks.run` wrote with -o.")
+            raise DataError(f"There is no folder {folder}; expected a folder that `python -m benchmarks.run` wrote.")
         paths = sorted(folder.rglob("arm.json"))
         before = len(found)
         for path in paths:
@@ -82,10 +96,10 @@ def read_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[
 
 
 def group(measurements: Sequence[Measurement]) -> Groups:
-    """By cell, keep and arm; within each sorted by seed.
+    """Group measurements by cell, fraction to keep and arm. Each group is sorted by seed.
 
     Raises:
-        DataError: one seed was measured twice, or files of one cell do not belong to one experiment.
+        DataError: one seed was measured twice, or the files of one cell are from different experiments.
     """
     groups: Groups = {}
     for measurement in sorted(measurements, key=lambda m: m.seed):
@@ -111,17 +125,18 @@ def group(measurements: Sequence[Measurement]) -> Groups:
 
 
 def describe(key: Key) -> str:
+    """Return the key as text for messages."""
     cell, keep, arm = key
     return f"{cell}, keep {keep:g}, {arm}"
 
 
 def _read(path: Path) -> Measurement | str:
-    """The measurement, or why it is left out."""
+    """Read one measurement, or return the sentence that says why it is skipped."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         return f"{path} is left out: it is not valid JSON ({problem})."
-    missing = [name for name in _NEEDED if name not in values]
+    missing = [name for name in _REQUIRED_KEYS if name not in values]
     if missing or not values["evaluation"] or not values["dense"]:
         return f"{path} is left out: it lacks {', '.join(missing) or 'the evaluation of the final or the dense model'}."
     if values["arm"] not in ARMS:
@@ -130,12 +145,12 @@ def _read(path: Path) -> Measurement | str:
     arrays = {name: _marks(values[source]) for name, source in names.items()}
     sizes = {len(array) for array in arrays.values() if array is not None}
     if len(sizes) != 1 or 0 in sizes:
-        raise DataError(f"{path} holds evaluations on {sizes} images; a paired comparison needs the same for all.")
+        raise DataError(f"{path} holds evaluations on {sizes} images; expected the same number of images for all.")
     return Measurement(path=path, values=values, **arrays)  # type: ignore[arg-type]
 
 
 def _marks(evaluation: dict[str, Any] | None) -> np.ndarray | None:
-    """`Evaluation.correct` as `Evaluation.to_dict` writes it; read here so that tables need no torch."""
+    """Read `Evaluation.correct` from the text of `Evaluation.to_dict`, without importing torch."""
     return np.frombuffer(evaluation["correct"].encode(), dtype=np.uint8) == ord("1") if evaluation else None
 
 

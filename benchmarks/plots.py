@@ -1,4 +1,7 @@
-"""The two pictures of a cell, as SVG that is the same, byte for byte, for the same rows."""
+"""The two plots of a cell, as SVG. The same rows always produce the same bytes.
+
+The plot of the growth of costs belongs to `costs.plots`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ from benchmarks.document import slug
 from benchmarks.measurements import ARMS, CONTROL, VITRIM
 from benchmarks.results import Row
 
-# Okabe and Ito's colours, told apart by the colour-blind; markers differ too.
+# Colours by Okabe and Ito, which colour-blind people can tell apart. Markers differ too.
 LOOKS = {
     VITRIM: ("#D55E00", "o"),
     "paper": ("#0072B2", "s"),
@@ -39,14 +42,15 @@ STYLE: Any = {
     "ytick.color": "#444444",
 }
 DENSE, GREY = "#222222", "#777777"
+Label = tuple[str, str, float, float | None]  # text, colour, height, x of the last point
 
 
 def draw_plots(cell: str, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write both pictures of one cell; the paths of those that there was something to show in."""
+    """Write both plots of one cell and return their paths. A cell without a pruned model has no plots."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     if all(row["arm"] == CONTROL for row in rows):
-        return written  # its pictures need something that was cut
+        return written
     for name, draw in (("accuracy", accuracy_figure), ("stages", stages_figure)):
         with matplotlib.rc_context(STYLE):
             figure = draw(rows)
@@ -57,25 +61,25 @@ def draw_plots(cell: str, rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def accuracy_figure(rows: Sequence[Row]) -> Figure:
-    """Top-1 over the share of multiply-adds kept; bars are the paired interval of the difference to the teacher."""
+    """Draw top-1 against the multiply-adds kept. Bars are intervals of the paired difference to the dense teacher."""
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
-    labels: list[tuple[str, str, float, float | None]] = []  # text, colour, height, where its last point lies
+    labels: list[Label] = []
     arms = [arm for arm in ARMS if arm != CONTROL and any(row["arm"] == arm for row in rows)]
     for place, arm in enumerate(arms):
         points = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["macs_ratio"])
-        aside = 0.9 * (place - (len(arms) - 1) / 2)  # so that bars at one share do not cover each other
-        shares = [100 * row["macs_ratio"] + aside for row in points]
-        _draw_arm(axes, arm, shares, points)
-        labels.append((arm, LOOKS[arm][0], points[-1]["top1"], shares[-1]))
+        shift = 0.9 * (place - (len(arms) - 1) / 2)  # bars with the same multiply-adds must not overlap
+        percents = [100 * row["macs_ratio"] + shift for row in points]
+        _draw_arm(axes, arm, percents, points)
+        labels.append((arm, LOOKS[arm][0], points[-1]["top1"], percents[-1]))
     labels += _draw_dense(axes, rows)
     axes.margins(x=0.06, y=0.08)
     left, right = axes.get_xlim()
-    wider = max(0, 24 - (right - left)) / 2  # with one share kept, only the drawing aside would be seen
+    wider = max(0, 24 - (right - left)) / 2  # with one fraction to keep, the axis would show only the shifts
     axes.set_xlim(left - wider, right + wider)
     axes.grid(True, axis="y")
-    axes.set_xlabel("multiply-adds kept, % of the dense model (arms at one share are drawn side by side)")
-    note = "Bars: 95 % interval of the paired difference to the dense teacher. Numbers: at the largest share kept."
+    axes.set_xlabel("multiply-adds kept, % of the dense model (arms are shifted sideways so that bars do not overlap)")
+    note = "Bars: 95 % interval of the paired difference to the dense teacher. Numbers: top-1 at the largest size."
     axes.set_title(note, loc="left", fontsize=8, color="#555555")
     axes.set_ylabel("top-1, %")
     figure.suptitle(_title(rows), x=axes.get_position().x0, y=0.965, ha="left", fontsize=12)
@@ -84,10 +88,14 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
 
 
 def stages_figure(rows: Sequence[Row]) -> Figure:
-    """For each share kept: vitrim after cut, after recover and at the end; the other arms right after their cut."""
+    """Draw top-1 of vitrim after pruning, after recovery and at the end, and of other arms right after pruning.
+
+    There is one panel for each fraction to keep.
+    """
     keeps = sorted({row["keep"] for row in rows if row["arm"] != CONTROL}, reverse=True)
     others = [arm for arm in ARMS[1:] if any(row["arm"] == arm and row["top1_after_cut"] is not None for row in rows)]
-    names = ["vitrim, end", "vitrim, after recover", "vitrim, after cut", *(f"{arm}, after cut" for arm in others)]
+    names = ["vitrim, final", "vitrim, after recovery", "vitrim, after pruning"]
+    names += [f"{arm}, after pruning" for arm in others]
     figure = Figure(figsize=(2 + 2.9 * len(keeps), 1.2 + 0.33 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(keeps), sharex=True, sharey=True, squeeze=False)[0]
     for axes, keep in zip(panels, keeps, strict=True):
@@ -97,7 +105,7 @@ def stages_figure(rows: Sequence[Row]) -> Figure:
         axes.grid(True, axis="x")
         axes.tick_params(axis="y", length=0)
     left, right = panels[0].get_xlim()
-    panels[0].set_xlim(left - 0.14 * (right - left), right + 0.05 * (right - left))  # room for the numbers
+    panels[0].set_xlim(left - 0.14 * (right - left), right + 0.05 * (right - left))  # space for the numbers
     panels[0].set_yticks(range(len(names)), names)
     panels[0].get_yticklabels()[0].set_fontweight("bold")
     panels[0].set_ylim(len(names) - 0.4, -0.6)
@@ -105,15 +113,15 @@ def stages_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_arm(axes: Axes, arm: str, shares: list[float], points: Sequence[Row]) -> None:
+def _draw_arm(axes: Axes, arm: str, percents: list[float], points: Sequence[Row]) -> None:
     colour, marker = LOOKS[arm]
     top1 = np.array([row["top1"] for row in points])
     delta, low, high = (np.array([row[name] for row in points]) for name in ("delta_dense", "low", "high"))
     bars = np.maximum([delta - low, high - delta], 0)
     is_main = arm == VITRIM
-    axes.plot(shares, top1, color=colour, linewidth=2.4 if is_main else 1, alpha=1 if is_main else 0.45, zorder=4)
+    axes.plot(percents, top1, color=colour, linewidth=2.4 if is_main else 1, alpha=1 if is_main else 0.45, zorder=4)
     axes.errorbar(
-        shares,
+        percents,
         top1,
         bars,
         fmt=marker,
@@ -125,9 +133,9 @@ def _draw_arm(axes: Axes, arm: str, shares: list[float], points: Sequence[Row]) 
     )
 
 
-def _draw_dense(axes: Axes, rows: Sequence[Row]) -> list[tuple[str, str, float, float | None]]:
-    """Lines of the dense teacher and the dense control, and their labels."""
-    labels: list[tuple[str, str, float, float | None]] = []
+def _draw_dense(axes: Axes, rows: Sequence[Row]) -> list[Label]:
+    """Draw lines for the dense teacher and the dense control, and return their labels."""
+    labels: list[Label] = []
     teacher = next((row for row in rows if row["arm"] == VITRIM), rows[0])["top1_dense"]
     axes.axhline(teacher, color=DENSE, linewidth=1.2, zorder=2)
     labels.append(("dense teacher", DENSE, teacher, None))
@@ -138,8 +146,8 @@ def _draw_dense(axes: Axes, rows: Sequence[Row]) -> list[tuple[str, str, float, 
     return labels
 
 
-def _label_right(axes: Axes, labels: Sequence[tuple[str, str, float, float | None]]) -> None:
-    """Names beside the right edge at their last height, moved apart just enough to be read."""
+def _label_right(axes: Axes, labels: Sequence[Label]) -> None:
+    """Write labels at the right edge, moved apart so that they do not overlap."""
     bottom, top = axes.get_ylim()
     left, right = axes.get_xlim()
     gap = 0.052 * (top - bottom)
@@ -172,15 +180,15 @@ def _label_right(axes: Axes, labels: Sequence[tuple[str, str, float, float | Non
 
 
 def _draw_stages(axes: Axes, arms: dict[str, Row], others: Sequence[str]) -> None:
-    """One panel: vitrim's three moments joined by a line, then one dot for each other arm."""
+    """Draw one panel: three points of vitrim joined by a line, and one point for each other arm."""
     vitrim = arms.get(VITRIM)
     dense = (vitrim or next(iter(arms.values())))["top1_dense"]
     axes.axvline(dense, color=DENSE, linewidth=1.2, zorder=2)
     axes.annotate("dense", (dense, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
     axes.axhline(2.5, color="#cccccc", linewidth=0.8)
     if vitrim:
-        moments = [vitrim["top1"], vitrim["top1_after_recover"], vitrim["top1_after_cut"]]
-        shown = [(value, place) for place, value in enumerate(moments) if value is not None]
+        values = [vitrim["top1"], vitrim["top1_after_recover"], vitrim["top1_after_cut"]]
+        shown = [(value, place) for place, value in enumerate(values) if value is not None]
         colour, marker = LOOKS[VITRIM]
         axes.plot(*zip(*shown, strict=True), color=colour, marker=marker, markersize=8, linewidth=1.8, zorder=5)
         for value, place in shown:
@@ -194,7 +202,7 @@ def _draw_stages(axes: Axes, arms: dict[str, Row], others: Sequence[str]) -> Non
 
 
 def _note_value(axes: Axes, value: float, place: int, colour: str, *, weight: str = "normal") -> None:
-    """The number left of its dot, where the line of the dense model is not."""
+    """Write the number to the left of its point, because the line of the dense model is on the right."""
     axes.annotate(
         f"{value:.1f}",
         (value, place),

@@ -1,4 +1,4 @@
-"""`arm.json`: everything that the tables say about one arm, one seed and one share kept."""
+"""The record of one arm, `arm.json`: all values that the tables need, for one seed and one fraction to keep."""
 
 import json
 from dataclasses import dataclass
@@ -16,17 +16,20 @@ from vitrim.runs.environment import environment
 from vitrim.runs.files import write_text
 from vitrim.runs.processes import is_main_process, wait_for_all
 
-SEARCH = "depth-search"  # how the trainings of the depth search begin in `metrics.jsonl`
+SEARCH = "depth-search"  # prefix of the stages of the depth search in `metrics.jsonl`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an arm ends with; evaluations as `Evaluation.to_dict` gives them.
+    """The result of an arm. Evaluations are dictionaries from `Evaluation.to_dict`.
 
     Attributes:
-        after_cut, after_recover: of the first cut; None in arms without one.
-        stages: name, top-1, parameters and multiply-adds after each, the last one's of the final model.
-        has_teacher: whether the training passes images through the dense model too.
+        model: the final model.
+        evaluation: evaluation of the final model.
+        stages: name, top-1, parameters and multiply-adds after each stage. The last one is the final model.
+        after_cut: evaluation right after the first pruning. None for arms that do not prune.
+        after_recover: evaluation after the recovery that follows the first pruning. None for arms without recovery.
+        has_teacher: whether each training step also runs the dense model.
     """
 
     model: nn.Module
@@ -38,7 +41,7 @@ class Outcome:
 
 
 def write_record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> None:
-    """Write `arm.json`, whole or not at all; with it the arm is finished."""
+    """Write `arm.json` atomically. An arm with this file is finished."""
     wait_for_all()
     if is_main_process():
         text = json.dumps(_record(cell, job, dense, outcome), indent=1, allow_nan=False)
@@ -80,13 +83,13 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, one for each epoch of each training."""
+    """Read `metrics.jsonl`: one row for each epoch of each training. No rows if there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [json.loads(line) for line in lines]
 
 
 def _search_epochs(rows: list[dict[str, Any]], cell: Cell) -> float:
-    """How many passes over the training images the candidates of the depth search cost, all together."""
+    """Return the epochs of training that all candidates of the depth search used together."""
     last_steps: dict[str, int] = {}
     for row in rows:
         if row["stage"].startswith(SEARCH):
@@ -97,6 +100,6 @@ def _search_epochs(rows: list[dict[str, Any]], cell: Cell) -> float:
 
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:
-    """Training images for each second, the median over the epochs; the first may hold a compilation."""
+    """Return training images per second, the median over the epochs. The first epoch may contain a compilation."""
     speeds = [row["images_per_second"] for row in rows if not row["stage"].startswith(SEARCH)]
     return median(speeds) if speeds else None

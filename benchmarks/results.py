@@ -1,7 +1,7 @@
-"""`docs/results.json`: one row for each cell, share kept and arm, all seeds together.
+"""The rows of `docs/results.json`: one for each cell, fraction to keep and arm, over all seeds.
 
-Rows hold numbers only; no image's result is kept, so what compares two arms can be computed only where both are
-among the measurements given.
+Rows hold numbers only, not the result of each image. So two arms are compared only if both are among the measurements.
+How rows are shown belongs to `document` and `plots`.
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measurements import ARMS, CONTROL, VITRIM, Groups, Measurement
-from benchmarks.statistics import paired_difference, paired_share
+from benchmarks.statistics import paired_difference, paired_ratio
 from vitrim.errors import DataError
 
 Row = dict[str, Any]
 
-# Dense bf16 peaks without sparsity, from NVIDIA's data sheets, in operations a second.
+# Peak of dense bf16 arithmetic without sparsity, in operations per second, from NVIDIA's data sheets.
 BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 _MEANS = ("search_epochs", "params_ratio", "macs_ratio", "seconds", "images_per_second")
 _AGAINST_CONTROL = ("top1_dense_control", "delta_control", "delta_control_low", "delta_control_high")
@@ -27,7 +27,7 @@ _AGAINST_VITRIM = ("vitrim_delta", "vitrim_low", "vitrim_high", "recover_lead", 
 
 
 def to_rows(groups: Groups) -> list[Row]:
-    """One row for each group, in the order of the tables."""
+    """Return one row for each group, in the order of the tables."""
     rows = []
     for (cell, keep, _), members in groups.items():
         vitrim, control = groups.get((cell, keep, VITRIM), []), groups.get((cell, 1.0, CONTROL), [])
@@ -36,9 +36,9 @@ def to_rows(groups: Groups) -> list[Row]:
 
 
 def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
-    """The new rows, and those measured earlier that they do not replace.
+    """Return the new rows, and the earlier rows that they do not replace.
 
-    An earlier row loses what compares it with a run of vitrim, or of the dense control, that was replaced.
+    If a row of the arm vitrim or of the dense control is replaced, earlier rows lose their comparison with it.
     """
     merged = {_key(row): dict(row) for row in earlier}
     replaced = {_key(row) for row in new if _key(row) in merged and merged[_key(row)] != row}
@@ -53,26 +53,32 @@ def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
+    """Read rows from a JSON file. No rows if there is no file.
+
+    Raises:
+        DataError: the file is not valid JSON.
+    """
     if not path.exists():
         return []
     try:
         return list(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as problem:
-        raise DataError(f"{path} is not valid JSON: {problem}. Restore it, or move it away to begin anew.") from None
+        raise DataError(f"{path} is not valid JSON: {problem}. Restore it, or move it away to start again.") from None
 
 
 def rows_to_text(rows: Sequence[Row]) -> str:
+    """Return the rows as the text of a JSON file."""
     return json.dumps(rows, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def without_absolute_paths(command: str) -> str:
-    """The command with each absolute path shortened to its last part: whose home it ran in matters to nobody."""
+    """Shorten each absolute path in a command to its last part, because it only describes one machine."""
     return re.sub(r"(?<![\w.\-/])~?/(?:[^\s/'\"=,]+/)*([^\s/'\"=,]*)/?", r"\1", command)
 
 
 def _row(members: list[Measurement], vitrim: list[Measurement], control: list[Measurement]) -> Row:
     first, is_vitrim = members[0].values, members is vitrim
-    others = [] if is_vitrim or first["arm"] == CONTROL else vitrim  # at keep 1.0 there is no vitrim to compare with
+    others = [] if is_vitrim or first["arm"] == CONTROL else vitrim  # the arm vitrim has no run with keep 1.0
     controls = [] if first["arm"] == CONTROL else control
     dense = _difference(members, members, "dense", "correct")
     against_control = _difference(controls, members, "correct", "correct")
@@ -89,11 +95,11 @@ def _row(members: list[Measurement], vitrim: list[Measurement], control: list[Me
         **_named(dense, "delta_dense", "low", "high"),
         **_named(against_control, "delta_control", "delta_control_low", "delta_control_high"),
         **_named(_difference(members, others, "correct", "correct"), "vitrim_delta", "vitrim_low", "vitrim_high"),
-        **_recover_share(members),
+        **_recover_ratio(members),
         **_named(_difference(members, others, "after_cut", "after_recover"), *_AGAINST_VITRIM[3:]),
         "stages": _stages(members),
         **{name: _mean(members, name) for name in _MEANS},
-        "peak_share": _peak_share(members),
+        "peak_share": _peak_fraction(members),
         "num_images": len(members[0].correct),
         "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
         "command": _distinct(members, lambda m: without_absolute_paths(m.values["command"])),
@@ -110,7 +116,7 @@ def _named(difference: dict[str, float] | None, *names: str) -> dict[str, float 
 def _difference(
     first: list[Measurement], second: list[Measurement], first_name: str, second_name: str
 ) -> dict[str, float] | None:
-    """Second minus first over the seeds that both have; None where there is none."""
+    """Return second minus first over the seeds that both have. None if they have no seed in common."""
     ones = {m.seed: getattr(m, first_name) for m in first if getattr(m, first_name) is not None}
     others = {m.seed: getattr(m, second_name) for m in second if getattr(m, second_name) is not None}
     seeds = sorted(ones.keys() & others.keys())
@@ -119,14 +125,14 @@ def _difference(
     return asdict(paired_difference(np.stack([ones[s] for s in seeds]), np.stack([others[s] for s in seeds])))
 
 
-def _recover_share(members: list[Measurement]) -> Row:
-    """Accuracy after `recover`, before any training, as a share of the dense model's."""
+def _recover_ratio(members: list[Measurement]) -> Row:
+    """Return accuracy after `recover` and before training, divided by the accuracy of the dense model."""
     recovered = [(m.after_recover, m.dense) for m in members if m.after_recover is not None]
-    share = None
+    ratio = None
     if recovered:
         after, dense = zip(*recovered, strict=True)
-        share = paired_share(np.stack(after), np.stack(dense))
-    values = (share.percent, share.low, share.high) if share else (None, None, None)
+        ratio = paired_ratio(np.stack(after), np.stack(dense))
+    values = (ratio.percent, ratio.low, ratio.high) if ratio else (None, None, None)
     return dict(zip(("recover_share", "recover_share_low", "recover_share_high"), values, strict=True))
 
 
@@ -141,12 +147,12 @@ def _mean(members: list[Measurement], name: str) -> float | None:
 
 
 def _stages(members: list[Measurement]) -> dict[str, Row]:
-    """For each stage the means over the seeds that have it; `auto` depth may leave one seed without a depth cut."""
+    """Return the means over seeds for each stage. With `auto` depth, some seeds may have no depth stage."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for m in members:
         if not m.values["stages"]:
             continue
-        last = m.values["stages"][-1]  # the final model, whose share of the dense one is known
+        last = m.values["stages"][-1]  # the final model, whose ratios to the dense one are known
         for stage in m.values["stages"]:
             params = m.values["params_ratio"] * stage["params"] / last["params"]
             macs = m.values["macs_ratio"] * stage["macs"] / last["macs"]
@@ -158,19 +164,20 @@ def _stages(members: list[Measurement]) -> dict[str, Row]:
     }
 
 
-def _peak_share(members: list[Measurement]) -> float | None:
-    """Arithmetic done in training as a share of the GPU's dense bf16 peak; None on a CPU and on an unknown GPU."""
-    shares = []
+def _peak_fraction(members: list[Measurement]) -> float | None:
+    """Return training arithmetic as a fraction of the GPU's dense bf16 peak. None on a CPU or an unknown GPU."""
+    fractions = []
     for m in members:
         peak = next((peak for name, peak in BF16_PEAKS.items() if name in m.values["environment"]["device"]), None)
         macs, speed = m.values["train_macs_per_image"], m.values["images_per_second"]
         if peak is None or macs is None or speed is None:
             return None
-        shares.append(2 * macs * speed / peak)  # a multiply-add is two operations
-    return float(np.mean(shares))
+        fractions.append(2 * macs * speed / peak)  # a multiply-add is two operations
+    return float(np.mean(fractions))
 
 
 def hardware_line(environment: dict[str, Any]) -> str:
+    """Return hardware, precision and versions of a record as one line."""
     threads = environment["threads"]
     cpu = f"{environment['cpu']}, {environment['cores']} cores, {threads} thread{'s' if threads != 1 else ''}"
     gpu = "no GPU" if environment["device"] == "cpu" else environment["device"]
@@ -183,7 +190,7 @@ def _distinct(members: list[Measurement], text: Callable[[Measurement], str | No
 
 
 def _rounded(value: Any) -> Any:
-    """Four decimals, so that the file does not change with the last bit of a sum."""
+    """Round to four decimals, so that the file does not depend on the last bit of a sum."""
     if isinstance(value, float):
         return round(value, 4) + 0.0  # no -0.0
     if isinstance(value, list):

@@ -1,6 +1,8 @@
-"""`python -m benchmarks.run CONFIG -o OUT`: run one cell of the benchmark. Reads arguments, and goes through the arms.
+"""The command `python -m benchmarks.run CONFIG -o OUT`, which runs one cell of the benchmark.
 
-Exit status 0, 2 for what the user must change, 1 for a fault of ours. torch is imported only when a cell runs.
+This file reads arguments and runs one arm after the other. It also turns errors into exit statuses for all commands of
+the benchmark: 0 for success, 2 for a mistake that the user can correct, 1 for a bug. torch is imported only when a cell
+runs.
 """
 
 import sys
@@ -23,9 +25,9 @@ ROOT = Path(__file__).parent.parent
 
 app = App(
     name="benchmarks.run",
-    help="Run one cell of the benchmark: one model on one data set, with all its seeds, shares kept and arms.",
+    help="Run one cell of the benchmark: one model on one data set, for all seeds, fractions to keep and arms.",
     help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `_status` says how to go on
+    suppress_keyboard_interrupt=False,  # `status_of` prints how to continue
 )
 
 
@@ -39,24 +41,24 @@ def run(
     arms: str = "",
     data: Path | None = None,
 ) -> None:
-    """Run a cell, or a part of it. Called again, it goes on where it stopped; what is finished is left as it is.
+    """Run a cell or a part of it. The same command continues after an interruption. Finished arms are not run again.
 
     Example: `python -m benchmarks.run benchmarks/configs/smoke.toml -o runs/bench-smoke --arms vitrim,paper`
 
     Parameters
     ----------
     config
-        The cell: a TOML file, such as one in benchmarks/configs.
+        TOML file of the cell, for example one in benchmarks/configs.
     output
-        Folder of the cell; several processes may work in it at once, with different seeds, say.
+        Folder of the cell. Several processes may use it at the same time, for example with different seeds.
     seeds
-        Only these seeds of the cell, such as 0,2.
+        Seeds to run, e.g. 0,2 (default: all seeds of the cell).
     keeps
-        Only these shares, such as 0.7,0.5.
+        Fractions of parameters and multiply-adds to keep, e.g. 0.7,0.5 (default: all fractions of the cell).
     arms
-        Only these arms, such as vitrim,paper.
+        Arms to run, e.g. vitrim,paper (default: all arms of the cell).
     data
-        Where the cell's images are on this machine.
+        Folder of the images (default: the place that the configuration names, or a download).
     """
     from benchmarks.arms import run_job
     from benchmarks.cell import open_cell
@@ -71,7 +73,7 @@ def run(
 
 
 def jobs_of(config: "CellConfig") -> "list[Job]":
-    """Seed by seed, the shares in the order of the cell, the arms in theirs; the control once for each seed."""
+    """List the jobs of a cell, ordered by seed, fraction to keep and arm. The dense control has one job per seed."""
     from benchmarks.cell import Job
     from benchmarks.config import CONTROL
 
@@ -84,7 +86,7 @@ def jobs_of(config: "CellConfig") -> "list[Job]":
 
 
 def command_for(config: "CellConfig", path: Path) -> str:
-    """What a reader types at the root of the repository to run the whole cell."""
+    """Return the command that runs the whole cell from the root of the repository."""
     absolute = path.resolve()
     shown = absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else Path(path.name)
     return f"python -m benchmarks.run {shown.as_posix()} -o runs/{config.name}"
@@ -93,35 +95,38 @@ def command_for(config: "CellConfig", path: Path) -> str:
 def _check_installed(arms: Sequence[str]) -> None:
     if "torch-pruning" in arms and find_spec("torch_pruning") is None:
         raise SettingError(
-            "The arm torch-pruning needs the package: `pip install -e '.[bench]'`, or choose other arms with --arms."
+            "The arm torch-pruning needs the package torch-pruning, which is not installed. "
+            "Install it by `pip install -e '.[bench]'`, or choose other arms with --arms."
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a cell and leave with its exit status."""
+    """Run the command and exit with its status."""
     sys.exit(status_of(app, arguments))
 
 
 def status_of(app: App, arguments: Sequence[str] | None) -> int:
-    """Run a command of the benchmarks; its exit status, after a sentence on what the user must change."""
+    """Run a command of the benchmarks and return its exit status. A mistake of the user is printed as one sentence."""
     name = app.name[0]
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except UserError as problem:
-        return _complain(name, str(problem))
+        return _print_error(name, str(problem))
     except CycloptsError as problem:
-        return _complain(name, " ".join(str(problem).split()) + f" `python -m {name} --help` shows an example.")
+        return _print_error(name, " ".join(str(problem).split()) + f" `python -m {name} --help` shows an example.")
     except KeyboardInterrupt:
-        return _complain(name, "Interrupted. The same command goes on; a training from its last checkpoint.")
+        return _print_error(
+            name, "Interrupted. The same command continues; a training continues from its last checkpoint."
+        )
     except OSError as problem:
         if problem.errno in PLACE_PROBLEMS:
-            return _complain(name, f"Cannot write or read {problem.filename or 'a file'}: {problem.strerror}.")
+            return _print_error(name, f"Cannot write or read {problem.filename or 'a file'}: {problem.strerror}.")
         traceback.print_exc()
         return 1
 
 
-def _complain(name: str, message: str) -> int:
+def _print_error(name: str, message: str) -> int:
     print(f"{name}: {message}", file=sys.stderr)
     return 2
 

@@ -1,11 +1,12 @@
-"""`python -m benchmarks.speed`: what vitrim itself costs, beside what one would do without it. Prints and keeps tables.
+"""The command `python -m benchmarks.speed`, which measures the cost of vitrim itself.
 
-    OUT/SECTION.json        one section, written when it is measured; what is there is not measured again
-    DOCS/performance.json   all sections; those that are not in OUT stay as they were, so that a GPU's are not lost
-    DOCS/performance.md     made from it, as is DOCS/plots/growth.svg
+    OUT/SECTION.json        one section, written after it is measured; a section with a file is not measured again
+    DOCS/performance.json   all sections; a section that is not in OUT is kept, so a GPU's measurements are not lost
+    DOCS/performance.md     made from performance.json
+    DOCS/plots/growth.svg   made from performance.json
 
-Exit status 0 also where a bound does not hold, since this measures; 2 for what the user must change, 1 for a fault of
-ours.
+This file chooses sections and reads and writes files. What is measured belongs to `costs`. A value outside its limit
+does not change the exit status.
 """
 
 import gc
@@ -32,9 +33,9 @@ PERFORMANCE = "performance.json"
 
 app = App(
     name="benchmarks.speed",
-    help="Measure what vitrim itself costs, as ratios beside their bounds.",
+    help="Measure the cost of vitrim itself: time and memory, each with its limit.",
     help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `status_of` says how to go on
+    suppress_keyboard_interrupt=False,  # `status_of` prints how to continue
 )
 
 
@@ -48,32 +49,33 @@ def speed(
     smoke: Annotated[bool, Parameter(negative="")] = False,
     measure: bool = True,
 ) -> None:
-    """Measure sections, all unless some are named. Called again, it goes on where it stopped.
+    """Measure sections. The same command continues after an interruption. Measured sections are not measured again.
 
     Example: `python -m benchmarks.speed scoring distillation --docs docs`
 
     Parameters
     ----------
     sections
-        Only these.
+        Sections to measure (default: all).
     output
-        Folder of what is measured: runs/speed, or runs/speed-smoke with --smoke. Remove a file to measure it again.
+        Folder of the measurements (default: runs/speed, or runs/speed-smoke with --smoke). Remove a file in it to
+        measure that section again.
     docs
-        Also write performance.json, performance.md and plots/growth.svg into this folder.
+        Folder for performance.json, performance.md and plots/growth.svg (default: they are not written).
     smoke
-        Tiny models and few rounds, to see that everything runs; the figures mean nothing.
+        Use tiny models and few rounds, as a test. The figures mean nothing.
     measure
-        --no-measure only prints and documents what was measured before.
+        Measure missing sections. --no-measure only prints and writes what was measured before.
     """
     out = output or Path("runs/speed-smoke" if smoke else "runs/speed")
     chosen = [name for name in SECTIONS if not sections or name in sections]
     kept = _read_docs(docs) if docs else {}
-    _check_kinds({**kept, **_read_output(out)}, smoke=smoke)
+    _check_not_mixed({**kept, **_read_output(out)}, smoke=smoke)
     if measure:
         _measure_all(chosen, out, smoke=smoke)
     found = _read_output(out)
     for name in [name for name in kept if name not in found]:
-        print(f"{name}: not in {out}, so it stays as it is in {docs}/{PERFORMANCE}")
+        print(f"{name}: not in {out}, so the section in {docs}/{PERFORMANCE} is kept")
     everything = {**kept, **found}
     _print([everything[name] for name in chosen if name in everything], [n for n in chosen if n not in everything])
     if docs:
@@ -85,7 +87,7 @@ def speed(
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a section ends with: lines of its table, points of its plot, and further texts by their titles."""
+    """The result of a section: lines of its table, points of its plot, and texts by their titles."""
 
     ratios: "Sequence[Ratio]"
     points: Sequence[Mapping[str, Any]] = ()
@@ -140,48 +142,49 @@ MEASURES: dict[Section, Callable[[bool], Found]] = {
 
 
 def has_gpu() -> bool:
+    """Return whether this machine has a CUDA device."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def _measure_all(chosen: Iterable[Section], out: Path, *, smoke: bool) -> None:
-    """Measure what is not in `out` yet, one after the other in this process; others who would disturb it wait."""
-    from benchmarks.cell import alone_in
+    """Measure the sections that are not in `out`. A second command waits, because it would disturb the times."""
+    from benchmarks.cell import lock_folder
     from vitrim.runs.files import read_json, write_text
     from vitrim.runs.progress import log
 
-    with alone_in(out):
+    with lock_folder(out):
         for name in chosen:
             file = out / f"{name}.json"
             if file.is_file():
                 record = read_json(file)
-                log(f"{name}: measured on {record['date']} at commit {record['commit']}; remove {file} to do it again")
+                log(f"{name}: measured on {record['date']} at commit {record['commit']}; remove {file} to repeat it")
             elif name != "gpu" or has_gpu():
                 log(f"{name}: measuring")
                 record = _record(name, MEASURES[name], smoke=smoke)
                 write_text(file, _to_text(record))
-                log(f"{name}: took {record['seconds']:.0f} s, kept in {file}")
+                log(f"{name}: measured in {record['seconds']:.0f} s, written to {file}")
 
 
 def _record(name: Section, measure: Callable[[bool], Found], *, smoke: bool) -> Record:
-    """Everything that the tables say about one section."""
+    """Measure one section and return its record."""
     import torch
 
     from benchmarks.cell import commit
     from vitrim.runs.environment import environment
 
-    of_code = commit()  # of the code that runs, not of what it may be when the measuring ends
+    commit_at_start = commit()  # the commit of the code that runs; it may change while measuring
     start = time.perf_counter()
     found = measure(smoke)
     seconds = time.perf_counter() - start
     where = environment(torch.device("cuda" if has_gpu() else "cpu"))
-    del where["dtype"]  # each line's setting says it
+    del where["dtype"]  # the setting of each line has it
     record = {
         "section": name,
         "smoke": smoke,
         "command": f"python -m benchmarks.speed {name}{' --smoke' if smoke else ''}",
-        "commit": of_code,
+        "commit": commit_at_start,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "seconds": round(seconds, 1),
         "environment": where,
@@ -190,18 +193,18 @@ def _record(name: Section, measure: Callable[[bool], Found], *, smoke: bool) -> 
         "texts": dict(found.texts),
     }
     del found
-    gc.collect()  # the next section begins without the models of this one
+    gc.collect()  # the next section must start without the models of this one
     if has_gpu():
         torch.cuda.empty_cache()
     return record
 
 
 def _to_text(value: Any) -> str:
-    """JSON; numbers of numpy become plain ones."""
+    """Return the value as JSON. Numbers of numpy become plain numbers."""
     return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False, default=lambda number: number.item()) + "\n"
 
 
-# What was measured
+# Reading and writing
 
 
 def _read_output(out: Path) -> dict[str, Record]:
@@ -218,19 +221,19 @@ def _read_docs(docs: Path) -> dict[str, Record]:
     return {record["section"]: record for record in read_json(file)} if file.is_file() else {}
 
 
-def _check_kinds(records: Mapping[str, Record], *, smoke: bool) -> None:
-    """Refuse before measuring what would mix a smoke run's figures with those that mean something."""
+def _check_not_mixed(records: Mapping[str, Record], *, smoke: bool) -> None:
+    """Check before measuring that the folders do not hold both smoke runs and full runs."""
     others = [name for name, record in records.items() if record["smoke"] != smoke]
     if others:
-        theirs, ours = ("a smoke run", "a whole one") if not smoke else ("a whole run", "a smoke run")
+        theirs, ours = ("a smoke run", "a full run") if not smoke else ("a full run", "a smoke run")
         raise SettingError(
-            f"{', '.join(others)} there is of {theirs}, and this is {ours}; "
-            "choose other folders with -o and --docs, or remove what is there."
+            f"The folders hold {', '.join(others)} of {theirs}, but this is {ours}. "
+            "Choose other folders with -o and --docs, or remove those files."
         )
 
 
 def _print(records: Sequence[Record], missing: Sequence[Section]) -> None:
-    """A table for each section, what there is none of, and how many bounds hold."""
+    """Print a table for each section, the missing sections, and a summary."""
     from benchmarks.costs.document import HEADER, hardware, line_of, ratios_of, summary
     from vitrim.cli.tables import print_table
 
@@ -238,8 +241,8 @@ def _print(records: Sequence[Record], missing: Sequence[Section]) -> None:
         title = f"{record['section']}: {hardware(record)}; commit {record['commit']}, {record['date']}"
         print_table(title, HEADER, [line_of(ratio) for ratio in ratios_of(record)])
     for name in missing:
-        wanting = "for want of a GPU" if name == "gpu" and not has_gpu() else "yet"
-        print(f"{name}: not measured {wanting}")
+        reason = ", because this machine has no GPU" if name == "gpu" and not has_gpu() else " yet"
+        print(f"{name}: not measured{reason}")
     print(summary(records))
 
 
@@ -259,7 +262,7 @@ def _write_docs(records: Sequence[Record], docs: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run and leave with the exit status."""
+    """Run the command and exit with its status."""
     sys.exit(status_of(app, arguments))
 
 

@@ -1,8 +1,8 @@
-"""Intervals over images and seeds: the pigeonhole bootstrap of crossed data (Owen 2007, doi 10.1214/07-AOAS122).
+"""Confidence intervals over images and seeds: the pigeonhole bootstrap (Owen 2007, doi 10.1214/07-AOAS122).
 
-Every seed's model is judged on the same images, so neither the images nor the seeds alone are the sample: both are
-drawn again, independently. With three seeds the part of the interval that comes from seeds is rough; with one seed
-there is no such part, and `Difference.over_seeds` says so.
+The models of all seeds are evaluated on the same images. So images and seeds are resampled independently. With three
+seeds, the part of the interval that comes from the seeds is rough. With one seed there is no such part, and
+`Difference.over_seeds` is False.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import numpy as np
 
 NUM_DRAWS = 2000
 CONFIDENCE = 0.95
-_ROWS_AT_ONCE = 250  # image weights as float32: 10 MB for 10,000 images
+_ROWS_PER_CHUNK = 250  # 10,000 images need 10 MB per chunk as float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Second minus first, in points of top-1; `over_seeds` is False where one seed left only images to draw again."""
+    """Second minus first, in points of top-1, with the ends of its interval."""
 
     points: float
     low: float
@@ -27,12 +27,13 @@ class Difference:
 
     @property
     def over_seeds(self) -> bool:
+        """Whether seeds were resampled too. With one seed, only images are."""
         return self.num_seeds > 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """Accuracy of one model as a share of another's, in percent."""
+class AccuracyRatio:
+    """Accuracy of one model divided by that of another, in percent, with the ends of its interval."""
 
     percent: float
     low: float
@@ -40,10 +41,11 @@ class Share:
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    """How much better `second` is.
+    """Return the accuracy of `second` minus that of `first`.
 
     Args:
-        first, second: whether each image is classified right, `(S, N)` of bool: the same seeds and images for both.
+        first: whether each image is classified right, for `S` seeds and `N` images, `(S, N)` of bool.
+        second: the same for the other model, with the same seeds and images.
     """
     _check(first, second)
     pairs = second.astype(np.float32) - first.astype(np.float32)  # (S, N)
@@ -53,14 +55,23 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     return Difference(points=points, low=low, high=high, num_seeds=num_seeds, num_images=num_images)
 
 
-def paired_share(part: np.ndarray, whole: np.ndarray) -> Share | None:
-    """Accuracy of `part` over that of `whole`, both `(S, N)` of bool; None where `whole` may be right on no image."""
-    _check(part, whole)
-    wholes = _resampled_means(whole.astype(np.float32))
-    if not wholes.all():
+def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> AccuracyRatio | None:
+    """Return the accuracy of `numerator` divided by that of `denominator`.
+
+    Args:
+        numerator: whether each image is classified right, for `S` seeds and `N` images, `(S, N)` of bool.
+        denominator: the same for the other model, with the same seeds and images.
+
+    Returns:
+        The ratio, or None if a resampled accuracy of `denominator` is zero.
+    """
+    _check(numerator, denominator)
+    below = _resampled_means(denominator.astype(np.float32))
+    if not below.all():
         return None
-    low, high = _interval(100 * _resampled_means(part.astype(np.float32)) / wholes)  # same draws: the images are paired
-    return Share(percent=100 * float(part.mean() / whole.mean()), low=low, high=high)
+    # both use the same draws, so images are paired
+    low, high = _interval(100 * _resampled_means(numerator.astype(np.float32)) / below)
+    return AccuracyRatio(percent=100 * float(numerator.mean() / denominator.mean()), low=low, high=high)
 
 
 def _check(first: np.ndarray, second: np.ndarray) -> None:
@@ -74,19 +85,19 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
 
 
 def _resampled_means(values: np.ndarray) -> np.ndarray:
-    """Mean of `values` `(S, N)` in each draw of seeds and images, `(NUM_DRAWS,)`."""
+    """Return the mean of `values` `(S, N)` in each draw of seeds and images, `(NUM_DRAWS,)`."""
     num_seeds, num_images = values.shape
     images, seeds = _counts(num_images, 0), _counts(num_seeds, 1)  # (draws, N), (draws, S)
-    blocks = range(0, NUM_DRAWS, _ROWS_AT_ONCE)
+    starts = range(0, NUM_DRAWS, _ROWS_PER_CHUNK)
     sums = np.concatenate(
-        [images[at : at + _ROWS_AT_ONCE].astype(np.float32) @ values.T for at in blocks]
+        [images[at : at + _ROWS_PER_CHUNK].astype(np.float32) @ values.T for at in starts]
     )  # (draws, S)
     return (sums.astype(np.float64) * seeds).sum(axis=1) / (num_seeds * num_images)
 
 
 @lru_cache(maxsize=4)
 def _counts(size: int, stream: int) -> np.ndarray:
-    """How often each of `size` items is in each draw with replacement, `(NUM_DRAWS, size)`; the same at every call."""
+    """Return how often each item is in each draw with replacement, `(NUM_DRAWS, size)`. Every call returns the same."""
     generator = np.random.default_rng([stream, size])
     drawn = (np.bincount(generator.integers(size, size=size), minlength=size) for _ in range(NUM_DRAWS))
     counts = np.empty((NUM_DRAWS, size), dtype=np.uint16)

@@ -1,4 +1,7 @@
-"""The tables: `python -m benchmarks.table OUT...` makes `docs/results.json`, `docs/results.md` and plots."""
+"""The command `python -m benchmarks.table OUT...`, which writes `docs/results.json`, `docs/results.md` and plots.
+
+This file reads and writes files. Numbers are computed in `results`, and formatted in `document` and `plots`.
+"""
 
 import os
 import sys
@@ -19,26 +22,34 @@ ABLATION = "ablation.json"
 
 app = App(
     name="benchmarks.table",
-    help="Make docs/results.json, docs/results.md and docs/plots from measured cells.",
+    help="Write docs/results.json, docs/results.md and docs/plots from measured cells.",
     help_format="markdown",
 )
 
 
 @app.default
 def table(
-    outputs: Annotated[list[Path] | None, Parameter(help="folders that `python -m benchmarks.run` wrote")] = None,
+    outputs: list[Path] | None = None,
     /,
     *,
-    docs: Annotated[Path, Parameter(help="where results.json lies or will lie")] = Path("docs"),
-    configs: Annotated[Path, Parameter(help="for the list of open cells", show_default=False)] = CONFIGS,
-    tuning: Annotated[
-        Path | None,
-        Parameter(help="write the tables of tuning cells to this file, - for the screen", allow_leading_hyphen=True),
-    ] = None,
+    docs: Path = Path("docs"),
+    configs: Annotated[Path, Parameter(show_default=False)] = CONFIGS,
+    tuning: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> None:
-    """Cells measured earlier stay in results.json; without OUT the documents are made again from it.
+    """Add measured cells to the documents. Without OUT, make the documents again from results.json.
 
-    Example: `python -m benchmarks.table runs/benchmarks/cifar100`
+    Example: `python -m benchmarks.table runs/vit-s-cifar100`
+
+    Parameters
+    ----------
+    outputs
+        Folders that `python -m benchmarks.run` wrote (default: none). Other cells in results.json are kept.
+    docs
+        Folder of results.json, results.md and plots.
+    configs
+        Folder of the configurations, for the list of open cells (default: benchmarks/configs).
+    tuning
+        File for the tables of tuning cells, - for the screen (default: no tables of tuning cells).
     """
     found, notes = read_measurements(outputs or [])
     for note in notes:
@@ -50,8 +61,8 @@ def table(
     refused = sorted({cell for cell, members in _tuning_of(groups).items() if members})
     if refused:
         raise SettingError(
-            f"{', '.join(refused)} was measured on images cut from the training set, and is no result; "
-            "pass --tuning FILE to read its tables."
+            f"{', '.join(refused)} was measured on images split from the training set, so it is not a result. "
+            "Pass --tuning FILE to write its tables."
         )
     _write_docs(groups, [row for folder in outputs or [] for row in read_rows(folder / ABLATION)], docs, configs)
 
@@ -76,7 +87,7 @@ def _write_docs(groups: Groups, ablation: list[Row], docs: Path, configs: Path) 
 def _write_tuning(groups: Groups, path: Path) -> None:
     final = sorted({cell for cell, members in _tuning_of(groups).items() if not members})
     if final or not groups:
-        raise SettingError(f"--tuning takes tuning cells only, but found {', '.join(final) or 'none'}; leave it out.")
+        raise SettingError(f"--tuning needs tuning cells only, but found {', '.join(final) or 'none'}; leave it out.")
     text = tuning_to_markdown(to_rows(groups))
     if str(path) == "-":
         print(text, end="")
@@ -85,7 +96,7 @@ def _write_tuning(groups: Groups, path: Path) -> None:
 
 
 def _tuning_of(groups: Groups) -> dict[str, bool]:
-    """For each cell whether any of it was measured for tuning."""
+    """Return for each cell whether any of its measurements is for tuning."""
     found: dict[str, bool] = {}
     for (cell, _, _), members in groups.items():
         found[cell] = found.get(cell, False) or any(m.values["tuning"] for m in members)
@@ -93,13 +104,14 @@ def _tuning_of(groups: Groups) -> dict[str, bool]:
 
 
 def _write(path: Path, text: str) -> None:
-    """At once or not at all: results.json may hold cells whose measurements are elsewhere."""
+    """Write atomically, because results.json may hold cells whose measurements are on another machine."""
     working = path.with_name(f"{path.name}.tmp")
     working.write_text(text, encoding="utf-8")
     os.replace(working, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its status."""
     sys.exit(status_of(app, arguments))
 
 

@@ -1,4 +1,4 @@
-"""What the project set out to reach, and whether a cell reaches it."""
+"""The targets of the project, and whether a cell meets them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,98 +8,121 @@ from benchmarks.measurements import VITRIM
 
 Row = dict[str, Any]
 
-# A target is met where the whole 95 % interval lies at or above the bound.
+# A target is met if the whole 95 % interval is at or above the minimum.
 MET, NOT_MET, WITHIN = "met", "not met", "within the interval"
-RIVALS = ("paper", "hard-labels", "torch-pruning", "random", "magnitude", "scratch", "timm-small")
-CUT_RIVALS = ("paper", "hard-labels", "torch-pruning", "random", "magnitude")  # the other arms cut nothing
+OTHER_ARMS = ("paper", "hard-labels", "torch-pruning", "random", "magnitude", "scratch", "timm-small")
+OTHER_PRUNING_ARMS = ("paper", "hard-labels", "torch-pruning", "random", "magnitude")
 LARGE = ("ViT-S", "ViT-B")
 
-_DENSE_BOUNDS = {0.7: 0.5, 0.5: 0.0, 0.3: -1.5}
-_DENSE_BOUND_OF_VIT_B = {**_DENSE_BOUNDS, 0.7: 1.0}
-_RIVAL_BOUNDS = {0.7: 0.5, 0.5: 1.0, 0.3: 1.5}
-_SHARE_BOUNDS = {0.7: 99.0, 0.5: 97.0, 0.3: 90.0}
-_SHARE_BOUNDS_OF_LARGE = {0.7: 97.0, 0.5: 90.0, 0.3: 70.0}
+# by the fraction to keep
+_MIN_OVER_DENSE = {0.7: 0.5, 0.5: 0.0, 0.3: -1.5}  # points
+_MIN_OVER_DENSE_VIT_B = {**_MIN_OVER_DENSE, 0.7: 1.0}
+_MIN_OVER_OTHERS = {0.7: 0.5, 0.5: 1.0, 0.3: 1.5}  # points
+_MIN_RECOVERED = {0.7: 99.0, 0.5: 97.0, 0.3: 90.0}  # percent
+_MIN_RECOVERED_LARGE = {0.7: 97.0, 0.5: 90.0, 0.3: 70.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One target at one share kept; `measured` is None where it was not measured, `unit` is "points" or "%"."""
+    """One target for one fraction to keep.
+
+    Attributes:
+        keep: the fraction to keep.
+        text: what is measured.
+        minimum: the value to reach.
+        strict: whether the value must be above the minimum, not only equal to it.
+        unit: "points" or "%".
+        measured: the measured value. None if it was not measured.
+        low: lower end of its 95 % interval.
+        high: upper end of its 95 % interval.
+        verdict: `MET`, `NOT_MET`, `WITHIN`, or a text that begins with "open".
+    """
 
     keep: float
     text: str
-    bound: float
+    minimum: float
+    strict: bool
     unit: str
     measured: float | None
     low: float | None
     high: float | None
-    verdict: str
+    verdict: str = ""
 
 
 def judge_cell(rows: Sequence[Row]) -> list[Target]:
-    """The targets of one cell, by share kept; shares without a target have none."""
-    keeps = sorted({row["keep"] for row in rows if row["keep"] in _DENSE_BOUNDS}, reverse=True)
+    """Return the targets of one cell, for each fraction to keep that has targets."""
+    keeps = sorted({row["keep"] for row in rows if row["keep"] in _MIN_OVER_DENSE}, reverse=True)
     return [target for keep in keeps for target in _judge_keep([row for row in rows if row["keep"] == keep], keep)]
 
 
 def _judge_keep(rows: Sequence[Row], keep: float) -> list[Target]:
     arms = {row["arm"]: row for row in rows}
     vitrim, model = arms.get(VITRIM, {}), rows[0]["model"]
-    dense = (_DENSE_BOUND_OF_VIT_B if "ViT-B" in model else _DENSE_BOUNDS)[keep]
-    share = (_SHARE_BOUNDS_OF_LARGE if any(name in model for name in LARGE) else _SHARE_BOUNDS)[keep]
+    over_dense = (_MIN_OVER_DENSE_VIT_B if "ViT-B" in model else _MIN_OVER_DENSE)[keep]
+    is_large = any(name in model for name in LARGE)
+    recovered = (_MIN_RECOVERED_LARGE if is_large else _MIN_RECOVERED)[keep]
+    blank = Target(keep=keep, text="", minimum=0.0, strict=False, unit="points", measured=None, low=None, high=None)
     return [
-        _target(
-            keep, "vitrim against the dense teacher", dense, "points", _values(vitrim, "delta_dense", "low", "high")
+        _judge(
+            replace(blank, text="top-1 of vitrim minus top-1 of the dense teacher", minimum=over_dense),
+            _values(vitrim, "delta_dense", "low", "high"),
         ),
-        _against_best(arms, keep, "vitrim minus the best other arm", _RIVAL_BOUNDS[keep], RIVALS, "vitrim_delta"),
-        _target(
-            keep,
-            "after recover, before training, of the dense accuracy",
-            share,
-            "%",
+        _judge_against_best(
+            replace(blank, text="top-1 of vitrim minus top-1 of the best other arm", minimum=_MIN_OVER_OTHERS[keep]),
+            {arm: arms.get(arm, {}) for arm in OTHER_ARMS},
+            "vitrim_delta",
+        ),
+        _judge(
+            replace(
+                blank,
+                text="top-1 of vitrim after recovery, before training, in % of the dense teacher's top-1",
+                minimum=recovered,
+                unit="%",
+            ),
             _values(vitrim, "recover_share", "recover_share_low", "recover_share_high"),
         ),
-        _against_best(arms, keep, "vitrim after recover minus the best other cut", 0.0, CUT_RIVALS, "recover_lead"),
+        _judge_against_best(
+            replace(blank, text="top-1 of vitrim after recovery minus top-1 of the best other arm after pruning"),
+            {arm: arms.get(arm, {}) for arm in OTHER_PRUNING_ARMS},
+            "recover_lead",
+        ),
     ]
 
 
-def _against_best(
-    arms: dict[str, Row], keep: float, text: str, bound: float, rivals: Sequence[str], name: str
-) -> Target:
-    """Against the arm that vitrim leads by least; only a shortfall is final while an arm is missing."""
+def _judge_against_best(target: Target, rows: dict[str, Row], name: str) -> Target:
+    """Judge the lead over the other arm with the smallest lead.
+
+    The target is met only if vitrim leads every arm. While an arm is not measured, only the verdict "not met" is final.
+    """
+    target = replace(target, strict=target.minimum == 0)
     prefix = name.removesuffix("_delta")
-    known = {arm: arms[arm] for arm in rivals if arm in arms and arms[arm].get(name) is not None}
+    known = {arm: row for arm, row in rows.items() if row.get(name) is not None}
     if not known:
-        return _target(keep, text, bound, "points", (None, None, None), strict=bound == 0)
+        return _judge(target, (None, None, None))
     best = min(known, key=lambda arm: known[arm][name])
     measured, _, high = _values(known[best], name, f"{prefix}_low", f"{prefix}_high")
-    low = min(row[f"{prefix}_low"] for row in known.values())  # to lead all of them, no interval may reach the bound
-    target = _target(keep, f"{text} ({best})", bound, "points", (measured, low, high), strict=bound == 0)
-    missing = [arm for arm in rivals if arm not in known]
+    low = min(row[f"{prefix}_low"] for row in known.values())
+    target = _judge(replace(target, text=f"{target.text} ({best})"), (measured, low, high))
+    missing = [arm for arm in rows if arm not in known]
     if missing and target.verdict != NOT_MET:
         verdict = f"open: {', '.join(missing)} not measured (so far: {target.verdict})"
         return replace(target, verdict=verdict)
     return target
 
 
-def _target(
-    keep: float,
-    text: str,
-    bound: float,
-    unit: str,
-    values: tuple[float | None, float | None, float | None],
-    *,
-    strict: bool = False,
-) -> Target:
+def _judge(target: Target, values: tuple[float | None, float | None, float | None]) -> Target:
+    """Fill in the measured value, its interval and the verdict."""
     measured, low, high = values
+    minimum, strict = target.minimum, target.strict
     if low is None or high is None:
         verdict = "open: not measured"
-    elif low > bound or (low == bound and not strict):  # "above" is strict, "at least" is not
+    elif low > minimum or (low == minimum and not strict):
         verdict = MET
-    elif high < bound or (high == bound and strict):
+    elif high < minimum or (high == minimum and strict):
         verdict = NOT_MET
     else:
         verdict = WITHIN
-    return Target(keep=keep, text=text, bound=bound, unit=unit, measured=measured, low=low, high=high, verdict=verdict)
+    return replace(target, measured=measured, low=low, high=high, verdict=verdict)
 
 
 def _values(row: Row, *names: str) -> tuple[float | None, float | None, float | None]:

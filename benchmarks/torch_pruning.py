@@ -1,7 +1,7 @@
-"""What Torch-Pruning (Fang et al., CVPR 2023; isomorphic: ECCV 2024) would keep of a timm ViT at a budget.
+"""The baseline Torch-Pruning (Fang et al., CVPR 2023; isomorphic ranking: ECCV 2024) for timm's ViTs.
 
-A baseline: heads and neurons are chosen by Torch-Pruning alone, with the settings that proved best for it, and read
-from the model that it has cut. The residual width and the head width stay, as in `vitrim`'s own plans.
+Torch-Pruning chooses heads and neurons, with the settings that are best for it. The plan is read from the model that it
+has pruned. The width of the residual stream and the head width do not change, as in vitrim's own plans.
 """
 
 import copy
@@ -25,8 +25,8 @@ from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
-MIN_RATIO = 1e-9  # removes one channel; at zero Torch-Pruning leaves the heads alone, whatever their own ratio
-TOLERANCE = 1e-4
+MIN_RATIO = 1e-9  # at zero, Torch-Pruning would not prune heads either, whatever their own ratio
+MAX_DIFFERENCE = 1e-4  # between logits
 
 Criterion = Literal["taylor", "taylor_of_sums", "hessian", "l2", "l1"]
 Ranking = Literal["local", "isomorphic"]
@@ -42,25 +42,25 @@ CRITERIA: Mapping[Criterion, Callable[..., Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Torch-Pruning's own choices, by default those that served it best; see `BEST`.
+    """Settings of Torch-Pruning. The defaults are the best ones that were found, see `BEST`.
 
     Attributes:
-        criterion: see its `importance`; `taylor_of_sums` is `GroupTaylorImportance(multivariable=True)`.
-        ranking: within each block, or heads with heads and neurons with neurons of all blocks. Its third way,
-            `global_pruning` alone, chooses as `isomorphic` does where the residual width stays.
-        normalizer: what each block's scores are divided by: their mean, LAMP's sum of larger ones, or nothing.
-        heads_share: the ratio of heads to remove as a share of that of neurons; its example takes the two apart.
+        criterion: how units are scored. `taylor_of_sums` is `GroupTaylorImportance(multivariable=True)`.
+        ranking: `local` ranks within each block. `isomorphic` ranks all heads together and all neurons together. The
+            setting `global_pruning` alone is the same as `isomorphic` here, because the residual width does not change.
+        normalizer: what the scores of a block are divided by: their mean, the sum of larger scores (LAMP), or nothing.
+        heads_fraction: pruning ratio of heads, as a fraction of the pruning ratio of neurons.
     """
 
     criterion: Criterion = "hessian"
     ranking: Ranking = "isomorphic"
     normalizer: Normalizer = None
-    heads_share: float = 0.5
+    heads_fraction: float = 0.5
 
 
-# Highest mean top-1 right after the cut at keep 0.7, 0.5, 0.3 (ViT 6x128 on CIFAR-100, validation split cut from the
-# training images, 2,048 calibration images): 23.6 %. The same with `taylor` 23.5 %, with heads_share=1 17.5 %; its
-# defaults (`taylor`, normalizer "mean", heads_share=1) 11.0 %, and `local` 7.3 %.
+# Highest mean top-1 right after pruning at keep 0.7, 0.5, 0.3: 23.6 %. With `taylor` 23.5 %, with heads_fraction=1
+# 17.5 %, with Torch-Pruning's defaults (`taylor`, normalizer "mean", heads_fraction=1) 11.0 %, with `local` 7.3 %.
+# Model: ViT 6x128 on CIFAR-100, validation images split from the training images, 2,048 calibration images.
 BEST = Settings()
 
 
@@ -72,20 +72,24 @@ def plan_by_torch_pruning(
     seed: int = 0,
     settings: Settings = BEST,
 ) -> PruningPlan:
-    """Let Torch-Pruning cut copies of a timm ViT until one fits the budget, and read what it kept; `model` stays.
+    """Return the plan by which Torch-Pruning prunes a timm ViT to the budget. `model` does not change.
 
-    The ratio of neurons to remove, and with it that of heads, is raised until the result fits. Heads are coarse, so
-    the heads are kept as chosen then, and neurons come back as far as the budget allows.
+    1. The pruning ratios of neurons and heads are raised together until the model fits the budget.
+    2. The heads are fixed. The pruning ratio of neurons is lowered as far as the budget allows, because one head has
+       many parameters.
 
     Args:
-        batches: calibration images and labels, gone through once.
-        seed: of torch's random numbers meanwhile; these criteria draw none.
+        model: the dense model.
+        batches: calibration images and labels, read once.
+        budget: limits for parameters and multiply-adds, and minimum widths.
+        seed: seed of torch during pruning. These criteria use no random numbers.
+        settings: settings of Torch-Pruning.
 
     Raises:
         BudgetError: no ratio fits.
     """
     structure = describe(model)
-    limit, share = budget.limit(count_cost(structure)), settings.heads_share
+    limit, heads_fraction = budget.limit(count_cost(structure)), settings.heads_fraction
 
     def fits(plan: PruningPlan) -> bool:
         cost = count_cost(structure, plan)
@@ -94,26 +98,27 @@ def plan_by_torch_pruning(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         gradients, images = gradients_for(settings.criterion, model, batches)
-        cutter = _Cutter(model, structure, gradients, images[:1], budget, settings)
+        pruner = TorchPruner(model, structure, gradients, images[:1], budget, settings)
         steps = (4 * sum(block.neurons.count for block in structure.blocks)).bit_length()  # finer than one neuron
-        most = 1 / share if share else 1.0  # where neurons are at their least, heads still go on
-        both = _least_ratio(lambda ratio: fits(cutter.plan(share * ratio, ratio)), 0.0, most, steps)
+        max_ratio = 1 / heads_fraction if heads_fraction else 1.0  # above 1, only more heads are removed
+        both = _smallest_ratio(lambda ratio: fits(pruner.plan(heads_fraction * ratio, ratio)), 0.0, max_ratio, steps)
         low = min(MIN_RATIO, both)
-        neurons = _least_ratio(lambda ratio: fits(cutter.plan(share * both, ratio)), low, both, steps)
-        cut = cutter.cut(share * both, neurons)
-    plan = cutter.read(cut)
-    _check_same(cut, prune(model, plan), images)
+        neurons = _smallest_ratio(lambda ratio: fits(pruner.plan(heads_fraction * both, ratio)), low, both, steps)
+        pruned = pruner.prune(heads_fraction * both, neurons)
+    plan = pruner.read(pruned)
+    _check_same(pruned, prune(model, plan), images)
     return plan
 
 
 def gradients_for(
     criterion: Criterion, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[list[Tensor], Tensor]:
-    """What Torch-Pruning's criteria expect as the parameters' gradients, in their order, and the first images.
+    """Return the gradients that Torch-Pruning's criteria need, in the order of the parameters, and the first images.
 
-    Taylor: the mean of the batches' gradients (its example takes the sum, which ranks alike). Hessian: the mean of each
-    image's squared gradient; its own `accumulate_grad` (1.6.1) looks parameters up by name, never finds them, and so
-    keeps the last image alone.
+    * Taylor: the mean gradient over batches. Torch-Pruning's example uses the sum, which ranks units the same.
+    * Hessian: the mean over images of the squared gradient. Torch-Pruning's `accumulate_grad` (1.6.1) is not used: it
+      does not find the parameters by their names, so only the last image counts.
+    * Magnitudes (`l1`, `l2`): zeros, which are not used.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     parameters, count, first = list(twin.parameters()), 0, None
@@ -133,8 +138,8 @@ def gradients_for(
 
 
 @dataclass(frozen=True)
-class _Cutter:
-    """Cuts copies of a model by Torch-Pruning and reads from them what was kept."""
+class TorchPruner:
+    """Prunes copies of a model by Torch-Pruning, and reads the plan from a pruned copy."""
 
     model: Any
     structure: ViTStructure
@@ -144,108 +149,109 @@ class _Cutter:
     settings: Settings
 
     def plan(self, heads_ratio: float, neurons_ratio: float) -> PruningPlan:
-        return self.read(self.cut(heads_ratio, neurons_ratio))
+        """Prune a copy by these ratios and return its plan."""
+        return self.read(self.prune(heads_ratio, neurons_ratio))
 
-    def cut(self, heads_ratio: float, neurons_ratio: float) -> Any:
-        """A copy without these shares of the heads and of the neurons, as far as the budget's least widths allow."""
+    def prune(self, heads_ratio: float, neurons_ratio: float) -> Any:
+        """Return a copy without these fractions of heads and neurons. The budget's minimum widths are kept."""
         twin = copy.deepcopy(self.model).eval().requires_grad_(True)
         for parameter, gradient in zip(twin.parameters(), self.gradients, strict=True):
             parameter.grad = gradient.clone()
         num_heads = {}
         for block in twin.blocks:
-            block.attn.fused_attn = False  # so that the traced graph shows the products of queries, keys and values
+            block.attn.fused_attn = False  # the traced graph must show the products of queries, keys and values
             num_heads[block.attn.qkv] = block.attn.num_heads
-        least = {"heads": self.budget.min_heads, "neurons": self.budget.min_neurons}
+        min_units = {"heads": self.budget.min_heads, "neurons": self.budget.min_neurons}
         criterion = CRITERIA[self.settings.criterion](normalizer=self.settings.normalizer)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # tokens and positions: whole
+            warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # tokens, positions: not pruned
             pruner = tp.pruner.BasePruner(
                 twin,
                 self.image,
-                importance=_AtLeast(criterion, num_heads, least),
+                importance=_WithMinimum(criterion, num_heads, min_units),
                 global_pruning=self.settings.ranking == "isomorphic",
                 isomorphic=self.settings.ranking == "isomorphic",
-                pruning_ratio=min(neurons_ratio, self._most("neurons")),
-                head_pruning_ratio=min(heads_ratio, self._most("heads")),
+                pruning_ratio=min(neurons_ratio, self._max_ratio("neurons")),
+                head_pruning_ratio=min(heads_ratio, self._max_ratio("heads")),
                 prune_num_heads=True,
                 prune_head_dims=False,
                 num_heads=num_heads,
-                ignored_layers=_writers(twin),
-                in_channel_groups={},  # its defaults are shared dictionaries that would keep every copy alive
+                ignored_layers=_not_prunable(twin),
+                in_channel_groups={},  # the defaults are global dictionaries, which would keep every copy alive
                 out_channel_groups={},
             )
         pruner.step()
         twin.zero_grad()
-        for block, whole in zip(twin.blocks, self.model.blocks, strict=True):
+        for block, dense in zip(twin.blocks, self.model.blocks, strict=True):
             block.attn.num_heads = pruner.num_heads[block.attn.qkv]
             block.attn.attn_dim = block.attn.num_heads * block.attn.head_dim
-            block.attn.fused_attn = whole.attn.fused_attn
+            block.attn.fused_attn = dense.attn.fused_attn
         return twin
 
-    def _most(self, key: str) -> float:
-        """The largest ratio that leaves every block its least width; a little less, for Torch-Pruning's rounding."""
-        least = self.budget.min_heads if key == "heads" else self.budget.min_neurons
+    def _max_ratio(self, key: str) -> float:
+        """Return the largest ratio that keeps the minimum width in every block, less MIN_RATIO against rounding."""
+        minimum = self.budget.min_heads if key == "heads" else self.budget.min_neurons
         counts = [block.group(key).count for block in self.structure.blocks]
-        return max(0.0, min(1 - least / count for count in counts) - MIN_RATIO)
+        return max(0.0, min(1 - minimum / count for count in counts) - MIN_RATIO)
 
-    def read(self, cut: Any) -> PruningPlan:
-        """The plan that the widths of `cut` amount to: units are known by their weights, which are never changed."""
+    def read(self, pruned: Any) -> PruningPlan:
+        """Return the plan of a pruned copy. Units are identified by their weights, which pruning does not change."""
         blocks = []
-        for index, (whole, left) in enumerate(zip(self.model.blocks, cut.blocks, strict=True)):
-            heads = _kept(
-                _head_rows(whole.attn.qkv, whole.attn.num_heads), _head_rows(left.attn.qkv, left.attn.num_heads)
+        for index, (dense, kept) in enumerate(zip(self.model.blocks, pruned.blocks, strict=True)):
+            heads = _kept_rows(
+                _head_rows(dense.attn.qkv, dense.attn.num_heads), _head_rows(kept.attn.qkv, kept.attn.num_heads)
             )
-            neurons = _kept(whole.mlp.fc1.weight, left.mlp.fc1.weight)
+            neurons = _kept_rows(dense.mlp.fc1.weight, kept.mlp.fc1.weight)
             blocks.append(KeptBlock(block=index, heads=heads, neurons=neurons))
         return PruningPlan(model=self.structure.model, blocks=tuple(blocks))
 
 
-class _AtLeast:
-    """A criterion of Torch-Pruning with the best units of each block out of its reach.
+class _WithMinimum:
+    """A criterion of Torch-Pruning that gives infinite scores to the best units of each block.
 
-    Without it, a block whose heads all rank low keeps every one in silence, and is noted to have none.
+    Without it, Torch-Pruning keeps all heads of a block whose heads all have low scores, but records that it has none.
     """
 
-    def __init__(self, criterion: Any, num_heads: Mapping[nn.Module, int], least: Mapping[str, int]) -> None:
-        self.criterion, self.num_heads, self.least = criterion, dict(num_heads), least
+    def __init__(self, criterion: Any, num_heads: Mapping[nn.Module, int], min_units: Mapping[str, int]) -> None:
+        self.criterion, self.num_heads, self.min_units = criterion, dict(num_heads), min_units
 
     def __call__(self, group: Any) -> Tensor:
         scores: Tensor = self.criterion(group)
         heads = [self.num_heads[dep.target.module] for dep, _ in group if dep.target.module in self.num_heads]
-        num_units, least = (heads[0], self.least["heads"]) if heads else (len(scores), self.least["neurons"])
+        num_units, minimum = (heads[0], self.min_units["heads"]) if heads else (len(scores), self.min_units["neurons"])
         units = scores.view(num_units, -1)
-        units[units.mean(dim=1).topk(min(least, num_units)).indices] = torch.inf
+        units[units.mean(dim=1).topk(min(minimum, num_units)).indices] = torch.inf
         return scores
 
 
-def _writers(model: Any) -> list[nn.Module]:
-    """The layers that write to the residual stream, and the classifiers: Torch-Pruning is to leave their outputs."""
+def _not_prunable(model: Any) -> list[nn.Module]:
+    """Return the layers whose outputs are not pruned: those that add to the residual stream, and the classifiers."""
     inside = {layer for block in model.blocks for layer in (block.attn.qkv, block.mlp.fc1)}
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in inside]
 
 
 def _head_rows(qkv: nn.Linear, num_heads: int) -> Tensor:
-    """Each head's query weights as one row, `(H, K*D)`."""
+    """Return the query weights of each head as one row, `(H, K*D)`."""
     return qkv.weight.chunk(3)[0].reshape(num_heads, -1)
 
 
-def _kept(whole: Tensor, left: Tensor) -> tuple[int, ...]:
-    """Which rows of `whole` the rows of `left` are; both are in the same order."""
+def _kept_rows(dense: Tensor, pruned: Tensor) -> tuple[int, ...]:
+    """Return the index in `dense` of each row of `pruned`. Both have the same order."""
     kept: list[int] = []
-    for row in left:
+    for row in pruned:
         start = kept[-1] + 1 if kept else 0
-        same = (whole[start:] == row).all(dim=1).nonzero()
+        same = (dense[start:] == row).all(dim=1).nonzero()
         assert len(same), "Torch-Pruning's model has rows that the original does not have, or in another order"
         kept.append(start + int(same[0]))
     return tuple(kept)
 
 
-def _least_ratio(fits: Callable[[float], bool], low: float, high: float, steps: int) -> float:
-    """The least ratio from `low` to `high` that fits, by bisection."""
+def _smallest_ratio(fits: Callable[[float], bool], low: float, high: float, steps: int) -> float:
+    """Return the smallest ratio between `low` and `high` that fits, by bisection."""
     if fits(low):
         return low
     if not fits(high):
-        raise BudgetError("Torch-Pruning's smallest model is above the budget; raise budget.params and budget.macs.")
+        raise BudgetError("Torch-Pruning's smallest model is above the budget. Raise budget.params and budget.macs.")
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
@@ -253,10 +259,10 @@ def _least_ratio(fits: Callable[[float], bool], low: float, high: float, steps: 
 
 
 @torch.no_grad()
-def _check_same(cut: nn.Module, ours: nn.Module, images: Tensor) -> None:
-    """The plan is what Torch-Pruning did if cutting by it gives the model that Torch-Pruning made."""
-    difference = (logits_of(cut(images)) - logits_of(ours.eval()(images))).abs().max().item()
-    assert difference <= TOLERANCE, (
-        f"Torch-Pruning's model and the model cut by the plan differ by {difference:.2g} in a logit; expected at most "
-        f"{TOLERANCE:g}. Torch-Pruning cut something else than heads and neurons."
+def _check_same(pruned: nn.Module, ours: nn.Module, images: Tensor) -> None:
+    """Check that the model pruned by the plan computes the same as the model that Torch-Pruning made."""
+    difference = (logits_of(pruned(images)) - logits_of(ours.eval()(images))).abs().max().item()
+    assert difference <= MAX_DIFFERENCE, (
+        f"Torch-Pruning's model and the model pruned by the plan differ by {difference:.2g} in a logit; expected "
+        f"at most {MAX_DIFFERENCE:g}. Torch-Pruning pruned something other than heads and neurons."
     )

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from benchmarks.costs.distillation import jpegs
+from benchmarks.costs.cases import jpegs
 from builders.models import random_plan, same_tensors
 from builders.runs import digits, digits_model, read_lines, short_training
 from vitrim.data.augmentation import AugmentationSettings

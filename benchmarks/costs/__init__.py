@@ -1,1 +1,1 @@
-"""What vitrim itself costs, each as a ratio measured in one run: `python -m benchmarks.speed` prints and keeps them."""
+"""Measurements of the cost of vitrim itself. `python -m benchmarks.speed` runs them and writes the tables."""

@@ -1,7 +1,7 @@
-"""Whether a budget in milliseconds is kept: what a plan promises, and what a model cut by it then takes.
+"""The section `budget`: predicted latency of a plan, and measured latency of the pruned model.
 
-What is promised comes from a table measured here and now, corrected as `compress` corrects it; what is taken is timed
-afterwards in turns with the dense model, which no part of the promise has seen.
+The prediction is from a latency table that is measured in the same run, with the corrections that `compress` makes. The
+measurement is done afterwards, in turns with the dense model.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.costs.distillation import TINY, VIT_S, noise, where
+from benchmarks.costs.cases import TINY, VIT_S, random_data, threads_and_torch
 from benchmarks.costs.latency import uneven_scores
 from benchmarks.costs.ratios import Ratio
 from vitrim.costs import latency_table as tables
@@ -30,28 +30,31 @@ from vitrim.recipe import Recipe
 from vitrim.surgery import prune
 
 RUNTIMES: tuple[Runtime, ...] = ("cpu", "onnxruntime")
-BOUND = 1.05
+LIMIT = 1.05
 ROUNDS = 41
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`shares` are those of the dense model's milliseconds that are budgeted."""
+    """A dense model and its latency budgets, as fractions of the dense model's latency."""
 
     name: str
     arguments: dict[str, Any]
     batch_size: int = 1
-    shares: tuple[float, ...] = (0.7, 0.5)
+    fractions: tuple[float, ...] = (0.7, 0.5)
 
 
 CASE = Case(name="ViT-S/16 at 224 x 224", arguments={})
-SMOKE = Case(
-    name="a tiny ViT", arguments=TINY, batch_size=256, shares=(0.8,)
-)  # of one image, calls take most of the time
+# with one image, the overhead of calls would hide the time of the tiny model
+SMOKE = Case(name="a tiny ViT", arguments=TINY, batch_size=256, fractions=(0.8,))
 
 
 def measure_latency_budget(*, smoke: bool = False) -> list[Ratio]:
-    """For each runtime and share of the dense model's time: measured over promised, and promised over the budget."""
+    """Compare measured latency with the prediction and with the budget, for each runtime and each budget.
+
+    Args:
+        smoke: a tiny model and one runtime. The figures mean nothing.
+    """
     with _empty_cache():
         return [row for on in RUNTIMES[: 1 if smoke else None] for row in _lines(SMOKE if smoke else CASE, on)]
 
@@ -62,9 +65,9 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
     structure, latency = describe(dense), LatencySettings(on=on, batch_size=case.batch_size)
     first = Recipe(budget=Budget(params=1.0, macs=1.0, latency_ms=1.0), latency=latency)
     device = DeviceTimes.measure(dense, first.budget, first.latency)
-    data = noise(2, structure.img_size[0], structure.num_classes)  # one step asks for no further scores
-    for share in case.shares:
-        budget = replace(first.budget, latency_ms=share * device.dense_ms)
+    data = random_data(2, structure.img_size[0], structure.num_classes)  # not scored: pruning has one step
+    for fraction in case.fractions:
+        budget = replace(first.budget, latency_ms=fraction * device.dense_ms)
         recipe = replace(first, budget=budget, importance=ImportanceSettings(num_images=1, steps=1))
         planner = Planner(dense, recipe, calibration_images(dense, data, recipe), device)
         proposal = planner.one_shot(uneven_scores(structure), ())
@@ -72,29 +75,32 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
         found = measure_latencies([dense, cut], replace(latency, rounds=ROUNDS))[1]
         assert planner.times is not None
         setting = (
-            f"{case.name}, batch {case.batch_size}, random scores, {where()}; {ROUNDS} rounds in turns with the dense "
-            f"model, which took {device.dense_ms:.4g} ms; budget {budget.latency_ms:.4g} ms"
+            f"{case.name}, batch {case.batch_size}, random scores, {threads_and_torch()}; {ROUNDS} rounds in turns "
+            f"with the dense model, dense latency {device.dense_ms:.4g} ms, budget {budget.latency_ms:.4g} ms"
         )
         about = {"section": "budget", "setting": setting}
-        name = f"{_names(on)}, {share:.0%} of the dense model's milliseconds"
+        name = f"{_names(on)}, budget {fraction:.0%} of the dense latency"
         measured = found.ratio * device.dense_ms
         by_table = planner.times.total(proposal.plan)
         yield Ratio.counted(
             max(measured / proposal.predicted_ms, proposal.predicted_ms / measured),
-            measure=f"measured and promised latency, the larger over the smaller: {name}",
+            measure=f"measured and predicted latency, the larger divided by the smaller: {name}",
             against="",
-            bound=BOUND,
+            limit=LIMIT,
             **about,
         )
         yield Ratio.counted(
             measured / budget.latency_ms,
             measure=f"measured latency: {name}",
             against="the budget",
-            bound=BOUND,
+            limit=LIMIT,
             **about,
         )
         yield Ratio.counted(
-            measured / by_table, measure=f"measured latency: {name}", against="the table before its correction", **about
+            measured / by_table,
+            measure=f"measured latency: {name}",
+            against="the prediction without correction",
+            **about,
         )
 
 
@@ -104,6 +110,6 @@ def _names(on: Runtime) -> str:
 
 @contextmanager
 def _empty_cache() -> Iterator[None]:
-    """Within the context, nothing that was measured before is read."""
+    """Use an empty cache of latency tables within the context, so that everything is measured again."""
     with TemporaryDirectory() as folder, patch.object(tables, "user_cache_path", lambda name: Path(folder)):
         yield

@@ -1,4 +1,7 @@
-"""`docs/performance.md` from the records of `python -m benchmarks.speed`: formatting only, nothing is computed here."""
+"""The text of `docs/performance.md`, made from the records of `python -m benchmarks.speed`.
+
+This file formats numbers. It computes none.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,19 +13,20 @@ from benchmarks.results import hardware_line
 from vitrim.report import markdown_templates
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-HEADER = ("what", "against", "measured [quartiles]", "bound", "holds")
+HEADER = ("measured quantity", "divided by", "value [quartiles]", "limit", "within limit")
 NONE = "-"
-SHORT = 60  # characters of a setting that may stand in a table
+MAX_CELL = 60  # characters; a longer setting is written below the table
 HOLDS = {True: "yes", False: "no", None: NONE}
 COMMAND = "python -m benchmarks.speed"
 Record = dict[str, Any]
 
 
 def to_markdown(records: Sequence[Record], names: Sequence[str]) -> str:
-    """`performance.md`.
+    """Return the text of `performance.md`.
 
     Args:
-        records: what was measured. names: all sections there are; those without a record are listed as not measured.
+        records: the measured sections.
+        names: names of all sections. Those without a record are listed as not measured.
     """
     measured = {record["section"] for record in records}
     return (
@@ -40,36 +44,40 @@ def to_markdown(records: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def ratios_of(record: Record) -> list[Ratio]:
-    return [Ratio(**{name: value for name, value in row.items() if name != "holds"}) for row in record["ratios"]]
+    """Read the lines of a record."""
+    return [Ratio.from_dict(row) for row in record["ratios"]]
 
 
 def points_of(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return the points of all records."""
     return [point for record in records for point in record["points"]]
 
 
 def hardware(record: Record) -> str:
+    """Return hardware and versions of a record as one line."""
     return hardware_line(record["environment"])
 
 
 def line_of(ratio: Ratio) -> list[str]:
-    """One row of a table, under HEADER."""
-    return [ratio.measure, ratio.against or NONE, value_of(ratio), bound_of(ratio), HOLDS[ratio.holds]]
+    """Return one row of a table with the columns HEADER."""
+    return [ratio.measure, ratio.against or NONE, value_of(ratio), limit_of(ratio), HOLDS[ratio.holds]]
 
 
 def value_of(ratio: Ratio) -> str:
-    """The median, and the quartiles of what has a spread."""
+    """Return the median as text, with quartiles unless it is a count."""
     text = _with_unit(number(ratio.value), ratio)
     return text if ratio.low == ratio.high else f"{text} [{number(ratio.low)}, {number(ratio.high)}]"
 
 
-def bound_of(ratio: Ratio) -> str:
-    if ratio.bound is None:
+def limit_of(ratio: Ratio) -> str:
+    """Return the limit as text."""
+    if ratio.limit is None:
         return NONE
-    return f"at {'least' if ratio.at_least else 'most'} " + _with_unit(f"{ratio.bound:g}", ratio)
+    return f"at {'least' if ratio.at_least else 'most'} " + _with_unit(f"{ratio.limit:g}", ratio)
 
 
 def number(value: float) -> str:
-    """Three digits behind the point where bounds differ by hundredths, fewer where numbers are large."""
+    """Format a number with three decimals, or fewer if it is large."""
     size = abs(value)
     if size >= 100:
         return f"{value:,.0f}"
@@ -79,47 +87,48 @@ def number(value: float) -> str:
 
 
 def summary(records: Iterable[Record]) -> str:
-    """How many bounds hold, and which do not, in one line."""
+    """Return one line: how many values are within their limits, and which are not."""
     ratios = [ratio for record in records for ratio in ratios_of(record) if ratio.holds is not None]
     broken = [ratio for ratio in ratios if not ratio.holds]
     kept = len(ratios) - len(broken)
-    text = f"{kept} bound{' holds' if kept == 1 else 's hold'}"
+    text = f"{kept} value{' is' if kept == 1 else 's are'} within the limit"
     if broken:
-        text += f", {len(broken)} do{'es' if len(broken) == 1 else ''} not: {'; '.join(map(_broken_line, broken))}"
+        text += f", {len(broken)} {'is' if len(broken) == 1 else 'are'} not: {'; '.join(map(_broken_line, broken))}"
     return text
 
 
 def settings_of(ratios: Sequence[Ratio]) -> tuple[list[str], list[tuple[str, str]]]:
-    """A label for each ratio's setting, and what each label stands for, so that no long text comes twice.
+    """Return a label for the setting of each ratio, and the text of each label, so that no long text is repeated.
 
-    What stands before the first semicolon is one setting, 1, 2, ...; what follows tells apart the lines measured in
-    it: it stands in the label where it is short, else it is 1a, 1b, ... What all settings share is said once, for all.
+    The text before the first semicolon is the main setting, with the label 1, 2, and so on. The text after it is a
+    detail. A short detail is written in the table. A long one has the label 1a, 1b, and so on. Parts that all main
+    settings have in common are written once, with the label "all".
     """
-    halves = [_halves(ratio.setting) for ratio in ratios]
-    bases = list(dict.fromkeys(base for base, _ in halves))
+    settings = [_main_and_detail(ratio.setting) for ratio in ratios]
+    bases = list(dict.fromkeys(base for base, _ in settings))
     parts = [base.split(", ") for base in bases]
     shared = [part for part in parts[0] if all(part in other for other in parts)] if len(bases) > 1 else []
     notes = [("all", ", ".join(shared))] if shared else []
     labels: dict[tuple[str, str], str] = {}
     for place, (base, own) in enumerate(zip(bases, parts, strict=True), start=1):
-        notes.append((f"{place}", ", ".join(part for part in own if part not in shared) or "nothing further"))
+        notes.append((f"{place}", ", ".join(part for part in own if part not in shared) or "no other setting"))
         letters = iter(ascii_lowercase)
-        for detail in dict.fromkeys(detail for other, detail in halves if other == base):
-            if len(detail) <= SHORT:
+        for detail in dict.fromkeys(detail for other, detail in settings if other == base):
+            if len(detail) <= MAX_CELL:
                 labels[base, detail] = f"{place}; {detail}" if detail else f"{place}"
             else:
                 labels[base, detail] = f"{place}{next(letters)}"
                 notes.append((labels[base, detail], detail))
-    return [labels[half] for half in halves], notes
+    return [labels[setting] for setting in settings], notes
 
 
-def _halves(setting: str) -> tuple[str, str]:
+def _main_and_detail(setting: str) -> tuple[str, str]:
     base, _, detail = setting.partition("; ")
     return base, detail
 
 
 def _section(record: Record) -> dict[str, Any]:
-    """What the template shows of one section."""
+    """Return the values that the template shows for one section."""
     ratios = ratios_of(record)
     labels, notes = settings_of(ratios)
     return {
@@ -136,7 +145,7 @@ def _section(record: Record) -> dict[str, Any]:
 
 
 def _emphasised(ratio: Ratio) -> list[str]:
-    """A bound that does not hold must not be overlooked."""
+    """Return the cells of a line. A value outside its limit is bold."""
     *cells, holds = line_of(ratio)
     return [*cells, f"**{holds}**" if ratio.holds is False else holds]
 
@@ -147,8 +156,8 @@ def _counts(record: Record) -> list[str]:
 
 
 def _broken_line(ratio: Ratio) -> str:
-    against = f" against {ratio.against}" if ratio.against else ""
-    return f"{ratio.section}: {ratio.measure}{against} ({value_of(ratio)}, {bound_of(ratio)})"
+    against = f", divided by {ratio.against}" if ratio.against else ""
+    return f"{ratio.section}: {ratio.measure}{against} ({value_of(ratio)}, {limit_of(ratio)})"
 
 
 def _point_line(point: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
-"""How much of a GPU's bf16 peak a step of distillation reaches, what the rest goes to, and what a cut is worth there.
+"""The section `gpu`: the fraction of the GPU's bf16 peak in training, a profile, and the latency of pruned models.
 
-On a CPU everything here runs, too, which tests it and says nothing.
+On a CPU everything runs too. This tests the code; the figures mean nothing.
 """
 
 import argparse
@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.costs.distillation import LARGE, SMALL, TINY, VIT_B, VIT_S, VIT_TI, Case, OurLoop
+from benchmarks.costs.cases import LARGE, SMALL, TINY, VIT_B, VIT_S, VIT_TI, Case
+from benchmarks.costs.loops import VitrimLoop
 from benchmarks.costs.ratios import Ratio, seconds_in_turns
 from vitrim.costs.counting import count_cost
 
 VIT_S_8 = ("ViT-S/8 at 64 x 64", VIT_S, SMALL)
 VIT_B_16 = ("ViT-B/16 at 224 x 224", VIT_B, LARGE)
 KERNELS_SHOWN = 10
-# Dense bf16 in TFLOP/s from NVIDIA's data sheets, which quote twice that with sparsity for devices after the A100.
-# A device is known by how its name begins, so longer ones come first.
+# Dense bf16 in TFLOP/s from NVIDIA's data sheets. For devices after the A100 they state twice that, with sparsity.
+# A device matches by the beginning of its name, so longer names come first.
 PEAKS = {
     "NVIDIA H200 NVL": 835.5,
     "NVIDIA H200": 989.4,
@@ -36,7 +37,10 @@ PEAKS = {
 
 
 def peak_flops(device: str) -> tuple[float, str]:
-    """Dense bf16 FLOP/s, and where the number is from: a data sheet, else the fastest of some large products."""
+    """Return the device's peak of dense bf16 FLOP/s, and its source as text.
+
+    The source is a data sheet. For an unknown device, it is the fastest of some large matrix products.
+    """
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
     for known, tera in PEAKS.items():
         if name.startswith(known):
@@ -45,11 +49,16 @@ def peak_flops(device: str) -> tuple[float, str]:
     square = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     seconds = seconds_in_turns({"product": lambda: square @ square}, rounds=10, warmup=3, device=device)["product"]
     found = 2 * side**3 / float(seconds.min())
-    return found, f"{name}, {found / 1e12:.2g} TFLOP/s measured by a bf16 product of side {side}"
+    return found, f"{name}, {found / 1e12:.2g} TFLOP/s measured by a bf16 matrix product of side {side}"
 
 
 def cases(*, smoke: bool, compile: bool) -> list[Case]:
-    """ViT-S/8 at 64 x 64 with the default batch and one that fills the device, and ViT-B/16 at 224 x 224."""
+    """Make the cases: ViT-S/8 at 64 x 64 with a small and a large batch, and ViT-B/16 at 224 x 224.
+
+    Args:
+        smoke: only a tiny ViT.
+        compile: train with `torch.compile`.
+    """
     if smoke:
         return [Case.make("a tiny ViT", VIT_TI, TINY, batch_size=8, steps=3, compile=compile)]
     shapes = [(*VIT_S_8, 128), (*VIT_S_8, 1024), (*VIT_B_16, 128)]
@@ -60,49 +69,53 @@ def cases(*, smoke: bool, compile: bool) -> list[Case]:
 
 
 def measure_gpu(*, smoke: bool = False, device: str = "cuda") -> list[Ratio]:
-    """The training step's share of the peak, eager and compiled, and latency against multiply-adds."""
+    """Measure the fraction of the peak in training, eager and compiled, and latency against multiply-adds."""
     peak, source = peak_flops(device)
     rows = []
     for compile in (False,) if smoke else (False, True):
         for case in cases(smoke=smoke, compile=compile):
             with opened() as stack:
-                rows += _training(case, OurLoop(case, stack), peak, source, rounds=1 if smoke else 3)
+                rows += _training(case, VitrimLoop(case, stack), peak, source, rounds=1 if smoke else 3)
     return rows + _latency(smoke=smoke, device=device)
 
 
 @contextmanager
 def opened() -> Iterator[ExitStack]:
-    """For one case: torch compiles a function for eight models at most and then goes on without."""
+    """Reset the compiler for one case, because torch compiles a function for at most eight models."""
     torch.compiler.reset()
     with ExitStack() as stack:
         yield stack
 
 
-def step_flops(ours: OurLoop) -> int:
-    """Floating-point operations of an update: two for each multiply-add of products, convolutions and attention."""
+def step_flops(ours: VitrimLoop) -> int:
+    """Return the floating-point operations of a step: two per multiply-add of products, convolutions and attention."""
     batch = next(ours.batches())
     with FlopCounterMode(display=False) as counter:
         ours.loop._update(batch, ours.loop.model, ours.loop.teacher, ours.sums)
     return counter.get_total_flops()
 
 
-def _training(case: Case, ours: OurLoop, peak: float, source: str, *, rounds: int) -> list[Ratio]:
+def _training(case: Case, ours: VitrimLoop, peak: float, source: str, *, rounds: int) -> list[Ratio]:
     flops = step_flops(ours)
-    ours.epoch()  # compiles, and makes the moments
+    ours.epoch()  # compiles, and allocates the optimiser's moments
     seconds = np.array([_seconds_of_epoch(ours) for _ in range(rounds)]) / case.steps
     how = "compiled" if case.settings.compile else "eager"
-    setting = f"{case.setting}, {how}, {rounds} epochs of {case.steps} steps, augmentation included; {source}"
+    setting = f"{case.setting}, {how}, {rounds} epochs of {case.steps} steps, with augmentation; {source}"
     name = f"{case.name}, batch {case.settings.batch_size}, {how}"
     about = {"section": "gpu", "against": "", "setting": setting, "at_least": True}
     return [
         Ratio.timed(
-            100 * flops / seconds / peak, measure=f"share of the bf16 peak: {name}", unit="%", bound=45.0, **about
+            100 * flops / seconds / peak,
+            measure=f"training, in % of the bf16 peak: {name}",
+            unit="%",
+            limit=45.0,
+            **about,
         ),
-        Ratio.timed(case.settings.batch_size / seconds, measure=f"distillation: {name}", unit="images/s", **about),
+        Ratio.timed(case.settings.batch_size / seconds, measure=f"training speed: {name}", unit="images/s", **about),
     ]
 
 
-def _seconds_of_epoch(ours: OurLoop) -> float:
+def _seconds_of_epoch(ours: VitrimLoop) -> float:
     _wait(ours.loop.device)
     start = time.perf_counter()
     ours.epoch()
@@ -116,19 +129,19 @@ def _wait(device: torch.device) -> None:
 
 
 def profile_gpu(*, smoke: bool = False, device: str = "cuda") -> dict[str, str]:
-    """For each case, as text: the kernels that take most of the device's time, and how long the device is idle."""
+    """Return for each case a text with the slowest kernels and the fraction of the time that the device is busy."""
     found = {}
     for compile in (False,) if smoke else (False, True):
         for case in cases(smoke=smoke, compile=compile):
             with opened() as stack:
-                ours = OurLoop(case, stack)
+                ours = VitrimLoop(case, stack)
                 ours.epoch()
                 how = "compiled" if compile else "eager"
                 found[f"{case.name}, batch {case.settings.batch_size}, {how}"] = _profile(ours, case.steps)
     return found
 
 
-def _profile(ours: OurLoop, steps: int) -> str:
+def _profile(ours: VitrimLoop, steps: int) -> str:
     on_gpu = ours.loop.device.type == "cuda"
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     with profile(activities=activities) as profiler:
@@ -138,18 +151,18 @@ def _profile(ours: OurLoop, steps: int) -> str:
         for event in profiler.key_averages()
     }
     busy = sum(times.values())
-    most = sorted(times.items(), key=lambda item: -item[1])[:KERNELS_SHOWN]
-    lines = [f"{100 * spent / busy:5.1f} %  {1e3 * spent / steps:8.3f} ms  {name[:90]}" for name, spent in most]
-    return "\n".join([f"{1e3 * seconds / steps:.2f} ms a step, the device busy for {busy / seconds:.0%}", *lines])
+    slowest = sorted(times.items(), key=lambda item: -item[1])[:KERNELS_SHOWN]
+    lines = [f"{100 * spent / busy:5.1f} %  {1e3 * spent / steps:8.3f} ms  {name[:90]}" for name, spent in slowest]
+    return "\n".join([f"{1e3 * seconds / steps:.2f} ms per step, device busy {busy / seconds:.0%} of the time", *lines])
 
 
 @torch.no_grad()
 def _latency(*, smoke: bool, device: str) -> list[Ratio]:
-    """The cut model's share of the dense one's time, over its share of the multiply-adds; weights in bf16."""
+    """Measure the relative latency of the pruned model, divided by its relative multiply-adds. Weights are bf16."""
     rows = []
     for shape in [("a tiny ViT", VIT_TI, TINY)] if smoke else [VIT_S_8, VIT_B_16]:
         case = Case.make(*shape, batch_size=2, steps=1)
-        share = count_cost(case.student).macs / count_cost(case.teacher).macs
+        fraction = count_cost(case.student).macs / count_cost(case.teacher).macs
         models = {
             "dense": case.teacher.to(device, torch.bfloat16).eval(),
             "cut": case.student.to(device, torch.bfloat16).eval(),
@@ -158,14 +171,16 @@ def _latency(*, smoke: bool, device: str) -> list[Ratio]:
             torch.compiler.reset()
             run = {key: torch.compile(model, disable=not compiled) for key, model in models.items()}
             for batch_size in (8,) if smoke else (64, 256):
-                rows.append(_latency_row(case, run, share, batch_size, compiled=compiled, smoke=smoke, device=device))
+                rows.append(
+                    _latency_row(case, run, fraction, batch_size, compiled=compiled, smoke=smoke, device=device)
+                )
     return rows
 
 
 def _latency_row(
     case: Case,
     models: dict[str, Callable[[Tensor], Tensor]],
-    share: float,
+    fraction: float,
     batch_size: int,
     *,
     compiled: bool,
@@ -179,19 +194,19 @@ def _latency_row(
     seconds = seconds_in_turns(runs, rounds=rounds, warmup=5, device=device)
     how = "compiled" if compiled else "eager"
     return Ratio.timed(
-        seconds["cut"] / seconds["dense"] / share,
+        seconds["cut"] / seconds["dense"] / fraction,
         section="gpu",
-        measure=f"latency of the cut model: {case.name}, batch {batch_size}, {how}",
-        against="the dense model, and the ratio of multiply-adds",
-        bound=1.10,
-        setting=f"bf16 weights, {share:.3f} of the multiply-adds, {rounds} rounds",
+        measure=f"relative latency: {case.name}, batch {batch_size}, {how}",
+        against="relative multiply-adds",
+        limit=1.10,
+        setting=f"bf16 weights, {fraction:.1%} of the multiply-adds, {rounds} rounds",
     )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="a tiny model")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="use a tiny model")
+    parser.add_argument("--device", default="cuda", help="device to measure (default: cuda)")
     chosen = vars(parser.parse_args())
     for row in measure_gpu(**chosen):
         print(f"{row.measure}: {row.value:.3f} {row.unit} [{row.low:.3f}, {row.high:.3f}], holds: {row.holds}")

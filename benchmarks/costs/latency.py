@@ -1,6 +1,7 @@
-"""Whether fewer multiply-adds are less time: a cut model's share of the dense one's latency over its share of those.
+"""The section `latency`: the relative latency of pruned models, divided by their relative multiply-adds.
 
-On the CPU as PyTorch runs it, in ONNX Runtime, and compiled by `torch.compile`; all models of a line run in turns.
+The runtimes are PyTorch on the CPU, ONNX Runtime and `torch.compile`. All models of a line run in turns. Latency on a
+GPU belongs to `gpu`, latency budgets to `budget`.
 """
 
 import os
@@ -28,32 +29,38 @@ from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
-BOUND = 1.10
+LIMIT = 1.10
 DENSE = "dense"
-SPREAD = 1.0  # standard deviation of the logarithm of scores, over blocks and again within one
+SPREAD = 1.0  # standard deviation of the logarithm of scores, between blocks and within each block
 Program = Callable[[Tensor], object]
 
 
 class Cut(NamedTuple):
-    """The share of parameters and multiply-adds kept, of what neurons are multiples, and how many blocks go."""
+    """One way to prune the dense model.
+
+    Attributes:
+        keep: fraction of parameters and multiply-adds to keep.
+        multiple: the number of neurons is a multiple of this.
+        blocks: number of blocks to remove.
+    """
 
     keep: float
     multiple: int
     blocks: int = 0
 
     def __str__(self) -> str:
-        fewer = f", {self.blocks} blocks fewer" if self.blocks else ""
-        return f"keep {self.keep}, multiples of {self.multiple}{fewer}"
+        removed = f", {self.blocks} blocks removed" if self.blocks else ""
+        return f"keep {self.keep}, neurons in multiples of {self.multiple}{removed}"
 
 
 ALL = (*(Cut(keep, multiple) for keep in (0.7, 0.5) for multiple in (1, 8, 32)), Cut(0.5, 8, blocks=3))
 SOME = (Cut(0.7, 1), Cut(0.7, 8), Cut(0.5, 8))
-FEW = SOME[:2]  # where a pass or a compilation takes long
+FEW = SOME[:2]  # for slow models and for compilation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Which cuts run in turns with the dense model, with how many images at once and how often."""
+    """Pruned models that run in turns with the dense model, with one batch size and number of rounds."""
 
     batch_size: int
     rounds: int
@@ -62,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A dense model and its lines. compiled: those by `torch.compile`."""
+    """A dense model and its lines. `compiled` holds the lines for `torch.compile`."""
 
     name: str
     architecture: str
@@ -97,27 +104,28 @@ SMOKE = Case(
 
 
 def measure_compressed_latency(*, smoke: bool = False) -> list[Ratio]:
-    """All lines of the section `latency`: for each model, runtime, batch size and cut one.
+    """Measure all lines of the section: one for each model, runtime, batch size and pruned model.
 
     Args:
-        smoke: a tiny model and two rounds, traced but not compiled; the figures mean nothing.
+        smoke: a tiny model and two rounds, traced but not compiled. The figures mean nothing.
     """
     return [row for case in ((SMOKE,) if smoke else CASES) for row in _rows(case, "eager" if smoke else "inductor")]
 
 
 def uneven_scores(structure: ViTStructure, seed: int = 0) -> Scores:
-    """Random scores under which blocks end with widths as uneven as real ones.
+    """Return random scores that lead to different widths in different blocks, as real scores do.
 
-    A unit is worth its multiply-adds, times a log-normal number of its block, times one of its own.
+    The score of a unit is its multiply-adds, times a log-normal number of its block, times a log-normal number of its
+    own.
     """
     rng = np.random.default_rng(seed)
-    of_blocks = rng.lognormal(sigma=SPREAD, size=len(structure.blocks))
+    block_factors = rng.lognormal(sigma=SPREAD, size=len(structure.blocks))
 
     def draw(key: str) -> tuple[np.ndarray, ...]:
         groups = [block.group(key) for block in structure.blocks]
         return tuple(
-            group.macs * worth * rng.lognormal(sigma=SPREAD, size=group.count)
-            for group, worth in zip(groups, of_blocks, strict=True)
+            group.macs * factor * rng.lognormal(sigma=SPREAD, size=group.count)
+            for group, factor in zip(groups, block_factors, strict=True)
         )
 
     return Scores(
@@ -126,12 +134,12 @@ def uneven_scores(structure: ViTStructure, seed: int = 0) -> Scores:
         num_images=0,
         heads=draw("heads"),
         neurons=draw("neurons"),
-        blocks=of_blocks,
+        blocks=block_factors,
     )
 
 
 def dense_and_cut(case: Case) -> dict[str, nn.Module]:
-    """The dense model and, by name, all that the case's lines cut from it."""
+    """Return the dense model and all pruned models of the case, by name."""
     torch.manual_seed(0)
     dense = create_model(case.architecture, **case.arguments).eval()
     structure = describe(dense)
@@ -139,8 +147,8 @@ def dense_and_cut(case: Case) -> dict[str, nn.Module]:
 
     def cut_by(cut: Cut) -> nn.Module:
         budget = Budget(params=cut.keep, macs=cut.keep, multiple_of=cut.multiple)
-        gone = tuple(np.argsort(scores.blocks)[: cut.blocks].tolist())
-        return prune(dense, allocate(structure, scores, budget, remove_blocks=gone))
+        removed = tuple(np.argsort(scores.blocks)[: cut.blocks].tolist())
+        return prune(dense, allocate(structure, scores, budget, remove_blocks=removed))
 
     cuts = dict.fromkeys(cut for line in (*case.lines, *case.compiled) for cut in line.cuts)
     return {DENSE: dense, **{str(cut): cut_by(cut) for cut in cuts}}
@@ -155,11 +163,11 @@ def _rows(case: Case, backend: str) -> Iterator[Ratio]:
     programs = {name: onnx_program(model) for name, model in models.items()}
     for line in case.lines:
         yield from _timed(case, line, "ONNX Runtime", models, programs)
-    if backend == "inductor" and (missing := _missing_to_compile()):
-        log(f"{case.name}: no lines of torch.compile, since there is no {missing}")
+    if backend == "inductor" and (missing := missing_for_compile()):
+        log(f"{case.name}: torch.compile is not measured, because this machine has no {missing}")
         return
     for line in case.compiled:
-        torch.compiler.reset()  # it compiles a function for eight models at most and then goes on without
+        torch.compiler.reset()  # torch compiles a function for at most eight models, then runs it uncompiled
         compiled = _compiled(line, models, backend)
         yield from _timed(case, line, "torch.compile", models, compiled)
 
@@ -167,28 +175,28 @@ def _rows(case: Case, backend: str) -> Iterator[Ratio]:
 def _timed(
     case: Case, line: Line, runtime: str, models: Mapping[str, nn.Module], programs: Mapping[str, Program]
 ) -> Iterator[Ratio]:
-    """One row for each cut of the line."""
+    """Measure one line: one row for each pruned model."""
     images = random_images(models[DENSE], line.batch_size)
     runs = {name: partial(programs[name], images) for name in _names(line)}
     seconds = seconds_in_turns(runs, rounds=line.rounds)
     dense_macs = count_cost(models[DENSE]).macs
     for cut in map(str, line.cuts):
-        share = count_cost(models[cut]).macs / dense_macs
+        fraction = count_cost(models[cut]).macs / dense_macs
         yield Ratio.timed(
-            seconds[cut] / seconds[DENSE] / share,
+            seconds[cut] / seconds[DENSE] / fraction,
             section="latency",
-            measure=f"share of the latency: {case.name}, batch {line.batch_size}, {cut}, {runtime}",
-            against="the share of multiply-adds",
-            bound=BOUND,
+            measure=f"relative latency: {case.name}, batch {line.batch_size}, {cut}, {runtime}",
+            against="relative multiply-adds",
+            limit=LIMIT,
             setting=(
                 f"{case.name}, batch {line.batch_size}, float32, {torch.get_num_threads()} threads, {line.rounds} "
-                f"rounds; {share:.1%} of the multiply-adds, dense {1000 * np.median(seconds[DENSE]):.1f} ms"
+                f"rounds; {fraction:.1%} of the multiply-adds, dense {1000 * np.median(seconds[DENSE]):.1f} ms"
             ),
         )
 
 
 def _compiled(line: Line, models: Mapping[str, nn.Module], backend: str) -> dict[str, Program]:
-    """Compiled for the line's batch size; that happens in the first pass, which is made here."""
+    """Compile the models for the line's batch size. The first pass compiles, so it is run here."""
     images, found = random_images(models[DENSE], line.batch_size), {}
     for name in _names(line):
         log(f"compiling: {name}, batch {line.batch_size}")
@@ -197,8 +205,8 @@ def _compiled(line: Line, models: Mapping[str, nn.Module], backend: str) -> dict
     return found
 
 
-def _missing_to_compile() -> str | None:
-    """What inductor needs on the CPU and this machine lacks."""
+def missing_for_compile() -> str | None:
+    """Return what `torch.compile` needs on the CPU and this machine lacks. None if nothing is missing."""
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
         return f"C++ compiler ({compiler})"

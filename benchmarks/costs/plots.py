@@ -1,4 +1,4 @@
-"""How `compress` grows beside plain training steps: SVG that is the same, byte for byte, for the same points."""
+"""The plot of the section `growth`, as SVG. The same points always produce the same bytes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ PANELS = {"size": "model, by its parameters", "images": "training images", "clas
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A number of each point, and how it is drawn."""
+    """One value of the points, and the style of its curve."""
 
     key: str
     name: str
@@ -32,20 +32,21 @@ SECONDS = (
     Curve(key="step_seconds", name="as many plain training steps", colour="#0072B2", marker="s"),
 )
 BYTES = (
-    Curve(key="peak_bytes", name="compress, at most", colour="#D55E00", marker="o"),
-    Curve(key="step_peak_bytes", name="a plain training step, at most", colour="#0072B2", marker="s"),
-    Curve(key="model_bytes", name="the model's weights, to compare", colour=GREY, marker="", line="--"),
+    Curve(key="peak_bytes", name="compress, peak", colour="#D55E00", marker="o"),
+    Curve(key="step_peak_bytes", name="one plain training step, peak", colour="#0072B2", marker="s"),
+    Curve(key="model_bytes", name="weights of the model", colour=GREY, marker="", line="--"),
 )
 
 
 def draw_growth(points: Sequence[Point], path: Path) -> None:
+    """Draw the points and write the plot to `path`."""
     with matplotlib.rc_context(STYLE):
         figure = growth_figure(points)
         figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
 
 
 def growth_figure(points: Sequence[Point]) -> Figure:
-    """Above the seconds, below the bytes, along each of what there are points of."""
+    """Draw seconds in the upper row and bytes in the lower row, with one column for each axis that has points."""
     found = [along for along in PANELS if any(point["along"] == along for point in points)]
     figure = Figure(figsize=(1.6 + 3.2 * len(found), 6.4), layout="constrained")
     panels = figure.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
@@ -57,12 +58,14 @@ def growth_figure(points: Sequence[Point]) -> Figure:
         _name_ticks(panels[1, column], chosen, with_names=along == "size")
         panels[1, column].set_xlabel(PANELS[along])
     panels[0, 0].set_ylabel("time")
-    panels[1, 0].set_ylabel("memory beyond model and images")
+    panels[1, 0].set_ylabel("memory without model and images")
     for axes, form in zip(panels[:, 0], (_seconds, _bytes), strict=True):
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
     for row in panels:
         row[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9, borderaxespad=0)
-    title = "compress beside as many plain training steps; numbers: how many times as long"
+    title = (
+        "compress and the same number of plain training steps. Numbers: time of compress divided by time of the steps"
+    )
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
@@ -100,7 +103,7 @@ def _note_ratios(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _name_ticks(axes: Axes, points: Sequence[Point], *, with_names: bool) -> None:
-    """Ticks where something was measured."""
+    """Put a tick at each measured point."""
     names = {point["x"]: point["name"] if with_names else f"{point['x']:,.10g}" for point in points}
     axes.set_xticks(list(names), list(names.values()), fontsize=9)
     axes.xaxis.set_minor_formatter(NullFormatter())

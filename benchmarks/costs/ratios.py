@@ -1,14 +1,15 @@
-"""One ratio beside its bound, and the three ways to get it: times in turns, bytes alive, calls of torch.
+"""One measured ratio with its limit, and the ways to measure it: interleaved times, bytes alive, calls of torch.
 
-Machines differ and drift, so nothing here is judged in seconds: what is compared runs in turn, in one process, and the
-median of the paired ratios is quoted with its quartiles. Bytes and calls are counted and come out the same each time.
+Machines differ, so seconds are not compared between machines. Runs to compare take turns in one process, and a line of
+a table is the median of the paired ratios with its quartiles. Bytes and calls are counted, so they are the same each
+time. What is measured belongs to the other files of this folder.
 """
 
 import gc
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,19 @@ from vitrim.runs.progress import track
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """One line of the table.
+    """One line of a table.
 
     Attributes:
-        section: `scoring`, `distillation`, `latency`, `growth` or `gpu`.
-        measure: what was measured. against: by what it was divided; empty for a number that is no ratio.
-        value: the median of the paired ratios. low, high: their quartiles; equal to `value` for what was counted.
-        bound: what `value` may be at most, or at least; None for a line that only informs.
-        at_least: which of the two.
-        setting: model, images, batch, rounds, threads: what must be known to read the line.
-        unit: of `value`, for what is no ratio, such as `s` or `%`.
+        section: `scoring`, `distillation`, `latency`, `budget`, `growth` or `gpu`.
+        measure: what was measured.
+        against: what it was divided by. Empty for a number that is not a ratio.
+        value: the median of the paired ratios.
+        low: their lower quartile. Equal to `value` for a count.
+        high: their upper quartile. Equal to `value` for a count.
+        limit: maximum of `value`, or minimum if `at_least` is set. None for a line without a limit.
+        at_least: whether the limit is a minimum.
+        setting: what one must know to read the line: model, images, batch, rounds, threads.
+        unit: unit of `value`, such as `s` or `%`. Empty for a ratio.
     """
 
     section: str
@@ -39,42 +43,62 @@ class Ratio:
     value: float
     low: float
     high: float
-    bound: float | None = None
+    limit: float | None = None
     at_least: bool = False
     setting: str = ""
     unit: str = ""
 
     @classmethod
     def counted(cls, value: float, **about: Any) -> "Ratio":
-        """A ratio of counts, which has no spread."""
+        """Make a line from a count, which has no spread."""
         return cls(value=float(value), low=float(value), high=float(value), **about)
 
     @classmethod
     def timed(cls, ratios: np.ndarray, **about: Any) -> "Ratio":
-        """The median of paired ratios `(rounds,)` and their quartiles."""
+        """Make a line from paired ratios `(rounds,)`: their median and quartiles."""
         low, value, high = np.percentile(ratios, (25, 50, 75)).tolist()
         return cls(value=value, low=low, high=high, **about)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Ratio":
+        """Read a line that `to_dict` wrote."""
+        about = {name: value for name, value in values.items() if name not in ("bound", "holds")}
+        return cls(limit=values["bound"], **about)
+
     @property
     def holds(self) -> bool | None:
-        """Whether the bound is kept; None where there is none."""
-        if self.bound is None:
+        """Whether the value is within its limit. None for a line without a limit."""
+        if self.limit is None:
             return None
-        return bool(self.value >= self.bound if self.at_least else self.value <= self.bound)
+        return bool(self.value >= self.limit if self.at_least else self.value <= self.limit)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "holds": self.holds}
+        """Return the line with the keys of `performance.json`. The limit is stored as `bound`."""
+        return {
+            **{name: getattr(self, name) for name in ("section", "measure", "against", "value", "low", "high")},
+            "bound": self.limit,
+            **{name: getattr(self, name) for name in ("at_least", "setting", "unit", "holds")},
+        }
 
 
 def seconds_in_turns(
     runs: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Seconds of each run, `(rounds,)`; all of them once a round, in an order that alternates from round to round."""
+    """Time several runs in turns, and return the seconds of each, `(rounds,)`.
+
+    Each round runs all of them once. The order is reversed in every second round.
+
+    Args:
+        runs: functions to time, by name.
+        rounds: number of rounds that count.
+        warmup: number of rounds before them that do not count.
+        device: the device that the runs use. A GPU is synchronised after each run.
+    """
     names: Sequence[str] = list(runs)
     found: dict[str, list[float]] = {name: [] for name in names}
     for index in track(range(warmup + rounds), f"timing {', '.join(names)}"):
         for name in names if index % 2 == 0 else reversed(names):
-            gc.collect()  # not in somebody's turn
+            gc.collect()  # so that no run pays for the garbage of another one
             start = time.perf_counter()
             runs[name]()
             if device.startswith("cuda"):
@@ -84,18 +108,24 @@ def seconds_in_turns(
     return {name: np.array(values) for name, values in found.items()}
 
 
-class Tally(TorchDispatchMode):
-    """Within the context: how many operations torch is asked for, and how many bytes of new tensors are alive at most.
+class OperationCounter(TorchDispatchMode):
+    """Counts torch's operations within the context, and the bytes of new tensors that are alive.
 
-    Counts what operations return, each storage once, until nobody holds it; what a kernel needs inside is not seen.
-    Tensors from before do not count. The backward pass of the CPU runs in this thread and is counted too.
+    A storage counts once, from the operation that returns it until it is freed. Tensors from before the context do not
+    count. Temporary memory inside an operation is not seen. On the CPU, the backward pass runs in the same thread, so
+    it is counted too.
+
+    Attributes:
+        calls: number of operations.
+        bytes_alive: bytes of new tensors that are alive now.
+        peak_bytes: maximum of `bytes_alive`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
+        self.bytes_alive = 0
         self.peak_bytes = 0
-        self._bytes = 0
         self._alive: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -112,21 +142,21 @@ class Tally(TorchDispatchMode):
         if key in self._alive:
             return
         self._alive[key] = weakref.finalize(storage, self._forget, key, size)
-        self._bytes += size
-        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        self.bytes_alive += size
+        self.peak_bytes = max(self.peak_bytes, self.bytes_alive)
 
     def _forget(self, key: int, size: int) -> None:
         del self._alive[key]
-        self._bytes -= size
+        self.bytes_alive -= size
 
 
 def _storage(tensor: torch.Tensor) -> torch.UntypedStorage:
     return tensor.untyped_storage()
 
 
-def tally(run: Callable[[], object]) -> Tally:
-    """Count one run's calls and bytes."""
+def count_operations(run: Callable[[], object]) -> OperationCounter:
+    """Count the operations and bytes of one run."""
     gc.collect()
-    with Tally() as found:
+    with OperationCounter() as found:
         run()
     return found

@@ -1,6 +1,7 @@
-"""What it costs to decide and to cut: `score`, the sums of `recover`, `allocate` and `prune`, and Torch-Pruning beside.
+"""The section `scoring`: the cost of `score`, `recover`, `allocate` and `prune`, compared with Torch-Pruning.
 
-The unit of time is one plain pass over the same images: forward, cross entropy, backward to all weights, in eval mode.
+Times are divided by that of one plain pass over the same images: forward, cross entropy, backward to all weights, in
+eval mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.costs.ratios import Ratio, seconds_in_turns, tally
-from benchmarks.torch_pruning import Settings, _Cutter, gradients_for
+from benchmarks.costs.ratios import Ratio, count_operations, seconds_in_turns
+from benchmarks.torch_pruning import Settings, TorchPruner, gradients_for
 from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget
 from vitrim.hooks import logits_of
@@ -37,7 +38,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """A dense model, a student cut from it, and the images that all of them see."""
+    """A dense model, a student pruned from it, and images."""
 
     name: str
     model: nn.Module
@@ -67,10 +68,10 @@ class _Case:
 
 
 def measure_scoring(*, smoke: bool = False) -> list[Ratio]:
-    """All lines of the section `scoring`.
+    """Measure all lines of the section.
 
     Args:
-        smoke: a tiny model and one round, to see that everything runs; the figures mean nothing.
+        smoke: a tiny model and one round. The figures mean nothing.
     """
     if smoke:
         case = _Case.of("a tiny ViT", TINY, num_images=8, batch_size=4, rounds=1)
@@ -82,14 +83,14 @@ def measure_scoring(*, smoke: bool = False) -> list[Ratio]:
 
 
 def plain_pass(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Forward and backward, with the gradients of all weights, which are dropped behind each batch."""
+    """Run forward and backward with the gradients of all weights. The gradients are deleted after each batch."""
     for images, labels in batches:
         F.cross_entropy(logits_of(model(images)), labels).backward()
         model.zero_grad(set_to_none=True)
 
 
 def pass_to_the_images(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """The same without the gradients of weights: what is left is the way back through the activations."""
+    """Run forward and backward without the gradients of weights, only through the activations to the images."""
     with without_weight_gradients(model):
         for images, labels in batches:
             F.cross_entropy(logits_of(model(images.detach().requires_grad_())), labels).backward()
@@ -110,45 +111,45 @@ def _times(case: _Case) -> list[Ratio]:
     }
     seconds = seconds_in_turns(runs, rounds=case.rounds, warmup=min(1, case.rounds - 1))
 
-    def line(run: str, measure: str, *, to: str = PLAIN, bound: float | None = None, note: str = "") -> Ratio:
+    def line(run: str, measure: str, *, to: str = PLAIN, limit: float | None = None, note: str = "") -> Ratio:
         setting = f"{case.setting}; {note}" if note else case.setting
         ratios = seconds[run] / seconds[to]
-        return Ratio.timed(ratios, section="scoring", measure=measure, against=to, bound=bound, setting=setting)
+        return Ratio.timed(ratios, section="scoring", measure=measure, against=to, limit=limit, setting=setting)
 
-    scoring, fisher = "time of score: heads, neurons and blocks together", "criterion fisher"
-    cut, once = f"student of keep {KEEP}", "once for each reader, however many images there are"
-    residuals = "residuals of all readers and the sums over tokens, on top of the passes of student and teacher"
-    everything = "passes of both models, statistics, solves and the classifier"
-    theirs = "gradients, graph of the model, ranking and one cut"
+    scoring, fisher = "time of score, for heads, neurons and blocks", "criterion fisher"
+    cut, once = f"student with keep {KEEP}", "once for each output projection, for any number of images"
+    residuals = "residuals of all output projections and sums over tokens, without the passes of student and teacher"
+    everything = "passes of both models, sums, least squares and classifier"
+    theirs = "gradients, graph of the model, ranking and one pruning"
     return [
-        line("score", scoring, bound=1.15, note=fisher),
+        line("score", scoring, limit=1.15, note=fisher),
         line("score", scoring, to=TO_THE_IMAGES, note=fisher),
-        line("sums", "time of recover's statistics", bound=0.5, note=f"{cut}; {residuals}"),
+        line("sums", "time of recover, sums only", limit=0.5, note=f"{cut}; {residuals}"),
         line("both forward", "time of one forward pass of teacher and student", note=cut),
-        line("solves", "time of recover's solves", note=f"{cut}; {once}"),
-        line("recover", "time of the whole of recover", note=f"{cut}; {everything}"),
+        line("solves", "time of recover, least squares only", note=f"{cut}; {once}"),
+        line("recover", "time of recover, all parts", note=f"{cut}; {everything}"),
         *(line(name, f"time of {name}", note=theirs) for name in runs if name.startswith("Torch-Pruning")),
     ]
 
 
 def _bytes(case: _Case) -> list[Ratio]:
-    """Counted on one batch."""
+    """Count the bytes for one batch."""
     batches = case.batches[:1]
     peaks = {
-        PLAIN: tally(partial(plain_pass, case.model, batches)).peak_bytes,
-        TO_THE_IMAGES: tally(partial(pass_to_the_images, case.model, batches)).peak_bytes,
+        PLAIN: count_operations(partial(plain_pass, case.model, batches)).peak_bytes,
+        TO_THE_IMAGES: count_operations(partial(pass_to_the_images, case.model, batches)).peak_bytes,
     }
-    ours = tally(partial(score, case.model, batches)).peak_bytes
-    setting = f"{case.setting}; one batch, tensors that operations of torch return, gradients too; weights do not count"
+    ours = count_operations(partial(score, case.model, batches)).peak_bytes
+    setting = f"{case.setting}; one batch, all tensors that operations of torch return, with gradients, without weights"
     about = {"section": "scoring", "measure": "peak bytes of score", "setting": setting}
     return [
-        Ratio.counted(ours / peaks[PLAIN], against=PLAIN, bound=1.2, **about),
+        Ratio.counted(ours / peaks[PLAIN], against=PLAIN, limit=1.2, **about),
         Ratio.counted(ours / peaks[TO_THE_IMAGES], against=TO_THE_IMAGES, **about),
     ]
 
 
 def _seconds(model: nn.Module, name: str, rounds: int) -> list[Ratio]:
-    """What is bound in seconds: plan and cut of a large model, already described."""
+    """Measure the seconds of planning and pruning a large model. Describing it is not counted."""
     structure = describe(model)
     scores, budget = score(model, [], "random"), Budget(params=KEEP, macs=KEEP)
     plan = allocate(structure, scores, budget)
@@ -166,7 +167,7 @@ def _seconds(model: nn.Module, name: str, rounds: int) -> list[Ratio]:
             measure=f"time of {run}",
             against="",
             unit="s",
-            bound=None if run.startswith("Torch-Pruning") else 1.0,
+            limit=None if run.startswith("Torch-Pruning") else 1.0,
             setting=f"{setting}, {rounds} rounds",
         )
         for run, values in seconds.items()
@@ -181,34 +182,34 @@ def _both_forward(case: _Case) -> None:
 
 @torch.no_grad()
 def _output_projs(case: _Case) -> list[tuple[nn.Linear, list[tuple[Tensor, Tensor]]]]:
-    """Every reader of the student with what it takes, and what the same reader of the teacher gives, for each batch."""
+    """Return each output projection of the student, with its inputs and the teacher's outputs for each batch."""
     found = []
     for kept, block in zip(case.plan.blocks, describe(case.student).blocks, strict=True):
         for group in block.groups:
             layer: Any = case.student.get_submodule(group.output_proj)
-            whole = case.model.get_submodule(describe(case.model).blocks[kept.block].group(group.key).output_proj)
-            taken: list[Tensor] = []
-            given: list[Tensor] = []
+            dense = case.model.get_submodule(describe(case.model).blocks[kept.block].group(group.key).output_proj)
+            seen: list[Tensor] = []
+            outputs: list[Tensor] = []
             hooks = [
-                layer.register_forward_pre_hook(lambda module, inputs, taken=taken: taken.append(inputs[0])),
-                whole.register_forward_hook(lambda module, inputs, output, given=given: given.append(output)),
+                layer.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0])),
+                dense.register_forward_hook(lambda module, inputs, output, outputs=outputs: outputs.append(output)),
             ]
-            found.append((layer, taken, given, hooks))
+            found.append((layer, seen, outputs, hooks))
     _both_forward(case)
     for *_, hooks in found:
         for hook in hooks:
             hook.remove()
-    return [(layer, list(zip(taken, given, strict=True))) for layer, taken, given, _ in found]
+    return [(layer, list(zip(seen, outputs, strict=True))) for layer, seen, outputs, _ in found]
 
 
 def _torch_pruning(case: _Case) -> dict[str, Run]:
-    """Its importance and one cut, same model and images, by its usual criterion and by the one that served best."""
+    """Return Torch-Pruning's importance and one pruning of the same model, with its usual and its best criterion."""
     structure, budget = describe(case.model), Budget(params=KEEP, macs=KEEP)
 
     def run(settings: Settings) -> Any:
         gradients, images = gradients_for(settings.criterion, case.model, case.batches)
-        cutter = _Cutter(case.model, structure, gradients, images[:1], budget, settings)
-        return cutter.cut(settings.heads_share * (1 - KEEP), 1 - KEEP)
+        pruner = TorchPruner(case.model, structure, gradients, images[:1], budget, settings)
+        return pruner.prune(settings.heads_fraction * (1 - KEEP), 1 - KEEP)
 
     return {
         "Torch-Pruning, Taylor": partial(run, Settings(criterion="taylor")),
@@ -217,9 +218,10 @@ def _torch_pruning(case: _Case) -> dict[str, Run]:
 
 
 def _torch_pruning_cut(model: nn.Module, structure: ViTStructure) -> dict[str, Run]:
-    """Its graph, ranking by magnitude and cut."""
+    """Return Torch-Pruning's graph, ranking by magnitude and pruning of the model."""
     settings, budget = Settings(criterion="l2"), Budget(params=KEEP, macs=KEEP)
     gradients = [torch.zeros(()).expand_as(parameter) for parameter in model.parameters()]
     image = torch.zeros(1, structure.in_chans, *structure.img_size)
-    cutter = _Cutter(model, structure, gradients, image, budget, settings)
-    return {"Torch-Pruning's ranking and cut": partial(cutter.cut, settings.heads_share * (1 - KEEP), 1 - KEEP)}
+    pruner = TorchPruner(model, structure, gradients, image, budget, settings)
+    run = partial(pruner.prune, settings.heads_fraction * (1 - KEEP), 1 - KEEP)
+    return {"Torch-Pruning's ranking and pruning": run}

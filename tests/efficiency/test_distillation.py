@@ -1,63 +1,67 @@
-"""Guards for what a step of distillation costs, in calls and bytes, which come out the same everywhere."""
+"""Limits for the cost of a training step in calls and bytes, which are the same on every machine."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from benchmarks.costs.distillation import BareLoop, Case, OurLoop, both_loops, count_step, jpegs, needed_bytes
-from benchmarks.costs.ratios import Tally, tally
+from benchmarks.costs.cases import Case, jpegs
+from benchmarks.costs.loops import MinimalLoop, VitrimLoop, both_loops, count_step, needed_bytes
+from benchmarks.costs.ratios import OperationCounter, count_operations
 from vitrim.data import batches as data
 from vitrim.data.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
-def loops() -> Iterator[tuple[OurLoop, BareLoop]]:
+def loops() -> Iterator[tuple[VitrimLoop, MinimalLoop]]:
     with both_loops(Case.small(smoke=True, steps=8)) as found:
         yield found
 
 
-def test_a_step_makes_few_more_calls_than_the_bare_loop(loops: tuple[OurLoop, BareLoop]) -> None:
-    """Besides the moving average, which names each weight twice, there is only bookkeeping."""
-    ours, bare = loops
+def test_a_step_makes_few_more_calls_than_the_minimal_loop(loops: tuple[VitrimLoop, MinimalLoop]) -> None:
+    """The moving average needs two calls for each weight. Other work must be small."""
+    ours, minimal = loops
     weights = len(ours.loop.model.state_dict())
     batch = next(ours.batches())
-    own, bare_calls = (tally(step).calls for step in (lambda: ours.update(batch), bare.step))
-    assert own - 2 * weights <= 1.2 * bare_calls
+    own, theirs = (count_operations(step).calls for step in (lambda: ours.update(batch), minimal.step))
+    assert own - 2 * weights <= 1.2 * theirs
 
 
-def test_a_step_needs_no_more_memory_than_the_bare_loop(loops: tuple[OurLoop, BareLoop]) -> None:
-    ours, bare = loops
+def test_a_step_needs_no_more_memory_than_the_minimal_loop(loops: tuple[VitrimLoop, MinimalLoop]) -> None:
+    ours, minimal = loops
     batch = next(ours.batches())
-    own, theirs = (count_step(*of) for of in ((lambda: ours.update(batch), ours.loop.model), (bare.step, bare.student)))
+    own = count_step(lambda: ours.update(batch), ours.loop.model)
+    theirs = count_step(minimal.step, minimal.student)
     assert own.peak_bytes <= 1.02 * theirs.peak_bytes
-    assert own.saved_bytes <= 1.01 * needed_bytes(bare)
+    assert own.saved_bytes <= 1.01 * needed_bytes(minimal)
 
 
-def test_what_is_alive_before_the_backward_pass_is_what_it_needs(loops: tuple[OurLoop, BareLoop]) -> None:
-    """Neither what the hooks took is held besides, nor differences of states, nor anything of the teacher's pass."""
-    ours, bare = loops
+def test_only_what_the_backward_pass_needs_is_alive_before_it(loops: tuple[VitrimLoop, MinimalLoop]) -> None:
+    """Outputs seen by hooks, differences of hidden states and tensors of the teacher's pass must not stay alive."""
+    ours, minimal = loops
     ((images, targets),) = next(ours.batches())
-    with Tally() as found:
+    with OperationCounter() as found:
         terms = ours.loop._terms(images, targets, *ours.forwards)
-    assert terms and found._bytes <= 1.02 * (needed_bytes(bare) - images.nbytes)
+    assert terms and found.bytes_alive <= 1.02 * (needed_bytes(minimal) - images.nbytes)
 
 
-def test_nothing_of_a_step_is_alive_when_the_next_begins(loops: tuple[OurLoop, BareLoop]) -> None:
+def test_nothing_of_a_step_is_alive_when_the_next_step_begins(loops: tuple[VitrimLoop, MinimalLoop]) -> None:
     ours, _ = loops
     batch = next(ours.batches())
-    with Tally() as found:
+    with OperationCounter() as found:
         ours.update(batch)
-    assert found._bytes < 100  # the sums of the terms, the first bad step
+    assert found.bytes_alive < 100  # the sums of the loss terms, and the number of the first step that is not finite
     assert not ours.loop.student_taps and not ours.loop.teacher_taps
     assert all(parameter.grad is None for parameter in ours.loop.model.parameters())
 
 
-def test_small_batches_are_made_together(loops: tuple[OurLoop, BareLoop], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_batches_are_made_together(
+    loops: tuple[VitrimLoop, MinimalLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, _ = loops
-    together = tally(lambda: list(ours.batches())).calls
+    together = count_operations(lambda: list(ours.batches())).calls
     monkeypatch.setattr(data, "MAX_VALUES_TOGETHER", 1)
-    assert together < 0.5 * tally(lambda: list(ours.batches())).calls
+    assert together < 0.5 * count_operations(lambda: list(ours.batches())).calls
 
 
 def test_workers_start_once_for_all_epochs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -75,5 +79,5 @@ def test_workers_start_once_for_all_epochs(tmp_path, monkeypatch: pytest.MonkeyP
     )
     assert len(list(batches)) == 6 and len(loaders) == 1
     with ExitStack() as stack:
-        assert len(list(OurLoop(case, stack, data=images).batches())) == 2
+        assert len(list(VitrimLoop(case, stack, data=images).batches())) == 2
     assert all(of["num_workers"] >= 1 for of in loaders)

@@ -1,4 +1,4 @@
-"""The lines about latency: what they cut is like real plans and within its budget, and the table can be made."""
+"""The section `latency`: pruned models have uneven widths and are within their budgets, and the table can be made."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def models() -> dict[str, nn.Module]:
     return dense_and_cut(Case(**{**vars(SMOKE), "arguments": arguments, "lines": latency.CASES[0].lines}))
 
 
-def test_blocks_end_with_uneven_widths() -> None:
+def test_random_scores_lead_to_uneven_widths() -> None:
     structure = describe(build(depth=6, embed_dim=48, mlp_ratio=4.0, dtype=torch.float32))
     plan = allocate(structure, uneven_scores(structure), Budget(params=0.7, macs=0.7))
     neurons = [len(block.neurons) for block in plan.blocks]
@@ -29,24 +29,24 @@ def test_blocks_end_with_uneven_widths() -> None:
 
 
 @pytest.mark.parametrize("cut", ALL, ids=str)
-def test_every_cut_is_within_its_budget(cut: Cut, models: dict[str, nn.Module]) -> None:
-    cost, whole = count_cost(models[str(cut)]), count_cost(models[DENSE])
-    limit = Budget(params=cut.keep, macs=cut.keep).limit(whole)
+def test_every_pruned_model_is_within_its_budget(cut: Cut, models: dict[str, nn.Module]) -> None:
+    cost, dense = count_cost(models[str(cut)]), count_cost(models[DENSE])
+    limit = Budget(params=cut.keep, macs=cut.keep).limit(dense)
     assert cost.params <= limit.params and cost.macs <= limit.macs
     assert all(block.neurons.count % cut.multiple == 0 for block in describe(models[str(cut)]).blocks)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns
 def test_the_table_of_latency_can_be_made() -> None:
     pytest.importorskip("onnxruntime")
     rows = latency.measure_compressed_latency(smoke=True)
     runtimes = [row.measure.rpartition(", ")[2] for row in rows]
     assert runtimes == ["PyTorch", "ONNX Runtime", "torch.compile"]
-    assert {(row.section, row.bound) for row in rows} == {("latency", 1.10)}
+    assert {(row.section, row.limit) for row in rows} == {("latency", 1.10)}
     assert all(row.value > 0 and "of the multiply-adds" in row.setting for row in rows)
 
 
-def test_without_a_compiler_the_other_lines_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert latency._missing_to_compile() == "C++ compiler (no-such-compiler)"
+    assert latency.missing_for_compile() == "C++ compiler (no-such-compiler)"

@@ -1,4 +1,4 @@
-"""What scoring, recovery and cutting may cost, in operations and bytes, which come out the same on every machine."""
+"""Limits for the cost of scoring, recovery and pruning in operations and bytes, which are the same on every machine."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.costs.ratios import tally
+from benchmarks.costs.ratios import count_operations
 from builders.models import build, random_batches, random_plan
 from vitrim.importance import rank_blocks_for_removal, score, without_weight_gradients
 from vitrim.models import describe
@@ -20,7 +20,7 @@ from vitrim.surgery import prune
 
 SIZES = {"patch_size": 8, "embed_dim": 64, "mlp_ratio": 4.0, "dtype": torch.float32}
 BATCHES = random_batches(num_images=8, batch_size=8, dtype=torch.float32)
-FEW_BYTES = 30_000  # for scores, indices and logits
+MAX_EXTRA_BYTES = 30_000  # for scores, indices and logits
 
 
 def flops(run: Callable[[], object]) -> int:
@@ -43,45 +43,46 @@ def pass_to_the_images(model: nn.Module) -> None:
 
 def test_scoring_computes_no_more_than_a_pass_without_gradients_of_weights() -> None:
     model = build(**SIZES)
-    describe(model)  # runs it once, the first time
+    describe(model)  # the first description runs the model
     scoring = flops(lambda: score(model, BATCHES))
     assert scoring <= flops(lambda: pass_to_the_images(model))
     assert scoring < 0.75 * flops(lambda: plain_pass(model))
 
 
-def test_scoring_takes_no_more_memory_than_a_plain_pass() -> None:
+def test_scoring_needs_no_more_memory_than_a_plain_pass() -> None:
     model = build(**SIZES)
-    assert tally(lambda: score(model, BATCHES)).peak_bytes <= tally(lambda: plain_pass(model)).peak_bytes
+    plain = count_operations(lambda: plain_pass(model)).peak_bytes
+    assert count_operations(lambda: score(model, BATCHES)).peak_bytes <= plain
 
 
-def test_of_each_block_scoring_keeps_the_activations_of_neurons_and_no_more() -> None:
-    """Attention keeps what it gives for its own backward pass, and norms keep the stream."""
+def test_scoring_keeps_only_the_activations_of_neurons_in_each_block() -> None:
+    """The other activations are kept by the backward passes of attention and norms anyway."""
 
     def of_two_blocks(run: Callable[[nn.Module], object]) -> int:
-        shorter, longer = (tally(partial(run, build(depth=depth, **SIZES))).peak_bytes for depth in (4, 6))
+        shorter, longer = (count_operations(partial(run, build(depth=depth, **SIZES))).peak_bytes for depth in (4, 6))
         return longer - shorter
 
-    model, taken = build(depth=2, **SIZES), []
+    model, sizes = build(depth=2, **SIZES), []
     for block in describe(model).blocks:
         output_proj = model.get_submodule(block.neurons.output_proj)
-        output_proj.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].nbytes))
+        output_proj.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].nbytes))
     model(BATCHES[0][0])
     more = of_two_blocks(lambda model: score(model, BATCHES)) - of_two_blocks(pass_to_the_images)
-    assert more <= sum(taken) + FEW_BYTES
+    assert more <= sum(sizes) + MAX_EXTRA_BYTES
 
 
-def test_blocks_are_judged_by_what_lies_behind_them_alone() -> None:
+def test_ranking_blocks_for_removal_runs_only_the_blocks_after_each_removed_one() -> None:
     model = build(depth=6, **SIZES)
     forward = flops(lambda: [model(images) for images, _ in BATCHES])
     assert flops(lambda: rank_blocks_for_removal(model, BATCHES, 1)) < 0.6 * (6 + 1) * forward
 
 
-def test_recovery_runs_no_part_more_often_than_it_must() -> None:
-    """The teacher goes through each block once, and the student through each attention; its neurons run twice."""
+def test_recovery_runs_no_part_more_often_than_needed() -> None:
+    """Each block of the teacher and each attention of the student runs once. Each MLP of the student runs twice."""
     teacher = build(**SIZES)
     plan = random_plan(describe(teacher), seed=1)
     student, calls = prune(teacher, plan), Counter()
-    describe(student)  # runs it once, the first time
+    describe(student)  # the first description runs the model
 
     def count(model: nn.Module, name: str) -> None:
         for index, block in enumerate(model.blocks):
@@ -97,22 +98,22 @@ def test_recovery_runs_no_part_more_often_than_it_must() -> None:
     recover(student, teacher, plan, batches)
     for index in range(len(student.blocks)):
         assert calls[teacher, "attn.qkv", index] == calls[teacher, "mlp.fc1", index] == len(batches)
-        assert calls[student, "attn.qkv", index] == len(batches) + 1  # two images more, to find the classifier
+        assert calls[student, "attn.qkv", index] == len(batches) + 1  # one more pass finds the classifier
         assert calls[student, "mlp.fc1", index] == 2 * len(batches) + 1
 
 
-def test_products_of_a_readers_inputs_are_taken_once() -> None:
+def test_products_of_the_inputs_of_an_output_projection_are_computed_once() -> None:
     num_tokens, width = 64, 1024
     moments, x, residual = Moments(nn.Linear(width, 1)), torch.randn(num_tokens, width), torch.randn(num_tokens, 1)
     assert flops(lambda: moments.add(x, residual)) < 0.65 * 2 * num_tokens * width**2
 
 
 @pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (0, 2)])
-def test_cutting_allocates_no_more_than_the_student(blocks: tuple[int, ...]) -> None:
+def test_pruning_allocates_no_more_than_the_student(blocks: tuple[int, ...]) -> None:
     model = build(**SIZES)
     plan = random_plan(describe(model), seed=1, blocks=blocks)
     size = sum(tensor.nbytes for tensor in prune(model, plan).state_dict().values())
-    assert tally(lambda: prune(model, plan)).peak_bytes <= size + FEW_BYTES
+    assert count_operations(lambda: prune(model, plan)).peak_bytes <= size + MAX_EXTRA_BYTES
 
 
 @pytest.mark.slow
@@ -122,5 +123,5 @@ def test_the_table_of_scoring_can_be_made() -> None:
 
     lines = measure_scoring(smoke=True)
     assert {line.section for line in lines} == {"scoring"}
-    assert sum(line.bound is not None for line in lines) == 5
+    assert sum(line.limit is not None for line in lines) == 5
     assert all(line.value > 0 and line.setting for line in lines)

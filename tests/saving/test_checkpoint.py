@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from benchmarks.costs.ratios import tally
+from benchmarks.costs.ratios import count_operations
 from builders.models import BY_FACTORY, build, random_images, random_plan, same_tensors
 from vitrim.costs.counting import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UnsupportedModel
@@ -422,4 +422,4 @@ def test_tensors_that_share_memory_are_written_as_they_are(tmp_path: Path) -> No
 
 def test_writing_weights_copies_nothing_that_lies_alone(tmp_path: Path) -> None:
     tensors = {"one": torch.zeros(1000), "other": torch.ones(1000)}
-    assert tally(lambda: write_tensors(tmp_path / "alone.safetensors", tensors, {})).peak_bytes == 0
+    assert count_operations(lambda: write_tensors(tmp_path / "alone.safetensors", tensors, {})).peak_bytes == 0

@@ -1,0 +1,55 @@
+"""Fixtures for tests of the benchmark: rows made once, plots drawn once, and fast garbage collection."""
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.records import rows_of, write_cell
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _frozen_garbage() -> Iterator[None]:
+    """Measurements collect garbage before each run. Frozen objects are skipped, which makes that fast."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def cell_rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The rows of a made-up cell with all arms, two seeds and two fractions to keep. Tests must not change them."""
+    return rows_of(write_cell(tmp_path_factory.mktemp("records")))
+
+
+@pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots of the same rows or points are drawn once, and then copied."""
+    from benchmarks import plots
+    from benchmarks.costs import plots as cost_plots
+
+    drawn: dict[str, dict[str, bytes]] = {}
+    draw_plots, draw_growth = plots.draw_plots, cost_plots.draw_growth
+
+    def copy_plots(cell: str, rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+        key = json.dumps([cell, rows])
+        if key not in drawn:
+            drawn[key] = {path.name: path.read_bytes() for path in draw_plots(cell, rows, folder)}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in drawn[key].items():
+            (folder / name).write_bytes(content)
+        return [folder / name for name in drawn[key]]
+
+    def copy_growth(points: Sequence[dict[str, Any]], path: Path) -> None:
+        key = json.dumps(points)
+        if key not in drawn:
+            draw_growth(points, path)
+            drawn[key] = {path.name: path.read_bytes()}
+        path.write_bytes(drawn[key][path.name])
+
+    monkeypatch.setattr(plots, "draw_plots", copy_plots)
+    monkeypatch.setattr(cost_plots, "draw_growth", copy_growth)

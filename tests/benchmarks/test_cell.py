@@ -1,0 +1,49 @@
+"""The folder of a cell: images, lock and working times."""
+
+import json
+import threading
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.cell import load_images, lock_folder, seconds_in
+from builders.cells import cell_config
+
+
+def test_with_a_tuning_share_official_validation_images_are_not_used(tmp_path):
+    for split, low, high in (("train", 0, 100), ("val", 150, 250)):
+        for name in "ab":
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for number in range(10):
+                pixels = np.random.default_rng(number).integers(low, high, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / split / name / f"{number}.png")
+    cell = cell_config(data={"source": "elsewhere"}, tuning_share=0.2)
+    data = load_images(cell, tmp_path / "set")
+    assert data.name == "elsewhere"
+    assert (len(data.train), len(data.validation)) == (16, 4)
+    assert data.validation.pixels is not None and data.validation.pixels.max() < 100
+    official = load_images(cell_config(data={"source": "elsewhere"}), tmp_path / "set").validation
+    assert official.pixels is not None and official.pixels.min() >= 150
+
+
+def test_a_folder_is_locked_by_one_run_at_a_time(tmp_path):
+    entered: list[str] = []
+
+    def second() -> None:
+        with lock_folder(tmp_path / "arm"):
+            entered.append("second")
+
+    with lock_folder(tmp_path / "arm"):
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.2)
+        entered.append("first")
+    other.join()
+    assert entered == ["first", "second"]
+
+
+def test_seconds_are_summed_over_runs_including_a_killed_one(tmp_path):
+    folder = tmp_path / "arm"
+    rows = [{"began": 100.0, "last": 0.0}, {"began": 500.0, "last": 130.0}, {"ended": 507.0, "last": 506.0}]
+    (tmp_path / "arm.times.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert seconds_in(folder) == 30.0 + 7.0

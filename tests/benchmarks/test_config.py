@@ -1,0 +1,101 @@
+"""The configuration of a cell: which settings each arm uses, and which files are refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.architectures import fresh_model, uniform_counts
+from benchmarks.config import (
+    CONFIGS,
+    CellConfig,
+    dense_recipe,
+    load_config,
+    recipe_for,
+    scratch_training,
+    student_training,
+)
+from builders.cells import CELL, cell_config
+from vitrim.errors import SettingError
+from vitrim.losses import check_relation_heads
+from vitrim.models import describe
+from vitrim.planning import check_budget
+from vitrim.structure import ViTStructure
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"nam": "a"}, "did you mean name?"),
+        ({"arms": ["vitrim", "magnitud"]}, "did you mean magnitude?"),
+        ({"keeps": [1.5]}, "fractions between 0 and 1"),
+        ({"seeds": [0, 0]}, "different whole numbers"),
+        ({"student_epochs": 3}, "at most half of the dense model's 4"),
+        ({"tuning_share": 1.0}, "tuning_share is 1"),
+        ({"student": {"learningrate": 1}}, "did you mean student.learning_rate?"),
+        ({"student": {"distillation": {"soft": 0.5}}}, "student.distillation cannot be set"),
+        ({"recipe": {"budget": {"params": 0.5}}}, "recipe.budget.params cannot be set"),
+        ({"vitrim": {"depth": {"blcks": 1}}}, "did you mean vitrim.depth.blocks?"),
+        ({"dense": {"seed": 1}}, "dense.seed cannot be set"),
+        ({"data": {"source": ""}}, "data.source"),
+        ({"model": {**CELL["model"], "weights": "a.pth", "pretrained": True}}, "set one of them"),
+    ],
+)
+def test_a_wrong_configuration_is_named(changes, expected):
+    with pytest.raises(SettingError) as problem:
+        cell_config(**changes)
+    assert expected in str(problem.value)
+
+
+def test_changes_for_vitrim_apply_to_its_arms_only_and_hard_labels_use_labels():
+    cell = cell_config(vitrim={"depth": {"blocks": 1}, "width_training": {"distillation": {"soft": 0.5}}})
+    ours, paper, hard = (recipe_for(cell, arm, keep=0.5, seed=3) for arm in ("vitrim", "paper", "hard-labels"))
+    assert (ours.depth.blocks, ours.width_training.distillation.soft) == (1, 0.5)
+    assert paper.width_training.distillation.soft == 1.0 and not paper.recovery.enabled
+    losses = hard.depth_training.distillation
+    assert (losses.hard, losses.soft, losses.hidden, losses.relations) == (1, 0, 0, 0)
+    assert replace(hard, width_training=paper.width_training, depth_training=paper.depth_training) == paper
+    assert student_training(cell).distillation.soft == 0.5
+    for recipe in (ours, paper, hard):
+        assert (recipe.seed, recipe.budget.params, recipe.budget.macs) == (3, 0.5, 0.5)
+        assert (recipe.width_training.epochs, recipe.depth_training.epochs) == (1, 1)
+        assert recipe.width_training.augmentation.crop == "none"
+
+
+def _can_be_narrower(cell: CellConfig, structure: ViTStructure) -> bool:
+    """Whether the arm timm-small can make a narrower model with the same number of heads and blocks."""
+    width = structure.embed_dim - 2 * structure.blocks[0].heads.count
+    with torch.device("meta"):
+        narrow = fresh_model(cell, 100, 0, embed_dim=width)
+    return narrow.embed_dim == width and len(narrow.blocks) == len(structure.blocks)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow) if path.stem.startswith("vit-b") else path
+        for path in sorted(CONFIGS.glob("*.toml"))
+    ],
+    ids=lambda path: path.stem,
+)
+def test_every_shipped_cell_can_be_built_and_pruned(path):
+    cell = load_config(path)
+    assert cell.name == path.stem
+    assert (
+        path.read_text().startswith("# ")
+        and f"-o runs/{'bench-' * (cell.name == 'smoke')}{cell.name}" in path.read_text()
+    )
+    with torch.device("meta"):
+        dense = fresh_model(cell, 100, 0)
+    structure = describe(dense)
+    for keep in cell.keeps:
+        for arm in cell.arms:
+            recipe = recipe_for(cell, arm, keep=keep, seed=0)
+            check_budget(structure, recipe)
+            check_relation_heads(recipe.width_training.distillation, structure)
+            assert recipe.width_training.batch_size % (2 * recipe.width_training.accumulate) == 0
+        uniform_counts(structure, recipe.budget)
+    assert _can_be_narrower(cell, structure)
+    assert scratch_training(cell).learning_rate >= student_training(cell).learning_rate
+    assert dense_recipe(cell, 2).seed == 2

@@ -1,0 +1,88 @@
+"""The rows of the tables: what they hold, and how new rows are merged with earlier ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.document import to_markdown
+from benchmarks.measurements import ARMS
+from benchmarks.results import merge, without_absolute_paths
+from builders.records import arm_values, evaluation, pick, rows_of, write_arm, write_cell
+
+DESIGN_KEYS = {
+    *("model", "dataset", "keep", "arm", "seeds", "student_epochs", "dense_epochs", "top1_dense", "top1_dense_control"),
+    *("top1_after_cut", "top1_after_recover", "top1", "delta_dense", "delta_control", "low", "high", "params_ratio"),
+    *("macs_ratio", "hardware", "command", "commit"),
+}
+FURTHER_KEYS = {
+    *("cell", "delta_control_low", "delta_control_high", "vitrim_delta", "vitrim_low", "vitrim_high", "stages"),
+    *("top1_seeds", "search_epochs", "seconds", "images_per_second", "peak_share", "tuning", "num_images"),
+    *("recover_share", "recover_share_low", "recover_share_high"),
+    *("recover_lead", "recover_lead_low", "recover_lead_high"),
+}
+
+
+# Rows
+
+
+def test_a_row_has_the_keys_of_the_format(cell_rows: list[dict[str, Any]]) -> None:
+    rows = cell_rows
+    assert len(rows) == 2 * (len(ARMS) - 1) + 1
+    for row in rows:
+        assert row.keys() == DESIGN_KEYS | FURTHER_KEYS
+
+
+def test_a_row_holds_means_over_seeds_and_paired_differences(cell_rows: list[dict[str, Any]]) -> None:
+    row = pick(cell_rows, "paper", 0.7)
+    assert row["seeds"] == [0, 1] and row["top1_seeds"] == [58, 58]
+    assert (row["top1_dense"], row["top1_dense_control"], row["top1_after_cut"]) == (60, 62, 40)
+    assert (row["delta_dense"], row["delta_control"], row["vitrim_delta"]) == (-2, -4, 3)
+    assert row["low"] < -2 < row["high"] and row["vitrim_low"] < 3 < row["vitrim_high"]
+    assert row["recover_lead"] == 19  # vitrim recovered to 59, paper's cut left 40
+    assert row["stages"]["cut"] == {"top1": 40, "params_share": 0.7, "macs_share": 0.69, "num_seeds": 2}
+
+
+def test_two_arms_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    write_cell(tmp_path, ("vitrim", "paper"), (0.7,))
+    write_arm(tmp_path, "vitrim", 0.7, 2, evaluation=evaluation(30.0, 2))
+    row = pick(rows_of(tmp_path), "paper", 0.7)
+    assert row["vitrim_delta"] == 3
+    assert "different seeds (0, 1, 2; 0, 1 for keep 0.7 paper)" in to_markdown(rows_of(tmp_path), [])
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"), [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100", 312e12), ("cpu", None)]
+)
+def test_the_fraction_of_the_peak_is_computed_for_known_gpus(tmp_path: Path, device: str, peak: float | None) -> None:
+    environment = arm_values("vitrim", 0.7, 0)["environment"] | {"device": device}
+    write_arm(tmp_path, "vitrim", 0.7, 0, environment=environment, train_macs_per_image=4e9, images_per_second=20_000)
+    fraction = rows_of(tmp_path)[0]["peak_share"]
+    assert fraction == (None if peak is None else pytest.approx(2 * 4e9 * 20_000 / peak, abs=1e-4))
+
+
+def test_commands_have_no_absolute_path(cell_rows: list[dict[str, Any]]) -> None:
+    assert cell_rows[0]["command"].startswith("python -m benchmarks.run benchmarks/configs/tiny.toml")
+    assert without_absolute_paths("python a/b.py --data=/data/x/y -o ~/runs/z") == "python a/b.py --data=y -o z"
+
+
+# Merging
+
+
+def test_earlier_cells_are_kept(tmp_path: Path, cell_rows: list[dict[str, Any]]) -> None:
+    other = rows_of(write_cell(tmp_path / "other", cell="other"))
+    tiny = cell_rows
+    assert merge(tiny, other) == merge(other, tiny) == sorted(other + tiny, key=lambda row: row["cell"])
+    assert merge(tiny, tiny) == tiny
+
+
+def test_earlier_rows_lose_their_comparison_with_a_replaced_vitrim(
+    tmp_path: Path, cell_rows: list[dict[str, Any]]
+) -> None:
+    earlier = cell_rows
+    again = rows_of(write_cell(tmp_path / "b", ("vitrim",), (0.7,), commit="def5678"))
+    merged = merge(earlier, again)
+    assert pick(merged, "vitrim", 0.7)["commit"] == "def5678"
+    assert pick(merged, "paper", 0.7)["vitrim_delta"] is None
+    assert pick(merged, "paper", 0.7)["delta_dense"] == -2
+    assert pick(merged, "paper", 0.5)["vitrim_delta"] == 3
