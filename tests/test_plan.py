@@ -1,4 +1,4 @@
-"""Laws of the plan: it survives JSON, refuses what cannot be a plan, and composes."""
+"""Laws of the plan: it survives JSON, wrong plans are errors, and plans compose."""
 
 import json
 
@@ -14,7 +14,7 @@ PLAN = random_plan(make_structure(SIZES), seed=1, blocks=(0, 2, 3))
 BLOCK = {"block": 0, "heads": [0], "neurons": [0, 2]}
 
 
-def test_json_round_trip() -> None:
+def test_a_plan_survives_json() -> None:
     for seed in range(20):
         plan = random_plan(make_structure(SIZES), seed=seed)
         assert PruningPlan.from_json(plan.to_json()) == plan
@@ -26,13 +26,13 @@ def test_json_has_one_line_for_each_block() -> None:
     assert len(PLAN.to_json().splitlines()) == len(PLAN.blocks) + 2
 
 
-def test_unknown_keys_are_left_out() -> None:
+def test_unknown_keys_are_ignored() -> None:
     data = {"format": 1, "model": "a", "note": "x", "blocks": [{**BLOCK, "note": "x"}]}
     assert PruningPlan.from_dict(data).to_dict() == {"format": 1, "model": "a", "blocks": [BLOCK]}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2", "nonsense", '{"format": 1, "model": "a", "blocks": [}'])
-def test_broken_json_is_refused(text: str) -> None:
+def test_broken_json_is_an_error(text: str) -> None:
     with pytest.raises(PlanMismatch, match="not valid JSON"):
         PruningPlan.from_json(text)
 
@@ -80,7 +80,7 @@ def test_broken_json_is_refused(text: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_plan_is_refused(data: object) -> None:
+def test_other_data_is_no_plan(data: object) -> None:
     with pytest.raises(PlanMismatch):
         PruningPlan.from_dict(data)
     with pytest.raises(PlanMismatch):
@@ -94,7 +94,7 @@ def test_a_block_keeps_sorted_distinct_units(kind: str, kept: tuple[int, ...]) -
         KeptBlock(block=0, **{"heads": (0,), "neurons": (0,), kind: kept})
 
 
-def test_a_plan_names_what_the_model_does_not_have() -> None:
+def test_an_error_names_what_the_model_does_not_have() -> None:
     structure = make_structure([(2, 3)])
     for block, heads, neurons, found in [
         (1, (0,), (0,), "block 1.*blocks 0..0"),
@@ -120,7 +120,7 @@ def sizes(plan: PruningPlan) -> list[tuple[int, int]]:
     return [(len(kept.heads), len(kept.neurons)) for kept in plan.blocks]
 
 
-def test_then_picks_from_what_is_left_and_is_associative() -> None:
+def test_then_selects_from_kept_units_and_is_associative() -> None:
     for seed in range(20):
         first = random_plan(make_structure(SIZES), seed=seed, blocks=(0, 1, 2))
         second = random_plan(make_structure(sizes(first)), seed=seed + 100, blocks=(0, 2))
@@ -141,7 +141,7 @@ def test_the_full_plan_is_neutral() -> None:
     ("block", "heads", "neurons", "found"),
     [(3, (0,), (0,), "block 3.*only 3 blocks"), (2, (1,), (0,), "heads 1"), (2, (0,), (1,), "neurons 1")],
 )
-def test_then_cannot_bring_back_what_is_gone(
+def test_then_cannot_restore_removed_units(
     block: int, heads: tuple[int, ...], neurons: tuple[int, ...], found: str
 ) -> None:
     later = PruningPlan(model="a", blocks=(KeptBlock(block=block, heads=heads, neurons=neurons),))
@@ -149,7 +149,7 @@ def test_then_cannot_bring_back_what_is_gone(
         PLAN.then(later)
 
 
-def test_without_blocks_counts_among_the_kept() -> None:
+def test_without_blocks_counts_positions_among_the_kept_blocks() -> None:
     assert [kept.block for kept in PLAN.without_blocks([1]).blocks] == [0, 3]
     with pytest.raises(PlanMismatch, match="no block"):
         PLAN.without_blocks([0, 1, 2])

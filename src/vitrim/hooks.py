@@ -17,7 +17,7 @@ def input_state(args: Sequence[Any], kwargs: Mapping[str, Any], position: int = 
     Args:
         args: positional arguments of the block.
         kwargs: keyword arguments of the block.
-        position: position of the hidden state in `args`. If `args` is shorter, the first tensor in `kwargs` is taken.
+        position: position of the hidden state in `args`. If `args` is shorter, the first tensor in `kwargs` is used.
     """
     if len(args) > position:
         return output_state(args[position])

@@ -1,4 +1,4 @@
-"""A second counter of multiply-adds, apart from torch's: it reads the sizes of every product that runs."""
+"""A second counter of multiply-adds, independent of torch's: it adds up the sizes of all products that run."""
 
 from typing import Any
 
@@ -22,14 +22,14 @@ class _Products(TorchDispatchMode):
         elif func in (aten.addmm.default, aten.baddbmm.default):
             self.total += out.numel() * args[1].shape[-1]
         elif func is aten.convolution.default:
-            values = args[0] if args[6] else out  # a transposed one has a filter for each value that it takes
-            self.total += values.numel() * args[1][0].numel()
+            filtered = args[0] if args[6] else out  # a transposed convolution applies one filter for each input value
+            self.total += filtered.numel() * args[1][0].numel()
         return out
 
 
 @torch.no_grad()
 def count_macs(model: nn.Module, images: Tensor) -> int:
-    """Run the model on these images and add up its products."""
+    """Multiply-adds of one forward pass of the model on these images."""
     with sdpa_kernel(SDPBackend.MATH), _Products() as products:
         model(images)
     return products.total

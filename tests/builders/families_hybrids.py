@@ -1,4 +1,4 @@
-"""Rows of timm's models that mix attention or MLPs with convolutions, each at tiny size."""
+"""Rows of timm's models that mix attention or MLPs with convolutions, at tiny size."""
 
 import torch
 from timm.layers import GatedMlp, GluMlp
@@ -14,12 +14,12 @@ HEADS = {"num_heads": (2, 4)}
 DIMS = {"depths": (2, 2), "dims": (16, 32)}
 FIVE = {"widths": (8, 8, 16, 16, 16), "depths": (1, 1, 2, 2, 2)}
 FOUR = {"depths": (1, 1, 2, 2), "dims": (8, 8, 16, 32)}
-BARE = {"drop_path_rate": None}  # for models that take no such argument
+NO_DROP_PATH = {"drop_path_rate": None}  # for models without this argument
 MIXER = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16}
 
 
 def of_class(cls: type[nn.Module], side: int, **arguments: object) -> Row:
-    """For models whose sizes timm takes from their names alone."""
+    """A model with other sizes than its name has in timm; `side` is the image size."""
 
     def build() -> nn.Module:
         model = cls(num_classes=5, **arguments)
@@ -30,7 +30,7 @@ def of_class(cls: type[nn.Module], side: int, **arguments: object) -> Row:
 
 
 def in_double(row: Row) -> Row:
-    """EfficientViT attends in float32 whatever the model's type, too coarse for the laws."""
+    """EfficientViT in float64; timm computes its attention in float32, which is too inexact for the laws."""
 
     def attend(self: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         out = q @ (k.transpose(-1, -2) @ v)
@@ -47,7 +47,7 @@ def in_double(row: Row) -> Row:
 
 
 QWEN = {"num_classes": 5, "img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2, "pos_embed_grid_size": 4}
-MADE_OF_SIZES: dict[str, Row] = {  # no name of timm's gives them these, so no file can, either
+MADE_OF_SIZES: dict[str, Row] = {  # rows with sizes that no name in timm has, so no file can store them
     "CAFormer": of_class(
         metaformer.MetaFormer,
         32,
@@ -162,8 +162,10 @@ TIMM_HYBRIDS: dict[str, Row] = {
         num_vit=1,
         mlp_ratios=(2, 2, (2, 2), (2, 2)),
     ),
-    "EfficientViT": in_double(timm_at(64, "efficientvit_b0", **BARE, **FIVE, head_dim=8, head_widths=(16, 16))),
-    "EfficientViT, large": in_double(timm_at(64, "efficientvit_l1", **BARE, **FIVE, head_dim=8, head_widths=(16, 16))),
+    "EfficientViT": in_double(timm_at(64, "efficientvit_b0", **NO_DROP_PATH, **FIVE, head_dim=8, head_widths=(16, 16))),
+    "EfficientViT, large": in_double(
+        timm_at(64, "efficientvit_l1", **NO_DROP_PATH, **FIVE, head_dim=8, head_widths=(16, 16))
+    ),
     "EfficientViT of cascaded groups": timm_model(
         "efficientvit_m0",
         num_classes=5,
@@ -174,8 +176,8 @@ TIMM_HYBRIDS: dict[str, Row] = {
         num_heads=(2, 4, 4),
         window_size=(3, 2, 2),
     ),
-    "RepViT": timm_at(32, "repvit_m0_9", **BARE, embed_dim=(16, 32), depth=(2, 2)),
-    "SHViT": timm_at(64, "shvit_s1", **BARE, embed_dim=(16, 32, 32), depth=(1, 1, 2), partial_dim=(8, 8, 8)),
+    "RepViT": timm_at(32, "repvit_m0_9", **NO_DROP_PATH, embed_dim=(16, 32), depth=(2, 2)),
+    "SHViT": timm_at(64, "shvit_s1", **NO_DROP_PATH, embed_dim=(16, 32, 32), depth=(1, 1, 2), partial_dim=(8, 8, 8)),
     "SwiftFormer": timm_at(64, "swiftformer_xs", layers=[2, 1, 2, 2], embed_dims=[16, 16, 32, 32]),
     "NextViT": timm_at(32, "nextvit_small", depths=(1, 1, 5, 1), head_dim=32, stem_chs=(8, 8, 8)),
     "Sequencer": timm_at(

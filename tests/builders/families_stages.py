@@ -1,4 +1,4 @@
-"""Rows of timm's window and hierarchical transformers, each at tiny size."""
+"""Rows of timm's window and hierarchical transformers, at tiny size."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ TWO = {**COMMON, "img_size": 32, "depths": (2, 2), "num_heads": (2, 4), "embed_d
 
 
 def timm_at(side: int, architecture: str, **arguments: object) -> Row:
-    """For models that have no argument for the size of their images."""
+    """A model that has no argument for its image size; `side` is the image size."""
 
     def build() -> nn.Module:
         model = timm_model(architecture, **{**COMMON, **arguments})()
@@ -23,7 +23,7 @@ def timm_at(side: int, architecture: str, **arguments: object) -> Row:
 
 
 def mvit(architecture: str, **changes: object) -> Row:
-    """timm takes the sizes of an MViT from its name alone."""
+    """An MViT with other sizes than its name has in timm."""
     sizes = {"depths": (1, 2, 2), "embed_dim": (16, 32, 64), "num_heads": (2, 4, 8)}
 
     def build() -> nn.Module:
@@ -41,7 +41,7 @@ COATNET = {**CONV_AND_ATTENTION, "depths": (2, 3), "embed_dim": (16, 32), "block
 PIT = {"base_dims": (8, 8), "depth": (2, 2), "heads": (2, 4), "patch_size": 8, "stride": 4}
 TINY_VIT = {"embed_dims": (16, 32), "depths": (2, 2), "num_heads": (2, 4), "window_sizes": (4, 2)}
 CLASS_ATTENTION = {**COMMON, "img_size": 32, "embed_dim": 16, "depth": 3, "num_heads": 4}
-MADE_OF_CONFIGS = {"MViT v2", "MViT v2, class token", "MViT v2, wider in its MLP"}  # which no file can hold
+MADE_OF_CONFIGS = {"MViT v2", "MViT v2, class token", "MViT v2, wider in its MLP"}  # rows whose sizes no file can store
 NOT_PRUNABLE_STAGES = {"CaiT": {"heads": "mix the attention weights of all heads"}}
 TIMM_STAGES: dict[str, Row] = {
     "Swin": timm_model("swin_tiny_patch4_window7_224", **TWO, window_size=2),

@@ -1,6 +1,6 @@
-"""The families that vitrim cuts, each at tiny size: one row for each kind of model, made by its library's own names.
+"""Rows of timm's plain Vision Transformers: one row for each kind of model, at tiny size.
 
-A row is a name and a function that builds the model; `tests/test_families.py` holds every row to the same laws.
+A row is a name and a function that builds the model. tests/models/test_families.py tests the same laws for every row.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,12 @@ PLAIN = {**SMALL, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 4}
 
 
 def timm_model(architecture: str, **arguments: object) -> Row:
+    """A model by timm's name."""
     return lambda: adapter_of_library("timm").create(architecture, **arguments)
 
 
 def vit_with(**parts: object) -> Row:
-    """A plain ViT of other blocks; classes are no arguments that a configuration file could hold."""
+    """A plain ViT with other classes of parts, which no configuration file can store."""
     return lambda: timm.create_model("vit_tiny_patch16_224", **PLAIN, **parts)
 
 
@@ -76,7 +77,7 @@ TIMM: dict[str, Row] = {
 }
 
 
-MADE_OF_CLASSES = {  # given to timm's factory as classes, which no file can hold
+MADE_OF_CLASSES = {  # rows whose arguments are classes, which no file can store
     "ViT, scaling blocks in parallel",
     "ViT, scaling blocks with biases",
     "ViT, two attentions and two MLPs in parallel",
@@ -86,7 +87,7 @@ MADE_OF_CLASSES = {  # given to timm's factory as classes, which no file can hol
 
 
 def build_row(row: Row, *, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The row's model in eval mode with random weights; nothing in it draws at random."""
+    """The row's model in eval mode, with random weights and without dropout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = row()

@@ -1,4 +1,4 @@
-"""Rows of tests/test_families.py for torchvision: each family at tiny size, with random weights."""
+"""Rows of torchvision's models, at tiny size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from vitrim.models.torchvision.adapter import IMG_SIZE
 
 Row = Callable[[], nn.Module]
 
-torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole attention, which no counter looks into
+torch.backends.mha.set_fastpath_enabled(False)  # counters do not see inside this single operation
 
 VIT = {"img_size": 32, "patch_size": 16, "num_layers": 2, "num_heads": 4, "hidden_dim": 16, "mlp_dim": 24}
 SWIN = {
@@ -27,11 +27,12 @@ SWIN = {
 
 
 def torchvision_model(architecture: str, **arguments: Any) -> Row:
+    """A model by torchvision's name or class."""
     return lambda: adapter_of_library("torchvision").create(architecture, **arguments)
 
 
 def swin_v2(**arguments: Any) -> Row:
-    """Smaller than those that have a name, so made of classes."""
+    """A Swin v2 that is smaller than those with a name."""
 
     def build() -> nn.Module:
         model = SwinTransformer(**arguments, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
@@ -51,4 +52,4 @@ TORCHVISION: dict[str, Row] = {
 }
 MADE_OF_BLOCKS = {
     name for name in TORCHVISION if "v2" in name
-}  # given to torchvision as classes, which no file can hold
+}  # rows whose arguments are classes, which no file can store

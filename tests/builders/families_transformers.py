@@ -1,4 +1,4 @@
-"""Rows of tests/test_families.py for Hugging Face's transformers: each family at tiny size, with random weights."""
+"""Rows of the models of Hugging Face's transformers, at tiny size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,17 +13,18 @@ Row = Callable[[], nn.Module]
 IMAGE = {"image_size": 32, "patch_size": 16, "num_labels": 5}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 PLAIN = {**IMAGE, **SIZES}
-STILL = {"pos_embed_rescale": None}  # DINOv3 draws positions at random while it is trained
-RATIO = {**{name: size for name, size in PLAIN.items() if name != "intermediate_size"}, "mlp_ratio": 2}
+FIXED_POSITIONS = {"pos_embed_rescale": None}  # otherwise DINOv3 draws random positions in train mode
+WITH_RATIO = {**{name: size for name, size in PLAIN.items() if name != "intermediate_size"}, "mlp_ratio": 2}
 SWIN = {**IMAGE, "patch_size": 4, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}
 
 
 def transformers_model(architecture: str, **arguments: Any) -> Row:
+    """A model by the name of its class."""
     return lambda: adapter_of_library("transformers").create(architecture, **arguments)
 
 
-def masked_alike(**arguments: Any) -> Row:
-    """A masked autoencoder that hides the same patches in every pass."""
+def with_fixed_mask(**arguments: Any) -> Row:
+    """A masked autoencoder that hides the same patches in every forward pass."""
 
     def with_noise(module: nn.Module, args: Any, kwargs: Any) -> Any:
         images = args[0]
@@ -44,9 +45,9 @@ HUGGINGFACE: dict[str, Row] = {
     "transformers ViT, no qkv bias": transformers_model(f"ViT{CLASSIFIER}", **PLAIN, qkv_bias=False),
     "transformers DeiT": transformers_model(f"DeiT{CLASSIFIER}", **PLAIN),
     "transformers DeiT, distilled": transformers_model(f"DeiT{CLASSIFIER}WithTeacher", **PLAIN),
-    "transformers DINOv2": transformers_model(f"Dinov2{CLASSIFIER}", **RATIO),
-    "transformers DINOv2, SwiGLU": transformers_model(f"Dinov2{CLASSIFIER}", **RATIO, use_swiglu_ffn=True),
-    "transformers DINOv2, registers": transformers_model(f"Dinov2WithRegisters{CLASSIFIER}", **RATIO),
+    "transformers DINOv2": transformers_model(f"Dinov2{CLASSIFIER}", **WITH_RATIO),
+    "transformers DINOv2, SwiGLU": transformers_model(f"Dinov2{CLASSIFIER}", **WITH_RATIO, use_swiglu_ffn=True),
+    "transformers DINOv2, registers": transformers_model(f"Dinov2WithRegisters{CLASSIFIER}", **WITH_RATIO),
     "transformers BEiT": transformers_model(f"Beit{CLASSIFIER}", **PLAIN, drop_path_rate=0.0),
     "transformers BEiT, relative": transformers_model(
         f"Beit{CLASSIFIER}", **PLAIN, drop_path_rate=0.0, use_relative_position_bias=True
@@ -61,13 +62,15 @@ HUGGINGFACE: dict[str, Row] = {
     "transformers Swin": transformers_model(f"Swin{CLASSIFIER}", **SWIN, drop_path_rate=0.0),
     "transformers Swin v2": transformers_model(f"Swinv2{CLASSIFIER}", **SWIN, drop_path_rate=0.0),
 }
-# without a classifier, so without a loss: the laws that need none are in tests/test_huggingface.py
+# without a classifier, so without a loss; test_transformers.py tests the laws that need no loss
 BACKBONES: dict[str, Row] = {
     "ViT": transformers_model("ViTModel", **PLAIN),
-    "DINOv3": transformers_model("DINOv3ViTModel", **PLAIN, **STILL, num_register_tokens=1),
-    "DINOv3, gated": transformers_model("DINOv3ViTModel", **PLAIN, **STILL, num_register_tokens=2, use_gated_mlp=True),
+    "DINOv3": transformers_model("DINOv3ViTModel", **PLAIN, **FIXED_POSITIONS, num_register_tokens=1),
+    "DINOv3, gated": transformers_model(
+        "DINOv3ViTModel", **PLAIN, **FIXED_POSITIONS, num_register_tokens=2, use_gated_mlp=True
+    ),
     "SigLIP": transformers_model("SiglipVisionModel", **PLAIN),
     "CLIP": transformers_model("CLIPVisionModel", **PLAIN),
-    "MAE": masked_alike(**PLAIN, mask_ratio=0.5),
+    "MAE": with_fixed_mask(**PLAIN, mask_ratio=0.5),
     "Swin": transformers_model("SwinModel", **SWIN, drop_path_rate=0.0, use_absolute_embeddings=True),
 }

@@ -1,4 +1,7 @@
-"""All rows of all libraries, what of each is left whole, and a choice that holds each kind of layout once."""
+"""All rows of all libraries, what is not prunable in them, and representatives for the expensive laws.
+
+A row is a name and a function that builds a model of tiny size.
+"""
 
 from builders.families_hybrids import MADE_OF_SIZES, NOT_PRUNABLE_HYBRIDS, TIMM_HYBRIDS
 from builders.families_stages import MADE_OF_CONFIGS, NOT_PRUNABLE_STAGES, TIMM_STAGES
@@ -17,7 +20,7 @@ NOT_PRUNABLE = {
 }
 ROWS = {**TIMM, **TIMM_STAGES, **TIMM_HYBRIDS, **HUGGINGFACE, **TORCHVISION}
 MADE_BY_HAND = MADE_OF_CLASSES | MADE_OF_CONFIGS | MADE_OF_SIZES.keys() | MADE_OF_BLOCKS
-EACH_KIND = {  # of what a description can say; the other rows meet the costlier laws in the slow run
+EACH_KIND = {  # one row for each kind of layout; the other rows meet the expensive laws in the slow run
     "ViT, SwiGLU packed",
     "ViT, scaling blocks with biases",
     "ViT, two attentions and two MLPs in parallel",

@@ -1,4 +1,4 @@
-"""Every family keeps the laws: cutting is silencing, costs add up, scores are slopes of the loss, files come back."""
+"""Laws that every family keeps: pruning equals silencing, costs add up, scores are slopes of the loss, files load."""
 
 import copy
 import itertools
@@ -29,12 +29,12 @@ from vitrim.saving.checkpoint import load, save
 from vitrim.silencing import gated, silence, skipping, unit_gate
 from vitrim.surgery import prune
 
-VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
-IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | VARIANTS) - EACH_KIND
+ROWS_WITH_VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
+IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | ROWS_WITH_VARIANTS) - EACH_KIND
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SLOW_RUN else name for name in ROWS]
-FEW = [name if name in EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+REPRESENTATIVES = [name if name in EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 every_family = pytest.mark.parametrize("family", PARAMETERS)
-every_kind = pytest.mark.parametrize("family", FEW)
+every_kind = pytest.mark.parametrize("family", REPRESENTATIVES)
 
 
 def name_of(parameter: Any) -> str:
@@ -52,8 +52,8 @@ def built(family: str) -> nn.Module:
 
 
 @every_family
-def test_what_cannot_be_cut_says_why(family: str) -> None:
-    """Every row can lose heads, neurons or blocks; what it cannot lose stands above, with a part of the reason."""
+def test_parts_that_are_not_prunable_state_the_reason(family: str) -> None:
+    """Every row can lose heads, neurons or blocks; `NOT_PRUNABLE` lists the others with a part of the reason."""
     structure = describe(built(family))
     reasons = {
         group.kind: group.not_prunable for block in structure.blocks for group in block.groups if group.not_prunable
@@ -68,7 +68,7 @@ def test_what_cannot_be_cut_says_why(family: str) -> None:
 
 @every_family
 @torch.no_grad()
-def test_cutting_equals_silencing(family: str) -> None:
+def test_pruning_equals_silencing(family: str) -> None:
     """On the fused and the unfused attention path, in eval and in train mode."""
     model = built(family)
     structure = describe(model)
@@ -76,28 +76,28 @@ def test_cutting_equals_silencing(family: str) -> None:
     for fused, training in itertools.product((True, False), (False, True)):
         set_fused(model, fused)
         model.train(training)
-        found = [plan for plan in plans(structure).values() if not plan.keeps_all(structure)]
-        for plan in found if fused and not training else found[-1:]:
-            student, whole = prune(model, plan), copy.deepcopy(model)
-            with silence(whole, plan):
-                wanted = logits_of(whole(images))
-            assert relative_distance(logits_of(student(images)), wanted) < EXACT
-    assert relative_distance(logits_of(model(images)), wanted) > 1e-6  # else it would say nothing
+        tried = [plan for plan in plans(structure).values() if not plan.keeps_all(structure)]
+        for plan in tried if fused and not training else tried[-1:]:
+            student, dense = prune(model, plan), copy.deepcopy(model)
+            with silence(dense, plan):
+                expected = logits_of(dense(images))
+            assert relative_distance(logits_of(student(images)), expected) < EXACT
+    assert relative_distance(logits_of(model(images)), expected) > 1e-6  # the removed parts matter
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own
 @pytest.mark.parametrize("family", sorted(EACH_KIND))
 @torch.no_grad()
-def test_cutting_equals_silencing_after_compiling(family: str) -> None:
+def test_pruning_equals_silencing_after_compiling(family: str) -> None:
     model = built(family)
     structure = describe(model)
     images = images_for(structure)
     plan = list(plans(structure).values())[-1]
     student = torch.compile(prune(model, plan), backend="aot_eager")
     with silence(model, plan):
-        wanted = logits_of(model(images))
-    assert relative_distance(logits_of(student(images)), wanted) < EXACT
+        expected = logits_of(model(images))
+    assert relative_distance(logits_of(student(images)), expected) < EXACT
 
 
 @every_kind
@@ -112,7 +112,7 @@ def test_keeping_everything_changes_nothing(family: str) -> None:
 
 
 @every_kind
-def test_cutting_twice_equals_cutting_by_the_composed_plan(family: str) -> None:
+def test_pruning_twice_equals_pruning_by_the_composed_plan(family: str) -> None:
     model = built(family)
     first = list(plans(describe(model)).values())[-1]
     once = prune(model, first)
@@ -126,7 +126,7 @@ def test_cutting_twice_equals_cutting_by_the_composed_plan(family: str) -> None:
 
 @every_family
 @pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fused", "unfused"])
-def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str, fused: bool) -> None:
+def test_the_predicted_cost_equals_an_independent_count(family: str, fused: bool) -> None:
     model = built(family)
     set_fused(model, fused)
     structure = describe(model)
@@ -139,7 +139,7 @@ def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str, f
 
 @every_kind
 def test_scores_are_slopes_of_the_loss(family: str) -> None:
-    """Of each group's first and last unit, against autograd through a gate on all of the unit's columns."""
+    """For the first and last unit of each group, compared with autograd through a gate on the unit's columns."""
     model = built(family)
     structure = describe(model)
     images, label = images_for(structure, 2), torch.tensor([1, 2])
@@ -152,7 +152,9 @@ def test_scores_are_slopes_of_the_loss(family: str) -> None:
                 slopes = []
                 for i in range(2):
                     gate = unit_gate(group, tuple(range(group.count))).double().requires_grad_()
-                    with gated(model, [(group, gate)]):  # twice: torch's batch norm errs in the gradients of one image
+                    with gated(
+                        model, [(group, gate)]
+                    ):  # the image twice: torch's batch norm computes wrong gradients for one image
                         loss = F.cross_entropy(logits_of(model(images[[i, i]]))[:1], label[i : i + 1])
                     slope = torch.autograd.grad(loss, gate)[0].view(group.count, group.width)[unit].sum()
                     slopes.append(slope.abs().item())
@@ -161,44 +163,44 @@ def test_scores_are_slopes_of_the_loss(family: str) -> None:
 
 @every_kind
 @torch.no_grad()
-def test_blocks_are_judged_as_if_each_were_skipped_in_a_pass_of_its_own(family: str) -> None:
+def test_the_loss_without_a_block_equals_that_of_a_forward_pass_that_skips_it(family: str) -> None:
     model = built(family)
     structure = describe(model)
     if len(removable(structure)) < 2:
-        pytest.skip("one block at most can go")
+        pytest.skip("at most one block can be removed")
     batches = [(images_for(structure), torch.arange(2) % structure.num_classes)]
-    for gone in ([], removable(structure)[:1]):
-        losses = _losses_without(model, structure, gone, batches)
-        assert set(losses) == set(removable(structure)) - set(gone)
+    for removed in ([], removable(structure)[:1]):
+        losses = _losses_without(model, structure, removed, batches)
+        assert set(losses) == set(removable(structure)) - set(removed)
         for index, loss in losses.items():
-            with skipping(model, [structure.blocks[i] for i in (*gone, index)]):
+            with skipping(model, [structure.blocks[i] for i in (*removed, index)]):
                 assert loss == pytest.approx(mean_loss(model, batches), rel=1e-12)
 
 
 @every_kind
 @torch.no_grad()
-def test_recovery_refits_what_reads_removed_units(family: str) -> None:
+def test_recovery_refits_the_output_projections_of_removed_units(family: str) -> None:
     model = built(family)
     structure = describe(model)
     plan = list(plans(structure).values())[-1]
     batches = [(images_for(structure, 6), torch.zeros(6, dtype=torch.long))]
     student = prune(model, plan)
     recovered = recover(student, model, plan, batches)
-    cut = [
+    refitted = [
         describe(student).blocks[position].group(group.key).output_proj
         for position, kept in enumerate(plan.blocks)
         for group in structure.blocks[kept.block].groups
         if len(kept.units(group.key)) < group.count
     ]
-    for output_proj in cut:
+    for output_proj in refitted:
         assert not torch.equal(recovered.get_submodule(output_proj).weight, student.get_submodule(output_proj).weight)
     assert torch.isfinite(logits_of(recovered(batches[0][0]))).all()
     assert same_tensors(recover(model, model, PruningPlan.full(structure), batches), model)
 
 
-@pytest.mark.parametrize("family", [name for name in FEW if name_of(name) not in MADE_BY_HAND])
+@pytest.mark.parametrize("family", [name for name in REPRESENTATIVES if name_of(name) not in MADE_BY_HAND])
 @torch.no_grad()
-def test_files_give_the_model_back_with_and_without_vitrim(family: str, tmp_path: Path) -> None:
+def test_saved_files_load_with_and_without_vitrim(family: str, tmp_path: Path) -> None:
     model = build_row(ROWS[family], dtype=torch.float32)
     structure = describe(model)
     student = prune(model, list(plans(structure).values())[-1])
@@ -211,13 +213,13 @@ def test_files_give_the_model_back_with_and_without_vitrim(family: str, tmp_path
         assert same_tensors(through_timm, student)
         assert torch.equal(logits_of(through_timm(images)), logits)
     if (tmp_path / "modeling.py").exists():
-        alone = standalone(tmp_path).load_model()
-        assert same_tensors(alone, student)
-        assert torch.equal(logits_of(alone(images)), logits)
+        without_vitrim = modeling_of(tmp_path).load_model()
+        assert same_tensors(without_vitrim, student)
+        assert torch.equal(logits_of(without_vitrim(images)), logits)
 
 
-def standalone(folder: Path) -> ModuleType:
-    """The `modeling.py` of a folder, which may not mention vitrim's package."""
+def modeling_of(folder: Path) -> ModuleType:
+    """The module `modeling.py` of a folder; it must not import vitrim."""
     text = (folder / "modeling.py").read_text(encoding="utf-8")
     assert "import vitrim" not in text and "from vitrim" not in text
     module = ModuleType("modeling")

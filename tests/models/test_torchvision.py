@@ -1,4 +1,4 @@
-"""torchvision's models: hooks see what the heads' readers read, and the user's model is left as it was."""
+"""torchvision's models: hooks see the inputs of the output projections, and the user's model does not change."""
 
 import copy
 
@@ -24,7 +24,7 @@ every_family = pytest.mark.parametrize("family", TORCHVISION)
 
 @pytest.fixture
 def fast_path():
-    """torch's one operation for a whole attention, as users have it; it is off in the other tests."""
+    """Turn on torch's single operation for a whole attention, which is on for users and off in the other tests."""
     torch.backends.mha.set_fastpath_enabled(True)
     yield
     torch.backends.mha.set_fastpath_enabled(False)
@@ -34,8 +34,8 @@ def classes(model: nn.Module) -> list[type]:
     return [type(module) for module in model.modules()]
 
 
-def readers_seen(model: nn.Module, structure: ViTStructure, images: Tensor) -> set[str]:
-    """The readers whose hooks run in a forward pass."""
+def projections_seen(model: nn.Module, structure: ViTStructure, images: Tensor) -> set[str]:
+    """The output projections whose hooks run in a forward pass."""
     seen: set[str] = set()
     output_projs = [group.output_proj for block in structure.blocks for group in block.groups]
     handles = [
@@ -50,22 +50,22 @@ def readers_seen(model: nn.Module, structure: ViTStructure, images: Tensor) -> s
 
 @every_family
 @torch.no_grad()
-def test_readable_changes_nothing_but_what_hooks_see(family: str) -> None:
+def test_hookable_changes_only_what_hooks_see(family: str) -> None:
     model = build_row(TORCHVISION[family])
     structure = describe(model)
     images, before = images_for(structure), classes(model)
     output_projs = {group.output_proj for block in structure.blocks for group in block.groups}
     plain = model(images)
-    assert readers_seen(model, structure, images) < output_projs
+    assert projections_seen(model, structure, images) < output_projs
     with hookable(model):
         assert relative_distance(model(images), plain) < EXACT
-        assert readers_seen(model, structure, images) == output_projs
+        assert projections_seen(model, structure, images) == output_projs
     assert classes(model) == before
     assert torch.equal(model(images), plain)
 
 
 @every_family
-def test_readable_restores_the_model_after_an_error(family: str) -> None:
+def test_hookable_restores_the_model_after_an_error(family: str) -> None:
     model = build_row(TORCHVISION[family])
     before = classes(model)
     with pytest.raises(KeyError), hookable(model), hookable(model):
@@ -75,31 +75,31 @@ def test_readable_restores_the_model_after_an_error(family: str) -> None:
 
 
 @torch.no_grad()
-def test_cutting_equals_silencing_with_the_fast_path(fast_path: None) -> None:
+def test_pruning_equals_silencing_with_the_fast_path(fast_path: None) -> None:
     model = build_row(TORCHVISION["torchvision ViT"])
     structure = describe(model)
     images = images_for(structure)
     plan = random_plan(structure, seed=1)
     with silence(model, plan):
-        wanted = model(images)
-    assert relative_distance(prune(model, plan)(images), wanted) < EXACT
+        expected = model(images)
+    assert relative_distance(prune(model, plan)(images), expected) < EXACT
 
 
 def test_a_description_does_not_depend_on_the_fast_path(fast_path: None) -> None:
     model = build_row(TORCHVISION["torchvision ViT"])
-    with_it = describe(model)
+    with_fast_path = describe(model)
     torch.backends.mha.set_fastpath_enabled(False)
-    assert describe(copy.deepcopy(model)) == with_it
+    assert describe(copy.deepcopy(model)) == with_fast_path
 
 
-def test_only_attentions_that_lost_heads_are_ours() -> None:
+def test_only_attentions_that_lost_heads_get_our_class() -> None:
     model = build_row(TORCHVISION["torchvision ViT"])
     structure = describe(model)
     plan = random_plan(structure, seed=1)
     student = prune(model, plan)
     for kept, block in zip(plan.blocks, structure.blocks, strict=True):
-        whole = len(kept.heads) == block.heads.count
-        assert (type(student.get_submodule(block.name).self_attention) is nn.MultiheadAttention) == whole
+        keeps_all = len(kept.heads) == block.heads.count
+        assert (type(student.get_submodule(block.name).self_attention) is nn.MultiheadAttention) == keeps_all
     assert all(type(m) is nn.MultiheadAttention for m in model.modules() if isinstance(m, nn.MultiheadAttention))
 
 
@@ -114,8 +114,8 @@ def test_blocks_keep_their_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "swin_v2_t"])
-def test_models_of_the_library_are_known_by_their_names(name: str) -> None:
-    """However they were made; built on no device, for they are large."""
+def test_models_are_recognised_by_their_sizes(name: str) -> None:
+    """No matter how they were made. On the meta device, because they are large."""
     with torch.device("meta"):
         model = torchvision.models.get_model(name, num_classes=7)
     origin = origin_of(model)
@@ -127,18 +127,18 @@ def test_models_of_the_library_are_known_by_their_names(name: str) -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_preprocessing_is_that_of_the_published_weights_of_this_size() -> None:
+def test_preprocessing_comes_from_the_published_weights_of_the_same_image_size() -> None:
     with torch.device("meta"):
         small, large = (torchvision.models.vit_b_16(image_size=size) for size in (224, 384))
         swin, odd = torchvision.models.swin_t(), torchvision.models.vit_b_16(image_size=32)
-    of = adapter_for(small).preprocessing
-    assert (of(small)["interpolation"], of(small)["crop_pct"]) == ("bilinear", 224 / 256)
-    assert (of(large)["interpolation"], of(large)["crop_pct"]) == ("bicubic", 1.0)
-    assert (of(swin)["interpolation"], of(swin)["crop_pct"]) == ("bicubic", 224 / 232)
-    assert of(odd)["img_size"] == [32, 32] and of(odd)["crop_pct"] == 0.875
+    preprocessing = adapter_for(small).preprocessing
+    assert (preprocessing(small)["interpolation"], preprocessing(small)["crop_pct"]) == ("bilinear", 224 / 256)
+    assert (preprocessing(large)["interpolation"], preprocessing(large)["crop_pct"]) == ("bicubic", 1.0)
+    assert (preprocessing(swin)["interpolation"], preprocessing(swin)["crop_pct"]) == ("bicubic", 224 / 232)
+    assert preprocessing(odd)["img_size"] == [32, 32] and preprocessing(odd)["crop_pct"] == 0.875
 
 
-def test_layers_that_no_argument_tells_cannot_be_saved_but_cut(tmp_path) -> None:
+def test_a_model_with_other_layers_can_be_pruned_but_not_saved(tmp_path) -> None:
     model = build_row(TORCHVISION["torchvision ViT"])
     model.encoder.ln = nn.LayerNorm(16, eps=0.1)
     student = prune(model, random_plan(describe(model), seed=1))
@@ -146,7 +146,7 @@ def test_layers_that_no_argument_tells_cannot_be_saved_but_cut(tmp_path) -> None
         save(student, tmp_path)
 
 
-def test_a_new_head_is_built_again(tmp_path) -> None:
+def test_a_model_with_a_new_head_is_saved_and_loaded(tmp_path) -> None:
     model = with_new_head(build_row(TORCHVISION["torchvision Swin"], dtype=torch.float32), 3)
     assert describe(model).num_classes == 3
     student = prune(model, random_plan(describe(model), seed=1))
@@ -164,12 +164,12 @@ def test_a_new_head_is_built_again(tmp_path) -> None:
         ("VisionTransformer", {**VIT, "img_size": 33}, "indivisible"),
     ],
 )
-def test_wrong_names_and_settings_are_refused(name: str, arguments: dict, found: str) -> None:
+def test_wrong_names_and_settings_are_errors(name: str, arguments: dict, found: str) -> None:
     with pytest.raises(SettingError, match=found):
         adapter_of_library("torchvision").create(name, **arguments)
 
 
-def test_stochastic_depth_grows_with_depth_where_there_is_one() -> None:
+def test_stochastic_depth_grows_linearly_in_swin_and_is_an_error_in_vit() -> None:
     swin = adapter_of_library("torchvision").create("SwinTransformer", **SWIN, img_size=32, window_size=[4, 4])
     adapter = adapter_for(swin)
     adapter.set_drop_path(swin, 0.2)
@@ -183,8 +183,8 @@ def test_stochastic_depth_grows_with_depth_where_there_is_one() -> None:
 
 @every_family
 @torch.no_grad()
-def test_images_of_other_sizes_are_cut_into_windows_alike(family: str) -> None:
-    """Windows are padded and shifted as torchvision does it, whatever remains at the edges."""
+def test_our_windows_equal_torchvisions_for_any_image_size(family: str) -> None:
+    """Windows are padded and shifted in the same way."""
     model = build_row(TORCHVISION[family])
     for attention in [module for module in model.modules() if isinstance(module, ShiftedWindowAttention)]:
         for size in ((5, 7), (3, 9), (8, 8), (2, 13)):

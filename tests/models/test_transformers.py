@@ -1,4 +1,4 @@
-"""Models of transformers: they load anywhere after `import vitrim`, and what cannot be cut is refused by name."""
+"""Models of transformers: pruned models load anywhere after `import vitrim`; unsupported classes are errors."""
 
 import copy
 import json
@@ -29,20 +29,20 @@ from vitrim.surgery import prune
 
 ROWS = {**HUGGINGFACE, **BACKBONES}
 CLASSIFIER = transformers.AutoModelForImageClassification
-ROUNDED = 1e-5  # in float32: transformers maps the file into memory, and other places in memory round otherwise
-some_families = pytest.mark.parametrize(
+ROUNDING = 1e-5  # in float32: transformers maps the file into memory, and rounding depends on memory addresses
+representatives = pytest.mark.parametrize(
     "family", ["transformers ViT", "transformers DINOv2, SwiGLU", "transformers CLIP", "transformers Swin", "DINOv3"]
 )
 
 
-def cut_model(family: str = "transformers ViT", seed: int = 1) -> nn.Module:
-    """A model in float32 that lost heads, neurons and its first block."""
+def pruned_model(family: str = "transformers ViT", seed: int = 1) -> nn.Module:
+    """A model in float32 without some heads and neurons and without its first block."""
     model = build_row(ROWS[family], dtype=torch.float32)
     structure = describe(model)
     return prune(model, random_plan(structure, seed=seed, blocks=tuple(range(1, len(structure.blocks)))))
 
 
-def through_auto(folder: Path, auto: type | None = None) -> nn.Module:
+def load_with_auto(folder: Path, auto: type | None = None) -> nn.Module:
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     auto = auto or (CLASSIFIER if "Classification" in architecture else transformers.AutoModel)
     model, loading = auto.from_pretrained(folder, output_loading_info=True)
@@ -51,18 +51,18 @@ def through_auto(folder: Path, auto: type | None = None) -> nn.Module:
 
 
 @torch.no_grad()
-def assert_same(one: nn.Module, two: nn.Module) -> None:
-    assert type(one) is type(two)
-    assert same_tensors(one, two)
-    images = images_for(describe(two), dtype=torch.float32)
-    assert relative_distance(logits_of(one(images)), logits_of(two(images))) < ROUNDED
+def assert_same(first: nn.Module, second: nn.Module) -> None:
+    assert type(first) is type(second)
+    assert same_tensors(first, second)
+    images = images_for(describe(second), dtype=torch.float32)
+    assert relative_distance(logits_of(first(images)), logits_of(second(images))) < ROUNDING
 
 
 @pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @torch.no_grad()
-def test_cutting_equals_silencing_in_backbones(family: str, fused: bool, mode: str) -> None:
+def test_pruning_equals_silencing_in_backbones(family: str, fused: bool, mode: str) -> None:
     model = build_row(BACKBONES[family])
     structure = describe(model)
     images = images_for(structure)
@@ -71,13 +71,13 @@ def test_cutting_equals_silencing_in_backbones(family: str, fused: bool, mode: s
     for plan in plans(structure).values():
         student = prune(model, plan)
         with silence(copy.deepcopy(model), plan) as _, silence(model, plan):
-            wanted = logits_of(model(images))
-        assert relative_distance(logits_of(student(images)), wanted) < EXACT
-        assert relative_distance(logits_of(model(images)), wanted) > 1e-6
+            expected = logits_of(model(images))
+        assert relative_distance(logits_of(student(images)), expected) < EXACT
+        assert relative_distance(logits_of(model(images)), expected) > 1e-6
 
 
 @pytest.mark.parametrize("family", BACKBONES)
-def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str) -> None:
+def test_the_predicted_cost_equals_an_independent_count(family: str) -> None:
     model = build_row(BACKBONES[family])
     structure = describe(model)
     for plan in plans(structure).values():
@@ -86,18 +86,18 @@ def test_the_arithmetic_of_costs_agrees_with_an_independent_count(family: str) -
         assert count_cost(structure, plan) == Cost(params=params, macs=count_macs(student, images_for(structure, 1)))
 
 
-@some_families
-def test_auto_classes_load_a_folder_that_vitrim_wrote(family: str, tmp_path: Path) -> None:
-    student = cut_model(family)
+@representatives
+def test_auto_classes_load_a_folder_that_vitrim_saved(family: str, tmp_path: Path) -> None:
+    student = pruned_model(family)
     save(student, tmp_path)
-    assert_same(through_auto(tmp_path), student)
+    assert_same(load_with_auto(tmp_path), student)
 
 
 @pytest.mark.parametrize("family", ROWS)
-def test_save_pretrained_and_back(family: str, tmp_path: Path) -> None:
-    student = cut_model(family)
+def test_save_pretrained_and_from_pretrained_restore_the_model(family: str, tmp_path: Path) -> None:
+    student = pruned_model(family)
     student.save_pretrained(tmp_path)
-    again = through_auto(tmp_path)
+    again = load_with_auto(tmp_path)
     again._forward_pre_hooks, again._forward_pre_hooks_with_kwargs = (  # MAE's mask
         student._forward_pre_hooks,
         student._forward_pre_hooks_with_kwargs,
@@ -105,26 +105,26 @@ def test_save_pretrained_and_back(family: str, tmp_path: Path) -> None:
     assert_same(again, student)
 
 
-def test_a_model_loaded_by_transformers_can_be_cut_and_saved_again(tmp_path: Path) -> None:
-    student = cut_model()
+def test_a_model_loaded_by_transformers_can_be_pruned_and_saved_again(tmp_path: Path) -> None:
+    student = pruned_model()
     student.save_pretrained(tmp_path / "one")
-    again = through_auto(tmp_path / "one")
+    again = load_with_auto(tmp_path / "one")
     plan = random_plan(describe(again), seed=5)
     twice = prune(again, plan)
     assert origin_of(twice).plan == origin_of(student).plan.then(plan)
     save(twice, tmp_path / "two")
     assert_same(load(tmp_path / "two"), twice)
-    assert_same(through_auto(tmp_path / "two"), twice)
+    assert_same(load_with_auto(tmp_path / "two"), twice)
     twice.save_pretrained(tmp_path / "three")
-    assert_same(through_auto(tmp_path / "three"), twice)
+    assert_same(load_with_auto(tmp_path / "three"), twice)
 
 
 def test_a_fresh_process_needs_only_import_vitrim(tmp_path: Path) -> None:
-    student = cut_model()
+    student = pruned_model()
     save(student, tmp_path)
     images = images_for(describe(student), dtype=torch.float32)
     with torch.no_grad():
-        torch.save((images, student(images).logits), tmp_path / "wanted.pt")
+        torch.save((images, student(images).logits), tmp_path / "expected.pt")
     code = """
 import sys
 import vitrim
@@ -133,26 +133,26 @@ import vitrim.models
 assert "transformers" not in sys.modules
 import torch
 from transformers import AutoModelForImageClassification
-images, wanted = torch.load(sys.argv[1] + "/wanted.pt")
+images, expected = torch.load(sys.argv[1] + "/expected.pt")
 with torch.no_grad():
     logits = AutoModelForImageClassification.from_pretrained(sys.argv[1])(images).logits
-assert torch.allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
 
 
-def test_auto_model_gives_the_backbone_of_a_classifier(tmp_path: Path) -> None:
-    student = cut_model()
+def test_auto_model_loads_the_backbone_of_a_classifier(tmp_path: Path) -> None:
+    student = pruned_model()
     student.save_pretrained(tmp_path)
     backbone = transformers.AutoModel.from_pretrained(tmp_path)
     assert type(backbone) is transformers.ViTModel
-    ours = {name.removeprefix("vit."): tensor for name, tensor in student.state_dict().items()}
-    found = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith("pooler.")}
-    assert all(torch.equal(tensor, ours[name]) for name, tensor in found.items())
+    expected = {name.removeprefix("vit."): tensor for name, tensor in student.state_dict().items()}
+    loaded = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith("pooler.")}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
 
 
-def test_names_of_tensors_are_those_of_the_library() -> None:
+def test_tensors_keep_the_names_of_the_library() -> None:
     model = build_row(ROWS["transformers ViT"])
     structure = describe(model)
     narrower = prune(model, random_plan(structure, seed=1))
@@ -160,7 +160,7 @@ def test_names_of_tensors_are_those_of_the_library() -> None:
     assert type(narrower) is type(model)
 
 
-def test_the_dense_model_and_its_configuration_stay_as_they_were() -> None:
+def test_the_dense_model_and_its_configuration_do_not_change() -> None:
     model = build_row(ROWS["transformers ViT"])
     before = model.config.to_dict()
     prune(model, random_plan(describe(model), blocks=(0,)))
@@ -168,7 +168,7 @@ def test_the_dense_model_and_its_configuration_stay_as_they_were() -> None:
     assert type(model.config) is transformers.ViTConfig
 
 
-def test_keeping_everything_leaves_a_model_that_plain_transformers_loads(tmp_path: Path) -> None:
+def test_a_model_that_keeps_everything_loads_without_vitrim(tmp_path: Path) -> None:
     model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
     same = prune(model, PruningPlan.full(describe(model)))
     assert type(same.config) is transformers.ViTConfig
@@ -177,22 +177,22 @@ def test_keeping_everything_leaves_a_model_that_plain_transformers_loads(tmp_pat
     assert_same(loaded, model)
 
 
-@some_families
+@representatives
 @torch.no_grad()
-def test_hidden_states_and_attentions_are_those_of_what_is_left(family: str) -> None:
-    student = cut_model(family)
+def test_hidden_states_and_attentions_are_those_of_the_kept_blocks(family: str) -> None:
+    student = pruned_model(family)
     structure = describe(student)
     student.set_attn_implementation("eager")
     out = student(images_for(structure, dtype=torch.float32), output_hidden_states=True, output_attentions=True)
-    if "Swin" not in family:  # which gives one state for each stage
+    if "Swin" not in family:  # Swin returns one state for each stage
         assert len(out.hidden_states) == 1 + len(structure.blocks)
         assert [a.shape[1] for a in out.attentions] == [block.heads.count for block in structure.blocks]
         assert getattr(student.config, "vision_config", student.config).num_hidden_layers == len(structure.blocks)
     assert all(isinstance(state, Tensor) for state in out.hidden_states)
 
 
-def test_a_description_leaves_no_table_without_values_behind() -> None:
-    """transformers keeps rotary positions and relative ones for the whole process."""
+def test_a_description_does_not_leave_a_table_without_values() -> None:
+    """transformers caches rotary and relative positions for the whole process."""
     for family, side in (("DINOv3", 48), ("transformers BEiT, relative", 48)):
         model = adapter_of_library("transformers").create(
             "DINOv3ViTModel" if family == "DINOv3" else "BeitForImageClassification",
@@ -213,7 +213,7 @@ def test_a_description_leaves_no_table_without_values_behind() -> None:
         ("ViTForMaskedImageModeling", "none of the classes"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_by_name(architecture: str, found: str) -> None:
+def test_an_unsupported_class_is_an_error_with_its_name(architecture: str, found: str) -> None:
     cls = getattr(transformers, architecture)
     with torch.device("meta"):
         model = cls(cls.config_class())
@@ -221,14 +221,14 @@ def test_what_cannot_be_cut_is_refused_by_name(architecture: str, found: str) ->
         describe(model)
 
 
-def test_what_lies_outside_the_blocks_is_named() -> None:
+def test_parts_outside_the_blocks_are_listed() -> None:
     skipped_parts = describe(build_row(BACKBONES["SigLIP"])).skipped_parts
     assert any("head.attention" in part for part in skipped_parts) and any("head.mlp" in part for part in skipped_parts)
 
 
 @pytest.mark.parametrize("missing", ["dense", "vitrim"])
-def test_a_folder_that_does_not_say_how_it_was_cut_is_refused(missing: str, tmp_path: Path) -> None:
-    cut_model().save_pretrained(tmp_path)
+def test_a_folder_without_plan_or_dense_model_is_an_error(missing: str, tmp_path: Path) -> None:
+    pruned_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config[missing]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -236,7 +236,7 @@ def test_a_folder_that_does_not_say_how_it_was_cut_is_refused(missing: str, tmp_
         CLASSIFIER.from_pretrained(tmp_path)
 
 
-def test_a_folder_of_transformers_is_a_name_for_create(tmp_path: Path) -> None:
+def test_create_loads_a_folder_of_transformers(tmp_path: Path) -> None:
     model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
     model.save_pretrained(tmp_path)
     create = adapter_of_library("transformers").create
@@ -244,8 +244,8 @@ def test_a_folder_of_transformers_is_a_name_for_create(tmp_path: Path) -> None:
     other = create(str(tmp_path), num_classes=3)
     assert describe(other).num_classes == 3
     assert torch.equal(other.vit.layernorm.weight, model.vit.layernorm.weight)
-    cut_model().save_pretrained(tmp_path)
-    assert_same(create(str(tmp_path)), cut_model())
+    pruned_model().save_pretrained(tmp_path)
+    assert_same(create(str(tmp_path)), pruned_model())
 
 
 @pytest.mark.parametrize(
@@ -257,25 +257,25 @@ def test_a_folder_of_transformers_is_a_name_for_create(tmp_path: Path) -> None:
         ("ViTForImageClassification", {"hidden_act": "no-such"}, "could not build"),
     ],
 )
-def test_wrong_names_and_settings_are_refused(name: str, arguments: dict, found: str, monkeypatch) -> None:
+def test_wrong_names_and_settings_are_errors(name: str, arguments: dict, found: str, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SettingError, match=found):
         adapter_of_library("transformers").create(name, **arguments)
 
 
 @pytest.mark.parametrize("family", ["transformers ViT", "transformers DINOv2", "transformers DeiT, distilled"])
-def test_a_new_head_is_built_again(family: str, tmp_path: Path) -> None:
+def test_a_model_with_a_new_head_is_saved_and_loaded(family: str, tmp_path: Path) -> None:
     model = with_new_head(build_row(ROWS[family], dtype=torch.float32), 3)
     structure = describe(model)
     assert structure.num_classes == 3
     student = prune(model, random_plan(structure, seed=1))
     save(student, tmp_path, classes=("ant", "bee", "cat"))
     assert_same(load(tmp_path), student)
-    assert through_auto(tmp_path).config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    assert load_with_auto(tmp_path).config.id2label == {0: "ant", 1: "bee", 2: "cat"}
     assert origin_of(load(tmp_path)).classes == ("ant", "bee", "cat")
 
 
-def test_a_backbone_has_no_head_to_replace() -> None:
+def test_a_new_head_for_a_backbone_is_an_error() -> None:
     with pytest.raises(SettingError, match="ForImageClassification"):
         with_new_head(build_row(BACKBONES["ViT"]), 3)
 
@@ -285,10 +285,10 @@ def test_arguments_besides_the_configuration_are_kept(tmp_path: Path) -> None:
     student = prune(model.eval(), random_plan(describe(model), seed=1))
     save(student, tmp_path)
     assert same_tensors(load(tmp_path), student)
-    assert same_tensors(through_auto(tmp_path), student)
+    assert same_tensors(load_with_auto(tmp_path), student)
 
 
-def test_preprocessing_is_that_of_the_folder_else_of_the_family(tmp_path: Path) -> None:
+def test_preprocessing_comes_from_the_folder_or_else_from_the_family(tmp_path: Path) -> None:
     model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
     adapter = adapter_for(model)
     squashed = {
@@ -309,7 +309,7 @@ def test_preprocessing_is_that_of_the_folder_else_of_the_family(tmp_path: Path) 
         "image_std": [0.4, 0.5, 0.6],
     }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    assert adapter.preprocessing(through_auto(tmp_path)) == {
+    assert adapter.preprocessing(load_with_auto(tmp_path)) == {
         "img_size": [32, 32],
         "mean": [0.1, 0.2, 0.3],
         "std": [0.4, 0.5, 0.6],
@@ -319,7 +319,7 @@ def test_preprocessing_is_that_of_the_folder_else_of_the_family(tmp_path: Path) 
     }
 
 
-def test_stochastic_depth_grows_with_depth_where_the_family_has_it() -> None:
+def test_stochastic_depth_grows_linearly_in_dinov2_and_is_an_error_in_vit() -> None:
     model = build_row(ROWS["transformers DINOv2"])
     adapter = adapter_for(model)
     adapter.set_drop_path(model, 0.2)

@@ -12,7 +12,7 @@ def renumber_blocks(model: Any, structure: ViTStructure, plan: PruningPlan) -> N
     """Update the block numbers that the model stores, in place.
 
     Args:
-        model: the model, after the removed blocks are gone.
+        model: the model, after the blocks were removed.
         structure: the structure before the cut.
         plan: the plan that was applied.
     """
