@@ -76,15 +76,15 @@ def ablation(
     from benchmarks.config import load_config, select
     from vitrim.runs.files import read_json, write_text
 
-    whole = load_config(config)
-    part = select(whole, seeds=seeds, keeps=keeps)
-    command = command_for(whole, config).replace("benchmarks.run", "benchmarks.ablation")
+    cell_config = load_config(config)
+    selected = select(cell_config, seeds=seeds, keeps=keeps)
+    command = command_for(cell_config, config).replace("benchmarks.run", "benchmarks.ablation")
     selection = "".join(f" --{name} {value}" for name, value in (("seeds", seeds), ("keeps", keeps)) if value)
-    cell = open_cell(part, output, data, command + selection)
-    rows = [row for keep in part.keeps for row in _rows_of(cell, keep)]
+    cell = open_cell(selected, output, data, command + selection)
+    rows = [row for keep in selected.keeps for row in _rows_of(cell, keep)]
     file = output / "ablation.json"
     earlier = read_json(file) if file.is_file() else []
-    rows += [row for row in earlier if row["keep"] not in part.keeps]
+    rows += [row for row in earlier if row["keep"] not in selected.keeps]
     write_text(output / "ablation.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 

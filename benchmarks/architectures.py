@@ -75,8 +75,7 @@ def narrow_model(config: CellConfig, dense: nn.Module, budget: Budget, seed: int
     """
     structure = describe(dense)
     _check_width_can_be_set(config, structure)
-    whole, step = count_cost(structure), 2 * structure.blocks[0].heads.count
-    limit = budget.limit(whole)
+    step, limit = 2 * structure.blocks[0].heads.count, budget.limit(count_cost(structure))
     widths = range(step, structure.embed_dim + 1, step)
     fitting = bisect_left(
         widths, True, key=lambda width: not _within(count_cost(_empty(config, structure, width)), limit)

@@ -51,8 +51,8 @@ def write_record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> No
 
 def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[str, Any]:
     config, folder = cell.config, cell.folder(job)
-    cost, whole = count_cost(outcome.model), count_cost(dense)
-    params_ratio, macs_ratio = cost.fraction_of(whole)
+    cost, dense_cost = count_cost(outcome.model), count_cost(dense)
+    params_ratio, macs_ratio = cost.fraction_of(dense_cost)
     rows = read_metrics(folder / "metrics.jsonl")
     return {
         "cell": config.name,
@@ -74,7 +74,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "macs_ratio": macs_ratio,
         "seconds": seconds_in(folder),
         "images_per_second": _speed(rows),
-        "train_macs_per_image": 3 * cost.macs + (whole.macs if outcome.has_teacher else 0),
+        "train_macs_per_image": 3 * cost.macs + (dense_cost.macs if outcome.has_teacher else 0),
         "threads": torch.get_num_threads(),
         "environment": environment(next(outcome.model.parameters()).device),
         "command": cell.command,

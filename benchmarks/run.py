@@ -64,11 +64,11 @@ def run(
     from benchmarks.cell import open_cell
     from benchmarks.config import load_config, select
 
-    whole = load_config(config)
-    part = select(whole, seeds=seeds, keeps=keeps, arms=arms)
-    _check_installed(part.arms)
-    cell = open_cell(part, output, data, command_for(whole, config))
-    for job in jobs_of(part):
+    cell_config = load_config(config)
+    selected = select(cell_config, seeds=seeds, keeps=keeps, arms=arms)
+    _check_installed(selected.arms)
+    cell = open_cell(selected, output, data, command_for(cell_config, config))
+    for job in jobs_of(selected):
         run_job(cell, job)
 
 

@@ -66,11 +66,11 @@ def measure_growth(*, smoke: bool = False) -> tuple[list[Ratio], list[Values]]:
 
 def _measured(point: Point, ask: Callable[[Values], Values], step_peak: Callable[[str], int]) -> Values:
     log(f"{point.name}, {point.num_images} images, {point.num_classes} classes: compress")
-    whole = ask({"run": "compress", **asdict(point)})
+    found = ask({"run": "compress", **asdict(point)})
     step = asdict(replace(point, along="", rounds=1, num_images=BATCH_SIZE))
-    seconds = [each["compress"] for each in whole["rounds"]]
-    steps = [each["step"] * point.updates for each in whole["rounds"]]
-    axes = {"size": whole["params"], "images": point.num_images, "classes": point.num_classes}
+    seconds = [each["compress"] for each in found["rounds"]]
+    steps = [each["step"] * point.updates for each in found["rounds"]]
+    axes = {"size": found["params"], "images": point.num_images, "classes": point.num_classes}
     return {
         "along": point.along,
         "x": axes[point.along],
@@ -80,8 +80,8 @@ def _measured(point: Point, ask: Callable[[Values], Values], step_peak: Callable
         "steps": point.updates,
         "num_images": point.num_images,
         "rounds": np.divide(seconds, steps),
-        "model_bytes": whole["model_bytes"],
-        "peak_bytes": whole["peak_bytes"],
+        "model_bytes": found["model_bytes"],
+        "peak_bytes": found["peak_bytes"],
         "step_peak_bytes": step_peak(json.dumps({"run": "step", **step})),
     }
 

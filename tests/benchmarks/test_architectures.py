@@ -53,7 +53,7 @@ def test_the_narrow_model_is_the_widest_within_the_budget(keep):
 
 @pytest.mark.parametrize(
     ("architecture", "arguments"),
-    [("swin_tiny_patch4_window7_224", {"depths": [1, 1, 1, 1]}), ("levit_128s", {"depth": [1, 1, 1]})],
+    [("swin_tiny_patch4_window7_224", {"depths": [1, 1], "num_heads": [3, 6]}), ("levit_128s", {"depth": [1, 1, 1]})],
 )
 def test_a_model_without_an_argument_for_its_width_has_no_narrow_model(architecture, arguments):
     cell = cell_config(model={"architecture": architecture, "model_args": arguments})

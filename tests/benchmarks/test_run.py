@@ -42,16 +42,16 @@ def finished(out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_cell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cell with one seed, one fraction to keep and all nine arms."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("finished_cell")
     assert _status([cell_file(folder), "-o", str(folder / "out"), "--seeds", "0", "--keeps", ".5"]) == 0
     return folder / "out"
 
 
 @IN_ONE_WORKER
-def test_every_arm_writes_a_record_that_the_tables_can_read(whole):
-    found, notes = read_measurements([whole])
+def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
+    found, notes = read_measurements([finished_cell])
     assert notes == [] and {item.values["arm"] for item in found} == set(ARMS)
     for record in (item.values for item in found):
         is_pruned = record["arm"] not in ("scratch", "timm-small", CONTROL)
@@ -66,46 +66,46 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(whole):
 
 
 @IN_ONE_WORKER
-def test_training_costs_three_passes_of_the_student_and_one_of_the_teacher(whole):
-    dense = count_cost(load(whole / "seed-0" / "dense")).macs
-    for item in read_measurements([whole])[0]:
+def test_training_costs_three_passes_of_the_student_and_one_of_the_teacher(finished_cell):
+    dense = count_cost(load(finished_cell / "seed-0" / "dense")).macs
+    for item in read_measurements([finished_cell])[0]:
         teacher = 0 if item.values["arm"] == CONTROL else dense
         assert item.values["train_macs_per_image"] == 3 * item.values["stages"][-1]["macs"] + teacher
 
 
 @IN_ONE_WORKER
-def test_scratch_has_the_architecture_of_vitrim_and_other_weights(whole):
-    ours, scratch = (load(whole / "seed-0" / "keep-0.5" / arm) for arm in ("vitrim", "scratch"))
+def test_scratch_has_the_architecture_of_vitrim_and_other_weights(finished_cell):
+    ours, scratch = (load(finished_cell / "seed-0" / "keep-0.5" / arm) for arm in ("vitrim", "scratch"))
     assert origin_of(ours).plan == origin_of(scratch).plan
     assert not same_tensors(ours, scratch)
 
 
 @IN_ONE_WORKER
-def test_a_finished_cell_is_not_changed(whole, monkeypatch):
+def test_a_finished_cell_is_not_changed(finished_cell, monkeypatch):
     monkeypatch.setattr(_Loop, "_update", lambda *_: 1 / 0)
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("arm.json")}
-    config_file = str(whole.parent / "cell.toml")
-    assert _status([config_file, "-o", str(whole), "--seeds", "0", "--keeps", "0.5"]) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("arm.json")}
+    before = {path: path.stat().st_mtime_ns for path in finished_cell.rglob("arm.json")}
+    config_file = str(finished_cell.parent / "cell.toml")
+    assert _status([config_file, "-o", str(finished_cell), "--seeds", "0", "--keeps", "0.5"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in finished_cell.rglob("arm.json")}
 
 
 @IN_ONE_WORKER
-def test_the_dense_model_is_the_one_that_the_command_line_trains(whole, monkeypatch):
+def test_the_dense_model_is_the_one_that_the_command_line_trains(finished_cell, monkeypatch):
     monkeypatch.setattr(_Loop, "_update", lambda *_: 1 / 0)  # a run with another identity would train again
-    recipe = whole / "seed-0" / "dense" / "recipe.toml"
+    recipe = finished_cell / "seed-0" / "dense" / "recipe.toml"
     options = [f"--model-arg={key}={str(value).lower()}" for key, value in MODEL_ARGS.items()]
     command = ["train", ARCHITECTURE, "--img-size", "8", "--patch-size", "4", *options, "--limit-per-class", "6"]
-    assert cli._status([*command, "--recipe", str(recipe), "-o", str(recipe.parent)]) == 0
+    assert cli.run([*command, "--recipe", str(recipe), "-o", str(recipe.parent)]) == 0
 
 
 @IN_ONE_WORKER
-def test_another_cell_is_refused_and_the_difference_is_named(whole, capsys, tmp_path):
+def test_another_cell_is_refused_and_the_difference_is_named(finished_cell, capsys, tmp_path):
     other = cell_file(tmp_path, student={**TRAINING, "learning_rate": 1e-4})
-    assert "student.learning_rate was null, now 0.0001" in complaint([other, "-o", str(whole)], capsys)
+    assert "student.learning_rate was null, now 0.0001" in complaint([other, "-o", str(finished_cell)], capsys)
 
 
 @IN_ONE_WORKER
-def test_a_stopped_cell_ends_with_the_same_models(whole, tmp_path, monkeypatch):
+def test_a_stopped_cell_ends_with_the_same_models(finished_cell, tmp_path, monkeypatch):
     training = {**TRAINING, "checkpoint_minutes": 0.0}
     file = cell_file(tmp_path, dense={"training": {**CELL["dense"]["training"], **training}}, student=training)
     command = [file, "-o", str(tmp_path / "out"), "--seeds", "0", "--keeps", "0.5"]
@@ -127,8 +127,8 @@ def test_a_stopped_cell_ends_with_the_same_models(whole, tmp_path, monkeypatch):
     places = finished(tmp_path / "out")
     assert places == ["seed-0/dense-control", "seed-0/keep-0.5/random", "seed-0/keep-0.5/vitrim"]
     for place in places:
-        assert same_tensors(load(whole / place), load(tmp_path / "out" / place))
-        one, two = (json.loads((out / place / "arm.json").read_text()) for out in (whole, tmp_path / "out"))
+        assert same_tensors(load(finished_cell / place), load(tmp_path / "out" / place))
+        one, two = (json.loads((out / place / "arm.json").read_text()) for out in (finished_cell, tmp_path / "out"))
         kept = ("evaluation", "after_cut", "after_recover", "stages", "search_epochs", "dense")
         assert {key: one[key] for key in kept} == {key: two[key] for key in kept}
 
