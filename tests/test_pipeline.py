@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import vitrim.cli.demo
 from builders.models import make_structure, same_tensors
 from builders.runs import digits, digits_model, read_lines, short_recipe, short_training, smallest_step
 from vitrim import pipeline, planning
@@ -25,7 +24,7 @@ from vitrim.models import describe
 from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.planning import check_budget, width_plan
-from vitrim.recipe import Recipe, TrainRecipe, load_recipe
+from vitrim.recipe import TrainRecipe, load_recipe
 from vitrim.recovery.recover import RecoverySettings
 from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
@@ -41,7 +40,6 @@ RECIPES = {
     "no recovery": short_recipe(blocks=1, recovery=RecoverySettings(enabled=False)),
     "everything stays": short_recipe(keep=1.0),
 }
-SCORES = "scores.safetensors"
 RANDOM = short_training(
     epochs=2, drop_path=0.2, ema_decay=0.9, checkpoint_minutes=0.0, augmentation=AugmentationSettings()
 )
@@ -108,7 +106,7 @@ def test_the_report_has_what_the_format_promises(name: str, tmp_path: Path) -> N
     assert names[:4] == ["dense", "width cut", "width recover", "width distil"]
     assert names[4:] in ([], ["depth cut", "depth recover", "depth distil"])
     assert (tmp_path / "report.md").read_text().count("%")
-    assert load_recipe(Recipe, tmp_path / "recipe.toml") == RECIPES[name]
+    assert load_recipe(tmp_path / "recipe.toml") == RECIPES[name]
 
 
 def test_the_plan_in_the_folder_is_the_plan_of_the_model(tmp_path: Path) -> None:
@@ -347,30 +345,6 @@ def test_data_with_more_classes_than_outputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="10 classes, but the model has 7 outputs"):
         compress(digits_model(num_classes=7), digits(), short_recipe(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_the_demo_compresses_twice_and_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def shortened(kind: type[Any], name: str) -> Any:
-        if kind is TrainRecipe:
-            return TrainRecipe(training=short_training())
-        assert load_recipe(kind, name)
-        return short_recipe(blocks="auto")
-
-    monkeypatch.setattr(vitrim.cli.demo, "load_recipe", shortened)
-    monkeypatch.setattr(vitrim.cli.demo, "load_data", lambda name: digits(100))
-    report = vitrim.cli.demo.run_demo(tmp_path / "demo")
-    assert [row["keep"] for row in report["models"]] == [1.0, *vitrim.cli.demo.KEEPS]
-    assert report == json.loads((tmp_path / "demo" / "report.json").read_text())
-    for row in report["models"]:
-        assert row["params"] <= row["keep"] * report["models"][0]["params"]
-    first, second = (Scores.load(tmp_path / "demo" / f"keep-{keep}" / SCORES) for keep in vitrim.cli.demo.KEEPS)
-    assert all(map(np.array_equal, (*first.heads, *first.neurons), (*second.heads, *second.neurons)))
-    before = files(tmp_path / "demo")
-    monkeypatch.setattr(pipeline, "train", _stop)
-    assert vitrim.cli.demo.run_demo(tmp_path / "demo") == report
-    assert files(tmp_path / "demo") == before
 
 
 def test_scores_of_another_model_or_criterion_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from builders.clocks import in_eights, install, steady, uneven
 from builders.runs import digits, digits_model, short_recipe
 from vitrim import planning
 from vitrim.allocation import allocate
-from vitrim.cli import _milliseconds
+from vitrim.cli.options import milliseconds
 from vitrim.costs import device
 from vitrim.costs import latency_table as tables
 from vitrim.costs.budget import Budget
@@ -156,8 +156,8 @@ def test_a_budget_that_is_no_time_is_refused(latency_ms: float) -> None:
 
 
 def test_times_are_read_with_their_unit() -> None:
-    found = [_milliseconds(text) for text in ("12ms", "12", " 1.5 ms ", "0.5s", "800us", ".5ms")]
+    found = [milliseconds(text) for text in ("12ms", "12", " 1.5 ms ", "0.5s", "800us", ".5ms")]
     assert found == pytest.approx([12, 12, 1.5, 500, 0.8, 0.5])
     for text in ("0ms", "-3ms", "soon", "12 parsecs", "", "1e3", "nan"):
         with pytest.raises(SettingError, match=r"--latency is .* expected a time above 0, such as 12ms"):
-            _milliseconds(text)
+            milliseconds(text)

@@ -1,4 +1,4 @@
-"""The tables that the commands print, on standard output and by the first process only."""
+"""The tables and lines that the commands print on standard output. Only the first process of a run prints."""
 
 import os
 from collections.abc import Sequence
@@ -6,56 +6,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitrim.evaluation import Difference, Evaluation
+    from vitrim.exporting import Exported
     from vitrim.planning import Proposal
     from vitrim.structure import BlockStructure, ViTStructure
 
 
 def print_structure(structure: "ViTStructure") -> None:
+    """Print the blocks of a model, their cost, and what can be pruned."""
     from vitrim.costs.counting import block_cost, count_cost
 
-    total = count_cost(structure)
     rows = []
     for index, block in enumerate(structure.blocks):
         cost = block_cost(structure, index, {group.key: group.count for group in block.groups})
         heads = [f"{group.count} x {group.width}" for group in block.groups if group.kind == "heads"]
         neurons = [str(group.count) for group in block.groups if group.kind == "neurons"]
-        rows.append(
-            [
-                block.name,
-                ", ".join(heads),
-                ", ".join(neurons),
-                f"{cost.params:,}",
-                f"{cost.macs:,}",
-                _prunable(block),
-            ]
-        )
-    rows.append(
-        ["rest", "", "", f"{structure.params:,}", f"{structure.macs:,}", "nothing: embedding, final norm, classifier"]
-    )
+        costs = [f"{cost.params:,}", f"{cost.macs:,}"]
+        rows.append([block.name, ", ".join(heads), ", ".join(neurons), *costs, _prunable(block)])
+    outside = "nothing: embedding, final norm and classifier"
+    rows.append(["rest", "", "", f"{structure.params:,}", f"{structure.macs:,}", outside])
+    total = count_cost(structure)
     rows.append(["total", "", "", f"{total.params:,}", f"{total.macs:,}", ""])
     title = (
         f"{structure.model} ({structure.family}), {structure.img_size[0]} x {structure.img_size[1]} pixels, "
         f"{structure.num_tokens} tokens of width {structure.embed_dim}, {structure.num_classes} outputs"
     )
-    header = ["block", "heads x width", "neurons", "parameters", "multiply-adds", "can be pruned"]
-    print_table(title, header, rows)
+    print_table(title, ["block", "heads x width", "neurons", "parameters", "multiply-adds", "can be pruned"], rows)
     for part in structure.skipped_parts:
-        print_line(f"left whole: {part}")
+        print_line(f"not pruned: {part}")
 
 
 def _prunable(block: "BlockStructure") -> str:
-    """What of a block can go, and why the rest cannot."""
+    """The parts of a block that can be removed, and the reason for each part that cannot."""
     parts = [(group.key, group.not_prunable) for group in block.groups] + [("block", block.not_prunable)]
-    free = ", ".join(name for name, not_prunable in parts if not not_prunable)
-    reasons = [
-        f"{name} stay: {not_prunable}" if name != "block" else f"block stays: {not_prunable}"
-        for name, not_prunable in parts
-        if not_prunable
-    ]
-    return "; ".join([*([free] if free else []), *reasons])
+    prunable = ", ".join(name for name, reason in parts if not reason)
+    return "; ".join(
+        [*([prunable] if prunable else []), *(f"not {name}: {reason}" for name, reason in parts if reason)]
+    )
 
 
 def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
+    """Print the units that a plan keeps in each block, the cost, and the predicted latency if there is one."""
     from vitrim.costs.counting import count_cost
 
     plan = proposal.plan
@@ -63,25 +54,27 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
     rows = []
     for index, block in enumerate(structure.blocks):
         if index not in kept:
-            rows.append([block.name, "removed", "removed", ""])
+            rows.append([block.name, "block removed", "block removed", ""])
             continue
-        columns = {"heads": [], "neurons": [], "gone": []}  # type: dict[str, list[str]]
+        counts: dict[str, list[str]] = {"heads": [], "neurons": []}
+        removed: list[str] = []
         for group in block.groups:
             units = kept[index].units(group.key)
-            columns[group.kind].append(f"{len(units)} of {group.count}")
+            counts[group.kind].append(f"{len(units)} of {group.count}")
             if group.kind == "heads":
-                columns["gone"] += [str(head) for head in range(group.count) if head not in units] or ["none"]
-        rows.append([block.name, *(", ".join(column) for column in columns.values())])
-    print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads that go"], rows)
-    cost, whole = count_cost(structure, plan), count_cost(structure)
-    params, macs = cost.fraction_of(whole)
-    print_line("one cut, before any training; `--depth auto` of compress may also remove blocks")
+                removed += [str(head) for head in range(group.count) if head not in units] or ["none"]
+        rows.append([block.name, ", ".join(counts["heads"]), ", ".join(counts["neurons"]), ", ".join(removed)])
+    print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads removed"], rows)
+    cost = count_cost(structure, plan)
+    params, macs = cost.fraction_of(count_cost(structure))
+    print_line("one cut, without training; with `--depth auto`, compress may also remove blocks")
     print_line(f"keeps {cost.params:,} parameters ({params:.2%}) and {cost.macs:,} multiply-adds ({macs:.2%})")
     if proposal.predicted_ms:
-        print_line(f"promises {proposal.predicted_ms:.4g} ms for a forward pass")
+        print_line(f"predicted latency: {proposal.predicted_ms:.4g} ms for one forward pass")
 
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
+    """Print the models of a `report.json`, and where the report is."""
     from vitrim.report import latency_line, table_rows
 
     print_table(report["title"], *table_rows(report))
@@ -90,7 +83,61 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     print_line(f"report: {folder / 'report.json'}, {folder / 'report.md'}")
 
 
+def print_evaluations(evaluations: Sequence[tuple[str, "Evaluation"]]) -> None:
+    """Print one named evaluation, or two and the paired difference, first minus second."""
+    from vitrim.evaluation import compare
+
+    rows = [
+        [name, top1_interval(found), "-" if found.top5 is None else f"{found.top5:.2f} %", f"{found.loss:.4f}"]
+        for name, found in evaluations
+    ]
+    num_images = evaluations[0][1].num_images
+    print_table(f"{num_images} validation images", ["model", "top-1 [95 %]", "top-5", "loss"], rows)
+    if len(evaluations) == 2:
+        (model, first), (against, second) = evaluations
+        print_line(f"{model} against {against}: {paired_difference(compare(second, first))}")
+
+
+def print_export(model: str, exported: "Exported") -> None:
+    """Print the size, the difference to the model and the latency of an exported file, and the accuracy of int8."""
+    accuracy, differences = exported.accuracy, exported.max_differences
+    header = ["", "size", *(f"difference, batch of {size}" for size in differences), "ms at batch 1"]
+    rows = [
+        [model, "", *("" for _ in differences), f"{exported.eager.median_ms:.2f} (x 1.00)"],
+        [
+            str(exported.path),
+            f"{exported.file_bytes / 1e6:.2f} MB",
+            *(f"{difference:.1e}" for difference in differences.values()),
+            f"{exported.latency.median_ms:.2f} (x {exported.latency.ratio:.2f})",
+        ],
+    ]
+    if accuracy:
+        header.append("top-1 [95 %]")
+        for row, found in zip(rows, (accuracy.float32, accuracy.int8), strict=True):
+            row.append(top1_interval(found))
+    print_table(f"{exported.format}, {'int8' if accuracy else 'float32'}", header, rows)
+    print_line("difference: largest difference of a logit on random images, as a fraction of the largest logit")
+    print_line(f"ms: on the CPU, model and file timed in turns, {exported.latency.threads} threads")
+    if accuracy:
+        images = f"{accuracy.int8.num_images} validation images, one by one"
+        print_line(f"int8 against float32 on {images}: {paired_difference(accuracy.difference)}")
+
+
+def top1_interval(found: "Evaluation") -> str:
+    """Format top-1 and its 95 % interval, in percent."""
+    return f"{found.top1:.2f} % [{found.low:.2f}, {found.high:.2f}]"
+
+
+def paired_difference(difference: "Difference") -> str:
+    """Format the difference of two evaluations on the same images, in points of top-1."""
+    return (
+        f"{difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}], paired, 95 %; "
+        f"exact McNemar p = {difference.p_value:.3g}"
+    )
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table. On a file or a pipe, which has no width, it is 160 columns wide."""
     if os.environ.get("RANK", "0") != "0":
         return
     from rich.console import Console
@@ -103,10 +150,11 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_row(*row)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width of its own
+        console.width = 160
     console.print(table)
 
 
 def print_line(line: str) -> None:
+    """Print one line."""
     if os.environ.get("RANK", "0") == "0":
         print(line)

@@ -1,0 +1,225 @@
+"""The commands: each calls the library and prints the result. torch is imported when a command runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from vitrim.cli import inputs
+from vitrim.cli.options import (
+    BUDGET,
+    DATA,
+    MODEL,
+    OUTPUT,
+    BudgetOptions,
+    CompressTraining,
+    DataOptions,
+    DenseTraining,
+    ModelName,
+    ModelOptions,
+    RunFolderOption,
+    compress_recipe,
+    train_recipe,
+)
+from vitrim.cli.tables import print_evaluations, print_export, print_line, print_plan, print_report, print_structure
+from vitrim.errors import SettingError
+
+if TYPE_CHECKING:
+    from vitrim.evaluation import Evaluation
+
+
+def demo(
+    *,
+    output: Annotated[
+        Path,
+        Parameter(
+            name=["-o", "--output"],
+            group=OUTPUT,
+            help="folder of the run; the same command continues an interrupted run (default: runs/demo)",
+        ),
+    ] = Path("runs/demo"),
+) -> None:
+    """Train and compress a small model on handwritten digits, without downloads.
+
+    Example: `vitrim demo`
+    """
+    from vitrim.cli.demo import run_demo
+
+    report = run_demo(output)
+    print_report(report, output)
+
+
+def train(
+    model: ModelName,
+    *,
+    output: RunFolderOption,
+    data_options: DataOptions | None = None,
+    model_options: ModelOptions | None = None,
+    training: DenseTraining | None = None,
+) -> None:
+    """Train or fine-tune a dense Vision Transformer.
+
+    Example: `vitrim train vit_tiny_patch16_224 --data ./flowers --pretrained -o runs/flowers`
+
+    The trained model is in the subfolder `model` of the run.
+    """
+    from vitrim.pipeline import fit
+
+    recipe = train_recipe(training or DenseTraining())
+    data = inputs.open_data(data_options or DataOptions())
+    dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
+    fit(dense, data, recipe, output)
+
+
+def compress(
+    model: ModelName,
+    *,
+    output: RunFolderOption,
+    data_options: DataOptions | None = None,
+    model_options: ModelOptions | None = None,
+    budget: BudgetOptions | None = None,
+    training: CompressTraining | None = None,
+    scores: Annotated[
+        Path | None,
+        Parameter(
+            group=BUDGET,
+            help="scores.safetensors of an earlier run on the same model (default: score the model)",
+        ),
+    ] = None,
+) -> None:
+    """Prune a model to a budget, and distil it after each cut.
+
+    Example: `vitrim compress runs/flowers --data ./flowers --keep 0.7 -o runs/flowers-small`
+
+    The compressed model is in the subfolder `model` of the run, with `report.md` beside it.
+    """
+    from vitrim import pipeline
+    from vitrim.importance import Scores
+    from vitrim.models import describe
+    from vitrim.planning import check_budget
+
+    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
+    dense = inputs.open_named_model(model, model_options or ModelOptions())
+    check_budget(describe(dense), recipe)
+    data = inputs.open_data(data_options or DataOptions())
+    found = Scores.load(inputs.existing_file(scores)) if scores else None
+    result = pipeline.compress(dense, data, recipe, output, scores=found)
+    print_report(result.report, output)
+
+
+def evaluate(
+    model: ModelName,
+    *,
+    data_options: DataOptions | None = None,
+    model_options: ModelOptions | None = None,
+    against: Annotated[
+        str | None, Parameter(group=MODEL, help="second model, compared on the same images (default: none)")
+    ] = None,
+    eval_batch: Annotated[int, Parameter(group=DATA, help="images of one forward pass (default: 256)")] = 256,
+) -> None:
+    """Measure top-1, top-5 and loss, with 95 % confidence intervals.
+
+    Example: `vitrim evaluate runs/flowers-small --data ./flowers --against runs/flowers`
+
+    With --against, the paired difference of two models is also tested.
+    """
+    from vitrim import evaluation
+    from vitrim.data.matching import match_labels
+
+    def measure(name: str, options: ModelOptions) -> "Evaluation":
+        opened = inputs.on_training_device(inputs.open_named_model(name, options))
+        return evaluation.evaluate(opened, match_labels(data, opened), batch_size=eval_batch)
+
+    data = inputs.open_data(data_options or DataOptions())
+    found = [(model, measure(model, model_options or ModelOptions()))]
+    if against:
+        found.append((against, measure(against, ModelOptions())))
+    print_evaluations(found)
+
+
+def inspect(model: ModelName, *, model_options: ModelOptions | None = None) -> None:
+    """Show the blocks of a model, their cost, and what can be pruned.
+
+    Example: `vitrim inspect vit_small_patch16_224`
+    """
+    from vitrim.models import describe
+
+    print_structure(describe(inputs.open_named_model(model, model_options or ModelOptions())))
+
+
+def plan(
+    model: ModelName,
+    *,
+    data_options: DataOptions | None = None,
+    model_options: ModelOptions | None = None,
+    budget: BudgetOptions | None = None,
+    training: CompressTraining | None = None,
+    output: Annotated[
+        Path | None,
+        Parameter(name=["-o", "--output"], group=OUTPUT, help="JSON file for the plan (default: no file is written)"),
+    ] = None,
+) -> None:
+    """Score a model and print the plan for a budget, without pruning.
+
+    Example: `vitrim plan runs/flowers --data ./flowers --keep 0.7`
+
+    The options are those of compress, so a command can be tried with plan first.
+    """
+    from vitrim import pipeline
+    from vitrim.models import describe
+    from vitrim.planning import check_budget
+    from vitrim.runs.files import write_text
+
+    if output and output.is_dir():
+        raise SettingError(f"{output} is a folder; expected the name of a JSON file for the plan after -o.")
+    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
+    dense = inputs.on_training_device(inputs.open_named_model(model, model_options or ModelOptions()))
+    structure = describe(dense)
+    check_budget(structure, recipe)
+    found = pipeline.plan_only(dense, inputs.open_data(data_options or DataOptions()), recipe)
+    print_plan(structure, found)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, found.plan.to_json())
+        print_line(f"plan written to {output}")
+
+
+def export(
+    model: ModelName,
+    *,
+    format: Annotated[
+        Literal["onnx", "torch-export"],
+        Parameter(group=OUTPUT, show_choices=False, help="onnx, or torch-export for PyTorch's .pt2 (default: onnx)"),
+    ] = "onnx",
+    output: Annotated[
+        Path | None,
+        Parameter(
+            name=["-o", "--output"],
+            group=OUTPUT,
+            help="file to write (default: model.onnx, model.int8.onnx or model.pt2 in the folder of the model)",
+        ),
+    ] = None,
+    int8: Annotated[
+        bool,
+        Parameter(group=OUTPUT, help="quantise to int8, and measure its accuracy on --data (default: float32)"),
+    ] = False,
+    data_options: DataOptions | None = None,
+    model_options: ModelOptions | None = None,
+) -> None:
+    """Write a model as one file that runs without vitrim.
+
+    Example: `vitrim export runs/flowers-small --format onnx`
+
+    The file is read back, its logits are compared with the model's, and both are timed.
+    """
+    from vitrim import exporting
+
+    path = output or inputs.export_folder(model) / f"model{'.int8' if int8 else ''}{exporting.SUFFIXES[format]}"
+    exporting.check_settings(path, format, int8=int8, has_data=data_options is not None)
+    opened = inputs.open_named_model(model, model_options or ModelOptions())
+    data = inputs.open_data(data_options) if data_options else None
+    print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data))
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (demo, train, compress, evaluate, inspect, plan, export)

@@ -1,0 +1,105 @@
+"""What the options name: the model and the images. torch is imported when a function is called."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrim.cli.options import DataOptions, ModelOptions, model_args
+from vitrim.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vitrim.data.images import ImageData
+
+
+def open_data(options: DataOptions) -> "ImageData":
+    """Load the images, and print a summary on standard error.
+
+    Raises:
+        DataError: the images cannot be found or read. SettingError: an option is out of range.
+    """
+    from vitrim.data.loading import load_data
+    from vitrim.runs.progress import log
+
+    found = load_data(
+        options.data,
+        data_dir=options.data_dir,
+        limit_per_class=options.limit_per_class,
+        holdout=options.holdout,
+        strict=options.strict,
+    )
+    for line in found.summary():
+        log(line)
+    return found
+
+
+def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
+    """Build or load the model on the CPU.
+
+    Raises:
+        SettingError: the name is unknown, or the options do not fit it. CheckpointMismatch: the weights do not fit.
+    """
+    from vitrim.saving.opening import open_model
+
+    return open_model(
+        name,
+        arch=options.arch,
+        pretrained=options.pretrained,
+        num_classes=options.num_classes,
+        img_size=options.img_size,
+        patch_size=options.patch_size,
+        model_args=model_args(options.model_arg or []),
+    )
+
+
+def open_model_to_train(name: str, options: ModelOptions, data: "ImageData", seed: int) -> "nn.Module":
+    """Build or load a model with one output for each class of the data.
+
+    A new model is built with this number of outputs. A loaded model with other classes gets a new classifier.
+
+    Raises:
+        SettingError, CheckpointMismatch: as `open_named_model`. UnsupportedModel: the model cannot be described.
+    """
+    import torch
+
+    from vitrim.models import describe, origin_of, with_new_head
+    from vitrim.runs.progress import log
+
+    torch.manual_seed(seed)
+    is_new = not Path(name).exists()
+    if is_new and options.num_classes is None:
+        options = dataclasses.replace(options, num_classes=len(data.classes))
+    model = open_named_model(name, options)
+    describe(model)
+    known, num_outputs = origin_of(model).classes, int(origin_of(model).model_args["num_classes"])
+    fits = set(data.classes) <= set(known) if known else num_outputs == len(data.classes)
+    if not is_new and not fits:
+        log(f"{name} was trained on other classes; it gets a new classifier for {len(data.classes)} classes")
+        return with_new_head(model, len(data.classes))
+    return model
+
+
+def on_training_device(model: "nn.Module") -> "nn.Module":
+    """Move a model to the device of this process: a GPU if there is one, else the CPU."""
+    from vitrim.runs.processes import this_process
+
+    return model.to(this_process().device)
+
+
+def export_folder(name: str) -> Path:
+    """The folder for an exported file: the folder of the model's `config.json`, else the current folder."""
+    from vitrim.saving.checkpoint import is_model_folder
+
+    return next((folder for folder in (Path(name), Path(name) / "model") if is_model_folder(folder)), Path())
+
+
+def existing_file(path: Path) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        SettingError: there is no such file.
+    """
+    if not path.is_file():
+        raise SettingError(f"There is no file {path}.")
+    return path

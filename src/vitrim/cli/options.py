@@ -1,0 +1,291 @@
+"""The options of the commands, in groups, and the recipe that they describe.
+
+A help text is a noun phrase that states the default. This file imports no torch: `vitrim --help` must be fast.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from vitrim.errors import SettingError
+
+if TYPE_CHECKING:
+    from vitrim.recipe import Recipe, TrainRecipe
+
+MODEL, DATA, BUDGET, TRAINING, OUTPUT = (
+    Group(name, sort_key=position) for position, name in enumerate(("Model", "Data", "Budget", "Training", "Output"))
+)
+ModelName = Annotated[
+    str, Parameter(group=MODEL, help="timm name, folder of a model or run, or checkpoint file with --arch")
+]
+RunFolderOption = Annotated[
+    Path,
+    Parameter(
+        name=["-o", "--output"], group=OUTPUT, help="folder of the run; the same command continues an interrupted run"
+    ),
+]
+
+# Options of earlier versions, by command, and what to use instead.
+RENAMED = {
+    ("compress", "--train-batch-size"): "--batch-size",
+    ("plan", "--train-batch-size"): "--batch-size",
+    ("evaluate", "--batch-size"): "--eval-batch",
+}
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How to build or load the model, besides its name."""
+
+    arch: Annotated[
+        str | None, Parameter(help="timm architecture of a checkpoint file (default: none, MODEL is no file)")
+    ] = None
+    pretrained: Annotated[bool, Parameter(help="load the pretrained weights (default: random weights)")] = False
+    num_classes: Annotated[
+        int | None, Parameter(help="number of outputs (default: as in the checkpoint or the library)")
+    ] = None
+    img_size: Annotated[
+        int | None, Parameter(help="height and width of the input in pixels (default: as in the architecture)")
+    ] = None
+    patch_size: Annotated[
+        int | None, Parameter(help="height and width of a patch in pixels (default: as in the architecture)")
+    ] = None
+    model_arg: Annotated[
+        list[str] | None,
+        Parameter(
+            help="KEY=VALUE, another argument of the architecture, e.g. embed_dim=192; repeatable (default: none)"
+        ),
+    ] = None
+
+
+@Parameter(name="*", group=DATA)
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images to use."""
+
+    data: Annotated[
+        str,
+        Parameter(
+            help="digits, cifar10, cifar100, tiny-imagenet, or a folder with train/ and val/, each with one folder per "
+            "class (default: digits)"
+        ),
+    ] = "digits"
+    data_dir: Annotated[
+        Path | None, Parameter(help="folder that already has the named data set (default: download it)")
+    ] = None
+    limit_per_class: Annotated[
+        int | None, Parameter(help="max number of training images of each class (default: all)")
+    ] = None
+    holdout: Annotated[
+        float,
+        Parameter(
+            help="fraction of the training images to validate on, for tuning (default: 0, the official validation "
+            "images are used)"
+        ),
+    ] = 0.0
+    strict: Annotated[bool, Parameter(help="refuse broken images (default: skip them)")] = False
+
+
+@Parameter(name="*", group=BUDGET)
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """Limits on the cost of the result, and how latency is measured."""
+
+    keep: Annotated[
+        float | None,
+        Parameter(help="max fraction of parameters and multiply-adds to keep (default: 0.7, from the recipe)"),
+    ] = None
+    keep_params: Annotated[
+        float | None,
+        Parameter(help="max fraction of parameters to keep; multiply-adds are not limited (default: as --keep)"),
+    ] = None
+    keep_macs: Annotated[
+        float | None,
+        Parameter(help="max fraction of multiply-adds to keep; parameters are not limited (default: as --keep)"),
+    ] = None
+    latency: Annotated[
+        str | None,
+        Parameter(
+            help="latency limit for one forward pass, e.g. 12ms (default: no limit). Without --keep, nothing else is "
+            "limited."
+        ),
+    ] = None
+    on: Annotated[
+        Literal["cpu", "cuda", "onnxruntime"] | None,
+        Parameter(help="runtime used to measure latency (default: PyTorch on the training device)"),
+    ] = None
+    latency_batch: Annotated[
+        int | None, Parameter(help="images of one timed forward pass (default: 1, from the recipe)")
+    ] = None
+    multiple_of: Annotated[
+        Literal["auto"] | int | None,
+        Parameter(
+            show_choices=False,
+            help="number that divides the kept neurons of each block, e.g. 8; auto measures which is fast (default: 1, "
+            "from the recipe)",
+        ),
+    ] = None
+    depth: Annotated[
+        Literal["auto"] | int | None,
+        Parameter(
+            show_choices=False, help="number of blocks to remove; auto finds it (default: auto, from the recipe)"
+        ),
+    ] = None
+
+
+@Parameter(name="*", group=TRAINING)
+@dataclass(frozen=True, kw_only=True)
+class CompressTraining:
+    """The recipe of `compress` and `plan`, and the settings of its training that have an option."""
+
+    recipe: Annotated[str, Parameter(help="default, paper, or a TOML file (default: default)")] = "default"
+    settings: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            help="KEY=VALUE, any setting of the recipe, e.g. recovery.ridge=0.1; repeatable (default: none)",
+        ),
+    ] = None
+    epochs: Annotated[
+        int | None,
+        Parameter(
+            help="total distillation epochs, split evenly between the width and depth stages (default: 40, from the "
+            "recipe)"
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None, Parameter(help="images of one training update, over all processes (default: 128, from the recipe)")
+    ] = None
+    seed: Annotated[
+        int | None,
+        Parameter(help="seed of calibration images, batches and augmentation (default: 0, from the recipe)"),
+    ] = None
+
+
+@Parameter(name="*", group=TRAINING)
+@dataclass(frozen=True, kw_only=True)
+class DenseTraining:
+    """The recipe of `train`, and its settings that have an option."""
+
+    recipe: Annotated[str, Parameter(help="train, or a TOML file (default: train)")] = "train"
+    settings: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            help="KEY=VALUE, any setting of the recipe, e.g. training.drop_path=0.1; repeatable (default: none)",
+        ),
+    ] = None
+    epochs: Annotated[int | None, Parameter(help="passes over the training images (default: 100, from the recipe)")] = (
+        None
+    )
+    batch_size: Annotated[
+        int | None, Parameter(help="images of one training update, over all processes (default: 128, from the recipe)")
+    ] = None
+    learning_rate: Annotated[
+        float | None, Parameter(help="peak of the learning rate (default: 0.001, from the recipe)")
+    ] = None
+    seed: Annotated[
+        int | None, Parameter(help="seed of initial weights, batches and augmentation (default: 0, from the recipe)")
+    ] = None
+
+
+def train_recipe(options: DenseTraining) -> "TrainRecipe":
+    """Make the recipe of `train`: the file, then the options, then `--set`.
+
+    Raises:
+        SettingError: a setting is unknown, has the wrong type or is out of range.
+    """
+    from vitrim.recipe import TrainRecipe, load_recipe
+
+    named = {
+        "training.epochs": options.epochs,
+        "training.batch_size": options.batch_size,
+        "training.learning_rate": options.learning_rate,
+        "seed": options.seed,
+    }
+    return load_recipe(options.recipe, [*_changes(named), *(options.settings or [])], kind=TrainRecipe)
+
+
+def compress_recipe(budget: BudgetOptions, training: CompressTraining) -> "Recipe":
+    """Make the recipe of `compress` and `plan`: the file, then the options, then `--set`.
+
+    Raises:
+        SettingError: options contradict each other, or a setting is unknown, has the wrong type or is out of range.
+        BudgetError: a limit is out of range.
+    """
+    from vitrim.recipe import Recipe, load_recipe
+
+    _check_batch_size(budget, training)
+    named = {
+        **_limits(budget),
+        "budget.multiple_of": budget.multiple_of,
+        "latency.on": budget.on,
+        "latency.batch_size": budget.latency_batch,
+        "depth.blocks": budget.depth,
+        "width_training.batch_size": training.batch_size,
+        "depth_training.batch_size": training.batch_size,
+        "seed": training.seed,
+    }
+    if training.epochs is not None:
+        named["width_training.epochs"] = training.epochs // 2
+        named["depth_training.epochs"] = training.epochs - training.epochs // 2
+    return load_recipe(training.recipe, [*_changes(named), *(training.settings or [])], kind=Recipe)
+
+
+def milliseconds(text: str) -> float:
+    """Convert `12ms`, `12`, `0.5s` or `800us` to milliseconds.
+
+    Raises:
+        SettingError: the text is not a time above 0.
+    """
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(us|ms|s)?", text.strip())
+    if not found or not float(found[1]):
+        raise SettingError(f"--latency is {text!r}; expected a time above 0, such as 12ms.")
+    return float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0)
+
+
+def model_args(pairs: list[str]) -> dict[str, Any]:
+    """Turn `KEY=VALUE` pairs into arguments of the architecture. A value is TOML; a bare word is a string.
+
+    Raises:
+        SettingError: a pair has no `=`.
+    """
+    from vitrim.recipe import set_in
+
+    table: dict[str, Any] = {}
+    for pair in pairs:
+        set_in(table, pair)
+    return table
+
+
+def _limits(budget: BudgetOptions) -> dict[str, float | None]:
+    """The limits as settings of the recipe. A limit on one kind of cost removes the limits on the others."""
+    if budget.keep is not None and (budget.keep_params is not None or budget.keep_macs is not None):
+        raise SettingError(
+            "--keep was given together with --keep-params or --keep-macs. Give either --keep for both costs, or "
+            "--keep-params and --keep-macs."
+        )
+    latency_ms = None if budget.latency is None else milliseconds(budget.latency)
+    params, macs = (budget.keep_params, budget.keep_macs) if budget.keep is None else (budget.keep, budget.keep)
+    if (params, macs, latency_ms) != (None, None, None):
+        params, macs = (1.0 if limit is None else limit for limit in (params, macs))
+    return {"budget.params": params, "budget.macs": macs, "budget.latency_ms": latency_ms}
+
+
+def _check_batch_size(budget: BudgetOptions, training: CompressTraining) -> None:
+    """In earlier versions, `--batch-size` next to `--latency` was the batch of the timed forward pass."""
+    size = training.batch_size
+    if budget.latency is not None and size is not None and (size < 2 or size % 2):
+        raise SettingError(
+            f"--batch-size is {size}; it is the batch of one training update, which must be even and at least 2. For "
+            "the images of one timed forward pass, use --latency-batch."
+        )
+
+
+def _changes(named: dict[str, Any]) -> list[str]:
+    """`KEY=VALUE` for each option that was given."""
+    return [f"{key}={value}" for key, value in named.items() if value is not None]

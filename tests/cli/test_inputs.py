@@ -1,0 +1,98 @@
+"""Models, images and files that the options name: what is refused, and what is loaded."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders.command_line import CommandFolder, assert_refused
+from builders.runs import digits_model
+from vitrim.cli.inputs import export_folder
+
+Words = Callable[[CommandFolder], list[str]]
+
+
+class _Code:
+    """Unpickling it would create the file `executed`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+def weights(place: CommandFolder) -> str:
+    """A checkpoint file of the small model."""
+    torch.save(digits_model().state_dict(), place.path / "weights.pth")
+    return str(place.path / "weights.pth")
+
+
+def pickle_with_code(place: CommandFolder) -> str:
+    """A checkpoint file that would run code."""
+    torch.save({"model": _Code()}, place.path / "code.pth")
+    return str(place.path / "code.pth")
+
+
+REFUSED: dict[str, tuple[Words, str]] = {
+    "no such data": (lambda p: p.compress("--data", "./nowhere"), "nowhere"),
+    "no such named data": (lambda p: p.compress("--data", "imagenett"), "imagenett"),
+    "empty folder": (lambda p: p.compress("--data", str(p.empty_folder())), "empty"),
+    "one class": (lambda p: p.compress("--data", str(p.images("a"))), "class"),
+    "broken image and --strict": (lambda p: p.compress("--data", str(p.broken_images()), "--strict"), "3.png"),
+    "more classes than outputs": (
+        lambda p: p.compress("--data", str(p.images("abcdefghijkl", 1))),
+        "12 classes, but the model has 10 outputs.*num-classes 12",
+    ),
+    "fewer classes than outputs": (
+        lambda p: ["evaluate", str(p.dense), "--data", str(p.images())],
+        "3 classes, but the model has 10 outputs",
+    ),
+    "other classes": (
+        lambda p: ["evaluate", str(p.named_model()), "--data", str(p.images())],
+        "not trained for",
+    ),
+    "holdout above 1": (lambda p: p.compress("--holdout", "1.5"), "holdout.*1.5"),
+    "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "limit_per_class"),
+    "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*looks for one of.*VisionTransformer"),
+    "unsupported model in training": (lambda p: ["train", "resnet18", "-o", str(p.out)], "ResNet.*looks for one of"),
+    "unknown model": (lambda p: ["inspect", "vit_tinny_patch16_224"], "no model named 'vit_tinny_patch16_224'"),
+    "unknown model argument": (
+        lambda p: ["inspect", "vit_tiny_patch16_224", "--model-arg", "widht=3"],
+        "does not (take|accept|have) these arguments.*widht",
+    ),
+    "no such folder": (lambda p: ["inspect", "./runs/nothing"], "no file or folder ./runs/nothing"),
+    "not a model folder": (lambda p: ["inspect", str(p.empty_folder())], "is not a model folder"),
+    "options for a folder": (lambda p: ["inspect", str(p.dense), "--img-size", "16"], "without img_size"),
+    "weights without arch": (lambda p: ["inspect", weights(p)], "--arch"),
+    "weights that do not fit": (
+        lambda p: ["inspect", weights(p), "--arch", "vit_tiny_patch16_224"],
+        r"does not fit the architecture: .*is \(1, 1, 16\), the model has \(1, 1, 192\)",
+    ),
+    "a pickle with code": (
+        lambda p: ["inspect", pickle_with_code(p), "--arch", "vit_tiny_patch16_224"],
+        "does not run pickled code",
+    ),
+    "not a checkpoint": (
+        lambda p: ["inspect", str(p.text_file("weights.pth")), "--arch", "vit_tiny_patch16_224"],
+        "weights.pth",
+    ),
+    "a name that is too long": (lambda p: ["inspect", "./" + "n" * 300], "n{20}"),
+    "no scores": (lambda p: p.compress("--scores", "nothing.safetensors"), "no file nothing.safetensors"),
+    "not scores": (lambda p: p.compress("--scores", str(p.text_file("scores"))), "does not (hold|contain) scores"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_input_is_refused_in_one_sentence(
+    name: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = REFUSED[name]
+    assert_refused(place, capsys, words(place), message)
+
+
+def test_an_exported_file_is_written_beside_the_config(place: CommandFolder) -> None:
+    (place.path / "run").mkdir()
+    place.dense.rename(place.path / "run" / "model")
+    assert export_folder("run") == export_folder("run/model") == Path("run/model")
+    assert export_folder("vit_tiny_patch16_224") == Path()

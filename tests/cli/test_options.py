@@ -1,0 +1,186 @@
+"""Options: what they set in the recipe, what is refused, and what the help shows."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
+from vitrim.cli.commands import COMMANDS
+from vitrim.cli.options import (
+    RENAMED,
+    BudgetOptions,
+    CompressTraining,
+    DenseTraining,
+    compress_recipe,
+    milliseconds,
+    model_args,
+    train_recipe,
+)
+from vitrim.errors import SettingError
+from vitrim.recipe import load_recipe
+
+NAMES = [command.__name__ for command in COMMANDS]
+Words = Callable[[CommandFolder], list[str]]
+
+REFUSED: dict[str, tuple[Words, str]] = {
+    "keep 0": (lambda p: p.compress("--keep", "0"), "budget for parameters is 0; expected a fraction above 0"),
+    "keep 1.5": (lambda p: p.compress("--keep", "1.5"), "budget for parameters is 1.5"),
+    "keep -1": (lambda p: p.compress("--keep", "-1"), "budget for parameters is -1"),
+    "keep nan": (lambda p: p.compress("--keep", "nan"), "budget.params is nan; expected a number"),
+    "keep a word": (lambda p: p.compress("--keep", "much"), "much"),
+    "keep and keep-macs": (lambda p: p.compress("--keep", "0.5", "--keep-macs", "0.6"), "either --keep"),
+    "keep nothing": (lambda p: p.compress("--keep", "0.01"), r"smallest possible model with \d blocks needs .*%"),
+    "plan that keeps nothing": (lambda p: ["plan", str(p.dense), "--keep", "0.01"], "smallest possible model"),
+    "all blocks": (lambda p: p.compress("--depth", "3"), "3 blocks are to be removed, but the model has 3"),
+    "depth -1": (lambda p: p.compress("--depth", "-1"), "depth.blocks is -1"),
+    "depth a word": (lambda p: p.compress("--depth", "some"), "--depth"),
+    "epochs -2": (lambda p: p.compress("--epochs", "-2"), "epochs is -1"),
+    "odd batch": (lambda p: p.compress("--batch-size", "7"), "batch_size is 7; it must be a multiple of 2"),
+    "batch of one": (lambda p: p.compress("--batch-size", "1"), "batch_size is 1; expected at least 2"),
+    "batch of one in training": (lambda p: p.train("--batch-size", "1"), "training.batch_size is 1"),
+    "batch of one with a latency limit": (
+        lambda p: p.compress("--latency", "12ms", "--batch-size", "1"),
+        "--batch-size is 1; .* use --latency-batch",
+    ),
+    "latency batch 0": (lambda p: p.compress("--latency", "3ms", "--latency-batch", "0"), "latency.batch_size"),
+    "evaluation batch 0": (lambda p: ["evaluate", str(p.dense), "--eval-batch", "0"], "batch_size is 0"),
+    "latency 0": (
+        lambda p: p.compress("--latency", "0ms"),
+        "--latency is '0ms'; expected a time above 0, such as 12ms",
+    ),
+    "latency a word": (lambda p: p.compress("--latency", "soon"), "--latency is 'soon'"),
+    "latency too short": (
+        lambda p: p.compress("--latency", "0.1us", "--on", "cpu", "--set", "latency.warmup=0"),
+        "budget allows 0.0001 ms. The smallest possible model with .* blocks needs",
+    ),
+    "unknown runtime": (lambda p: p.compress("--latency", "3ms", "--on", "tpu"), "--on"),
+    "multiple of 0": (lambda p: p.compress("--multiple-of", "0"), "multiple_of must be at least 1, or auto"),
+    "multiple of a word": (lambda p: p.compress("--multiple-of", "odd"), "--multiple-of"),
+    "learning rate too high": (
+        lambda p: p.train("--learning-rate", "1e30"),
+        r"not a number at step \d+ \(epoch 1\) of train",
+    ),
+    "output is a file": (lambda p: p.compress("-o", str(p.text_file())), "file is a file; expected a folder"),
+    "output below a file": (lambda p: p.compress("-o", str(p.text_file() / "run")), "Not a directory"),
+    "output is in use": (lambda p: p.compress("-o", str(p.dense)), "is not empty and has no vitrim run"),
+    "plan into a folder": (
+        lambda p: ["plan", str(p.dense), *SMALL_DIGITS, "--depth", "0", "-o", str(p.empty_folder())],
+        "empty is a folder; expected the name of a JSON file",
+    ),
+    "no output": (lambda p: ["compress", str(p.dense)], "-o requires"),
+    "unknown recipe": (lambda p: p.compress("--recipe", "defualt"), "no recipe defualt; .*default"),
+    "unknown setting": (lambda p: p.compress("--set", "width_training.epoch=3"), "did you mean width_training.epochs"),
+    "setting without a value": (lambda p: p.compress("--set", "epochs"), "expected KEY=VALUE"),
+    "unknown option": (lambda p: p.compress("--kep", "0.5"), "--kep.* --help` shows an example"),
+    "unknown command": (lambda p: ["comprss", "model"], "comprss"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_option_is_refused_in_one_sentence(
+    name: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = REFUSED[name]
+    assert_refused(place, capsys, words(place), message)
+
+
+@pytest.mark.parametrize(("command", "option"), RENAMED)
+@pytest.mark.parametrize("form", ["{} 64", "{}=64"])
+def test_a_renamed_option_is_refused_with_its_new_name(
+    command: str, option: str, form: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = RENAMED[command, option]
+    words = [command, str(place.dense), *form.format(option).split(), *(["-o", "out"] if command == "compress" else [])]
+    assert_refused(place, capsys, words, f"{command} has no option {option}; use {new} instead")
+
+
+def test_the_options_of_compress_set_the_recipe(tmp_path: Path) -> None:
+    budget = BudgetOptions(keep=0.5, latency="2ms", on="cpu", latency_batch=4, multiple_of=8, depth=1)
+    recipe = compress_recipe(budget, CompressTraining(epochs=5, batch_size=64, seed=3, settings=["budget.macs=0.6"]))
+    assert (recipe.budget.params, recipe.budget.macs, recipe.budget.latency_ms) == (0.5, 0.6, 2.0)
+    assert (recipe.budget.multiple_of, recipe.depth.blocks, recipe.seed) == (8, 1, 3)
+    assert (recipe.latency.on, recipe.latency.batch_size) == ("cpu", 4)
+    assert [part.epochs for part in (recipe.width_training, recipe.depth_training)] == [2, 3]
+    assert [part.batch_size for part in (recipe.width_training, recipe.depth_training)] == [64, 64]
+    assert recipe.importance == load_recipe("default").importance
+
+
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        (BudgetOptions(), (0.7, 0.7, 0.0)),
+        (BudgetOptions(keep=0.4), (0.4, 0.4, 0.0)),
+        (BudgetOptions(keep_params=0.4), (0.4, 1.0, 0.0)),
+        (BudgetOptions(keep_macs=0.4), (1.0, 0.4, 0.0)),
+        (BudgetOptions(keep_params=0.4, keep_macs=0.5), (0.4, 0.5, 0.0)),
+        (BudgetOptions(latency="3ms"), (1.0, 1.0, 3.0)),
+        (BudgetOptions(latency="3ms", keep=0.4), (0.4, 0.4, 3.0)),
+        (BudgetOptions(latency="3ms", keep_macs=0.4), (1.0, 0.4, 3.0)),
+    ],
+)
+def test_only_the_costs_that_are_named_are_limited(options: BudgetOptions, limits: tuple[float, ...]) -> None:
+    budget = compress_recipe(options, CompressTraining()).budget
+    assert (budget.params, budget.macs, budget.latency_ms) == limits
+
+
+def test_the_options_of_train_set_the_recipe() -> None:
+    options = DenseTraining(epochs=3, batch_size=8, learning_rate=1e-4, seed=2, settings=["training.drop_path=0.3"])
+    recipe = train_recipe(options)
+    training = recipe.training
+    assert (training.epochs, training.batch_size, training.learning_rate, recipe.seed) == (3, 8, 1e-4, 2)
+    assert training.drop_path == 0.3
+
+
+def test_the_defaults_in_the_help_are_those_of_the_recipes() -> None:
+    compress, train = load_recipe("default"), load_recipe("train")
+    assert (compress.budget.params, compress.budget.macs, compress.budget.multiple_of) == (0.7, 0.7, 1)
+    assert (compress.latency.batch_size, compress.latency.on, compress.depth.blocks) == (1, "model", "auto")
+    assert compress.width_training.epochs + compress.depth_training.epochs == 40
+    assert {compress.width_training.batch_size, compress.depth_training.batch_size, train.training.batch_size} == {128}
+    assert (train.training.epochs, train.training.learning_rate) == (100, 0.001)
+    assert (compress.seed, train.seed) == (0, 0)
+
+
+def test_a_time_is_read_in_microseconds_milliseconds_or_seconds() -> None:
+    assert [milliseconds(text) for text in ("12ms", "12", "0.5s", "800us")] == [12.0, 12.0, 500.0, 0.8]
+    with pytest.raises(SettingError, match="expected a time above 0"):
+        milliseconds("-1ms")
+
+
+def test_arguments_of_the_architecture_are_read_as_toml_or_as_a_string() -> None:
+    assert model_args(["depth=2", "qkv_bias=false", "global_pool=avg"]) == {
+        "depth": 2,
+        "qkv_bias": False,
+        "global_pool": "avg",
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_every_command_shows_an_example_and_the_default_of_every_option(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = call(capsys, name, "--help")
+    assert status == 0
+    assert "Example" in out and f"vitrim {name}" in out
+    inside = re.sub(r"[│╭╮╰╯─]", " ", out)
+    options = re.split(r"\n +(?:\* +)?(?=--|MODEL)", inside)[1:]
+    assert options
+    for text in options:
+        assert "default: " in " ".join(text.split()) or "[required]" in text, text
+
+
+def test_options_come_in_groups(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    groups = re.findall(r"╭─ (\w+) ─", call(capsys, "compress", "--help")[1])
+    assert groups == ["Model", "Data", "Budget", "Training", "Output"]
+
+
+def test_the_options_of_a_model_are_those_of_its_architecture(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = call(capsys, "inspect", "vit_tiny_patch16_224", *MODEL_OPTIONS, "--num-classes", "5")
+    assert status == 0
+    assert "8 x 8 pixels, 5 tokens of width 16, 5 outputs" in out and "blocks.1" in out and "blocks.2" not in out

@@ -1,0 +1,73 @@
+"""Tables: what is printed about a structure, a plan and two evaluations."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from builders.models import make_structure, plan_of_sizes
+from vitrim.cli.tables import print_evaluations, print_line, print_plan, print_structure, print_table
+from vitrim.costs.counting import count_cost
+from vitrim.evaluation import Evaluation
+from vitrim.planning import Proposal
+
+
+def test_a_structure_is_printed_with_the_reasons_why_parts_cannot_be_pruned(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    structure = make_structure([(4, 24), (4, 24)])
+    first, second = structure.blocks
+    heads, neurons = first.groups
+    first = replace(first, groups=(replace(heads, not_prunable="normalises across heads"), neurons))
+    structure = replace(structure, blocks=(first, replace(second, not_prunable="it is the last block")))
+    print_structure(structure)
+    out = capsys.readouterr().out
+    assert "neurons, block; not heads: normalises across heads" in out
+    assert "heads, neurons; not block: it is the last block" in out
+    cost = count_cost(structure)
+    assert f"{cost.params:,}" in out and f"{cost.macs:,}" in out
+
+
+def test_a_plan_is_printed_with_the_units_that_it_keeps_and_removes(capsys: pytest.CaptureFixture[str]) -> None:
+    structure = make_structure([(4, 24), (4, 24), (2, 8)])
+    plan = plan_of_sizes(structure.model, [(2, 5), (4, 24)])
+    print_plan(structure, Proposal(plan=plan, predicted_ms=1.25))
+    out = capsys.readouterr().out
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in out.splitlines()
+        if "│" in line
+    }
+    assert rows["blocks.0"] == ["2 of 4", "5 of 24", "2, 3"]
+    assert rows["blocks.1"] == ["4 of 4", "24 of 24", "none"]
+    assert rows["blocks.2"] == ["block removed", "block removed", ""]
+    cost = count_cost(structure, plan)
+    assert f"keeps {cost.params:,} parameters" in out and f"{cost.macs:,} multiply-adds" in out
+    assert "predicted latency: 1.25 ms for one forward pass" in out
+    print_plan(structure, Proposal(plan=plan, predicted_ms=0.0))
+    assert "predicted latency" not in capsys.readouterr().out
+
+
+def evaluation(correct: list[int]) -> Evaluation:
+    marks = np.array(correct, dtype=bool)
+    top1 = 100 * float(marks.mean())
+    return Evaluation(top1=top1, top5=None, loss=1.5, low=top1 - 1, high=top1 + 1, num_images=len(marks), correct=marks)
+
+
+def test_the_difference_of_two_evaluations_is_first_minus_second(capsys: pytest.CaptureFixture[str]) -> None:
+    print_evaluations([("small", evaluation([1, 0, 0, 0])), ("dense", evaluation([1, 1, 1, 0]))])
+    out = capsys.readouterr().out
+    assert "4 validation images" in out and "25.00 % [24.00, 26.00]" in out and "1.5000" in out
+    assert "small against dense: -50.00 points" in out
+
+
+def test_only_the_first_process_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    print_table("title", ["column"], [["cell"]])
+    print_line("line")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    print_table("title", ["column"], [["cell"]])
+    print_line("line")
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("title", "column", "cell", "line"))
