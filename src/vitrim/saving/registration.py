@@ -1,53 +1,28 @@
-"""Telling other libraries about vitrim's models once those libraries are imported, and not before.
+"""Registers pruned models with timm and transformers when these libraries are imported, and not earlier.
 
-`import vitrim` must be light, and yet `timm.create_model("local-dir:...")` must know a model that vitrim has cut. So a
-finder waits until timm (or transformers) is imported and then registers with it. Standard library only.
+After `import vitrim`, `timm.create_model("local-dir:FOLDER")` and `AutoModel.from_pretrained(FOLDER)` can build pruned
+models. `import vitrim` itself imports neither library. The order of the imports does not matter.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib import import_module
 from types import ModuleType
 
-
-def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Call `action` when the module of this name has been imported; at once if it has been already."""
-    if name in sys.modules:
-        action()
-    else:
-        sys.meta_path.insert(0, _Watch(name, action))
+import wrapt
 
 
-class _Watch(MetaPathFinder):
-    """Finds nothing itself: it lets the others find the module and wraps its loader."""
-
-    def __init__(self, name: str, action: Callable[[], None]) -> None:
-        self.name, self.action = name, action
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _ThenAct(spec.loader, self.action)
-        return spec
+def register_when_imported() -> None:
+    """Register with each library after its import; at once if it is imported already."""
+    wrapt.register_post_import_hook(_register_with_timm, "timm")
+    wrapt.register_post_import_hook(_register_with_transformers, "transformers.models.auto.configuration_auto")
 
 
-class _ThenAct(Loader):
-    def __init__(self, loader: Loader, action: Callable[[], None]) -> None:
-        self.loader, self.action = loader, action
+# Trap: the hooks run before the import statement of the library has ended. So they import as little of vitrim as they
+# can, and only now: a module of vitrim may have begun this import.
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
 
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self.loader
-        assert module.__spec__ is not None
-        module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        self.action()
+def _register_with_timm(timm: ModuleType) -> None:
+    import_module("vitrim.saving.timm_hub").register_with_timm()
+
+
+def _register_with_transformers(configurations: ModuleType) -> None:
+    import_module("vitrim.models.transformers.auto").register(import_module("vitrim.surgery").prune)

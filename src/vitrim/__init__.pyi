@@ -1,0 +1,25 @@
+from .allocation import allocate as allocate
+from .costs.budget import Budget as Budget
+from .costs.counting import count_cost as count_cost
+from .costs.latency import measure_latency as measure_latency
+from .data.loading import load_data as load_data
+from .errors import UserError as UserError
+from .evaluation import evaluate as evaluate
+from .exporting import export as export
+from .importance import Scores as Scores
+from .importance import score as score
+from .models import describe as describe
+from .pipeline import Compressed as Compressed
+from .pipeline import compress as compress
+from .plan import PruningPlan as PruningPlan
+from .recipe import Recipe as Recipe
+from .recipe import load_recipe as load_recipe
+from .recovery.recover import recover as recover
+from .saving.checkpoint import load as load
+from .saving.checkpoint import save as save
+from .structure import ViTStructure as ViTStructure
+from .surgery import prune as prune
+from .training import TrainingSettings as TrainingSettings
+from .training import train as train
+
+__version__: str
