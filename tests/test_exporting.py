@@ -1,9 +1,8 @@
-"""Laws of exported files: they compute what the model does, say what they are, and appear whole or not at all."""
+"""Exported files: they compute the same logits, describe themselves, and are written completely or not at all."""
 
 import copy
 import json
 import logging
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,9 +21,8 @@ import vitrim
 from builders.families_timm import build_row
 from builders.models import VARIANTS, build, random_images, random_plan, same_tensors
 from builders.rows import EACH_KIND, ROWS
-from builders.runs import digits, digits_model, save_digits_model
+from builders.runs import digits, digits_model
 from vitrim import exporting
-from vitrim.cli import _status
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import LatencySettings
 from vitrim.data.batches import eval_batches
@@ -44,7 +42,7 @@ CLASSES = tuple(f"class {index}" for index in range(7))
 
 @dataclass(frozen=True)
 class Case:
-    """An exported model, the model, and copies of what could have been changed by exporting it."""
+    """A model before and after its export, the state of the process before and after, and the result."""
 
     model: nn.Module
     before: nn.Module
@@ -54,7 +52,7 @@ class Case:
 
 
 def cut_model() -> nn.Module:
-    """Two of four blocks, with heads and neurons of their own numbers."""
+    """A model with two of four blocks, which differ in their numbers of heads and neurons."""
     dense = build()
     record_origin(dense, replace(origin_of(dense), classes=CLASSES))
     cut = prune(dense, random_plan(describe(dense), seed=3, blocks=(1, 2)))
@@ -78,7 +76,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def read(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
-    """A file as others read it: how to run it, and what it says about itself."""
+    """Read a file without vitrim: a function that runs it, and its metadata."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         properties = session.get_modelmeta().custom_metadata_map
@@ -95,11 +93,11 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-# What is exported
+# The exported file
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 5])
-def test_the_file_computes_what_the_model_does(case: Case, num_images: int) -> None:
+def test_the_file_computes_the_same_logits(case: Case, num_images: int) -> None:
     images = random_images(num_images, seed=num_images, dtype=torch.float32)
     run, _ = read(case.exported.path)
     with torch.no_grad():
@@ -107,7 +105,7 @@ def test_the_file_computes_what_the_model_does(case: Case, num_images: int) -> N
         assert torch.allclose(run(images), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_what_was_measured_is_told(case: Case) -> None:
+def test_the_measurements_are_returned(case: Case) -> None:
     found = case.exported
     assert set(found.max_differences) == {1, 3}
     assert all(0 <= difference <= TOLERANCE for difference in found.max_differences.values())
@@ -116,7 +114,7 @@ def test_what_was_measured_is_told(case: Case) -> None:
     assert found.accuracy is None
 
 
-def test_the_file_says_what_it_is(case: Case) -> None:
+def test_the_file_has_metadata(case: Case) -> None:
     origin, cost = origin_of(case.model), count_cost(case.model)
     _, metadata = read(case.exported.path)
     assert tuple(metadata["classes"]) == CLASSES
@@ -128,7 +126,7 @@ def test_the_file_says_what_it_is(case: Case) -> None:
     assert metadata["precision"] == "float32"
 
 
-def test_the_model_and_the_process_are_left_as_they_were(case: Case) -> None:
+def test_the_model_and_the_process_are_not_changed(case: Case) -> None:
     assert same_tensors(case.model, case.before)
     assert all(module.training for module in case.model.modules())
     assert all(parameter.requires_grad for parameter in case.model.parameters())
@@ -136,7 +134,7 @@ def test_the_model_and_the_process_are_left_as_they_were(case: Case) -> None:
     assert case.logged[0] == case.logged[1]
 
 
-def test_the_file_is_alone_and_names_no_path_of_this_machine(case: Case) -> None:
+def test_the_file_is_complete_and_has_no_path_of_this_machine(case: Case) -> None:
     path = case.exported.path
     assert files_in(path.parent) == {path.name}
     content = path.read_bytes()
@@ -149,7 +147,7 @@ def test_the_public_name_is_the_function() -> None:
 
 
 @pytest.mark.slow
-def test_the_file_needs_neither_vitrim_nor_the_library(case: Case) -> None:
+def test_the_file_runs_without_vitrim_and_the_library(case: Case) -> None:
     code = "import sys\nsys.modules.update(dict.fromkeys(['vitrim', 'timm', 'torchvision', 'transformers']))\n"
     if case.exported.format == "onnx":
         code += "import numpy, onnxruntime\nrun = onnxruntime.InferenceSession(sys.argv[1]).run\n"
@@ -168,7 +166,7 @@ def test_every_variant_can_be_exported(variant: str, format: str, tmp_path: Path
     assert max(found.max_differences.values()) < 1e-5
 
 
-def test_a_model_that_does_not_say_how_it_was_built_can_be_exported(tmp_path: Path) -> None:
+def test_a_model_with_unknown_arguments_can_be_exported(tmp_path: Path) -> None:
     model = small_model()
     del model._model_args
     found = export(model, tmp_path / "model.pt2", format="torch-export", latency=QUICK)
@@ -180,7 +178,7 @@ def test_a_model_that_does_not_say_how_it_was_built_can_be_exported(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("family", sorted(EACH_KIND))
-def test_a_cut_model_of_each_kind_can_be_exported(family: str, format: str, tmp_path: Path) -> None:
+def test_a_pruned_model_of_each_kind_can_be_exported(family: str, format: str, tmp_path: Path) -> None:
     model = build_row(ROWS[family], dtype=torch.float32)
     student = prune(model, random_plan(describe(model), seed=1))
     found = export(student, tmp_path / f"model{SUFFIXES[format]}", format=format, latency=QUICK)
@@ -188,7 +186,7 @@ def test_a_cut_model_of_each_kind_can_be_exported(family: str, format: str, tmp_
 
 
 @pytest.mark.slow
-def test_a_model_too_large_for_one_onnx_file_gets_one_for_its_weights(
+def test_a_model_too_large_for_one_onnx_file_gets_a_second_file_for_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(programs, "MAX_ONNX_FILE", 0)
@@ -203,11 +201,11 @@ def test_a_model_too_large_for_one_onnx_file_gets_one_for_its_weights(
         export(model, tmp_path / "int8.onnx", int8=True, data=digits())
 
 
-# What is noticed
+# Refused files
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_file_with_other_weights_is_noticed_and_the_old_one_stays(
+def test_a_file_with_other_weights_is_refused_and_the_earlier_file_is_kept(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace, path = programs._trace, tmp_path / f"model{SUFFIXES[format]}"
@@ -219,7 +217,7 @@ def test_a_file_with_other_weights_is_noticed_and_the_old_one_stays(
         return trace(model)
 
     monkeypatch.setattr(programs, "_trace", trace_another)
-    with pytest.raises(ExportMismatch, match=r"differ from the model's by .* Nothing was written"):
+    with pytest.raises(ExportMismatch, match=r"differ from the model's by .* No file was written"):
         export(small_model(), path, format=format, latency=QUICK)
     assert files_in(tmp_path) == {path.name} and path.read_text() == "precious"
 
@@ -238,36 +236,36 @@ BROKEN: dict[str, tuple[Callable[[Tensor], Tensor], type[UserError], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_the_comparison_can_fail(name: str) -> None:
+def test_wrong_logits_are_refused(name: str) -> None:
     run, error, said = BROKEN[name]
     with pytest.raises(error, match=said):
-        exporting._compare(small_model(), run, TOLERANCE)
+        exporting.compare_logits(small_model(), run, TOLERANCE)
 
 
-def test_logits_that_are_all_zero_are_equal() -> None:
+def test_logits_that_are_all_zero_are_accepted() -> None:
     model = small_model()
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.zero_()
-    assert exporting._compare(model, model, TOLERANCE) == {1: 0.0, 3: 0.0}
+    assert exporting.compare_logits(model, model, TOLERANCE) == {1: 0.0, 3: 0.0}
 
 
 class Chooses(nn.Module):
-    """Does something else for many images, which one trace cannot hold."""
+    """Depends on the batch size, which one trace cannot represent."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if len(x) < 4 else -x
 
 
 class Unknown(nn.Module):
-    """An operation that ONNX does not have."""
+    """Has an operation that ONNX does not have."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(x)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_model_that_an_exporter_cannot_take_is_told_in_one_sentence(
+def test_a_model_that_cannot_be_exported_is_refused_in_one_sentence(
     format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = small_model()
@@ -286,15 +284,18 @@ def test_a_model_that_an_exporter_cannot_take_is_told_in_one_sentence(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown format": ({"format": "tflite"}, "'tflite'; expected one of onnx, torch-export"),
     "another format's name": ({"format": "torch-export"}, r"ends in \.pt2"),
-    "int8 without data": ({"int8": True}, "name data"),
-    "data without int8": ({"data": []}, "Data is for measuring int8"),
-    "int8 of another format": ({"path": "model.pt2", "format": "torch-export", "int8": True}, "int8 is for the format"),
+    "int8 without data": ({"int8": True}, "give the argument data"),
+    "data without int8": ({"data": []}, "data is only used with int8"),
+    "int8 of another format": (
+        {"path": "model.pt2", "format": "torch-export", "int8": True},
+        "expected onnx",
+    ),
     "a folder": ({"path": "folder.onnx"}, "is a folder; name the file"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_settings_that_cannot_be_met_are_refused(name: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(name: str, tmp_path: Path) -> None:
     changes, said = REFUSED[name]
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(SettingError, match=said):
@@ -303,7 +304,7 @@ def test_settings_that_cannot_be_met_are_refused(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_told_with_what_to_install(
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -322,7 +323,9 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Exported]
     return model, export(model, path, int8=True, data=digits(), latency=QUICK)
 
 
-def test_the_accuracy_of_int8_is_that_of_the_file_on_the_validation_images(int8: tuple[nn.Module, Exported]) -> None:
+def test_the_accuracy_of_int8_is_that_of_the_file(
+    int8: tuple[nn.Module, Exported],
+) -> None:
     model, found = int8
     assert found.accuracy is not None
     run, metadata = read(found.path)
@@ -334,7 +337,7 @@ def test_the_accuracy_of_int8_is_that_of_the_file_on_the_validation_images(int8:
     assert metadata["precision"] == "int8" and metadata["architecture"] == origin_of(model).architecture
 
 
-def test_int8_holds_whole_numbers_and_computes_something_else(int8: tuple[nn.Module, Exported]) -> None:
+def test_int8_weights_are_integers_and_change_the_logits(int8: tuple[nn.Module, Exported]) -> None:
     model, found = int8
     graph = onnx.load(found.path).graph
     stored = {tensor.data_type: 0 for tensor in graph.initializer}
@@ -344,63 +347,3 @@ def test_int8_holds_whole_numbers_and_computes_something_else(int8: tuple[nn.Mod
     assert stored[onnx.TensorProto.INT8] >= matrices
     assert min(found.max_differences.values()) > 0
     assert files_in(found.path.parent) == {found.path.name}
-
-
-# The command
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    status = _status(["export", *map(str, arguments)])
-    return status, *capsys.readouterr()
-
-
-@pytest.mark.parametrize("run_folder", [False, True])
-def test_the_command_writes_beside_the_config(
-    run_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = save_digits_model(tmp_path / "run" / "model", depth=1)
-    given = Path("run") if run_folder else Path("run/model")
-    status, out, err = call(capsys, given, "--format", "torch-export")
-    assert status == 0, err
-    assert "run/model/model.pt2" in out and "(x 1.00)" in out and "batch of 3" in out
-    assert files_in(model) == {"config.json", "model.safetensors", "model.pt2"}
-    assert same_tensors(vitrim.load(given), vitrim.load(model))
-
-
-def test_the_command_measures_int8(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = save_digits_model(tmp_path / "model", depth=1)
-    status, out, err = call(capsys, model, "--int8", "--data", "digits")
-    assert status == 0, err
-    assert "450 validation images" in out and "paired, 95 %" in out
-    assert "model.int8.onnx" in files_in(model)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--int8"], "--data on the command line"),
-        (["--data", "digits"], "Data is for measuring int8"),
-        (["--format", "tflite"], "tflite"),
-        (["-o", "model.pt2"], r"ends in \.onnx"),
-    ],
-    ids=str,
-)
-def test_the_command_refuses_in_one_sentence(
-    options: list[str],
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = save_digits_model(tmp_path / "model", depth=1)
-    status, out, err = call(capsys, model, *options)
-    assert (status, out) == (2, "")
-    assert err.startswith("vitrim: ") and len(err.splitlines()) == 1
-    assert re.search(said, err)
-    assert files_in(model) == {"config.json", "model.safetensors"} and files_in(tmp_path) == {"model"}

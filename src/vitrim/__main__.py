@@ -1,4 +1,4 @@
-"""`python -m vitrim`, which is also what `torchrun -m vitrim` starts."""
+"""`python -m vitrim` and `torchrun -m vitrim`."""
 
 from vitrim.cli import main
 

@@ -1,39 +1,39 @@
-"""Everything that can go wrong and that a user can mend, by name.
+"""The errors that a user can cause and fix.
 
-The command line turns a `UserError` into one sentence and exit status 2; any other exception is our fault.
+The command line prints the message of a `UserError` and exits with status 2. Any other exception is a bug in vitrim.
 """
 
 
 class UserError(ValueError):
-    """Something that the user can change: the message says what was found, what was expected and what to try."""
+    """Base of these errors. The message says what was found, what was expected, and what to try."""
 
 
 class SettingError(UserError):
-    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+    """A setting is unknown, has the wrong type, is out of range, or contradicts another setting."""
 
 
 class DataError(UserError):
-    """The image data cannot be found, read or used with the model."""
+    """The images cannot be found or read, or do not fit the model."""
 
 
 class UnsupportedModel(UserError):
-    """The model is not of a family that can be cut exactly."""
+    """The model is not of a family that vitrim can prune."""
 
 
 class PlanMismatch(UserError):
-    """A plan and a model do not belong together."""
+    """A plan does not fit the model."""
 
 
 class BudgetError(UserError):
-    """The budget is out of range or below what the smallest possible model needs."""
+    """A limit is out of range, or below the cost of the smallest possible model."""
 
 
 class CheckpointMismatch(UserError):
-    """A checkpoint does not fit the architecture it is loaded into."""
+    """A file or folder is not a checkpoint, or does not fit the architecture."""
 
 
 class FolderInUse(UserError):
-    """An output folder holds something else, or a run with another recipe, model or data set."""
+    """An output folder has other files, or a run with another recipe, model or data set."""
 
 
 class NonFiniteLoss(UserError):
@@ -41,8 +41,8 @@ class NonFiniteLoss(UserError):
 
 
 class ExportFailed(UserError):
-    """An exporter cannot take the model, or its file cannot be run."""
+    """The exporter does not support the model, or the exported file cannot be run."""
 
 
 class ExportMismatch(UserError):
-    """An exported file computes something else than the model it was made from."""
+    """The exported file does not compute the same logits as the model."""

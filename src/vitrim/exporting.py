@@ -1,8 +1,8 @@
-"""Export: a model as one file that runs without vitrim and without the model's library.
+"""Exports a model as one file that runs without vitrim and without the model's library.
 
-The file is written, read back from disk, compared with the model, and timed in turns with it. One that computes
-something else is never left behind. Whatever the model's precision and device, the file holds float32 and the
-comparison runs on the CPU; only int8, whose loss is measured on real images, computes something else on purpose.
+The file is written, read back, compared with the model, and timed. If its logits differ, it is deleted. The file is
+float32 and is compared on the CPU, whatever the precision and device of the model. An int8 file differs on purpose; its
+accuracy is measured on images. `vitrim.models.programs` writes and runs the files.
 """
 
 import copy
@@ -45,15 +45,21 @@ from vitrim.runs.progress import log
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 CHECKED_BATCHES = (1, 3)
-TOLERANCE = 1e-4  # of the largest logit: float32 rounds to about 1e-6; GELU's tanh form instead of erf makes 1.6e-4
-EVALUATION_BATCH = 64  # of float32, for which it makes no difference
+TOLERANCE = 1e-4  # of the largest logit: rounding in float32 is 1e-6, GELU with tanh instead of erf 1.6e-4
+EVALUATION_BATCH = 64  # for float32, whose logits do not depend on the batch size
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Accuracy:
-    """What int8 costs: both evaluations, and the paired difference, int8 minus float32."""
+    """Accuracy of the model in float32 and of the int8 file, on the same images.
+
+    Attributes:
+        float32: the model.
+        int8: the file.
+        difference: paired, int8 minus float32.
+    """
 
     float32: Evaluation
     int8: Evaluation
@@ -62,14 +68,16 @@ class Int8Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An exported file and what was measured after reading it back.
+    """An exported file, and what was measured after reading it back.
 
     Attributes:
-        file_bytes: size on disk, with the file of weights beside it that ONNX needs for models near 2 GB.
-        max_differences: by batch size, the largest difference of a logit to the model's, as a share of the model's
-            largest logit.
-        eager: the model itself, timed in turns with the file on the CPU.
-        latency: the file; its `ratio` is to `eager`.
+        path: of the file.
+        format: `onnx` or `torch-export`.
+        file_bytes: size on disk. For ONNX models near 2 GB, it includes the second file, which has the weights.
+        max_differences: by batch size, the largest difference between the logits of file and model, as a fraction of
+            the model's largest logit.
+        eager: latency of the model on the CPU, timed in turns with the file.
+        latency: latency of the file; its `ratio` is relative to `eager`.
         accuracy: for int8, else None.
     """
 
@@ -92,29 +100,32 @@ def export(
     latency: LatencySettings | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Write `model` to `path` as a program from normalised images `(B, channels, height, width)` to logits `(B, C)`.
+    """Write a model as a program from normalised images `(B, channels, height, width)` to logits `(B, C)`.
 
-    Any batch size can be run. Classes, preprocessing, architecture, cost and plan are written into the file, as JSON:
-    one metadata property each in ONNX, the extra file `vitrim.json` in `.pt2`. `model` is left as it was.
+    The program runs on any batch size. The file also has classes, preprocessing, architecture, cost and plan, as JSON:
+    in ONNX as metadata properties, in `.pt2` as the extra file `vitrim.json`.
 
     Args:
-        path: ends in `.onnx` or `.pt2`; a file that is there is replaced.
-        format: `onnx`, or `torch-export` for PyTorch's own.
-        int8: quantise weights to int8, and activations while it runs, by the extremes of the batch: an image's logits
-            depend on the images beside it. ONNX only.
-        data: images to measure the accuracy of int8 on, as for `evaluate`, in batches of `latency.batch_size`.
-        tolerance: largest accepted difference of the logits, as a share of the largest logit; not for int8.
+        model: not changed.
+        path: a name that ends in `.onnx` or `.pt2`. An existing file is replaced.
+        format: `onnx`, or `torch-export` for the format of PyTorch.
+        int8: quantise the weights to int8, and the activations at run time. The range of the activations is that of the
+            whole batch, so the logits of an image depend on the other images of its batch. ONNX only.
+        data: labelled images to measure the accuracy of int8, as for `evaluate`. The file runs on batches of
+            `latency.batch_size` images.
+        latency: how both are timed. By default one image per forward pass.
+        tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. Not for int8.
 
     Raises:
         SettingError: a setting is unknown or contradicts another one, or an optional package is missing.
-        ExportFailed: the exporter cannot take the model. ExportMismatch: the file computes something else.
-        In each case nothing is written.
+        ExportFailed: the exporter does not support the model. ExportMismatch: the file does not compute the same
+            logits. After each error, no file is written.
     """
     path = Path(path)
     check_settings(path, format, int8=int8, has_data=data is not None)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
     if int8 and (weights := weight_bytes(model.state_dict())) > MAX_ONNX_FILE:
-        raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this one has {weights:,}.")
+        raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
     timing = latency or LatencySettings()
     batches = None if data is None else _validation_batches(model, data)
     metadata = {**_metadata(model), "precision": "int8" if int8 else "float32"}
@@ -123,10 +134,10 @@ def export(
         log(f"exporting to {path}")
         file = Path(folder) / path.name
         run = write_program(model, file, format, metadata)
-        differences = _compare(model, run, tolerance)
+        differences = compare_logits(model, run, tolerance)
         if int8:
             run = _write_int8(file, metadata)
-            differences = _compare(model, run, float("inf"))
+            differences = compare_logits(model, run, float("inf"))
         eager, exported = _time(model, run, timing)
         found = Exported(
             path=path,
@@ -137,14 +148,14 @@ def export(
             latency=exported,
             accuracy=None if batches is None else _measure(model, run, batches, timing.batch_size),
         )
-        for beside in set(Path(folder).iterdir()) - {file}:  # weights of a large ONNX model, which it finds by name
-            os.replace(beside, path.with_name(beside.name))
+        for weights_file in set(Path(folder).iterdir()) - {file}:  # the ONNX file refers to it by name
+            os.replace(weights_file, path.with_name(weights_file.name))
         os.replace(file, working)
     return found
 
 
 def check_settings(path: Path, format: str, *, int8: bool, has_data: bool) -> None:
-    """Refuse what `export` would refuse, before a model is opened and images are read.
+    """Check the settings of `export`, before a model is opened and images are read.
 
     Raises:
         SettingError: a setting is unknown or contradicts another one, or an optional package is missing.
@@ -156,25 +167,27 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool) -> No
             f"{path} is a folder; name the file to export to, such as {path / 'model'}{SUFFIXES[format]}."
         )
     if path.suffix != SUFFIXES[format]:
-        raise SettingError(f"{path} is to hold the format {format}; expected a name that ends in {SUFFIXES[format]}.")
+        raise SettingError(
+            f"The file is {path}; expected a name that ends in {SUFFIXES[format]} for the format {format}."
+        )
     if int8 and format != "onnx":
-        raise SettingError(f"int8 is for the format onnx; found {format}.")
+        raise SettingError(f"The format is {format}; expected onnx, because only onnx supports int8.")
     if int8 and not has_data:
         raise SettingError(
-            "int8 changes what the model computes, and only labelled images tell how much; name data (--data on the "
-            "command line) to measure its accuracy on."
+            "int8 lowers the accuracy, so it must be measured on labelled images; give the argument data, which is "
+            "--data on the command line."
         )
     if has_data and not int8:
-        raise SettingError("Data is for measuring int8; a float32 file is compared with the model on random images.")
+        raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
     if format == "onnx":
         check_onnx()
 
 
 def _metadata(model: nn.Module) -> dict[str, Any]:
-    """What a program that runs the file must know, and what a person who finds it wants to."""
+    """The metadata of the file: how to prepare images, what the outputs are, and where the model comes from."""
     cost = count_cost(model)
     built: dict[str, Any] = {}
-    with suppress(UnsupportedModel):  # a model that does not say how it was built can be exported all the same
+    with suppress(UnsupportedModel):  # how the model was built may be unknown; it can be exported nevertheless
         origin = origin_of(model)
         built = {
             "classes": list(origin.classes) or None,
@@ -210,8 +223,16 @@ def _write_int8(file: Path, metadata: dict[str, Any]) -> Program:
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, run: Program, tolerance: float) -> dict[int, float]:
-    """The largest difference of the logits on random images, as a share of their scale, for each batch size."""
+def compare_logits(model: nn.Module, run: Program, tolerance: float) -> dict[int, float]:
+    """Compare the logits of a program and the model on random images.
+
+    Returns:
+        For each batch size, the largest difference, as a fraction of the model's largest logit.
+
+    Raises:
+        ExportMismatch: the shape differs, or a difference is above `tolerance` or not finite.
+        ExportFailed: the program does not run on this batch size.
+    """
     differences = {}
     for batch_size in CHECKED_BATCHES:
         images = random_images(model, batch_size)
@@ -220,15 +241,15 @@ def _compare(model: nn.Module, run: Program, tolerance: float) -> dict[int, floa
             found = run(images)
         if found.shape != expected.shape:
             raise ExportMismatch(
-                f"The exported file gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}; nothing "
-                "was written. Try the other format."
+                f"The exported file returns logits of shape {tuple(found.shape)}; expected {tuple(expected.shape)}, as "
+                "the model returns. No file was written. Try the other format."
             )
         scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)  # a new classifier may be all zeros
         difference = float((found - expected).abs().max() / scale)
         if not (math.isfinite(difference) and difference <= tolerance):
             raise ExportMismatch(
                 f"The exported file's logits differ from the model's by {difference:.1e} of the largest one on a batch "
-                f"of {batch_size}; expected at most {tolerance:.0e}. Nothing was written. Try the other format."
+                f"of {batch_size}; expected at most {tolerance:.0e}. No file was written. Try the other format."
             )
         differences[batch_size] = difference
     return differences
@@ -241,7 +262,7 @@ def _time(model: nn.Module, run: Program, settings: LatencySettings) -> list[Lat
 
 
 def _validation_batches(model: nn.Module, data: ImageData | ImageSet | Batches) -> Callable[[int], Any]:
-    """A function of the batch size that gives the images anew each time, for both models to see the same."""
+    """A function that makes the batches again for a batch size, so both models are evaluated on the same images."""
     if isinstance(data, ImageData):
         data = match_labels(data, model).validation
     if not isinstance(data, ImageSet):

@@ -1,1 +1,1 @@
-"""What a long command needs besides its work: folder, files, progress, processes."""
+"""Run folders, files, progress, processes, and the description of the machine."""

@@ -1,4 +1,4 @@
-"""Hardware and versions that results depend on."""
+"""Hardware and library versions, for reports."""
 
 import os
 import platform
@@ -10,13 +10,13 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """Versions of Python and of the libraries that results depend on."""
     names = ("vitrim", "torch", "torchvision", "timm", "accelerate", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called, as far as the system tells."""
+    """The model name of a GPU or of the CPU, such as `AMD EPYC 7763`; on other systems than Linux, less exact."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -24,12 +24,16 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux
+        pass  # this file exists on Linux only
     return platform.processor() or platform.machine()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions that the numbers depend on."""
+    """Hardware, number of threads and versions, as plain data for `report.json`.
+
+    Args:
+        device: on which the model was trained and evaluated.
+    """
     return {
         "device": device_name(device) if device.type == "cuda" else "cpu",
         "cpu": device_name(torch.device("cpu")),

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, and weights that are read without executing anything."""
+"""Reads and writes files: JSON, text and tensors.
+
+A file is written completely or not at all. Reading a checkpoint runs no pickled code.
+"""
 
 import json
 import os
@@ -23,9 +26,13 @@ OURS = (CONFIG, WEIGHTS, MODELING, RUN)
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` for a file or a folder.
+    """Write a file or a folder completely or not at all.
 
-    It is moved into place when the block ends well and removed when it does not.
+    Yields:
+        A temporary path beside `path`. After the block it is moved to `path`. If the block raises, it is removed.
+
+    Raises:
+        OSError: with the name of the file.
     """
     working = path.with_name(f".{path.name}.partial")
     _remove(working)
@@ -33,7 +40,7 @@ def writing(path: Path) -> Iterator[Path]:
         with _naming(path):
             yield working
             if working.is_file():
-                working.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
+                working.chmod(0o666 & ~_umask())  # safetensors makes files that only the owner can read
             os.replace(working, path)
     except BaseException:
         _remove(working)
@@ -41,7 +48,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process' mask of file permissions, which can be read only by setting it."""
+    """The file permission mask of the process. It can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -49,7 +56,7 @@ def _umask() -> int:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Make the system's errors say which file; safetensors wraps them in an error of its own."""
+    """Add the file name to system errors. safetensors wraps them in its own error, so they are unwrapped here."""
     try:
         yield
     except SafetensorError as problem:
@@ -64,33 +71,48 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all, from wherever the tensors are.
+    """Write a safetensors file completely or not at all.
+
+    Args:
+        path: of the file.
+        tensors: on any device.
+        about: metadata of the file.
 
     Raises:
-        OSError: as the system reports it.
+        OSError: with the name of the file.
     """
     with writing(path) as working:
         safetensors.torch.save_file(_apart(tensors), working, metadata=dict(about))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU and contiguous; what shares memory with another, which safetensors refuses, as a copy."""
+    """Make tensors contiguous on the CPU. Tensors with common memory are copied, because safetensors refuses them."""
     found: dict[str, Tensor] = {}
-    taken: set[int] = set()
+    addresses: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
         address = value.untyped_storage().data_ptr()
-        found[name] = value.clone() if address in taken else value
-        taken.add(address)
+        found[name] = value.clone() if address in addresses else value
+        addresses.add(address)
     return found
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all.
+
+    Raises:
+        OSError: with the name of the file.
+    """
     with writing(path) as working:
         working.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CheckpointMismatch: the file is not valid JSON. OSError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
@@ -98,7 +120,16 @@ def read_json(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a state dict: safetensors, or a `.pth` with `weights_only=True`; wrappers of training scripts are undone."""
+    """Read a state dict from a checkpoint, on the CPU.
+
+    The dictionary around it that many training scripts write, and the prefix `module.`, are removed.
+
+    Args:
+        path: a `.safetensors` file, or a file of `torch.save`. The latter is read with `weights_only=True`.
+
+    Raises:
+        CheckpointMismatch: there is no such file, it is damaged, or it has something other than tensors.
+    """
     if not path.is_file():
         raise CheckpointMismatch(f"There is no file {path}.")
     try:
@@ -106,7 +137,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             found: Any = safetensors.torch.load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (LookupError, TypeError, AttributeError):  # letters that the reader of pickles takes for commands
+    except (LookupError, TypeError, AttributeError):  # a text file: its letters are read as pickle commands
         raise CheckpointMismatch(
             f"{path} is not a readable checkpoint: it is neither a pickle nor a zip file."
         ) from None
@@ -114,21 +145,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointMismatch(f"{path} is not a readable checkpoint: {_first_line(problem)}") from None
     except pickle.UnpicklingError:  # what `weights_only` refuses
         raise CheckpointMismatch(
-            f"{path} is no checkpoint of tensors alone, and vitrim executes no pickled code: save `model.state_dict()`."
+            f"{path} has more than tensors, and vitrim does not run pickled code. Save `model.state_dict()` instead."
         ) from None
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
             break
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointMismatch(f"{path} holds no state dict of tensors; save `model.state_dict()`.")
+        raise CheckpointMismatch(f"{path} has no state dict of tensors. Save `model.state_dict()` instead.")
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 def unknown_files(folder: Path) -> list[str]:
-    """What lies in a folder besides what an interrupted write of ours left."""
-    left = {f".{name}.partial" for name in OURS}
-    return [path.name for path in folder.iterdir() if path.name not in left]
+    """The names in a folder, without the partial files of an interrupted write by vitrim."""
+    partial = {f".{name}.partial" for name in OURS}
+    return [path.name for path in folder.iterdir() if path.name not in partial]
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: what was made stays, and the same command goes on where it stopped."""
+"""The folder of a run: it keeps the result of each stage, so the same command continues an interrupted run."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,39 +14,46 @@ Result = TypeVar("Result")
 
 
 class RunFolder:
-    """The folder of one run: each stage leaves one file, and a rerun skips what exists.
+    """The folder of one run. Each stage writes one file, and a rerun skips the stages whose file exists.
 
-    `run.json` holds what the run was made from; the same command goes on, another one is refused.
+    `run.json` has the identity of the run: its recipe, model and data. A run with another identity is refused.
+
+    Attributes:
+        path: of the folder.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
-        """Open or create a run folder.
+        """Open or create a run folder. All processes call this together.
+
+        Args:
+            path: of the folder.
+            identity: what the run depends on, as plain data for JSON.
 
         Raises:
-            FolderInUse: the folder holds something else, or a run made from something else; lists the differences.
+            FolderInUse: the folder has other files, or a run with another identity; the message lists the differences.
         """
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
         file = self.path / RUN
-        wanted = json.loads(json.dumps(identity))
+        identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
         if file.is_file() and not self._is_fresh():
-            differences = list(_differences(read_json(file), wanted))
+            differences = list(_differences(read_json(file), identity))
             if differences:
                 raise FolderInUse(
-                    f"{self.path} holds a run made from something else: {'; '.join(differences[:8])}. Choose another "
-                    "folder with -o, or repeat the same command to go on with that run."
+                    f"{self.path} has a run with other settings: {'; '.join(differences[:8])}. Choose another folder "
+                    "with -o, or repeat the earlier command to continue its run."
                 )
         elif not file.is_file() and self.path.exists() and unknown_files(self.path):
-            raise FolderInUse(f"{self.path} is not empty and holds no vitrim run; choose another folder with -o.")
+            raise FolderInUse(f"{self.path} is not empty and has no vitrim run; choose another folder with -o.")
         wait_for_all()
         if is_main_process():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(wanted, indent=2) + "\n")
+            write_text(file, json.dumps(identity, indent=2) + "\n")
         wait_for_all()
 
     def _is_fresh(self) -> bool:
-        """Whether the folder holds nothing yet but what it is to be made from: another command may have it."""
+        """Whether only run.json and recipe.toml exist, so the folder may be reused."""
         return {path.name for path in self.path.iterdir()} <= {RUN, "recipe.toml"}
 
     def once(
@@ -58,15 +65,21 @@ class RunFolder:
         *,
         on_all_processes: bool = False,
     ) -> Result:
-        """The content of file (or folder) `name`: read if it is there, else made, written whole, and read back.
+        """Return the result of a stage. It is computed and written once; a rerun reads the file.
 
-        The first process makes it alone. With `on_all_processes`, all processes make it together. Every process reads
-        the same file.
+        All processes call this together, and each reads the file. So the result is the same after a rerun.
+
+        Args:
+            name: of the file or folder of the stage.
+            make: computes the result.
+            write: writes a result to a path.
+            read: reads it.
+            on_all_processes: call `make` on all processes. By default only the first process calls it.
         """
         path = self.path / name
         wait_for_all()
         exists = path.exists()
-        wait_for_all()  # nobody writes before everybody has looked
+        wait_for_all()  # no process may write before all processes have looked
         if not exists and (on_all_processes or is_main_process()):
             result = make()
             if is_main_process():
@@ -76,18 +89,22 @@ class RunFolder:
         return read(path)
 
     def once_json(self, name: str, make: Callable[[], Any], *, on_all_processes: bool = False) -> Any:
+        """As `once`, for plain data in a JSON file."""
+
         def write(value: Any, path: Path) -> None:
             path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
         return self.once(name, make, write, read_json, on_all_processes=on_all_processes)
 
     def delete_checkpoints(self) -> None:
-        """Remove the checkpoints of finished trainings; they are four times as large as the model."""
+        """Delete the training checkpoints of a finished run. Each is four times as large as the model."""
         if is_main_process():
             for file in self.path.glob("*.checkpoint.safetensors"):
                 file.unlink()
 
     def once_plan(self, name: str, make: Callable[[], PruningPlan]) -> PruningPlan:
+        """As `once`, for a plan in a JSON file."""
+
         def read(path: Path) -> PruningPlan:
             return PruningPlan.from_json(path.read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Which of how many processes this is, and its device: a GPU each where there are any, else the CPU."""
+"""The processes of a distributed run: which one this is, and its device."""
 
 from datetime import timedelta
 
@@ -7,15 +7,21 @@ from accelerate import PartialState
 
 
 def this_process() -> PartialState:
-    """The state of the group that `torchrun` or `accelerate launch` started; a group of one otherwise."""
-    # Not told `cpu`, accelerate makes no group of processes without GPUs: each would take itself for the only one.
-    # One process may work for hours while the others wait for its result.
+    """The state of this process: its rank, the number of processes, and its device.
+
+    `torchrun` or `accelerate launch` start several processes. Otherwise there is one. If there are GPUs, each process
+    has its own GPU as device, else the CPU.
+    """
+    # Trap: on a machine without GPUs, accelerate makes no group without `cpu=True`. Each process then works alone.
+    # The timeout is long because one process may work for hours while the others wait for its result.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def is_main_process() -> bool:
+    """Whether this is the first process, which prints and writes files."""
     return this_process().is_main_process
 
 
 def wait_for_all() -> None:
+    """Wait until all processes have come to this call."""
     this_process().wait_for_everyone()

@@ -1,1 +1,1 @@
-"""Model folders, and how other libraries load them."""
+"""Model folders: writing them, reading them, and loading them with other libraries."""

@@ -1,8 +1,9 @@
-"""Model folders: what is written to disk, and how it is read back.
+"""Saves a model to a folder and loads it again.
 
-A model folder holds `config.json` and `model.safetensors`: architecture, arguments and plan rebuild the model, and the
-weights are loaded strictly; a cut model also gets a `modeling.py` that rebuilds it without vitrim. Nothing here writes
-or executes a pickle. Files appear whole or not at all.
+A model folder has `config.json` and `model.safetensors`. To load it, the dense model is built from the architecture and
+its arguments, pruned by the plan, and the weights are loaded strictly. For a pruned model there is also `modeling.py`,
+which builds it without vitrim (see `vitrim.saving.standalone`). No pickle is written or run. `vitrim.saving.opening`
+opens models of other libraries.
 """
 
 import hashlib
@@ -37,23 +38,29 @@ from vitrim.runs.files import (
 from vitrim.saving.standalone import modeling_source, rebuild_facts
 from vitrim.surgery import prune
 
-STANDALONE = ("timm", "torchvision")  # libraries with which `modeling.py` builds a model without vitrim
+STANDALONE = ("timm", "torchvision")  # libraries whose models get a `modeling.py`
 FORMAT = 2
-FILE_METADATA = {"format": "pt"}  # transformers asks for it
+FILE_METADATA = {"format": "pt"}  # transformers requires it
 
 
 def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (), provenance: Any = None) -> Path:
-    """Write `model` to `folder` so that `load` gives it back with the same logits, bit for bit.
+    """Write a model to a folder. `load` returns a model with the same logits, bit for bit.
 
-    timm reads the folder too (`timm.create_model("local-dir:FOLDER")` after `import vitrim`), and transformers.
+    After `import vitrim`, timm also loads the folder (`timm.create_model("local-dir:FOLDER")`), and so does
+    transformers.
 
     Args:
-        folder: created if need be; a folder that holds something other than a vitrim model is refused.
-        classes: names of the outputs in order; by default those that the model was loaded with.
-        provenance: anything JSON can hold about where the model came from.
+        model: a model of a supported library, pruned or not; it is not changed.
+        folder: created if it does not exist. A vitrim model in it is replaced.
+        classes: names of the outputs, in order. By default those that the model was loaded with.
+        provenance: where the model comes from, as plain data for JSON.
+
+    Returns:
+        The folder.
 
     Raises:
-        FolderInUse: the folder holds something else. UnsupportedModel: the model does not say how it was built.
+        FolderInUse: the folder has files that are not of a vitrim model.
+        UnsupportedModel: the arguments that the model was built with are not known.
     """
     folder = Path(folder)
     origin = origin_of(model)
@@ -61,23 +68,30 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     _refuse_unknown_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, provenance)
-    with writing(folder / CONFIG) as path:  # moved into place last: its presence says that the folder is whole
+    with writing(folder / CONFIG) as path:  # written last: a folder with config.json is complete
         write_tensors(folder / WEIGHTS, model.state_dict(), FILE_METADATA)
         if origin.plan and origin.library in STANDALONE:
             config["rebuild"] = rebuild_facts(model, origin)
             write_text(folder / MODELING, modeling_source(model, origin))
         else:
-            (folder / MODELING).unlink(missing_ok=True)  # of a model that was here before
+            (folder / MODELING).unlink(missing_ok=True)  # of an earlier model in this folder
         path.write_text(_to_json(config), encoding="utf-8")
     record_origin(model, origin)
     return folder
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
-    """Read a model folder that `save` wrote, or the model of a run folder: a plain `nn.Module` in eval mode.
+    """Load the model of a folder that `save` wrote, or of a run folder.
+
+    Args:
+        folder: a model folder, or a run folder with a subfolder `model`.
+        device: where the model is moved.
+
+    Returns:
+        A model of its own library, in eval mode.
 
     Raises:
-        CheckpointMismatch: the folder is not whole, or weights and architecture do not fit; says which.
+        CheckpointMismatch: a file is missing or damaged, or the weights do not fit the architecture.
     """
     folder = Path(folder)
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
@@ -89,7 +103,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
         origin, plan = _origin_in(config)
     except (KeyError, TypeError) as problem:
         raise CheckpointMismatch(
-            f"{folder / CONFIG} was not written by vitrim: {problem} is missing or misplaced."
+            f"{folder / CONFIG} was not written by vitrim: {problem} is missing or has the wrong type."
         ) from None
     model = adapter_of_library(origin.library).build(origin)
     record_origin(model, origin)
@@ -100,14 +114,20 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
 
 
 def is_model_folder(path: str | Path) -> bool:
+    """Whether a folder has a `config.json`."""
     return (Path(path) / CONFIG).is_file()
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict strictly.
+    """Load a state dict strictly. If all its floats have one dtype, the model gets this dtype.
+
+    Args:
+        model: changed in place.
+        tensors: parameters and buffers by name.
+        source: file name for the error.
 
     Raises:
-        CheckpointMismatch: names the keys and shapes that differ.
+        CheckpointMismatch: names or shapes differ; the message lists them. The model is not changed then.
     """
     own = model.state_dict()
     missing = [f"{name} {tuple(own[name].shape)} is missing" for name in own if name not in tensors]
@@ -128,13 +148,13 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 
 def file_bytes(model: nn.Module) -> int:
-    """Size of the model's `model.safetensors`."""
+    """The size in bytes that `model.safetensors` of this model has."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return len(safetensors.torch.save(tensors, metadata=FILE_METADATA))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights, names and shapes."""
+    """A hash of the names, shapes, dtypes and values of a model's weights: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -161,15 +181,15 @@ def _config(model: nn.Module, origin: Origin, provenance: Any) -> dict[str, Any]
 
 
 def _to_json(config: Mapping[str, Any]) -> str:
-    """Indented, but lists of numbers in one line: a plan has thousands of them."""
+    """Indented JSON with each list of numbers on one line, because a plan has thousands of numbers."""
     text = json.dumps(config, indent=2)
     return re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def _origin_in(config: Mapping[str, Any]) -> tuple[Origin, PruningPlan | None]:
-    """How to build the dense model, and the plan that then cuts it; KeyError or TypeError where something is missing.
+    """The origin of the dense model, and the plan. Raises KeyError or TypeError if something is missing.
 
-    Format 1 kept architecture and arguments where timm looks for them.
+    In format 1, the architecture and its arguments are at the top level, where timm expects them.
     """
     about = config["vitrim"]
     first = about["format"] == 1
@@ -185,7 +205,7 @@ def _origin_in(config: Mapping[str, Any]) -> tuple[Origin, PruningPlan | None]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointMismatch(f"There is no folder {folder}.")
+        raise CheckpointMismatch(f"There is no folder {folder}; expected a folder of a model or a run.")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointMismatch(f"{folder} is not a model folder: it has no {name}.")
@@ -196,11 +216,11 @@ def _refuse_unknown_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FolderInUse(f"{folder} is a file; expected a folder for the model.")
     if folder.is_dir() and "vitrim" not in config_keys(folder) and unknown_files(folder):
-        raise FolderInUse(f"{folder} is not empty and holds no vitrim model; choose another folder.")
+        raise FolderInUse(f"{folder} is not empty and has no vitrim model; choose another folder.")
 
 
 def config_keys(folder: Path) -> set[str]:
-    """The keys of a model folder's `config.json`; none where there is no such file, or no JSON in it."""
+    """The top-level keys of `config.json`; none if the file is missing or is not valid JSON."""
     if not is_model_folder(folder):
         return set()
     try:

@@ -1,4 +1,4 @@
-"""The model that a person means by a name, a folder or a file of weights."""
+"""Opens a model by name, folder or checkpoint file, from vitrim or from another library."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,19 +24,23 @@ def open_model(
     patch_size: int | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """The model that a person means: a name, a folder, or a checkpoint file with `arch`.
-
-    A name is timm's, or another library's after its own: `torchvision:vit_b_16`, `transformers:USER/NAME`,
-    `timm:hf-hub:USER/NAME`. A folder is one that vitrim, transformers (`save_pretrained`) or timm wrote. Weights in
-    half precision are read into float32: they are to be trained and measured.
+    """Build or load a model in eval mode, in float32, on the CPU.
 
     Args:
-        num_classes: outputs of the model; by default what the library has, or what the checkpoint's head has.
-        model_args: further arguments of the architecture, such as `embed_dim=192`.
+        name: one of three. A name of timm, or of another library after its prefix: `torchvision:vit_b_16`,
+            `transformers:USER/NAME`, `timm:hf-hub:USER/NAME`. A folder that vitrim, transformers (`save_pretrained`) or
+            timm wrote. A checkpoint file, with `arch`.
+        arch: architecture of a checkpoint file, with a prefix as in `name`.
+        pretrained: load the weights of the library. By default they are random.
+        num_classes: number of outputs. By default as in the head of the checkpoint, or as in the library.
+        img_size: height and width of the input in pixels. By default as in the architecture.
+        patch_size: height and width of a patch in pixels. By default as in the architecture.
+        model_args: further arguments of the architecture, such as `{"embed_dim": 192}`.
 
     Raises:
-        SettingError: options that do not go together, or a name that nothing goes by.
-        CheckpointMismatch: the checkpoint does not fit; says where.
+        SettingError: the name is unknown, or arguments contradict each other.
+        CheckpointMismatch: the weights do not fit the architecture.
+        UnsupportedModel: the library cannot build the model.
     """
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
@@ -45,7 +49,7 @@ def open_model(
         return _open_folder(path, [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])])
     if path.is_file():
         if not arch:
-            raise SettingError(f"{name} is a file of weights; say with --arch which timm architecture they are for.")
+            raise SettingError(f"{name} is a file of weights; name its timm architecture with --arch.")
         tensors = read_tensors(path)
         if "head.weight" in tensors:
             arguments.setdefault("num_classes", len(tensors["head.weight"]))
@@ -54,28 +58,28 @@ def open_model(
         load_weights(model, tensors, name)
         return model.float().eval()
     if arch:
-        raise SettingError(f"There is no checkpoint file {name}; --arch goes with a file of weights.")
+        raise SettingError(f"There is no checkpoint file {name}. --arch is only for checkpoint files.")
     library, architecture = _library_in(name)
     if path.suffix in (".pth", ".pt", ".safetensors", ".bin") or (
         "/" in name and library == "timm" and ":" not in name
     ):
         raise SettingError(
-            f"There is no file or folder {name}. Names of the hub begin with a library: timm:hf-hub:USER/NAME, "
+            f"There is no file or folder {name}. For a model on the Hugging Face Hub, write timm:hf-hub:USER/NAME or "
             "transformers:USER/NAME."
         )
     return adapter_of_library(library).create(architecture, pretrained=pretrained, **arguments).float().eval()
 
 
 def _library_in(name: str) -> tuple[str, str]:
-    """A name's library and what the library calls it: `torchvision:vit_b_16`, else timm's."""
+    """Split a name into library and name in this library. Without a prefix, the library is timm."""
     library, _, rest = name.partition(":")
     return (library, rest) if library in LIBRARIES and rest else ("timm", name)
 
 
-def _open_folder(path: Path, given: list[str]) -> nn.Module:
-    """A folder of vitrim's, transformers' or timm's."""
-    if given:
-        raise SettingError(f"{path} is a folder that says itself what the model is; leave out {', '.join(given)}.")
+def _open_folder(path: Path, arguments: list[str]) -> nn.Module:
+    """Load a folder that vitrim, transformers or timm wrote."""
+    if arguments:
+        raise SettingError(f"The folder {path} defines its model; call again without {', '.join(arguments)}.")
     keys = config_keys(path)
     if "vitrim" not in keys and "model_type" in keys:
         return adapter_of_library("transformers").create(str(path)).float().eval()

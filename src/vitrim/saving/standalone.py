@@ -1,7 +1,8 @@
-"""`modeling.py`: one file beside the weights that builds a cut model with timm or torchvision alone.
+"""Writes `modeling.py`: a file in the model folder that builds the pruned model without vitrim.
 
-It holds no description of the method. The dense model is built, the removed blocks are taken out, the tensors get the
-sizes of those in the file, and the few attributes that differ are set; what differs is found by comparing the two.
+`modeling.py` builds the dense model with timm or torchvision and removes blocks. Then it gives each tensor the shape
+that it has in the weights file, and sets the attributes that differ. To find these attributes, the dense and the pruned
+model are compared here.
 """
 
 import ast
@@ -24,7 +25,16 @@ PLAIN = str | int | float | bool | None
 
 
 def rebuild_facts(model: nn.Module, origin: Origin) -> dict[str, Any]:
-    """All that has to be done to the dense model, as JSON: blocks to remove, attributes, forwards, empty buffers."""
+    """The differences between the dense and the pruned model, as plain data for `rebuild` in `config.json`.
+
+    Args:
+        model: the pruned model.
+        origin: how the dense model was built.
+
+    Returns:
+        `removed_blocks` (names), and by module name `attributes` (values to set) and `forwards` (class to set); also
+        `zeros`, the shapes of smaller buffers that are not in the weights file.
+    """
     with torch.device("meta"):
         dense = adapter_of_library(origin.library).build(origin)
     removed = origin.removed_blocks()
@@ -48,10 +58,11 @@ def rebuild_facts(model: nn.Module, origin: Origin) -> dict[str, Any]:
         if type(module).__module__.startswith("vitrim."):
             forwards[name] = type(module).__name__
         for key, buffer in module._buffers.items():
-            whole = old._buffers.get(key)
-            in_file = key not in module._non_persistent_buffers_set
-            if buffer is not None and whole is not None and buffer.numel() < whole.numel() and not in_file:
-                assert not buffer.any(), f"{name}.{key} was cut, is in no state dict and is not zero"
+            dense_buffer = old._buffers.get(key)
+            if buffer is None or dense_buffer is None or key not in module._non_persistent_buffers_set:
+                continue  # the weights file has the shape of the other buffers
+            if buffer.numel() < dense_buffer.numel():
+                assert not buffer.any(), f"{name}.{key} was pruned, is not in the state dict, and is not zero"
                 zeros[f"{name}.{key}"] = list(buffer.shape)
     return {
         "library": origin.library,
@@ -65,7 +76,7 @@ def rebuild_facts(model: nn.Module, origin: Origin) -> dict[str, Any]:
 
 
 def modeling_source(model: nn.Module, origin: Origin) -> str:
-    """The text of `modeling.py` for this model."""
+    """The text of `modeling.py` for a pruned model."""
     classes = {type(module) for module in model.modules() if type(module).__module__.startswith("vitrim.")}
     imports, definitions = _sources(classes)
     environment = jinja2.Environment(
@@ -76,7 +87,7 @@ def modeling_source(model: nn.Module, origin: Origin) -> str:
 
 
 def _changed(old: nn.Module, new: nn.Module) -> dict[str, Any]:
-    """The plain attributes of a module that are not as they were."""
+    """The plain attributes of a module that differ from those of the dense module."""
     found = {}
     for key, value in vars(new).items():
         if key.startswith("_") or key == "training" or not _is_plain(value):
@@ -99,7 +110,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _sources(classes: Iterable[type]) -> tuple[list[str], list[str]]:
-    """The source of these classes and of what they use from the files they stand in, and the imports that needs."""
+    """The imports and the definitions that these classes need, each as source text."""
     files: list[ModuleType] = []
     pending = [inspect.getmodule(cls) for cls in classes]
     while pending:
@@ -113,7 +124,7 @@ def _sources(classes: Iterable[type]) -> tuple[list[str], list[str]]:
     for module, tree in zip(files, trees, strict=True):
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                assert node.name not in defined, f"{node.name} is defined in two of the files that are copied from"
+                assert node.name not in defined, f"{node.name} is defined in two of the copied files"
                 defined[node.name] = ast.get_source_segment(inspect.getsource(module), node) or "", node
     needed: dict[str, None] = {}
     open_names = sorted(cls.__name__ for cls in classes)
@@ -137,7 +148,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _imports(node: ast.stmt, used: set[str]) -> Iterable[str]:
-    """The imports of other libraries that bind a used name, one line each."""
+    """Imports of other libraries that define a used name, one line each."""
     if isinstance(node, ast.Import | ast.ImportFrom) and not (
         isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vitrim")
     ):

@@ -1,7 +1,7 @@
-"""How timm builds a model that vitrim has cut: from a folder (`local-dir:`) or from the hub (`hf-hub:`).
+"""Lets timm build pruned models, from a folder (`local-dir:`) or from the Hugging Face Hub (`hf-hub:`).
 
-A model's `config.json` names the architecture `vitrim_cut`, which is registered here; its arguments say which dense
-model to build and which plan cuts it. timm then loads the weights as it loads its own.
+`config.json` of a pruned model names the architecture `vitrim_cut`. It is registered here. Its arguments are the dense
+architecture and the plan. timm loads the weights.
 """
 
 import sys
@@ -26,16 +26,27 @@ def vitrim_cut(
     cache_dir: str | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """Build the dense timm model `base`, cut it by `plan` (JSON), and load weights.
+    """Build a dense timm model, prune it, and load the weights. timm calls this function.
 
-    From a folder or the hub the weights are loaded even if `pretrained` is left out: a cut architecture without its
-    weights is of no use. Other arguments are those of the dense model, `num_classes` and `features_only` among them.
+    Args:
+        pretrained: load the weights. From a folder or the Hub they are always loaded: random weights in a pruned
+            architecture are of no use.
+        base: architecture of the dense model.
+        base_args: arguments of the dense model.
+        plan: the plan as JSON.
+        pretrained_cfg: where the weights are, from timm.
+        pretrained_cfg_overlay: changes to it, from timm.
+        cache_dir: for downloads, from timm.
+        **arguments: further arguments of the dense model, and of timm, such as `num_classes` and `features_only`.
+
+    Raises:
+        RuntimeError: with `features_only`, if the dense model has no features in timm.
     """
     base_args = dict(base_args)
-    overlay = base_args.pop("pretrained_cfg_overlay", {})  # decides the image size of models that take none
+    overlay = base_args.pop("pretrained_cfg_overlay", {})  # has the image size of models without `img_size`
     source = getattr(pretrained_cfg, "source", None) or (pretrained_cfg or {}).get("source")
 
-    # only now: this file is imported in the middle of timm's import, which vitrim's adapters may have begun
+    # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
     from vitrim.models import adapter_of_library
     from vitrim.surgery import prune
 
@@ -59,37 +70,38 @@ def vitrim_cut(
 
 
 def register_with_timm() -> None:
-    """Make timm know the architecture of cut models."""
+    """Register the architecture `vitrim_cut` with timm, if it is not registered."""
     if not timm.is_model(vitrim_cut.__name__):
         register_model(vitrim_cut)
 
 
 def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[str, Any]:
-    """How the dense model gives its features, for the cut one, which has so many blocks, to do the same.
+    """timm's settings for features of the pruned model, made from those of the dense model.
 
     Raises:
-        RuntimeError: the dense model gives none, in timm's words.
+        RuntimeError: from timm, if the dense model has no features.
     """
     with torch.device("meta"):
         wrapper = timm.create_model(base, features_only=True, **base_args)
     indices = wrapper.feature_info.out_indices
-    if hasattr(wrapper, "out_indices"):  # a getter: the last so many, whatever number of blocks is left
+    if hasattr(wrapper, "out_indices"):  # FeatureGetterNet: a number n selects the last n blocks
         return {"feature_cls": type(wrapper), "out_indices": min(len(indices), num_blocks)}
     flat = any("." in name for name in wrapper.feature_info.module_name())
     return {"feature_cls": type(wrapper), "out_indices": tuple(indices), "flatten_sequential": flat}
 
 
 def _filter_of(base: str) -> Any:
-    """timm's own adaptation of weights to another image size, where the family has one.
+    """timm's function that adapts weights to another image size, if the family has one.
 
-    Weights that fit as they are stay out of it: without its first block, some take a model for one of another code.
+    It is skipped if the weights fit already. Without the first block, some of these functions mistake the weights for
+    those of another code base.
     """
     module = sys.modules[timm.model_entrypoint(base).__module__]
     adapt: Any = getattr(module, "checkpoint_filter_fn", None)
 
     def adapted(weights: dict[str, torch.Tensor], model: nn.Module) -> Any:
-        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        fits = wanted == {name: tensor.shape for name, tensor in weights.items()}
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        fits = shapes == {name: tensor.shape for name, tensor in weights.items()}
         return weights if fits else adapt(weights, model)
 
     return adapted if adapt else None

@@ -1,0 +1,54 @@
+"""Opening a model: by name, from folders of other libraries, and the names that are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from builders.models import build, random_images, random_plan
+from vitrim.errors import SettingError
+from vitrim.models import describe
+from vitrim.saving.checkpoint import load, save
+from vitrim.saving.opening import open_model
+from vitrim.surgery import prune
+
+IMAGES = random_images(dtype=torch.float32)
+
+
+def test_a_folder_that_timm_wrote_is_opened(tmp_path: Path) -> None:
+    from timm.models import save_for_hf
+
+    dense = build(dtype=torch.float32)
+    save_for_hf(dense, tmp_path, model_config={"num_classes": 7}, safe_serialization=True)
+    opened = open_model(str(tmp_path))
+    assert torch.equal(opened(IMAGES), dense(IMAGES))
+    student = prune(opened, random_plan(describe(opened), seed=1))
+    save(student, tmp_path / "cut")
+    assert torch.equal(load(tmp_path / "cut")(IMAGES), student(IMAGES))
+
+
+def test_a_folder_that_transformers_wrote_is_opened(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    config = transformers.ViTConfig(**sizes, image_size=32, patch_size=16, num_labels=7)
+    dense = transformers.ViTForImageClassification(config).eval()
+    dense.save_pretrained(tmp_path)
+    opened = open_model(str(tmp_path))
+    assert type(opened) is type(dense)
+    assert torch.equal(opened(IMAGES).logits, dense(IMAGES).logits)
+
+
+def test_a_name_may_have_the_prefix_of_its_library() -> None:
+    model = open_model("torchvision:vit_b_16", img_size=32, num_classes=3)
+    assert type(model).__module__.startswith("torchvision.")
+    assert model(IMAGES).shape == (4, 3)
+    assert type(open_model("timm:vit_tiny_patch16_224", img_size=32)).__module__.startswith("timm.")
+
+
+@pytest.mark.parametrize(
+    "name", ["someone/small-vit", "torchvision:no_such_model", "timm:no_such_model", "transformers:NoSuchModel"]
+)
+def test_an_unknown_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SettingError):
+        open_model(name)

@@ -1,0 +1,76 @@
+"""`modeling.py`: it builds the pruned model without vitrim."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from builders.models import build, random_images, random_plan, same_tensors
+from vitrim.models import describe, origin_of
+from vitrim.saving.checkpoint import save
+from vitrim.saving.standalone import modeling_source, rebuild_facts
+from vitrim.surgery import prune
+
+
+@pytest.fixture(scope="module")
+def student() -> nn.Module:
+    model = build(dtype=torch.float32)
+    return prune(model, random_plan(describe(model), seed=1, blocks=(0, 2, 3)))
+
+
+@pytest.fixture(scope="module")
+def folder(student: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(student, tmp_path_factory.mktemp("pruned") / "model")
+
+
+def modeling_of(folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("modeling", folder / "modeling.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_modeling_py_builds_the_same_model(student: nn.Module, folder: Path) -> None:
+    model = modeling_of(folder).load_model()
+    images = random_images(dtype=torch.float32)
+    assert same_tensors(model, student) and torch.equal(model(images), student(images))
+
+
+def test_modeling_py_imports_no_vitrim(student: nn.Module) -> None:
+    source = modeling_source(student, origin_of(student))
+    assert "import timm" in source and "import vitrim" not in source and "from vitrim" not in source
+
+
+def test_only_differences_to_the_dense_model_are_stored(student: nn.Module) -> None:
+    facts = rebuild_facts(student, origin_of(student))
+    assert facts["removed_blocks"] == ["blocks.1"]
+    assert facts["architecture"] == "vit_tiny_patch16_224" and not facts["forwards"] and not facts["zeros"]
+    heads = [block.attn.num_heads for block in student.blocks]
+    stored = [facts["attributes"].get(f"blocks.{index}.attn", {}).get("num_heads") for index in range(3)]
+    assert stored == [None if count == 4 else count for count in heads]  # a block that keeps all heads does not differ
+
+
+@pytest.mark.slow  # the tests of the families run each `modeling.py` in this process
+def test_modeling_py_works_without_vitrim(student: nn.Module, folder: Path, tmp_path: Path) -> None:
+    """In a new process in which `import vitrim` fails, from a copy of the folder."""
+    shutil.copytree(folder, tmp_path / "copy")
+    code = """
+import sys
+sys.modules["vitrim"] = None
+import torch
+from modeling import load_model
+with torch.no_grad():
+    print(load_model()(torch.ones(1, 3, 32, 32)).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "copy")
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = student(torch.ones(1, 3, 32, 32)).sum().item()
+    assert float(done.stdout) == pytest.approx(expected, abs=1e-5)
