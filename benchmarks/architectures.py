@@ -15,7 +15,7 @@ from benchmarks.config import CellConfig, ModelSettings
 from vitrim.costs.budget import Budget, unprunable_summary
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, SettingError
-from vitrim.importance import Batch, Criterion, score
+from vitrim.importance.criteria import Batch, Criterion, score
 from vitrim.models import describe, origin_of, with_new_head
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.saving.opening import open_model

@@ -20,7 +20,7 @@ from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, match_labels
 from vitrim.evaluation import evaluate
-from vitrim.importance import Criterion
+from vitrim.importance.criteria import Criterion
 from vitrim.pipeline import compress, identity
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
@@ -30,7 +30,7 @@ from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import prune
-from vitrim.training import TrainingSettings, train
+from vitrim.training.loop import TrainingSettings, train
 
 SEED_OFFSET = 1000  # random weights of a student need another seed than those of the dense model
 

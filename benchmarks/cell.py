@@ -37,7 +37,7 @@ from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
-from vitrim.training import check_training
+from vitrim.training.loop import check_training
 
 ROOT = Path(__file__).parent.parent
 NAMED_DATA = ("cifar10", "cifar100", "tiny-imagenet")  # data sets with a separate setting for their folder

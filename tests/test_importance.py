@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from builders.models import build, random_batches, same_tensors
 from vitrim.errors import CheckpointMismatch, DataError, SettingError
-from vitrim.importance import ImportanceSettings, Scores, mean_loss, rank_blocks_for_removal, score
+from vitrim.importance.criteria import ImportanceSettings, Scores, mean_loss, rank_blocks_for_removal, score
 from vitrim.models import describe
 from vitrim.silencing import gated, skipping, unit_gate
 from vitrim.structure import UNIT_KINDS, UnitGroup

@@ -19,7 +19,7 @@ from vitrim.costs.budget import Budget
 from vitrim.costs.counting import PartCosts, count_cost
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
-from vitrim.importance import ImportanceSettings, Scores, score
+from vitrim.importance.criteria import ImportanceSettings, Scores, score
 from vitrim.models import describe
 from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan

@@ -22,7 +22,7 @@ from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.errors import PlanMismatch, UnsupportedModel
-from vitrim.importance import score
+from vitrim.importance.criteria import score
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.silencing import silence

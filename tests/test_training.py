@@ -21,7 +21,7 @@ from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.models import describe
 from vitrim.surgery import prune
-from vitrim.training import TrainingSettings, _Loop, train
+from vitrim.training.loop import TrainingSettings, _Loop, train
 
 STEPS_PER_EPOCH = 3  # 60 images, 20 a step
 ALL_TERMS = DistillationSettings(soft=1.0, hard=0.5, hidden=0.5, relations=0.5, relation_heads=4, temperature=2.0)

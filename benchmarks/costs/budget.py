@@ -21,7 +21,7 @@ from vitrim.costs import latency_table as tables
 from vitrim.costs.budget import Budget
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import LatencySettings, Runtime, measure_latencies
-from vitrim.importance import ImportanceSettings
+from vitrim.importance.criteria import ImportanceSettings
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.pipeline import calibration_images

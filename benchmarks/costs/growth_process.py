@@ -30,13 +30,13 @@ from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData
 from vitrim.data.matching import preprocessing_of
 from vitrim.hooks import logits_of
-from vitrim.importance import ImportanceSettings, score
+from vitrim.importance.criteria import ImportanceSettings, score
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.pipeline import compress
 from vitrim.recipe import DepthSettings, Recipe
 from vitrim.surgery import prune
-from vitrim.training import TrainingSettings
+from vitrim.training.loop import TrainingSettings
 
 KEEP = 0.7
 BATCH_SIZE = 8

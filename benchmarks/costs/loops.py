@@ -15,7 +15,7 @@ from benchmarks.costs.ratios import count_operations
 from vitrim.data.images import ImageData
 from vitrim.losses import DistillationLoss
 from vitrim.models import describe
-from vitrim.training import _Loop
+from vitrim.training.loop import _Loop
 
 
 class VitrimLoop:

@@ -22,7 +22,7 @@ from vitrim.data.matching import Calibration, match_labels
 from vitrim.errors import BudgetError, SettingError
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.hooks import eval_mode, logits_of
-from vitrim.importance import Scores, rank_blocks_for_removal
+from vitrim.importance.criteria import Scores, rank_blocks_for_removal
 from vitrim.losses import soft_loss
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
@@ -36,7 +36,7 @@ from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint, load, save
 from vitrim.surgery import prune
-from vitrim.training import TrainingSettings, check_training, train
+from vitrim.training.loop import TrainingSettings, check_training, train
 
 MIN_HELD_OUT = 64
 PROMISE = "promise.json"  # of the last plan

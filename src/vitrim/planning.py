@@ -17,7 +17,7 @@ from vitrim.costs.device import DeviceTimes, settings_for_a_check
 from vitrim.costs.latency import check_runtime, measure_latencies
 from vitrim.data.matching import Calibration
 from vitrim.errors import BudgetError, SettingError
-from vitrim.importance import Scores, rank_blocks_for_removal, score
+from vitrim.importance.criteria import Scores, rank_blocks_for_removal, score
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe

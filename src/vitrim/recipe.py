@@ -23,9 +23,9 @@ import tomli_w
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
 from vitrim.errors import SettingError
-from vitrim.importance import ImportanceSettings
+from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
-from vitrim.training import TrainingSettings
+from vitrim.training.loop import TrainingSettings
 
 Kind = TypeVar("Kind")
 SHIPPED = Path(__file__).parent / "recipes"

@@ -18,7 +18,7 @@ from vitrim import cli
 from vitrim.costs.counting import count_cost
 from vitrim.models import origin_of
 from vitrim.saving.checkpoint import load
-from vitrim.training import _Loop
+from vitrim.training.loop import _Loop
 
 IN_ONE_WORKER = pytest.mark.xdist_group("the whole cell")  # it takes some time to make
 

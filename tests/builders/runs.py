@@ -15,11 +15,11 @@ from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
-from vitrim.importance import ImportanceSettings
+from vitrim.importance.criteria import ImportanceSettings
 from vitrim.models import describe
 from vitrim.recipe import DepthSettings, Recipe
 from vitrim.saving.checkpoint import save
-from vitrim.training import TrainingSettings
+from vitrim.training.loop import TrainingSettings
 
 DIGITS_SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 4, "mlp_ratio": 4.0, "num_classes": 10}
 

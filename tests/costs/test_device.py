@@ -20,7 +20,7 @@ from vitrim.costs.budget import Budget
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import LatencySettings
 from vitrim.errors import BudgetError, SettingError
-from vitrim.importance import score
+from vitrim.importance.criteria import score
 from vitrim.models import describe
 from vitrim.pipeline import compress, plan_only
 from vitrim.recipe import Recipe

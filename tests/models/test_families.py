@@ -21,7 +21,7 @@ from builders.models import random_plan, same_tensors
 from builders.rows import EACH_KIND, MADE_BY_HAND, NOT_PRUNABLE, ROWS
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.hooks import logits_of
-from vitrim.importance import _losses_without, mean_loss, score
+from vitrim.importance.criteria import _losses_without, mean_loss, score
 from vitrim.models import describe, origin_of
 from vitrim.plan import PruningPlan
 from vitrim.recovery.recover import recover

@@ -95,7 +95,7 @@ def compress(
     The compressed model is in the subfolder `model` of the run, with `report.md` beside it.
     """
     from vitrim import pipeline
-    from vitrim.importance import Scores
+    from vitrim.importance.criteria import Scores
     from vitrim.models import describe
     from vitrim.planning import check_budget
 

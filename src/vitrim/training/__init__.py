@@ -1,0 +1,1 @@
+"""The training loop, with or without a teacher."""
