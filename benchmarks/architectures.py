@@ -15,7 +15,8 @@ from benchmarks.config import CellConfig, ModelSettings
 from vitrim.costs.budget import Budget, unprunable_summary
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, SettingError
-from vitrim.importance.criteria import Batch, Criterion, score
+from vitrim.importance.blocks import Batch
+from vitrim.importance.criteria import score
 from vitrim.models import describe, origin_of, with_new_head
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.saving.opening import open_model
@@ -108,7 +109,7 @@ def _empty(config: CellConfig, structure: ViTStructure, width: int) -> ViTStruct
 
 
 def uniform_plan(
-    dense: nn.Module, batches: Iterable[Batch], criterion: Criterion, budget: Budget, *, seed: int = 0
+    dense: nn.Module, batches: Iterable[Batch], criterion: str, budget: Budget, *, seed: int = 0
 ) -> PruningPlan:
     """Return a plan that prunes all blocks by the same fraction, and keeps the best units of each block.
 

@@ -20,8 +20,7 @@ from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, match_labels
 from vitrim.evaluation import evaluate
-from vitrim.importance.criteria import Criterion
-from vitrim.pipeline import compress, identity
+from vitrim.pipeline import compress
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
 from vitrim.runs.files import read_json
@@ -29,8 +28,10 @@ from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
+from vitrim.source import Source
 from vitrim.surgery import prune
-from vitrim.training.loop import TrainingSettings, train
+from vitrim.training.loop import train
+from vitrim.training.settings import TrainingSettings
 
 SEED_OFFSET = 1000  # random weights of a student need another seed than those of the dense model
 
@@ -121,7 +122,7 @@ def _plan_by_torch_pruning(arm: _ArmRun) -> PruningPlan:
     return plan_by_torch_pruning(arm.dense, arm.calibration, arm.recipe.budget, seed=arm.job.seed)
 
 
-def _uniform_plan(criterion: Criterion, arm: _ArmRun) -> PruningPlan:
+def _uniform_plan(criterion: str, arm: _ArmRun) -> PruningPlan:
     return uniform_plan(arm.dense, arm.calibration, criterion, arm.recipe.budget, seed=arm.job.seed)
 
 
@@ -158,7 +159,7 @@ def _control(arm: _ArmRun) -> Outcome:
 def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
     """Open the folder of an arm with one training stage."""
     recipe = replace(arm.recipe, width_training=settings)
-    return RunFolder(arm.folder, identity(f"benchmark {arm.job.arm}", recipe, arm.dense, arm.data))
+    return RunFolder(arm.folder, Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe))
 
 
 def _train_and_evaluate(

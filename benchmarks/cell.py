@@ -27,16 +27,14 @@ from benchmarks.architectures import model_to_train
 from benchmarks.config import CONTROL, CellConfig, dense_recipe, recipe_for, scratch_training
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
-from vitrim.data.matching import match_labels
 from vitrim.errors import FolderInUse, SettingError
-from vitrim.models import describe
 from vitrim.pipeline import fit
-from vitrim.planning import check_budget
 from vitrim.recipe import to_table
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
+from vitrim.source import Source, check
 from vitrim.training.loop import check_training
 
 ROOT = Path(__file__).parent.parent
@@ -95,14 +93,11 @@ class Cell:
 
     def _check(self, model: nn.Module) -> None:
         """Check the settings of all arms before the dense model is trained, which takes long."""
-        structure, data = describe(model), match_labels(self.data, model)
-        check_training(scratch_training(self.config), structure, data)
+        source = Source.of(model, self.data)
+        check_training(scratch_training(self.config), source.structure, source.data)
         for arm in self.config.arms:
             for keep in self.config.keeps:
-                recipe = recipe_for(self.config, arm, keep=keep, seed=0)
-                check_budget(structure, recipe)
-                check_training(recipe.width_training, structure, data)
-                check_training(recipe.depth_training, structure, data)
+                check(source, recipe_for(self.config, arm, keep=keep, seed=0))
 
 
 def open_cell(config: CellConfig, out: Path, data_path: Path | None, command: str) -> Cell:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.recipe import Recipe, TrainRecipe, from_table, load_recipe, to_table
-from vitrim.training.loop import TrainingSettings
+from vitrim.training.settings import TrainingSettings
 
 CONTROL = "dense-control"
 ARMS = ("vitrim", "paper", "hard-labels", "torch-pruning", "random", "magnitude", "scratch", "timm-small", CONTROL)

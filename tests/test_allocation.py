@@ -12,7 +12,7 @@ from vitrim.costs import knapsack as module
 from vitrim.costs.budget import Budget, smallest_cost
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
-from vitrim.importance.criteria import Scores
+from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
 from vitrim.structure import UNIT_KINDS, UnitKind, ViTStructure
 

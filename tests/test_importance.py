@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from builders.models import build, random_batches, same_tensors
 from vitrim.errors import CheckpointMismatch, DataError, SettingError
-from vitrim.importance.criteria import ImportanceSettings, Scores, mean_loss, rank_blocks_for_removal, score
+from vitrim.importance.blocks import mean_loss, rank_blocks_for_removal
+from vitrim.importance.criteria import ImportanceSettings, score
+from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.silencing import gated, skipping, unit_gate
 from vitrim.structure import UNIT_KINDS, UnitGroup

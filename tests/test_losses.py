@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from builders.models import build, random_images, random_plan
 from vitrim.errors import SettingError
-from vitrim.losses import DistillationLoss, DistillationSettings, hidden_loss, relation_loss, soft_loss, tapped
+from vitrim.hooks import recorded_states
+from vitrim.losses import DistillationLoss, DistillationSettings, hidden_loss, relation_loss, soft_loss
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
@@ -108,7 +109,10 @@ def run(settings: DistillationSettings, blocks: tuple[int, ...] = (0, 3)) -> tup
     student = prune(teacher, plan)
     loss = DistillationLoss.between(settings, describe(student), describe(teacher), plan)
     images, targets = random_images(), F.one_hot(torch.arange(4), 7).double()
-    with tapped(student, loss.student_taps()) as mine, tapped(teacher, loss.teacher_taps()) as theirs:
+    with (
+        recorded_states(student, loss.recorded_in_student()) as mine,
+        recorded_states(teacher, loss.recorded_in_teacher()) as theirs,
+    ):
         outputs = student(images), teacher(images)
     return loss(*outputs, targets, mine, theirs), mine, theirs
 
@@ -138,7 +142,7 @@ def test_an_uncut_student_has_nothing_to_learn_from_the_teacher() -> None:
     structure = describe(teacher)
     settings = DistillationSettings(soft=1, hidden=1, relations=1, relation_heads=2)
     loss = DistillationLoss.between(settings, structure, structure, PruningPlan.full(structure))
-    with tapped(teacher, loss.student_taps()) as taps:
+    with recorded_states(teacher, loss.recorded_in_student()) as taps:
         logits = teacher(random_images())
     terms = loss(logits, logits, logits.softmax(dim=-1), dict(taps), dict(taps))
     assert sum(terms.values()).item() == pytest.approx(0, abs=1e-9)
@@ -163,7 +167,7 @@ def test_a_block_follows_the_teacher_to_the_end_of_the_removed_stretch(
 
 def test_taps_end_with_their_context() -> None:
     model = build()
-    with tapped(model, ["blocks.0", "blocks.1.attn.qkv"]) as taps:
+    with recorded_states(model, ["blocks.0", "blocks.1.attn.qkv"]) as taps:
         model(random_images(2))
     assert taps["blocks.0"].shape == (2, 5, 16)
     assert taps["blocks.1.attn.qkv"].shape == (2, 5, 48)

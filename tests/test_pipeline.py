@@ -14,19 +14,21 @@ from torch import nn
 
 from builders.models import make_structure, same_tensors
 from builders.runs import digits, digits_model, read_lines, short_recipe, short_training, smallest_step
-from vitrim import pipeline, planning
+from vitrim import depth, pipeline, planning
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import PartCosts, count_cost
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import BudgetError, DataError, FolderInUse, SettingError
-from vitrim.importance.criteria import ImportanceSettings, Scores, score
+from vitrim.importance.criteria import ImportanceSettings, score
+from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
-from vitrim.planning import check_budget, width_plan
+from vitrim.planning import width_plan
 from vitrim.recipe import TrainRecipe, load_recipe
 from vitrim.recovery.recover import RecoverySettings
 from vitrim.saving.checkpoint import fingerprint, load
+from vitrim.source import Source, check
 from vitrim.surgery import prune
 
 RECIPES = {
@@ -156,7 +158,7 @@ def test_a_budget_below_the_smallest_model_is_refused_before_anything_is_written
 
 def test_more_blocks_than_there_are_cannot_go() -> None:
     with pytest.raises(SettingError, match="3 blocks are to be removed, but the model has 3"):
-        check_budget(describe(digits_model()), short_recipe(blocks=3))
+        check(Source.of(digits_model()), short_recipe(blocks=3))
 
 
 def test_auto_gives_up_on_so_many_blocks_that_the_budget_has_no_room(tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_a_rerun_after_a_crash_ends_as_an_uninterrupted_run(
         return train(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(pipeline, "train", crashing)
+        patch.setattr(depth if "search" in stage else pipeline, "train", crashing)
         compress(dense, digits(), recipe, tmp_path / "run")
     before = files(tmp_path / "run")
     assert "report.json" not in before and "model/config.json" not in before
@@ -221,6 +223,8 @@ def test_a_finished_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(pipeline, name, _stop)
     for name in ("score", "recover", "allocate", "measure_latencies", "rank_blocks_for_removal"):
         monkeypatch.setattr(planning, name, _stop)
+    for name in ("train", "recover", "rank_blocks_for_removal"):
+        monkeypatch.setattr(depth, name, _stop)
     second = compress(dense, digits(), recipe, tmp_path)
     assert same_tensors(first.model, second.model)
     assert (first.plan, first.report) == (second.plan, second.report)
@@ -351,7 +355,7 @@ def test_scores_of_another_model_or_criterion_are_refused(tmp_path: Path) -> Non
     dense, data = digits_model(), digits()
     own = score(dense, [(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))])
     other_criterion = short_recipe(importance=replace(short_recipe().importance, criterion="taylor"))
-    with pytest.raises(SettingError, match="made by fisher, the recipe asks for taylor"):
+    with pytest.raises(SettingError, match="made by fisher; the recipe asks for taylor"):
         compress(dense, data, other_criterion, tmp_path / "run", scores=own)
     unknown_files = replace(own, weights=fingerprint(digits_model(seed=1)))
     with pytest.raises(SettingError, match="other weights"):
@@ -367,7 +371,7 @@ def test_every_budget_that_is_admitted_gets_a_width_plan(
 ) -> None:
     model = digits_model(depth=depth)
     wanted = short_recipe(keep=keep, blocks=blocks, budget={"min_neurons": min_neurons})
-    check_budget(describe(model), wanted)  # too small with all blocks, possible without those that go later
+    check(Source.of(model), wanted)  # too small with all blocks, possible without those that go later
     plan = width_plan(describe(model), score(model, [], criterion="magnitude"), wanted.budget, blocks)
     plan.check(describe(model))
 

@@ -22,7 +22,7 @@ from vitrim.recipe import (
     to_table,
     to_toml,
 )
-from vitrim.training.loop import TrainingSettings
+from vitrim.training.settings import TrainingSettings
 
 TRAIN_RECIPES = {"train", "demo-train"}
 ALL_SHIPPED = sorted(path.stem for path in SHIPPED.glob("*.toml"))

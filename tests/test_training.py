@@ -21,7 +21,8 @@ from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.models import describe
 from vitrim.surgery import prune
-from vitrim.training.loop import TrainingSettings, _Loop, train
+from vitrim.training.loop import TrainingJob, TrainingLoop, train
+from vitrim.training.settings import TrainingSettings
 
 STEPS_PER_EPOCH = 3  # 60 images, 20 a step
 ALL_TERMS = DistillationSettings(soft=1.0, hard=0.5, hidden=0.5, relations=0.5, relation_heads=4, temperature=2.0)
@@ -51,19 +52,19 @@ def taught_pair() -> tuple[nn.Module, dict[str, Any]]:
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
-    update = _Loop._update
+    update = TrainingLoop.update
 
-    def stopping(self: _Loop, *arguments: Any) -> None:
+    def stopping(self: TrainingLoop, *arguments: Any) -> None:
         if self.step == step:
             raise kind
         update(self, *arguments)
 
-    patch.setattr(_Loop, "_update", stopping)
+    patch.setattr(TrainingLoop, "update", stopping)
 
 
 def save_only_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    save = _Loop._save
-    patch.setattr(_Loop, "_save", lambda self: save(self) if self.step == step else None)
+    save = TrainingLoop.save
+    patch.setattr(TrainingLoop, "save", lambda self: save(self) if self.step == step else None)
 
 
 def differences(first: nn.Module, second: nn.Module) -> float:
@@ -274,9 +275,11 @@ def test_training_learns() -> None:
     model, data = digits_model(), digits()
     rows = []
     with pytest.MonkeyPatch.context() as patch:
-        log = _Loop._log
+        log = TrainingLoop._log_epoch
         patch.setattr(
-            _Loop, "_log", lambda self, sums, *rest: (rows.append(float(sums["hard"])), log(self, sums, *rest))
+            TrainingLoop,
+            "_log_epoch",
+            lambda self, sums, *rest: (rows.append(float(sums["hard"])), log(self, sums, *rest)),
         )
         train(model, data, short_training(epochs=15, learning_rate=1e-2))
     assert rows[-1] < 0.3 * rows[0]
@@ -311,13 +314,13 @@ def test_a_loss_that_is_no_number_names_the_step_and_spares_the_checkpoint(tmp_p
     whole = train(student, digits(), EVERYTHING, **arguments)
     bad = 4
     with pytest.MonkeyPatch.context() as patch:
-        terms = _Loop._terms
+        terms = TrainingLoop.loss_terms
 
-        def breaking(self: _Loop, *args: Any) -> dict[str, torch.Tensor]:
+        def breaking(self: TrainingLoop, *args: Any) -> dict[str, torch.Tensor]:
             found = terms(self, *args)
             return {**found, "soft": found["soft"] * torch.nan} if self.step == bad else found
 
-        patch.setattr(_Loop, "_terms", breaking)
+        patch.setattr(TrainingLoop, "loss_terms", breaking)
         with pytest.raises(NonFiniteLoss, match=rf"step {bad} \(epoch 2\) of train.*last good checkpoint is .*train"):
             train(student, digits(), EVERYTHING, **arguments, run_dir=tmp_path)
     with safe_open(tmp_path / "train.checkpoint.safetensors", framework="pt") as file:
@@ -360,7 +363,7 @@ def test_training_a_copy_equals_training_the_model() -> None:
 
 def test_the_rate_warms_up_to_its_peak_and_falls_to_its_least() -> None:
     settings = short_training(epochs=6, warmup_epochs=2, learning_rate=1e-3, min_learning_rate=1e-5)
-    loop = _Loop(digits_model(), digits(), settings, None, None, None, "train", 0)
+    loop = TrainingLoop(TrainingJob(model=digits_model(), data=digits(), settings=settings))
     rates = []
     for step in range(loop.total_steps):
         loop.scheduler.step_update(step)

@@ -24,9 +24,9 @@ from vitrim.costs.latency import LatencySettings, Runtime, measure_latencies
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
-from vitrim.pipeline import calibration_images
 from vitrim.planning import Planner
 from vitrim.recipe import Recipe
+from vitrim.source import Source
 from vitrim.surgery import prune
 
 RUNTIMES: tuple[Runtime, ...] = ("cpu", "onnxruntime")
@@ -66,10 +66,11 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
     first = Recipe(budget=Budget(params=1.0, macs=1.0, latency_ms=1.0), latency=latency)
     device = DeviceTimes.measure(dense, first.budget, first.latency)
     data = random_data(2, structure.img_size[0], structure.num_classes)  # not scored: pruning has one step
+    source = Source.of(dense, data)
     for fraction in case.fractions:
         budget = replace(first.budget, latency_ms=fraction * device.dense_ms)
         recipe = replace(first, budget=budget, importance=ImportanceSettings(num_images=1, steps=1))
-        planner = Planner(dense, recipe, calibration_images(dense, data, recipe), device)
+        planner = Planner(source=source, recipe=recipe, device=device)
         proposal = planner.one_shot(uneven_scores(structure), ())
         cut = prune(dense, proposal.plan)
         found = measure_latencies([dense, cut], replace(latency, rounds=ROUNDS))[1]

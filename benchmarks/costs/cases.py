@@ -16,7 +16,7 @@ from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.surgery import prune
-from vitrim.training.loop import TrainingSettings
+from vitrim.training.settings import TrainingSettings
 
 KEEP = 0.7
 VIT_TI, VIT_S, VIT_B = (f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))

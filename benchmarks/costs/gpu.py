@@ -91,7 +91,7 @@ def step_flops(ours: VitrimLoop) -> int:
     """Return the floating-point operations of a step: two per multiply-add of products, convolutions and attention."""
     batch = next(ours.batches())
     with FlopCounterMode(display=False) as counter:
-        ours.loop._update(batch, ours.loop.model, ours.loop.teacher, ours.sums)
+        ours.loop.update(batch, ours.loop.model, ours.loop.teacher, ours.sums)
     return counter.get_total_flops()
 
 

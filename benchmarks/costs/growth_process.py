@@ -36,7 +36,7 @@ from vitrim.models.timm.adapter import create_model
 from vitrim.pipeline import compress
 from vitrim.recipe import DepthSettings, Recipe
 from vitrim.surgery import prune
-from vitrim.training.loop import TrainingSettings
+from vitrim.training.settings import TrainingSettings
 
 KEEP = 0.7
 BATCH_SIZE = 8

@@ -21,7 +21,7 @@ from benchmarks.costs.ratios import Ratio, seconds_in_turns
 from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
-from vitrim.importance.criteria import Scores
+from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.models.programs import onnx_program, random_images
 from vitrim.models.timm.adapter import create_model

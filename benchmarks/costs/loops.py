@@ -15,7 +15,7 @@ from benchmarks.costs.ratios import count_operations
 from vitrim.data.images import ImageData
 from vitrim.losses import DistillationLoss
 from vitrim.models import describe
-from vitrim.training.loop import _Loop
+from vitrim.training.loop import TrainingJob, TrainingLoop
 
 
 class VitrimLoop:
@@ -26,18 +26,21 @@ class VitrimLoop:
         loss = DistillationLoss.between(
             case.settings.distillation, describe(student), describe(case.teacher), case.plan
         )
-        self.loop = _Loop(student, data or case.data, case.settings, loss, teacher, None, "benchmark", 0)
-        self.forwards = self.loop._forwards(stack)
+        job = TrainingJob(
+            model=student, data=data or case.data, settings=case.settings, loss=loss, teacher=teacher, stage="benchmark"
+        )
+        self.loop = TrainingLoop(job)
+        self.forwards = stack.enter_context(self.loop.forward_functions())
         self.sums: dict[str, Tensor] = {}
 
     def batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Return the batches of one epoch, from the first step."""
         self.loop.step = 0
-        return self.loop._batches()
+        return self.loop.batches()
 
     def update(self, batch: list[tuple[Tensor, Tensor]]) -> None:
         """Run one training step."""
-        self.loop._update(batch, *self.forwards, self.sums)
+        self.loop.update(batch, *self.forwards, self.sums)
 
     def epoch(self) -> None:
         """Run all steps of one epoch."""

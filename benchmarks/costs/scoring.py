@@ -18,7 +18,9 @@ from benchmarks.torch_pruning import Settings, TorchPruner, gradients_for
 from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget
 from vitrim.hooks import logits_of
-from vitrim.importance.criteria import Batch, score, without_weight_gradients
+from vitrim.importance.blocks import Batch
+from vitrim.importance.criteria import score
+from vitrim.importance.effects import without_weight_gradients
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.plan import PruningPlan

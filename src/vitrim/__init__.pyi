@@ -6,8 +6,8 @@ from .data.loading import load_data as load_data
 from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
 from .exporting import export as export
-from .importance.criteria import Scores as Scores
 from .importance.criteria import score as score
+from .importance.scores import Scores as Scores
 from .models import describe as describe
 from .pipeline import Compressed as Compressed
 from .pipeline import compress as compress
@@ -19,7 +19,7 @@ from .saving.checkpoint import load as load
 from .saving.checkpoint import save as save
 from .structure import ViTStructure as ViTStructure
 from .surgery import prune as prune
-from .training.loop import TrainingSettings as TrainingSettings
 from .training.loop import train as train
+from .training.settings import TrainingSettings as TrainingSettings
 
 __version__: str

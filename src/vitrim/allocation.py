@@ -12,7 +12,7 @@ from vitrim.costs.budget import Budget, Limit, blocks_without, check_reachable, 
 from vitrim.costs.counting import Cost, PartCosts, count_cost
 from vitrim.costs.knapsack import Options, solve
 from vitrim.errors import PlanMismatch
-from vitrim.importance.criteria import Scores
+from vitrim.importance.scores import Scores
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 

@@ -102,6 +102,21 @@ def forward_pre_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> 
 
 
 @contextmanager
+def recorded_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """A context in which every forward pass puts the hidden states that these modules return into the dictionary."""
+    states: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            states[name] = output_state(output)
+
+        return hook
+
+    with forward_hooks([(model.get_submodule(name), record(name)) for name in names]):
+        yield states
+
+
+@contextmanager
 def with_fixed_output(module: nn.Module, output: Any) -> Iterator[None]:
     """A context in which the module returns `output` and computes nothing."""
     module.forward = lambda *args, **kwargs: output

@@ -1,32 +1,38 @@
-"""What the student learns from: the teacher's soft output, its hidden states, its token relations, and the labels."""
+"""What a student learns from. A loss term is known in this file alone.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+A new term is a field of `DistillationSettings` (its weight), a function, and a row of `TERMS`.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitrim.errors import SettingError
-from vitrim.hooks import output_state
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
+
+Need = Literal["student logits", "teacher logits", "hidden states", "qkv"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
-    """Weights of the terms; a term with weight 0 is not computed.
+    """Weights of the loss terms. A term with weight 0 is not computed.
 
     Attributes:
         soft: divergence from the teacher's output distribution, T^2 KL(teacher/T || student/T).
-        temperature: T.
+        temperature: T of the soft term.
         hidden: mean squared error of the hidden states after matched blocks, relative to the teacher's variance.
         relations: divergence of the tokens' query-query, key-key and value-value relations, last block (MiniLMv2).
-        relation_heads: into how many parts queries, keys and values are split for it, whatever heads are left; must
-            divide the width of one head.
+        relation_heads: number of parts that queries, keys and values are split into for the relations. It must divide
+            the width of one head.
         hard: cross entropy with the labels, mixed and smoothed as the augmentation made them.
+
+    Raises:
+        SettingError: a weight is negative, all weights are 0, or a setting is out of range.
     """
 
     soft: float = 1.0
@@ -37,17 +43,52 @@ class DistillationSettings:
     hard: float = 0.0
 
     def __post_init__(self) -> None:
-        weights = {name: getattr(self, name) for name in ("soft", "hidden", "relations", "hard")}
+        weights = {name: getattr(self, name) for name in TERMS}
         if min(weights.values()) < 0 or not any(weights.values()):
-            raise SettingError(f"The distillation weights are {weights}; expected none below 0 and one above.")
+            raise SettingError(f"The distillation weights are {weights}; expected none below 0 and one above 0.")
         if self.temperature <= 0 or self.relation_heads < 1:
             raise SettingError("distillation.temperature must be above 0 and distillation.relation_heads at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossInputs:
+    """What one forward pass of both models leaves for the loss terms. Unneeded entries are None or empty.
+
+    Attributes:
+        student_logits, teacher_logits: `(B, C)`.
+        targets: probabilities of the classes, `(B, C)`.
+        student_states, teacher_states: hidden states after matched blocks, `(B, N, D)` each, in order.
+        student_qkv, teacher_qkv: outputs of the fused qkv layers of the last block, `(B, N, 3*H*K)`; H may differ.
+    """
+
+    student_logits: Tensor
+    teacher_logits: Tensor | None
+    targets: Tensor
+    student_states: tuple[Tensor, ...] = ()
+    teacher_states: tuple[Tensor, ...] = ()
+    student_qkv: Tensor | None = None
+    teacher_qkv: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """One term of the loss.
+
+    Attributes:
+        compute: its value, a mean over images, without its weight.
+        needs: which of `LossInputs` it reads besides the targets.
+        check: raises `SettingError` if a model of this structure cannot have the term.
+    """
+
+    compute: Callable[[LossInputs, DistillationSettings], Tensor]
+    needs: frozenset[Need]
+    check: Callable[[DistillationSettings, ViTStructure], None] = lambda settings, structure: None
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher/T) || softmax(student/T)), mean over images (Hinton et al. 2015); logits `(B, C)`.
 
-    T^2 keeps the gradient's size the same at every temperature.
+    The factor T^2 keeps the size of the gradient the same at every temperature.
     """
     student_log = F.log_softmax(student / temperature, dim=-1)
     teacher_log = F.log_softmax(teacher / temperature, dim=-1)
@@ -57,33 +98,52 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error over the variance of the teacher's values, mean over images; `(B, ...)` both.
 
-    The variance is taken image by image: then the loss of a batch is the mean of its parts' on several processes.
-    Kept for the gradient are the two states and not their difference: the student's next block keeps the first anyway.
+    The variance is taken image by image. So the loss of a batch is the mean of the losses of its parts, also on several
+    processes. The two states are kept for the gradient, and their difference is not: the student's next block keeps the
+    first one in any case.
     """
     error = F.mse_loss(student, teacher, reduction="none").flatten(1).mean(dim=1)
     return (error / _variance(teacher.flatten(1)).clamp_min(1e-12)).mean()
 
 
-def _variance(values: Tensor) -> Tensor:
-    """Of each row of `(B, n)`; `Tensor.var` goes through the values one by one on the CPU."""
-    centred = values - values.mean(dim=1, keepdim=True)
-    return torch.linalg.vector_norm(centred, dim=1).square() / (values.shape[1] - 1)
-
-
 def relation_loss(student: Tensor, teacher: Tensor, num_heads: int) -> Tensor:
-    """Mean over queries, keys and values of KL(teacher || student) between the tokens' relations (MiniLMv2, eq. 4-6).
+    """KL(teacher || student) between the relations of the tokens (MiniLMv2, Wang et al. 2021, eq. 4-6).
 
     Args:
-        student, teacher: outputs of the fused qkv layers, `(B, N, 3*H*K)`; H may differ.
-        num_heads: R, into how many parts each third is split.
+        student: output of the fused qkv layer, `(B, N, 3*H*K)`.
+        teacher: the same of the teacher; H may differ.
+        num_heads: number of parts R that queries, keys and values are split into.
+
+    Returns:
+        The mean over queries, keys and values, a scalar.
     """
     total = torch.zeros((), device=student.device)
-    for mine, theirs in zip(student.chunk(3, dim=-1), teacher.chunk(3, dim=-1), strict=True):
-        student_log, teacher_log = _relations(mine, num_heads), _relations(theirs, num_heads)
-        total = (
-            total + F.kl_div(student_log, teacher_log, reduction="sum", log_target=True) / teacher_log[..., 0].numel()
-        )
+    for student_part, teacher_part in zip(student.chunk(3, dim=-1), teacher.chunk(3, dim=-1), strict=True):
+        student_log, teacher_log = _relations(student_part, num_heads), _relations(teacher_part, num_heads)
+        divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+        total = total + divergence / teacher_log[..., 0].numel()
     return total / 3
+
+
+def check_relation_heads(settings: DistillationSettings, structure: ViTStructure) -> None:
+    """Raise `SettingError` if the last block has no fused qkv layer, or its heads cannot be split as asked."""
+    last = structure.blocks[-1]
+    if not last.qkv:
+        raise SettingError(
+            f"distillation.relations needs one layer for queries, keys and values, which `{last.name}` of "
+            f"{structure.model} does not have; set its weight to 0."
+        )
+    width = last.heads.width
+    if width % settings.relation_heads:
+        raise SettingError(
+            f"distillation.relation_heads is {settings.relation_heads}, which does not divide the head width {width}."
+        )
+
+
+def _variance(values: Tensor) -> Tensor:
+    """The variance of each row of `(B, n)`; `Tensor.var` reads the values one by one on the CPU."""
+    centred = values - values.mean(dim=1, keepdim=True)
+    return torch.linalg.vector_norm(centred, dim=1).square() / (values.shape[1] - 1)
 
 
 def _relations(states: Tensor, num_heads: int) -> Tensor:
@@ -92,43 +152,54 @@ def _relations(states: Tensor, num_heads: int) -> Tensor:
     return F.log_softmax(parts @ parts.transpose(-1, -2) / parts.shape[-1] ** 0.5, dim=-1)
 
 
-def check_relation_heads(settings: DistillationSettings, structure: ViTStructure) -> None:
-    """Raise `SettingError` if queries, keys and values cannot be had or not be split as the relations term asks."""
-    last = structure.blocks[-1]
-    if settings.relations and not last.qkv:
-        raise SettingError(
-            f"distillation.relations needs one layer for queries, keys and values, which `{last.name}` of "
-            f"{structure.model} does not have; set its weight to 0."
-        )
-    width = last.heads.width
-    if settings.relations and width % settings.relation_heads:
-        raise SettingError(
-            f"distillation.relation_heads is {settings.relation_heads}, which does not divide the head width {width}."
-        )
+def _soft(inputs: LossInputs, settings: DistillationSettings) -> Tensor:
+    assert inputs.teacher_logits is not None
+    return soft_loss(inputs.student_logits, inputs.teacher_logits, settings.temperature)
 
 
-@contextmanager
-def tapped(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the context, every forward pass of `model` leaves the named modules' outputs in the yielded dict."""
-    taps: dict[str, Tensor] = {}
+def _hard(inputs: LossInputs, settings: DistillationSettings) -> Tensor:
+    return F.cross_entropy(inputs.student_logits, inputs.targets)
 
-    def keep(name: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            taps[name] = output_state(output)
 
-        return hook
+def _hidden(inputs: LossInputs, settings: DistillationSettings) -> Tensor:
+    pairs = zip(inputs.student_states, inputs.teacher_states, strict=True)
+    return torch.stack([hidden_loss(student.float(), teacher.float()) for student, teacher in pairs]).mean()
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
+
+def _relation(inputs: LossInputs, settings: DistillationSettings) -> Tensor:
+    assert inputs.student_qkv is not None and inputs.teacher_qkv is not None
+    return relation_loss(inputs.student_qkv.float(), inputs.teacher_qkv.float(), settings.relation_heads)
+
+
+TERMS: Mapping[str, LossTerm] = {  # by the name of the weight in `DistillationSettings`
+    "soft": LossTerm(compute=_soft, needs=frozenset({"student logits", "teacher logits"})),
+    "hard": LossTerm(compute=_hard, needs=frozenset({"student logits"})),
+    "hidden": LossTerm(compute=_hidden, needs=frozenset({"hidden states"})),
+    "relations": LossTerm(compute=_relation, needs=frozenset({"qkv"}), check=check_relation_heads),
+}
+
+
+def terms_of(settings: DistillationSettings) -> dict[str, LossTerm]:
+    """The terms with a weight above 0, by name."""
+    return {name: term for name, term in TERMS.items() if getattr(settings, name)}
+
+
+def check_terms(settings: DistillationSettings, structure: ViTStructure) -> None:
+    """Raise `SettingError` if a term with a weight above 0 does not fit a model of this structure."""
+    for term in terms_of(settings).values():
+        term.check(settings, structure)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationLoss:
-    """The weighted terms for one pair of models; a plan has said which teacher block each student block follows."""
+    """The weighted terms for one pair of models.
+
+    Attributes:
+        student_names: blocks of the student, in order.
+        teacher_names: for each of them the teacher's block whose output it should match.
+        student_qkv: the fused qkv layer of the student's last block, or empty.
+        teacher_qkv: the same of the teacher's block that it was cut from.
+    """
 
     settings: DistillationSettings
     student_names: tuple[str, ...]
@@ -140,10 +211,10 @@ class DistillationLoss:
     def between(
         cls, settings: DistillationSettings, student: ViTStructure, teacher: ViTStructure, plan: PruningPlan
     ) -> "DistillationLoss":
-        """Match the blocks by `plan`, which counts in the teacher.
+        """Match the blocks of two models by `plan`, whose indices count in the teacher.
 
         Raises:
-            SettingError: `relation_heads` does not divide the width of a head, or hidden states cannot be compared.
+            SettingError: a term does not fit the student, or hidden states cannot be compared.
         """
         alike = student.embed_dim == teacher.embed_dim and len(student.blocks) == len(plan.blocks)
         if settings.hidden and not alike:
@@ -152,56 +223,64 @@ class DistillationLoss:
                 f"with {len(plan.blocks)} of the teacher's, of width {teacher.embed_dim}; set it to 0 for a teacher "
                 "that the student was not cut from."
             )
-        check_relation_heads(settings, student)
-        ends = teacher.matched_teacher_blocks([kept.block for kept in plan.blocks])
+        check_terms(settings, student)
+        matched = teacher.matched_teacher_blocks([kept.block for kept in plan.blocks])
         return cls(
             settings=settings,
             student_names=tuple(block.name for block in student.blocks),
-            teacher_names=tuple(teacher.blocks[end].name for end in ends),
+            teacher_names=tuple(teacher.blocks[index].name for index in matched),
             student_qkv=student.blocks[-1].qkv,
             teacher_qkv=teacher.blocks[plan.blocks[-1].block].qkv,
         )
 
+    def needs(self, need: Need) -> bool:
+        """Whether any term reads this input."""
+        return any(need in term.needs for term in terms_of(self.settings).values())
+
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with the teacher."""
-        return bool(self.settings.soft or self.settings.hidden or self.settings.relations)
+        return self.needs("teacher logits") or self.needs("hidden states") or self.needs("qkv")
 
-    def student_taps(self) -> list[str]:
-        return self._taps(self.student_names, self.student_qkv)
+    def recorded_in_student(self) -> list[str]:
+        """Names of the student's modules whose outputs the terms read."""
+        return self._recorded(self.student_names, self.student_qkv)
 
-    def teacher_taps(self) -> list[str]:
-        return self._taps(self.teacher_names, self.teacher_qkv)
+    def recorded_in_teacher(self) -> list[str]:
+        """Names of the teacher's modules whose outputs the terms read."""
+        return self._recorded(self.teacher_names, self.teacher_qkv)
 
-    def _taps(self, names: tuple[str, ...], qkv: str) -> list[str]:
-        return [*(names if self.settings.hidden else ()), *([qkv] if self.settings.relations else [])]
+    def _recorded(self, names: tuple[str, ...], qkv: str) -> list[str]:
+        return [*(names if self.needs("hidden states") else ()), *([qkv] if self.needs("qkv") else [])]
 
     def __call__(
         self,
-        student: Tensor,
-        teacher: Tensor | None,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
         targets: Tensor,
-        student_taps: dict[str, Tensor],
-        teacher_taps: dict[str, Tensor],
+        student_outputs: Mapping[str, Tensor],
+        teacher_outputs: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """The weighted terms by name; their sum is the loss.
 
         Args:
-            student, teacher: logits `(B, C)`; the teacher's may be None where no term looks at it.
-            targets: shares of the classes, `(B, C)`.
+            student_logits: `(B, C)`.
+            teacher_logits: `(B, C)`; None where no term reads them.
+            targets: probabilities of the classes, `(B, C)`.
+            student_outputs: outputs of the modules `recorded_in_student()`, by name.
+            teacher_outputs: outputs of the modules `recorded_in_teacher()`, by name.
         """
-        weights = self.settings
-        terms: dict[str, Tensor] = {}
-        if weights.soft:
-            assert teacher is not None
-            terms["soft"] = weights.soft * soft_loss(student, teacher, weights.temperature)
-        if weights.hard:
-            terms["hard"] = weights.hard * F.cross_entropy(student, targets)
-        if weights.hidden:
-            pairs = zip(self.student_names, self.teacher_names, strict=True)
-            losses = [hidden_loss(student_taps[mine].float(), teacher_taps[theirs].float()) for mine, theirs in pairs]
-            terms["hidden"] = weights.hidden * torch.stack(losses).mean()
-        if weights.relations:
-            mine, theirs = student_taps[self.student_qkv].float(), teacher_taps[self.teacher_qkv].float()
-            terms["relations"] = weights.relations * relation_loss(mine, theirs, weights.relation_heads)
-        return terms
+        states, qkv = self.needs("hidden states"), self.needs("qkv")
+        inputs = LossInputs(
+            student_logits=student_logits,
+            teacher_logits=teacher_logits,
+            targets=targets,
+            student_states=tuple(student_outputs[name] for name in self.student_names) if states else (),
+            teacher_states=tuple(teacher_outputs[name] for name in self.teacher_names) if states else (),
+            student_qkv=student_outputs[self.student_qkv] if qkv else None,
+            teacher_qkv=teacher_outputs[self.teacher_qkv] if qkv else None,
+        )
+        return {
+            name: getattr(self.settings, name) * term.compute(inputs, self.settings)
+            for name, term in terms_of(self.settings).items()
+        }

@@ -1,51 +1,49 @@
-"""The whole method, top to bottom: width, recover, distil, depth, recover, distil, measure, save, report.
+"""The whole method, from top to bottom: score, width, recover, distil, depth, recover, distil, measure, report.
 
-Each stage leaves its result in the run folder; called again, a finished stage is read instead of made.
+Read this file first. Every stage leaves its result in the run folder; a repeated command reads finished results.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vitrim import report as reports
-from vitrim.costs.budget import Budget
 from vitrim.costs.device import DeviceTimes
-from vitrim.costs.latency import Latency, measure_latencies
-from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.matching import Calibration, match_labels
-from vitrim.errors import BudgetError, SettingError
+from vitrim.costs.latency import measure_latencies
+from vitrim.data.images import ImageData
+from vitrim.depth import choose_num_blocks
 from vitrim.evaluation import Evaluation, evaluate
-from vitrim.hooks import eval_mode, logits_of
-from vitrim.importance.criteria import Scores, rank_blocks_for_removal
-from vitrim.losses import soft_loss
-from vitrim.models import describe
+from vitrim.importance.blocks import rank_blocks_for_removal
+from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
-from vitrim.planning import Planner, Proposal, check_budget, most_blocks
+from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery.recover import recover
-from vitrim.runs.environment import environment
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
-from vitrim.saving.checkpoint import fingerprint, load, save
+from vitrim.saving.checkpoint import load, save
+from vitrim.source import Source, check
 from vitrim.surgery import prune
-from vitrim.training.loop import TrainingSettings, check_training, train
+from vitrim.training.loop import check_training, train
 
-MIN_HELD_OUT = 64
-PROMISE = "promise.json"  # of the last plan
-DEVICE = "device.json"  # `DeviceTimes`
+FIRST_PREDICTION_FILE = "promise.json"  # where runs of version 0.1.0 keep the predicted latency of the last plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """What `compress` gives: the smaller model, the plan that made it from the dense one, and the report."""
+    """The result of `compress`.
+
+    Attributes:
+        model: the smaller model, on the device of this process, in eval mode.
+        plan: the heads, neurons and blocks that were kept; its indices count in the dense model.
+        report: the content of `report.json`.
+    """
 
     model: nn.Module
     plan: PruningPlan
@@ -55,329 +53,222 @@ class Compressed:
 def compress(
     model: nn.Module, data: ImageData, recipe: Recipe, run_dir: str | Path, *, scores: Scores | None = None
 ) -> Compressed:
-    """Shrink `model` to `recipe.budget` and teach it back. Safe to call again after a crash: it goes on.
+    """Compress `model` to `recipe.budget` and distil it. After a crash, the same call goes on where it stopped.
 
     Args:
-        model: the dense model, which becomes the teacher and stays as it is.
-        scores: of this model, from an earlier run with the same importance settings; measured if not given.
+        model: the dense model. It becomes the teacher and is not changed.
+        run_dir: folder of the run. The result is in its subfolder `model`.
+        scores: of this model, from an earlier run with the same importance settings; measured by default.
 
     Raises:
-        SettingError: the scores are of another criterion or model.
+        SettingError, BudgetError, DataError: see `vitrim.source.check`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data; lists what differs.
-        BudgetError, SettingError, DataError, NonFiniteLoss: see there.
+        NonFiniteLoss: a loss became infinite or not a number.
     """
-    data = match_labels(data, model)
-    check_budget(describe(model), recipe)
-    for settings in (recipe.width_training, recipe.depth_training):
-        check_training(settings, describe(model), data)
-    if scores is not None:
-        _check_scores(scores, model, recipe)
-    dense = model.to(this_process().device)
-    run = RunFolder(run_dir, identity("compress", recipe, dense, data))
-    story = CompressRun(run, dense, data, recipe)
-    before = story.measure("dense", dense)
+    source = Source.of(model, data)
+    check(source, recipe, scores)
+    run = CompressRun(run_dir, source, recipe)
+    run.measure("dense", source.model)
+    planner = Planner(source=source, recipe=recipe, device=run.device_times())
+    planner.check()
+    scores = run.scores(lambda: scores or planner.score(source.model))
+    num_blocks = choose_num_blocks(run.folder, planner, scores)
 
-    planner = story.planner()
-    scores = run.once("scores.safetensors", lambda: scores or planner.score(dense), Scores.save, Scores.load)
-    num_blocks = story.num_blocks_to_remove(planner, scores)
-
-    plan = story.plan("width-plan.json", lambda: planner.width(scores, num_blocks))
-    student = story.cut_and_recover("width", dense, plan, planner.calibration)
-    student = story.distil("width", student, plan, with_depth=num_blocks == 0)
+    proposal = run.plan("width-plan.json", lambda: planner.width(scores, num_blocks))
+    plan = proposal.plan
+    student = run.cut_and_recover("width", source.model, plan, planner)
+    student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
 
     if num_blocks:
-        step = story.plan("depth-step.json", lambda: planner.depth(student, plan, num_blocks))
-        plan = plan.then(step)
-        student = story.cut_and_recover("depth", student, step, planner.calibration)
-        student = story.distil("depth", student, plan)
+        proposal = run.plan("depth-step.json", lambda: planner.depth(student, plan, num_blocks))
+        cut_student = run.cut_and_recover("depth", student, proposal.plan, planner)
+        plan = plan.then(proposal.plan)
+        student = run.distil("depth", cut_student, plan)
 
-    return story.finish(student, plan, before)
+    return run.finish(student, plan, planner.device, proposal.predicted_ms)
 
 
 def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
-    """The plan that one cut to the budget would follow, from the model as it is; blocks go as `recipe.depth` says.
+    """The plan that one cut to the budget would follow, without cutting or training.
 
-    With `auto`, no block goes: how many should is found by training, which `compress` does.
+    Blocks are removed as `recipe.depth.blocks` says. With `auto`, none is removed: `compress` finds their number by
+    training.
+
+    Raises:
+        SettingError, BudgetError, DataError: see `vitrim.source.check`.
     """
-    data = match_labels(data, model)
-    planner = Planner(
-        model,
-        recipe,
-        calibration_images(model, data, recipe),
-        DeviceTimes.measure(model, recipe.budget, recipe.latency),
-    )
+    source = Source.of(model, data)
+    device = DeviceTimes.measure(source.model, recipe.budget, recipe.latency)
+    planner = Planner(source=source, recipe=recipe, device=device)
     planner.check()
     blocks = recipe.depth.blocks
-    gone = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
-    return planner.one_shot(planner.score(model), tuple(gone))
-
-
-def calibration_images(model: nn.Module, data: ImageData, recipe: Recipe) -> Calibration:
-    settings = recipe.importance
-    images = data.train.sample(settings.num_images, recipe.seed)
-    return Calibration(images=images, model=model, batch_size=settings.batch_size)
+    removed = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
+    return planner.one_shot(planner.score(model), tuple(removed))
 
 
 def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
-    """Train a dense model in a run folder: `metrics.jsonl`, `model/`, `evaluation.json`. Goes on where it stopped."""
-    data = match_labels(data, model)
-    check_training(recipe.training, describe(model), data)
-    model = model.to(this_process().device)
-    run = RunFolder(run_dir, identity("train", recipe, model, data))
-    write_recipe(run, recipe)
+    """Train a dense model in a run folder. After a crash, the same call goes on where it stopped.
+
+    The folder then holds `metrics.jsonl`, `model/` and `evaluation.json`.
+
+    Returns:
+        The trained model, in eval mode.
+
+    Raises:
+        SettingError, DataError: the training batch does not fit the data or the processes.
+        FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data.
+    """
+    source = Source.of(model, data)
+    check_training(recipe.training, source.structure, source.data)
+    folder = open_folder(run_dir, source, "train", recipe)
+    about = {"trained_on": source.data.name, "recipe": to_table(recipe)}
 
     def trained() -> nn.Module:
-        return train(model, data, recipe.training, run_dir=run.path, stage="train", seed=recipe.seed)
+        return train(source.model, source.data, recipe.training, run_dir=folder.path, stage="train", seed=recipe.seed)
 
-    def write(result: nn.Module, path: Path) -> None:
-        save(result, path, classes=data.classes, provenance={"trained_on": data.name, "recipe": to_table(recipe)})
-
-    result = run.once("model", trained, write, _load_here, on_all_processes=True)
-    found = run.once_json("evaluation.json", lambda: evaluate(result, data).to_dict(), on_all_processes=True)
-    run.delete_checkpoints()
+    write = partial(_save_with, classes=source.data.classes, provenance=about)
+    result = folder.once("model", trained, write, _load_here, on_all_processes=True)
+    found = folder.once_json("evaluation.json", lambda: evaluate(result, source.data).to_dict(), on_all_processes=True)
+    folder.delete_checkpoints()
     evaluation = Evaluation.from_dict(found)
-    log(f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]; model in {run.path / 'model'}")
+    log(
+        f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]; model in {folder.path / 'model'}"
+    )
     return result
 
 
-def identity(command: str, recipe: Any, model: nn.Module, data: ImageData) -> dict[str, Any]:
-    """What a run is made from; another run folder is needed when any of it differs."""
-    return {
-        "command": command,
-        "model": {"architecture": describe(model).model, "weights": fingerprint(model)},
-        "data": {
-            "name": data.name,
-            "training images": len(data.train),
-            "validation images": len(data.validation),
-            "fingerprint": data.fingerprint(),
-        },
-        "recipe": to_table(recipe),
-    }
+def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) -> RunFolder:
+    """Open or create the folder of a run, and write the recipe into it.
 
-
-def write_recipe(run: RunFolder, recipe: Any) -> None:
+    Raises:
+        FolderInUse: it holds something else, or a run made from something else.
+    """
+    folder = RunFolder(run_dir, source.identity(command, recipe))
     if is_main_process():
-        write_text(run.path / "recipe.toml", to_toml(recipe))
+        write_text(folder.path / "recipe.toml", to_toml(recipe))
+    return folder
 
 
 class CompressRun:
-    """What every stage of one `compress` needs, and the list of what came out after each."""
+    """One run of `compress`: each method makes the result of one stage, or reads it from the run folder."""
 
-    def __init__(self, run: RunFolder, dense: nn.Module, data: ImageData, recipe: Recipe) -> None:
-        self.run, self.dense, self.recipe = run, dense, recipe
-        self.data = replace(data, validation=data.validation.to(next(dense.parameters()).device))
-        self.name = model_name(recipe.budget)
-        self.stages: list[dict[str, Any]] = []
-        write_recipe(run, recipe)
+    def __init__(self, run_dir: str | Path, source: Source, recipe: Recipe) -> None:
+        self.folder = open_folder(run_dir, source, "compress", recipe)
+        self.source, self.recipe = source, recipe
+        self.data = replace(source.data, validation=source.data.validation.to(source.device))
+        self.stages: list[dict[str, Any]] = []  # rows of the report
+        self.evaluations: list[Evaluation] = []
 
-    def planner(self) -> Planner:
-        """What makes the plans; what they need to know of the device is measured once."""
-        found = self.run.once_json(
-            DEVICE, lambda: DeviceTimes.measure(self.dense, self.recipe.budget, self.recipe.latency).to_dict()
-        )
-        calibration = calibration_images(self.dense, self.data, self.recipe)
-        planner = Planner(self.dense, self.recipe, calibration, DeviceTimes.from_dict(found))
-        planner.check()
-        return planner
+    def device_times(self) -> DeviceTimes:
+        """What the budget needs to know about the device: latency table and fast multiple."""
+        file = "device.json"
+        budget, settings = self.recipe.budget, self.recipe.latency
+        found = self.folder.once_json(file, lambda: DeviceTimes.measure(self.source.model, budget, settings).to_dict())
+        return DeviceTimes.from_dict(found)
 
-    def plan(self, file: str, make: Callable[[], Proposal]) -> PruningPlan:
-        """The plan of a stage; what it promises is noted beside it."""
+    def scores(self, make: Callable[[], Scores]) -> Scores:
+        """The scores of the dense model."""
+        return self.folder.once("scores.safetensors", make, Scores.save, Scores.load)
 
-        def noted() -> PruningPlan:
-            proposal = make()
-            write_text(self.run.path / PROMISE, json.dumps({"promised_ms": proposal.predicted_ms}) + "\n")
-            return proposal.plan
+    def plan(self, file: str, make: Callable[[], Proposal]) -> Proposal:
+        """The plan of a stage, with its predicted latency."""
 
-        return self.run.once_plan(file, noted)
+        def write(proposal: Proposal, path: Path) -> None:
+            path.write_text(proposal.to_json(), encoding="utf-8")
+
+        def read(path: Path) -> Proposal:
+            proposal = Proposal.from_json(path.read_text(encoding="utf-8"))
+            first = self.folder.path / FIRST_PREDICTION_FILE
+            if self.recipe.budget.latency_ms and not proposal.predicted_ms and first.is_file():
+                return replace(proposal, predicted_ms=read_json(first)["promised_ms"])
+            return proposal
+
+        return self.folder.once(file, make, write, read)
 
     def measure(self, stage: str, model: nn.Module) -> Evaluation:
-        """Evaluate after a stage, once, and note it for the report."""
+        """Evaluate the model after a stage, and note it for the report."""
         file = f"evaluation-{stage.replace(' ', '-')}.json"
-        found = self.run.once_json(file, lambda: evaluate(model, self.data).to_dict(), on_all_processes=True)
+        found = self.folder.once_json(file, lambda: evaluate(model, self.data).to_dict(), on_all_processes=True)
         evaluation = Evaluation.from_dict(found)
-        self.stages.append(reports.stage_row(self.name, stage, model, evaluation))
+        self.stages.append(reports.stage_row(reports.model_name(self.recipe.budget), stage, model, evaluation))
+        self.evaluations.append(evaluation)
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
         return evaluation
 
-    def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, calibration: Calibration) -> nn.Module:
-        """Cut `model` by `plan` and refit what is left to give what `model` gave."""
+    def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, planner: Planner) -> nn.Module:
+        """Cut `model` by `plan`, and refit the smaller model so that it follows `model`."""
         cut = prune(model, plan)
         self.measure(f"{stage} cut", cut)
         settings = self.recipe.recovery
         if not settings.enabled:
             return cut
-
-        def make() -> nn.Module:
-            return recover(cut, model, plan, calibration, ridge=settings.ridge)
-
-        recovered = self.run.once(f"{stage}-recovered", make, save, _load_here)
+        make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
+        recovered = self.folder.once(f"{stage}-recovered", make, save, _load_here)
         self.measure(f"{stage} recover", recovered)
         return recovered
 
-    def distil(self, stage: str, student: nn.Module, plan: PruningPlan, *, with_depth: bool = False) -> nn.Module:
-        """Teach the student; `plan` counts in the dense model. `with_depth` adds the epochs of the depth stage."""
-        settings = self.recipe.width_training if stage == "width" else self.recipe.depth_training
-        if plan.keeps_all(describe(self.dense)):
-            return student  # nothing was cut, so there is nothing to learn
-        if with_depth:
-            settings = replace(settings, epochs=settings.epochs + self.recipe.depth_training.epochs)
-
-        def make() -> nn.Module:
-            return self._teach(student, self.data, settings, plan, stage)
-
-        taught = self.run.once(f"{stage}-distilled", make, save, _load_here, on_all_processes=True)
-        self.measure(f"{stage} distil", taught)
-        return taught
-
-    def _teach(
-        self, student: nn.Module, data: ImageData, settings: TrainingSettings, plan: PruningPlan, stage: str
+    def distil(
+        self, stage: str, student: nn.Module, plan: PruningPlan, *, with_depth_epochs: bool = False
     ) -> nn.Module:
-        return train(
+        """Distil the student. The indices of `plan` count in the dense model.
+
+        Args:
+            with_depth_epochs: also train for the epochs of the depth stage, which is left out.
+        """
+        settings = self.recipe.width_training if stage == "width" else self.recipe.depth_training
+        if plan.keeps_all(self.source.structure):
+            return student  # nothing was cut, so there is nothing to learn
+        if with_depth_epochs:
+            settings = replace(settings, epochs=settings.epochs + self.recipe.depth_training.epochs)
+        make = partial(
+            train,
             student,
-            data,
+            self.data,
             settings,
-            teacher=self.dense,
+            teacher=self.source.model,
             plan=plan,
-            run_dir=self.run.path,
+            run_dir=self.folder.path,
             stage=stage,
             seed=self.recipe.seed,
         )
+        distilled = self.folder.once(f"{stage}-distilled", make, save, _load_here, on_all_processes=True)
+        self.measure(f"{stage} distil", distilled)
+        return distilled
 
-    def num_blocks_to_remove(self, planner: Planner, scores: Scores) -> int:
-        """As the recipe says; for `auto` the number that a short distillation brings nearest to the teacher."""
-        blocks = self.recipe.depth.blocks
-        if isinstance(blocks, int):
-            return blocks
-        most = most_blocks(describe(self.dense), self.recipe)
-        order = self.run.once_json(
-            "depth-order.json", lambda: rank_blocks_for_removal(self.dense, planner.calibration, most)
-        )
-        losses: dict[int, float] = {}
-        for count in range(most + 1):
-            attempt = partial(self._try_depth, order[:count], planner, scores)
-            loss = self.run.once_json(f"depth-search-{count}.json", attempt, on_all_processes=True)
-            if loss is not None:
-                losses[count] = loss
-                log(f"depth search: {count} blocks fewer, divergence from the teacher {loss:.4f}")
-            best = min(losses, key=lambda n: losses[n], default=count)
-            if count - best >= 2:
-                break  # twice in a row no better
-        if not losses:
-            raise BudgetError(
-                f"No model with up to {most} blocks fewer fits the budget; remove more with --depth N, or raise --keep."
-            )
-        return min(losses, key=lambda n: losses[n])
-
-    def _try_depth(self, gone: list[int], planner: Planner, scores: Scores) -> float | None:
-        """Divergence of one candidate from the teacher on training images held out from its short distillation."""
-        settings = self.recipe.depth
-        try:
-            planner.check_without(tuple(gone))
-        except BudgetError:
-            return None  # too small for so many blocks; fewer blocks leave room
-        plan = self.run.once_plan(  # by one process: sums on several GPUs may differ by a neuron
-            f"depth-plan-{len(gone)}.json", lambda: planner.one_shot(scores, tuple(gone)).plan
-        )
-        few, held_out = self._search_images()
-        student = prune(self.dense, plan)
-        if self.recipe.recovery.enabled:
-            student = recover(student, self.dense, plan, planner.calibration, ridge=self.recipe.recovery.ridge)
-        short = replace(self.recipe.width_training, epochs=settings.search_epochs, evaluate_every=0)
-        data = replace(self.data, train=few)
-        student = self._teach(student, data, short, plan, f"depth-search-{len(gone)}")
-        batches = Calibration(images=held_out, model=self.dense, batch_size=self.recipe.importance.batch_size)
-        return mean_divergence(student, self.dense, batches)
-
-    def _search_images(self) -> tuple[ImageSet, ImageSet]:
-        train_images = self.data.train
-        held_out = min(max(MIN_HELD_OUT, min(1024, len(train_images) // 5)), len(train_images) // 2)
-        few = min(self.recipe.depth.search_images, len(train_images) - held_out)
-        # a sample of all but one is shuffled and balanced, so is every beginning of it
-        order = train_images.sample(min(few + held_out, len(train_images) - 1), self.recipe.seed + 1)
-        return order.subset(range(few)), order.subset(range(few, len(order)))
-
-    def finish(self, student: nn.Module, plan: PruningPlan, before: Evaluation) -> Compressed:
-        """Measure both models, save the small one, write the report."""
-        origin = {"compressed_from": describe(self.dense).model, "weights": fingerprint(self.dense)}
-        provenance = {**origin, "data": self.data.name, "recipe": to_table(self.recipe)}
-
-        def write(model: nn.Module, path: Path) -> None:
-            save(model, path, classes=self.data.classes, provenance=provenance)
-
-        student = self.run.once("model", lambda: student, write, _load_here)
-        self.run.once_plan("plan.json", lambda: plan)
-        after = self.measure("final", student)
-        report = self.run.once_json("report.json", lambda: self._report(student, before, after))
-        if is_main_process():
-            write_text(self.run.path / "report.md", reports.to_markdown(report))
-        self.run.delete_checkpoints()
-        return Compressed(model=student, plan=plan, report=report)
-
-    def _report(self, student: nn.Module, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-        times: list[Latency] = measure_latencies([self.dense, student], self.recipe.latency)
-        budget = self.recipe.budget
-        small = reports.model_row(self.name, max(budget.params, budget.macs), student, after, times[1])
-        return {
-            "title": f"{describe(self.dense).model} on {self.data.name}: {self.name}",
-            "architecture": describe(self.dense).model,
-            "models": [
-                reports.model_row("dense", 1.0, self.dense, before, times[0]),
-                {**small, **reports.difference_to(before, after)},
-            ],
-            "stages": self.stages[:-1],
-            "data": {
-                "name": self.data.name,
-                "num_classes": len(self.data.classes),
-                "num_train": len(self.data.train),
-                "num_validation": len(self.data.validation),
-            },
-            "latency": self._latency(times[1]),
-            "notes": list(self.data.notes),
-            "environment": environment(next(student.parameters()).device),
+    def finish(self, student: nn.Module, plan: PruningPlan, device: DeviceTimes, predicted_ms: float) -> Compressed:
+        """Save the student, measure both models, and write the report."""
+        about = {
+            "compressed_from": self.source.structure.model,
+            "weights": self.source.weights,
+            "data": self.data.name,
             "recipe": to_table(self.recipe),
         }
+        write = partial(_save_with, classes=self.data.classes, provenance=about)
+        student = self.folder.once("model", lambda: student, write, _load_here)
+        self.folder.once_plan("plan.json", lambda: plan)
+        self.measure("final", student)
+        report = self.folder.once_json("report.json", lambda: self._report(student, device, predicted_ms))
+        if is_main_process():
+            write_text(self.folder.path / "report.md", reports.to_markdown(report))
+        self.folder.delete_checkpoints()
+        return Compressed(model=student, plan=plan, report=report)
 
-    def _latency(self, found: Latency) -> dict[str, Any] | None:
-        """What became of a budget in milliseconds, at the pace of the machine when the plan was made."""
-        budget_ms = self.recipe.budget.latency_ms
-        if not budget_ms:
-            return None
-        promised = read_json(self.run.path / PROMISE)["promised_ms"]
-        measured = found.ratio * read_json(self.run.path / DEVICE)["dense_ms"]
-        return reports.latency_row(self.recipe.latency, budget_ms, promised, measured)
-
-
-@torch.no_grad()
-def mean_divergence(student: nn.Module, teacher: nn.Module, batches: Calibration) -> float:
-    """Mean over images of KL(teacher || student)."""
-    total, count = 0.0, 0
-    with eval_mode(student, teacher):
-        for images, _ in batches:
-            total += soft_loss(logits_of(student(images)), logits_of(teacher(images)), 1.0).item() * len(images)
-            count += len(images)
-    return total / count
-
-
-def model_name(budget: Budget) -> str:
-    """`-30 %` for a budget of 0.7, or both shares where they differ; `12 ms` where milliseconds alone are bound."""
-    latency = f"{budget.latency_ms:g} ms" if budget.latency_ms else ""
-    if latency and budget.params == budget.macs == 1:
-        return latency
-    shares = f"params {budget.params:g}, macs {budget.macs:g}"
-    if budget.params == budget.macs:
-        shares = f"-{100 * (1 - budget.params):g} %"
-    return f"{shares}, {latency}" if latency else shares
-
-
-def _check_scores(scores: Scores, model: nn.Module, recipe: Recipe) -> None:
-    """Refuse scores of another criterion or of other weights; scores that do not say whose they are, are trusted."""
-    if scores.criterion != recipe.importance.criterion:
-        raise SettingError(
-            f"The scores were made by {scores.criterion}, the recipe asks for {recipe.importance.criterion}; leave the "
-            "scores out, or set importance.criterion to theirs."
+    def _report(self, student: nn.Module, device: DeviceTimes, predicted_ms: float) -> dict[str, Any]:
+        dense_latency, latency = measure_latencies([self.source.model, student], self.recipe.latency)
+        outcome = reports.Outcome(
+            student=student,
+            before=self.evaluations[0],
+            after=self.evaluations[-1],
+            latencies=(dense_latency, latency),
+            stages=self.stages[:-1],
+            predicted_ms=predicted_ms,
+            dense_ms=device.dense_ms,
         )
-    if scores.weights and scores.weights != fingerprint(model):
-        raise SettingError("The scores are of a model with other weights; leave them out and they are measured.")
+        return reports.build(self.source, self.recipe, outcome)
+
+
+def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], provenance: Any) -> None:
+    save(model, path, classes=classes, provenance=provenance)
 
 
 def _load_here(path: Path) -> nn.Module:

@@ -25,7 +25,7 @@ from vitrim.costs.latency import LatencySettings
 from vitrim.errors import SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
-from vitrim.training.loop import TrainingSettings
+from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
 SHIPPED = Path(__file__).parent / "recipes"

@@ -17,9 +17,8 @@ from benchmarks.config import (
 )
 from builders.cells import CELL, cell_config
 from vitrim.errors import SettingError
-from vitrim.losses import check_relation_heads
 from vitrim.models import describe
-from vitrim.planning import check_budget
+from vitrim.source import Source, check
 from vitrim.structure import ViTStructure
 
 
@@ -89,11 +88,11 @@ def test_every_shipped_cell_can_be_built_and_pruned(path):
     with torch.device("meta"):
         dense = fresh_model(cell, 100, 0)
     structure = describe(dense)
+    source = Source(model=dense, structure=structure)
     for keep in cell.keeps:
         for arm in cell.arms:
             recipe = recipe_for(cell, arm, keep=keep, seed=0)
-            check_budget(structure, recipe)
-            check_relation_heads(recipe.width_training.distillation, structure)
+            check(source, recipe)
             assert recipe.width_training.batch_size % (2 * recipe.width_training.accumulate) == 0
         uniform_counts(structure, recipe.budget)
     assert _can_be_narrower(cell, structure)

@@ -18,7 +18,7 @@ from vitrim import cli
 from vitrim.costs.counting import count_cost
 from vitrim.models import origin_of
 from vitrim.saving.checkpoint import load
-from vitrim.training.loop import _Loop
+from vitrim.training.loop import TrainingLoop
 
 IN_ONE_WORKER = pytest.mark.xdist_group("the whole cell")  # it takes some time to make
 
@@ -82,7 +82,7 @@ def test_scratch_has_the_architecture_of_vitrim_and_other_weights(finished_cell)
 
 @IN_ONE_WORKER
 def test_a_finished_cell_is_not_changed(finished_cell, monkeypatch):
-    monkeypatch.setattr(_Loop, "_update", lambda *_: 1 / 0)
+    monkeypatch.setattr(TrainingLoop, "update", lambda *_: 1 / 0)
     before = {path: path.stat().st_mtime_ns for path in finished_cell.rglob("arm.json")}
     config_file = str(finished_cell.parent / "cell.toml")
     assert _status([config_file, "-o", str(finished_cell), "--seeds", "0", "--keeps", "0.5"]) == 0
@@ -91,7 +91,7 @@ def test_a_finished_cell_is_not_changed(finished_cell, monkeypatch):
 
 @IN_ONE_WORKER
 def test_the_dense_model_is_the_one_that_the_command_line_trains(finished_cell, monkeypatch):
-    monkeypatch.setattr(_Loop, "_update", lambda *_: 1 / 0)  # a run with another identity would train again
+    monkeypatch.setattr(TrainingLoop, "update", lambda *_: 1 / 0)  # a run with another identity would train again
     recipe = finished_cell / "seed-0" / "dense" / "recipe.toml"
     options = [f"--model-arg={key}={str(value).lower()}" for key, value in MODEL_ARGS.items()]
     command = ["train", ARCHITECTURE, "--img-size", "8", "--patch-size", "4", *options, "--limit-per-class", "6"]
@@ -110,7 +110,7 @@ def test_a_stopped_cell_ends_with_the_same_models(finished_cell, tmp_path, monke
     file = cell_file(tmp_path, dense={"training": {**CELL["dense"]["training"], **training}}, student=training)
     command = [file, "-o", str(tmp_path / "out"), "--seeds", "0", "--keeps", "0.5"]
     command += ["--arms", f"vitrim,random,{CONTROL}"]
-    update, num_updates = _Loop._update, 0
+    update, num_updates = TrainingLoop.update, 0
 
     def stopped_now_and_then(*arguments: Any) -> None:
         nonlocal num_updates
@@ -119,7 +119,7 @@ def test_a_stopped_cell_ends_with_the_same_models(finished_cell, tmp_path, monke
             raise KeyboardInterrupt
         update(*arguments)
 
-    monkeypatch.setattr(_Loop, "_update", stopped_now_and_then)
+    monkeypatch.setattr(TrainingLoop, "update", stopped_now_and_then)
     statuses = [_status(command)]
     while statuses[-1]:
         statuses.append(_status(command))

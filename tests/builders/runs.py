@@ -19,7 +19,7 @@ from vitrim.importance.criteria import ImportanceSettings
 from vitrim.models import describe
 from vitrim.recipe import DepthSettings, Recipe
 from vitrim.saving.checkpoint import save
-from vitrim.training.loop import TrainingSettings
+from vitrim.training.settings import TrainingSettings
 
 DIGITS_SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 4, "mlp_ratio": 4.0, "num_classes": 10}
 

@@ -9,7 +9,7 @@ import pytest
 
 from builders.runs import digits, short_recipe, short_training
 from vitrim.cli import demo
-from vitrim.importance.criteria import Scores
+from vitrim.importance.scores import Scores
 from vitrim.recipe import TrainRecipe, load_recipe
 
 

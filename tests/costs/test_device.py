@@ -58,7 +58,7 @@ def test_the_result_takes_what_was_promised_within_the_budget(
     assert found["measured_ms"] == pytest.approx(clock(result.model))
     assert 0.95 * budget <= found["measured_ms"] <= 1.02 * budget
     assert found["difference"] == pytest.approx(found["measured_ms"] / found["promised_ms"] - 1)
-    assert f"budget {budget:.4g} ms, promised" in to_markdown(result.report)
+    assert f"budget {budget:.4g} ms, predicted" in to_markdown(result.report)
     assert len(result.model.blocks) == 4 - blocks if blocks != "auto" else len(result.model.blocks) >= 3
 
 

@@ -43,7 +43,7 @@ def test_only_what_the_backward_pass_needs_is_alive_before_it(loops: tuple[Vitri
     ours, minimal = loops
     ((images, targets),) = next(ours.batches())
     with OperationCounter() as found:
-        terms = ours.loop._terms(images, targets, *ours.forwards)
+        terms = ours.loop.loss_terms(images, targets, *ours.forwards)
     assert terms and found.bytes_alive <= 1.02 * (needed_bytes(minimal) - images.nbytes)
 
 
@@ -53,7 +53,7 @@ def test_nothing_of_a_step_is_alive_when_the_next_step_begins(loops: tuple[Vitri
     with OperationCounter() as found:
         ours.update(batch)
     assert found.bytes_alive < 100  # the sums of the loss terms, and the number of the first step that is not finite
-    assert not ours.loop.student_taps and not ours.loop.teacher_taps
+    assert not ours.loop.student_outputs and not ours.loop.teacher_outputs
     assert all(parameter.grad is None for parameter in ours.loop.model.parameters())
 
 

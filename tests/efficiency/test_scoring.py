@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.costs.ratios import count_operations
 from builders.models import build, random_batches, random_plan
-from vitrim.importance.criteria import rank_blocks_for_removal, score, without_weight_gradients
+from vitrim.importance.blocks import rank_blocks_for_removal
+from vitrim.importance.criteria import score
+from vitrim.importance.effects import without_weight_gradients
 from vitrim.models import describe
 from vitrim.recovery.least_squares import Moments
 from vitrim.recovery.recover import recover

@@ -21,7 +21,8 @@ from builders.models import random_plan, same_tensors
 from builders.rows import EACH_KIND, MADE_BY_HAND, NOT_PRUNABLE, ROWS
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.hooks import logits_of
-from vitrim.importance.criteria import _losses_without, mean_loss, score
+from vitrim.importance.blocks import losses_without, mean_loss
+from vitrim.importance.criteria import score
 from vitrim.models import describe, origin_of
 from vitrim.plan import PruningPlan
 from vitrim.recovery.recover import recover
@@ -170,7 +171,7 @@ def test_the_loss_without_a_block_equals_that_of_a_forward_pass_that_skips_it(fa
         pytest.skip("at most one block can be removed")
     batches = [(images_for(structure), torch.arange(2) % structure.num_classes)]
     for removed in ([], removable(structure)[:1]):
-        losses = _losses_without(model, structure, removed, batches)
+        losses = losses_without(model, structure, removed, batches)
         assert set(losses) == set(removable(structure)) - set(removed)
         for index, loss in losses.items():
             with skipping(model, [structure.blocks[i] for i in (*removed, index)]):

@@ -95,13 +95,12 @@ def compress(
     The compressed model is in the subfolder `model` of the run, with `report.md` beside it.
     """
     from vitrim import pipeline
-    from vitrim.importance.criteria import Scores
-    from vitrim.models import describe
-    from vitrim.planning import check_budget
+    from vitrim.importance.scores import Scores
+    from vitrim.source import Source, check
 
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
     dense = inputs.open_named_model(model, model_options or ModelOptions())
-    check_budget(describe(dense), recipe)
+    check(Source.of(dense), recipe)  # before images are read
     data = inputs.open_data(data_options or DataOptions())
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found)
@@ -167,18 +166,16 @@ def plan(
     The options are those of compress, so a command can be tried with plan first.
     """
     from vitrim import pipeline
-    from vitrim.models import describe
-    from vitrim.planning import check_budget
     from vitrim.runs.files import write_text
+    from vitrim.source import Source, check
 
     if output and output.is_dir():
         raise SettingError(f"{output} is a folder; expected the name of a JSON file for the plan after -o.")
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
-    dense = inputs.on_training_device(inputs.open_named_model(model, model_options or ModelOptions()))
-    structure = describe(dense)
-    check_budget(structure, recipe)
-    found = pipeline.plan_only(dense, inputs.open_data(data_options or DataOptions()), recipe)
-    print_plan(structure, found)
+    source = Source.of(inputs.open_named_model(model, model_options or ModelOptions()))
+    check(source, recipe)  # before images are read
+    found = pipeline.plan_only(source.model, inputs.open_data(data_options or DataOptions()), recipe)
+    print_plan(source.structure, found)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, found.plan.to_json())

@@ -10,7 +10,7 @@ from torch import nn
 from vitrim import report as reports
 from vitrim.costs.latency import measure_latencies
 from vitrim.data.loading import load_data
-from vitrim.importance.criteria import Scores
+from vitrim.importance.scores import Scores
 from vitrim.models import adapter_of_library
 from vitrim.pipeline import Compressed, compress, fit
 from vitrim.recipe import Recipe, load_recipe

@@ -1,0 +1,119 @@
+"""How many blocks are removed. `auto` gives each number of blocks the same short distillation and compares them."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vitrim.data.images import ImageSet
+from vitrim.data.matching import Calibration
+from vitrim.errors import BudgetError
+from vitrim.hooks import eval_mode, logits_of
+from vitrim.importance.blocks import rank_blocks_for_removal
+from vitrim.importance.scores import Scores
+from vitrim.losses import soft_loss
+from vitrim.planning import Planner
+from vitrim.recovery.recover import recover
+from vitrim.runs.folder import RunFolder
+from vitrim.runs.progress import log
+from vitrim.source import max_removed_blocks
+from vitrim.surgery import prune
+from vitrim.training.loop import train
+
+MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on
+PATIENCE = 2  # the search ends when so many numbers in a row are no better
+
+
+def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> int:
+    """The number of blocks to remove: as the recipe says; for `auto` the one that ends nearest to the teacher.
+
+    Each candidate is judged by its divergence from the teacher after a short distillation. The accuracy right after the
+    cut does not predict that, and decides nothing.
+
+    Args:
+        folder: of the run; results of finished candidates are read from it.
+        scores: of the dense model.
+
+    Raises:
+        BudgetError: no candidate meets the budget.
+    """
+    if isinstance(planner.recipe.depth.blocks, int):
+        return planner.recipe.depth.blocks
+    most = max_removed_blocks(planner.source.structure, planner.recipe)
+    dense = planner.source.model
+    order = folder.once_json("depth-order.json", lambda: rank_blocks_for_removal(dense, planner.calibration, most))
+    divergences: dict[int, float] = {}
+    for count in range(most + 1):
+        attempt = partial(_divergence_without, folder, planner, scores, order[:count])
+        divergence = folder.once_json(f"depth-search-{count}.json", attempt, on_all_processes=True)
+        if divergence is not None:
+            divergences[count] = divergence
+            log(f"depth search: {count} blocks fewer, divergence from the teacher {divergence:.4f}")
+        best = min(divergences, key=lambda n: divergences[n], default=count)
+        if count - best >= PATIENCE:
+            break
+    if not divergences:
+        raise BudgetError(
+            f"No model with up to {most} blocks fewer meets the budget. Remove more blocks with --depth N, or raise "
+            "--keep."
+        )
+    return min(divergences, key=lambda n: divergences[n])
+
+
+def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, remove_blocks: list[int]) -> float | None:
+    """The divergence of one candidate from the teacher, on training images held out from its short distillation.
+
+    None where no plan without these blocks meets the budget.
+    """
+    try:
+        planner.check(remove_blocks)
+    except BudgetError:
+        return None  # the other blocks cannot become so small; fewer blocks make it possible
+    recipe, dense = planner.recipe, planner.source.model
+    stage = f"depth-search-{len(remove_blocks)}"
+    plan = folder.once_plan(  # by one process: sums on several GPUs may differ by a neuron
+        f"depth-plan-{len(remove_blocks)}.json", lambda: planner.one_shot(scores, tuple(remove_blocks)).plan
+    )
+    few, held_out = _search_images(planner)
+    student = prune(dense, plan)
+    if recipe.recovery.enabled:
+        student = recover(student, dense, plan, planner.calibration, ridge=recipe.recovery.ridge)
+    student = train(
+        student,
+        replace(planner.source.data, train=few),
+        replace(recipe.width_training, epochs=recipe.depth.search_epochs, evaluate_every=0),
+        teacher=dense,
+        plan=plan,
+        run_dir=folder.path,
+        stage=stage,
+        seed=recipe.seed,
+    )
+    batches = Calibration(images=held_out, model=dense, batch_size=recipe.importance.batch_size)
+    return mean_divergence(student, dense, batches)
+
+
+def _search_images(planner: Planner) -> tuple[ImageSet, ImageSet]:
+    """Training images for the short distillation, and others to judge the result on."""
+    images = planner.source.data.train
+    held_out = min(max(MIN_HELD_OUT, min(MAX_HELD_OUT, len(images) // 5)), len(images) // 2)
+    few = min(planner.recipe.depth.search_images, len(images) - held_out)
+    # a sample of fewer than all images is shuffled and balanced, and so is every beginning of it
+    order = images.sample(min(few + held_out, len(images) - 1), planner.recipe.seed + 1)
+    return order.subset(range(few)), order.subset(range(few, len(order)))
+
+
+@torch.no_grad()
+def mean_divergence(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """KL(teacher || student) of the output distributions, mean over images, in nats.
+
+    Args:
+        batches: of images `(B, C, h, w)` and labels `(B,)`; the labels are not used.
+    """
+    total, count = 0.0, 0
+    with eval_mode(student, teacher):
+        for images, _ in batches:
+            total += soft_loss(logits_of(student(images)), logits_of(teacher(images)), 1.0).item() * len(images)
+            count += len(images)
+    return total / count

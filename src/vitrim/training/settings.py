@@ -1,0 +1,75 @@
+"""How a model is trained. The loop that follows these settings is in `loop`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vitrim.data.augmentation import AugmentationSettings
+from vitrim.errors import SettingError
+from vitrim.losses import DistillationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a model is trained: length, optimiser, augmentation and, with a teacher, the loss terms.
+
+    Attributes:
+        epochs: passes over the training images; 0 returns the model unchanged.
+        batch_size: images of one update, over all processes and `accumulate` micro-batches together.
+        accumulate: micro-batches of one update.
+        learning_rate: peak learning rate of AdamW. It rises over `warmup_epochs`, then follows a cosine down to
+            `min_learning_rate`.
+        min_learning_rate: learning rate at the end.
+        warmup_epochs: epochs of the linear warm-up.
+        weight_decay: weight decay of AdamW.
+        layer_decay: factor on the learning rate from each block to the block before it; 1 for none.
+        clip_gradient: max norm of the gradient; 0 for no limit.
+        drop_path: rate of stochastic depth at the last block. It grows linearly from 0 at the first block.
+        ema_decay: decay of the moving average of the weights, which is what is returned; 0 for no average.
+        precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and else fp32.
+        compile: run student and teacher through `torch.compile`.
+        evaluate_every: epochs between evaluations on the validation images; 0 for none. They decide nothing.
+        checkpoint_minutes: minutes between checkpoints.
+        num_workers: processes that decode images that do not fit in memory. `auto` is one for each core of the machine,
+            divided among the training processes. 0 decodes in the training process.
+        augmentation: random changes to the training images.
+        distillation: weights of the loss terms; used with a teacher only.
+
+    Raises:
+        SettingError: a setting is out of range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    accumulate: int = 1
+    learning_rate: float = 5e-4
+    min_learning_rate: float = 1e-6
+    warmup_epochs: int = 1
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    clip_gradient: float = 1.0
+    drop_path: float = 0.0
+    ema_decay: float = 0.9998
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    evaluate_every: int = 0
+    checkpoint_minutes: float = 3.0
+    num_workers: int | Literal["auto"] = "auto"
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+
+    def __post_init__(self) -> None:
+        at_least = {"epochs": 0, "batch_size": 2, "accumulate": 1, "warmup_epochs": 0, "evaluate_every": 0}
+        at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
+        if self.num_workers != "auto":
+            at_least["num_workers"] = 0
+        for name, minimum in at_least.items():
+            if getattr(self, name) < minimum:
+                raise SettingError(f"training.{name} is {getattr(self, name)}; expected at least {minimum}.")
+        if not self.learning_rate > 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise SettingError(
+                f"training.learning_rate is {self.learning_rate:g} and min_learning_rate {self.min_learning_rate:g}; "
+                "expected 0 <= min_learning_rate <= learning_rate and learning_rate above 0."
+            )
+        for name in ("layer_decay", "drop_path", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"training.{name} is {getattr(self, name)}; expected a number from 0 to 1.")

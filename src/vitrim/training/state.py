@@ -1,0 +1,90 @@
+"""The checkpoint of a training: written, read, and compared with the training that wants to go on from it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from vitrim.errors import FolderInUse
+from vitrim.runs.files import write_tensors, writing
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingState:
+    """Weights, moving average and moments of a training, and the file that holds them. It needs no random state.
+
+    Attributes:
+        path: None to write nothing.
+        identity: everything that the result depends on, as text. A checkpoint of another identity is refused.
+        ema: timm's `ModelEmaV3`, or None.
+    """
+
+    path: Path | None
+    identity: str
+    model: nn.Module
+    ema: Any
+    optimizer: torch.optim.Optimizer
+
+    def exists(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self.path is not None and self.path.exists()
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` updates as one safetensors file, whole or not at all."""
+        if not self.path:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.path, tensors, {"step": str(step), "identity": self.identity})
+
+    def load(self) -> int:
+        """Read the checkpoint into model, moving average and optimiser.
+
+        Returns:
+            The number of updates that were made.
+
+        Raises:
+            FolderInUse: the checkpoint is of another training.
+        """
+        assert self.path is not None
+        with safe_open(self.path, framework="pt") as file:
+            about = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["identity"] != self.identity:
+            raise FolderInUse(
+                f"{self.path} was made from another model or teacher, with other settings, another seed or other data. "
+                "Use another folder."
+            )
+        self.model.load_state_dict(_under("model.", tensors))
+        if self.ema:
+            self.ema.module.load_state_dict(_under("ema.", tensors))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimizer.", tensors).items():
+            index, _, moment = name.partition(".")
+            moments.setdefault(int(index), {})[moment] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return int(about["step"])
+
+
+def delete_metrics_after(file: Path, stage: str, step: int) -> None:
+    """Delete the rows of a stage that were written after `step`, and an incomplete last line."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [(json.loads(line), line) for line in lines if line.endswith("\n")]
+    kept = [line for row, line in rows if row["stage"] != stage or row["step"] <= step]
+    with writing(file) as path:
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
