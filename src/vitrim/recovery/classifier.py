@@ -1,121 +1,86 @@
-"""Closed-form refit of the classifier: what the features lost in a cut, the last layer makes good as far as it can.
+"""Closed-form refit of the classifier: it corrects what the features lost in a cut, as far as it can.
 
-There is one feature vector for each image, where the readers inside have one for each token, so the fit could follow
-chance. How far it goes is therefore decided by its error on images that it has not seen (leave-one-out), and it may
-decide to leave the classifier alone.
+There is one feature vector for each image, where projections inside the model have one for each token. So a fit could
+follow chance. Its strength is therefore chosen by the error on images that it has not seen (leave-one-out). If no
+strength helps there, the classifier is not changed.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrim.hooks import logits_of
+from vitrim.hooks import forward_hooks, forward_pre_hooks, logits_of
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # as shares of the mean squared feature
-FEW_IMAGES = 2
-MIN_LEAVE_ONE_OUT_REST = 1e-6  # an image that the fit follows wholly says nothing about unseen ones
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # as fractions of the mean squared feature
+NUM_PROBE_IMAGES = 2  # to find the classifier
 
 
 @torch.no_grad()
 def refit_classifier(
-    student: nn.Module, images: Sequence[Tensor], given: Iterable[Tensor], wanted: Iterable[Tensor]
+    student: nn.Module, images: Sequence[Tensor], outputs: Iterable[Tensor], targets: Iterable[Tensor]
 ) -> bool:
-    """Refit the student's classifier in place to give the teacher's logits; whether it did.
+    """Refit the student's classifier in place, so that it returns the teacher's logits.
 
-    With features x, centred over the images, and r the teacher's logits minus the student's, the change is
-    dW = r' x (x'x + lambda I)^-1 and the bias takes up the means. Of several lambdas the one with the least squared
-    leave-one-out error is taken, e_i = (r_i - fit_i) / (1 - h_ii), h the hat matrix (Allen 1974, PRESS).
+    With features x `(n, D)` and residuals r `(n, C)` (the teacher's logits minus the student's), both centred over the
+    images, the change is dW = r'x (x'x + lambda I)^-1, and the bias takes the means. Of several lambdas, the one with
+    the smallest squared leave-one-out error is taken (Allen 1974, PRESS; computed by scikit-learn's `RidgeCV`).
 
     Args:
-        images: batches, prepared for the student, which is in eval mode. given: what it makes of them, batch by batch,
-            computed by the classifier when it is asked for. wanted: what the teacher makes of them.
+        images: batches `(B, C, h, w)` prepared for the student, which is in eval mode.
+        outputs: the student's logits `(B, C)`, batch by batch. They are computed when they are asked for.
+        targets: the teacher's logits `(B, C)`.
+
+    Returns:
+        Whether the classifier was changed.
     """
-    layer = _classifier(student, images[0][:FEW_IMAGES])
+    from sklearn.linear_model import RidgeCV  # takes half a second to import
+
+    layer = _classifier(student, images[0][:NUM_PROBE_IMAGES])
     if layer is None or sum(map(len, images)) < 2:
         return False
-    features, residual = _features_and_residual(layer, given, wanted)
-    fit = _Fit.of(features, residual, centred=layer.bias is not None)
-    errors = torch.stack([fit.unseen_error(ridge) for ridge in RIDGES])
-    if not errors.min() < residual.square().sum():
+    features, residuals = _features_and_residuals(layer, outputs, targets)
+    has_bias = layer.bias is not None
+    mean_square = (features - features.mean(dim=0) * has_bias).square().sum() / features.shape[1]
+    if not mean_square > 0:
         return False
-    change, shift = fit.solve(RIDGES[int(errors.argmin())])
-    layer.weight.add_(change.to(layer.weight))
-    if layer.bias is not None:
-        layer.bias.add_(shift.to(layer.bias))
+    alphas = [ridge * float(mean_square) for ridge in RIDGES]
+    fit = RidgeCV(alphas=alphas, fit_intercept=has_bias, gcv_mode="svd").fit(
+        features.cpu().numpy(), residuals.cpu().numpy()
+    )
+    unseen_error = -fit.best_score_ * residuals.numel()  # sum of the squared leave-one-out errors
+    if not unseen_error < float(residuals.square().sum()):
+        return False
+    layer.weight.add_(torch.from_numpy(fit.coef_).view_as(layer.weight).to(layer.weight))
+    if has_bias:
+        layer.bias.add_(torch.as_tensor(fit.intercept_).view_as(layer.bias).to(layer.bias))
     return True
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Ridge least squares of residuals `(n, C)` by features `(n, D)`, for any strength of the ridge.
-
-    `features` less their mean are `left @ diag(sizes) @ right`; `wanted` is `left.T @ residuals` less their mean.
-    """
-
-    residual: Tensor
-    mean_x: Tensor
-    mean_r: Tensor
-    left: Tensor
-    sizes: Tensor
-    right: Tensor
-    wanted: Tensor
-    leverage: float  # of the mean: 1/n, or 0 where there is none
-
-    @classmethod
-    def of(cls, features: Tensor, residual: Tensor, *, centred: bool) -> "_Fit":
-        mean_x, mean_r = (values.mean(dim=0) * centred for values in (features, residual))
-        left, sizes, right = torch.linalg.svd(features - mean_x, full_matrices=False)
-        wanted = left.T @ (residual - mean_r)
-        return cls(residual, mean_x, mean_r, left, sizes, right, wanted, centred / len(features))
-
-    def unseen_error(self, ridge: float) -> Tensor:
-        """Sum of the squared leave-one-out errors."""
-        shrink = self._shrink(ridge)
-        lacking = self.residual - self.mean_r - self.left @ (shrink[:, None] * self.wanted)
-        own = self.left.square() @ shrink + self.leverage  # h_ii
-        return (lacking / (1 - own).clamp_min(MIN_LEAVE_ONE_OUT_REST)[:, None]).square().sum()
-
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The change of the weight `(C, D)` and of the bias `(C,)`."""
-        inverse = self._shrink(ridge) / self.sizes.clamp_min(torch.finfo(self.sizes.dtype).tiny)
-        change = self.wanted.T @ (inverse[:, None] * self.right)
-        return change, self.mean_r - change @ self.mean_x
-
-    def _shrink(self, ridge: float) -> Tensor:
-        squares = self.sizes.square()
-        return squares / (squares + ridge * squares.sum() / len(self.mean_x)).clamp_min(torch.finfo(squares.dtype).tiny)
 
 
 def _classifier(model: nn.Module, images: Tensor) -> nn.Linear | None:
     """The linear layer whose output is the model's logits; None where they are made in another way."""
     outputs: dict[str, list[Tensor]] = {}
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, *, name: str) -> None:
-        outputs.setdefault(name, []).append(output)
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            outputs.setdefault(name, []).append(output)
+
+        return hook
 
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    handles = [layer.register_forward_hook(partial(keep, name=name)) for name, layer in layers.items()]
-    try:
+    with forward_hooks([(layer, record(name)) for name, layer in layers.items()]):
         logits = logits_of(model(images))
-    finally:
-        for handle in handles:
-            handle.remove()
-    once = [(name, given[0]) for name, given in outputs.items() if len(given) == 1]
+    once = [(name, found[0]) for name, found in outputs.items() if len(found) == 1]
     same = [name for name, output in once if output.shape == logits.shape and torch.equal(output, logits)]
     return layers[same[-1]] if same and logits.ndim == 2 else None
 
 
-def _features_and_residual(
-    layer: nn.Linear, given: Iterable[Tensor], wanted: Iterable[Tensor]
+def _features_and_residuals(
+    layer: nn.Linear, outputs: Iterable[Tensor], targets: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What the classifier takes, `(n, D)`, and what its logits lack, `(n, C)`, in float64."""
-    taken: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0].double()))
-    try:
-        lacking = [(goal - now).double() for now, goal in zip(given, wanted, strict=True)]
-    finally:
-        handle.remove()
-    return torch.cat(taken), torch.cat(lacking)
+    """The inputs of the classifier `(n, D)`, and what its logits lack `(n, C)`, in float64."""
+    features: list[Tensor] = []
+    with forward_pre_hooks([(layer, lambda module, args: features.append(args[0].double()))]):
+        residuals = [(target - output).double() for output, target in zip(outputs, targets, strict=True)]
+    return torch.cat(features), torch.cat(residuals)

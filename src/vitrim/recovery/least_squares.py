@@ -1,4 +1,4 @@
-"""Ridge least squares for one output projection."""
+"""Ridge least squares for one output projection, from sums over calibration images and tokens."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -9,11 +9,16 @@ from torch import Tensor, nn
 from vitrim.hooks import columns_dim
 from vitrim.recovery.blockwise import in_float32
 
-STRIP = 256  # columns that are multiplied at a time: wide enough for the processor, narrow enough to save a third
+STRIP = 256  # columns multiplied at a time: wide enough to be fast, narrow enough to save a third of the products
 
 
 def refit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float) -> None:
-    """Refit one reader in place, from what it takes and what it should give, batch by batch."""
+    """Refit a linear layer or a 1 x 1 convolution in place.
+
+    Args:
+        pairs: inputs `(..., in)` and target outputs `(..., out)`, batch by batch; channels second for a convolution.
+        ridge: as a fraction of the mean squared input.
+    """
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     change, shift = moments_of(layer, pairs).solve(ridge)
     layer.weight.add_(change.to(layer.weight).view_as(layer.weight))
@@ -22,7 +27,7 @@ def refit(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: float
 
 
 def moments_of(layer: nn.Linear | nn.Conv2d, pairs: Iterable[tuple[Tensor, Tensor]]) -> "Moments":
-    """Sum up what a layer takes and what it lacks to give what it should."""
+    """Sum up the inputs of a layer, and the residuals: target outputs minus its outputs."""
     moments, dim = Moments(layer), columns_dim(layer)
     for x, target in pairs:
         x, residual = in_float32(x), in_float32(target) - in_float32(layer(x))
@@ -31,9 +36,14 @@ def moments_of(layer: nn.Linear | nn.Conv2d, pairs: Iterable[tuple[Tensor, Tenso
 
 
 class Moments:
-    """Sums over tokens of what the least-squares fit of a layer's residual needs, in float64.
+    """Sums over tokens that the least-squares fit of a layer's residual needs, in float64.
 
-    `xx` is symmetric, and of what lies above its diagonal most is left out.
+    Attributes:
+        count: number of tokens T.
+        xx: sum of x'x, `(in, in)`. It is symmetric, and most of what is above its diagonal is left out.
+        rx: sum of r'x, `(out, in)`.
+        x: sum of inputs, `(in,)`.
+        r: sum of residuals, `(out,)`.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
@@ -45,7 +55,7 @@ class Moments:
         self.x, self.r = zeros(num_in), zeros(num_out)
 
     def add(self, x: Tensor, residual: Tensor) -> None:
-        """Count in tokens' inputs `(T, in)` and residuals `(T, out)`."""
+        """Add the inputs `(T, in)` and residuals `(T, out)` of tokens."""
         self.count += len(x)
         for start in range(0, x.shape[1], STRIP):
             self.xx[start:, start : start + STRIP] += x[:, start:].T @ x[:, start : start + STRIP]
@@ -54,7 +64,7 @@ class Moments:
         self.r += residual.sum(dim=0).double()
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The change of the weight `(out, in)` and of the bias `(out,)`."""
+        """The change of the weight `(out, in)` and of the bias `(out,)`; the formula is in `recover`."""
         mean_x, mean_r = self.x / self.count, self.r / self.count
         xx, rx = self.xx / self.count, self.rx / self.count
         if self.has_bias:  # a free bias means a fit of the centred values

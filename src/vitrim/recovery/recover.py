@@ -1,10 +1,9 @@
 """Closed-form recovery: after a cut, and before any training, bring the residual stream back to where it was.
 
-Each reader (`attn.proj`, `mlp.fc2`) that is left is refitted by ridge least squares, from the input to the output of
-the network. Its inputs come from the already refitted student; its target is what the model before the cut has in the
-stream behind it, less what the student has in the stream before it. So an error made by one layer is mended by the
-next ones, and the last reader before a removed block also learns what that block would have added. The classifier
-comes last (`classifier.py`).
+Every output projection (`attn.proj`, `mlp.fc2`) that is left is refitted by ridge least squares, from the first block
+to the last. Its inputs come from the student as refitted so far. Its target is the teacher's hidden state after the
+projection minus the student's hidden state before it. So an error of one layer is corrected by the next layers, and
+the last projection before a removed block also learns what that block would have added. The classifier comes last.
 """
 
 import copy
@@ -18,23 +17,27 @@ from vitrim.errors import DataError, SettingError
 from vitrim.hooks import eval_mode
 from vitrim.models import describe, hookable
 from vitrim.plan import PruningPlan
-from vitrim.recovery.blockwise import BlockIO, BlockwiseForward, _LayerInput, in_float32
+from vitrim.recovery.blockwise import BlockIO, BlockwiseForward, LayerInput, in_float32
 from vitrim.recovery.classifier import refit_classifier
 from vitrim.recovery.least_squares import refit
+from vitrim.recovery.residual import residual_scales
 from vitrim.runs.progress import track
 from vitrim.structure import BlockStructure
 
 MIN_RIDGE = 1e-6
-MIN_SCALE = 1e-3  # of the largest: a channel that the stream hardly hears is not bent to mend anything
+MIN_RELATIVE_SCALE = 1e-3  # of the largest residual scale; channels below it are not corrected
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySettings:
-    """Closed-form refit after each cut.
+    """The closed-form refit after each cut.
 
     Attributes:
         enabled: whether to refit at all.
-        ridge: strength of the pull towards the weights as they are, as a share of the mean squared input.
+        ridge: strength of the pull towards the weights before the refit, as a fraction of the mean squared input.
+
+    Raises:
+        SettingError: the ridge is too small.
     """
 
     enabled: bool = True
@@ -43,8 +46,8 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         if not self.ridge >= MIN_RIDGE:
             raise SettingError(
-                f"recovery.ridge is {self.ridge:g}; expected a number from {MIN_RIDGE:g}, such as 0.01: less is lost "
-                "in the rounding of the inputs' products."
+                f"recovery.ridge is {self.ridge:g}; expected a number of at least {MIN_RIDGE:g}, such as 0.01. A "
+                "smaller ridge is lost in rounding."
             )
 
 
@@ -57,29 +60,32 @@ def recover(
     *,
     ridge: float = 1e-2,
 ) -> nn.Module:
-    """Return a copy of `student` in eval mode, readers and classifier refitted so that it follows `teacher`.
+    """Return a copy of `student` whose output projections and classifier are refitted so that it follows `teacher`.
 
-    For one reader with inputs x (of the student), weight W and bias b, and the wanted outputs y, centred over all
-    calibration images and tokens, the change that minimises |x (W + dW)' - y|^2 + lambda |dW|^2 is
-    dW = (y - x W')' x (x'x + lambda I)^-1, with lambda = `ridge` times the mean of the diagonal of x'x. Since dW = 0 is
-    among the candidates, the squared error on the calibration images never grows.
+    For one projection with inputs x `(T, in)` of the student, weight W, and target outputs y `(T, out)`, all centred
+    over calibration images and tokens, the change that minimises |x (W + dW)' - y|^2 + lambda |dW|^2 is
+    dW = (y - x W')' x (x'x + lambda I)^-1. lambda is `ridge` times the mean of the diagonal of x'x. dW = 0 is among the
+    candidates, so the squared error on the calibration images never grows.
 
-    Where a block adds its readers' outputs to its input, each channel times a constant (most do), y is the
-    teacher's output plus the difference of the two streams before the reader. In other blocks, y is the teacher's
-    output.
+    Most blocks add the output of a projection to their input, each channel multiplied by a constant. There, y is the
+    teacher's output plus the difference of the two hidden states before the projection. In other blocks, y is the
+    teacher's output.
 
     Args:
         student: `prune(teacher, plan)`.
-        batches: (images, labels); the labels are not used. All images and their hidden states are held in memory:
-            up to images x tokens x width x 28 bytes (in float32) besides the images.
+        batches: of images `(B, C, h, w)` and labels; the labels are not used. All images and their hidden states are
+            held in memory: up to images x tokens x width x 28 bytes in float32, besides the images.
+
+    Returns:
+        The refitted copy, in eval mode.
 
     Raises:
-        DataError: no batch was given. PlanMismatch: the plan does not fit the teacher.
+        DataError: no batch. PlanMismatch: the plan does not fit the teacher.
     """
-    before = describe(teacher)
-    plan.check(before)
+    dense = describe(teacher)
+    plan.check(dense)
     student = copy.deepcopy(student).eval()
-    if not plan.keeps_all(before):
+    if not plan.keeps_all(dense):
         with eval_mode(teacher), hookable(teacher), hookable(student):
             _refit_all(student, teacher, plan, batches, ridge)
     return student
@@ -92,102 +98,100 @@ def _refit_all(
     batches: Iterable[tuple[Tensor, Tensor]],
     ridge: float,
 ) -> None:
-    """Go through both models block by block, in step, and refit the student's readers in place."""
-    before, after = describe(teacher), describe(student)
+    """Go through both models block by block, and refit the student's output projections in place."""
+    dense, small = describe(teacher), describe(student)
     images = [images for images, _ in batches]
     if not images:
         raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
-    student_forward, teacher_forward = (
-        BlockwiseForward(student, after, images),
-        BlockwiseForward(teacher, before, images),
-    )
-    ends = before.matched_teacher_blocks([kept.block for kept in plan.blocks])
-    for index, (kept, end) in enumerate(
-        zip(track(plan.blocks, "refitting the layers behind the cut"), ends, strict=True)
-    ):
-        while teacher_forward.position < kept.block:  # removed blocks: only the teacher goes through them
+    student_forward = BlockwiseForward(student, small, images)
+    teacher_forward = BlockwiseForward(teacher, dense, images)
+    matched = dense.matched_teacher_blocks([kept.block for kept in plan.blocks])
+    blocks = zip(track(plan.blocks, "refitting output projections"), matched, strict=True)
+    for index, (kept, last_block) in enumerate(blocks):
+        while teacher_forward.position < kept.block:  # removed blocks: only the teacher has them
             teacher_forward.step()
-        old, new = before.blocks[kept.block], after.blocks[index]
-        wanted = teacher_forward.step(_output_projs(teacher, old))
-        behind = wanted.given
-        while teacher_forward.position <= end:
-            behind = teacher_forward.step().given
-        names = {output_proj: new.name + output_proj.removeprefix(old.name) for output_proj in wanted.outputs}
-        _refit_block(student, student_forward, wanted, behind, names, ridge)
-        del wanted, behind  # before the next ones are made
+        old, new = dense.blocks[kept.block], small.blocks[index]
+        target = teacher_forward.step(_output_projs(teacher, old))
+        last_outputs = target.outputs
+        while teacher_forward.position <= last_block:
+            last_outputs = teacher_forward.step().outputs
+        scales = residual_scales(teacher, old, target)
+        names = {name: new.name + name.removeprefix(old.name) for name in target.projections}
+        _BlockRefit(student_forward, target, last_outputs, scales, names).run(student, ridge)
+        del target, last_outputs  # before the next ones are made
         student_forward.step()
-    refit_classifier(student, images, student_forward.outputs(), teacher_forward.outputs())
+    refit_classifier(student, images, student_forward.logits(), teacher_forward.logits())
 
 
-def _refit_block(
-    student: nn.Module,
-    student_forward: "BlockwiseForward",
-    wanted: "BlockIO",
-    behind: Sequence[Tensor],
-    names: dict[str, str],
-    ridge: float,
-) -> None:
-    """Refit the readers of the student's next block, in the order in which they run.
+@dataclass(frozen=True)
+class _BlockRefit:
+    """Refits the output projections of the student's next block, in the order in which they run.
 
-    Args:
-        wanted: the teacher's passage through its block. behind: the teacher's stream where the student's next block
-            begins. names: what the student calls each of the teacher's readers.
+    Attributes:
+        forward: the student's pass, in front of this block.
+        target: inputs and outputs of the teacher's block.
+        last_outputs: the teacher's hidden states where the student's next block begins: after the removed blocks.
+        scales: residual scale of each projection, or None, see `residual_scales`.
+        names: the student's name of each projection, by the teacher's name.
     """
-    once = [output_proj for output_proj, outputs in wanted.outputs.items() if len(outputs) == len(wanted.given)]
-    scales = wanted.scales() if len(once) == len(wanted.outputs) else None  # else a layer that several parts share
-    for position, output_proj in enumerate(once):
-        earlier, layer = once[:position], student.get_submodule(names[output_proj])
-        more = position < len(once) - 1
-        inputs_of = student_forward.inputs_of(names[output_proj], [names[name] for name in earlier], keep=more)
-        pairs: Iterable[tuple[Tensor, Tensor]]
-        if scales is None:
-            pairs = ((x, output) for (x, _, _), output in zip(inputs_of, wanted.outputs[output_proj], strict=True))
-        else:
-            goal = wanted.given if more else behind
-            pairs = _on_the_stream(
-                inputs_of, wanted, goal, scales, output_proj, {name: names[name] for name in earlier}
-            )
-        refit(layer, pairs, ridge)
-        if more:
-            student_forward.cache_output(
-                names[output_proj], names[output_proj].removesuffix(wanted.endings[output_proj])
-            )
 
+    forward: BlockwiseForward
+    target: BlockIO
+    last_outputs: Sequence[Tensor]
+    scales: dict[str, Tensor] | None
+    names: dict[str, str]
 
-def _on_the_stream(
-    inputs_of: Iterable["_LayerInput"],
-    wanted: "BlockIO",
-    goal: Sequence[Tensor],
-    scales: dict[str, Tensor],
-    output_proj: str,
-    earlier: dict[str, str],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a reader takes and what it should give, batch by batch, so that the student's stream meets the teacher's.
+    def run(self, student: nn.Module, ridge: float) -> None:
+        target, names = self.target, self.names
+        used_once = [name for name, outputs in target.projections.items() if len(outputs) == len(target.outputs)]
+        shared = len(used_once) < len(target.projections)  # a layer that several parts of the block use
+        for position, name in enumerate(used_once):
+            earlier, is_last = used_once[:position], position == len(used_once) - 1
+            inputs = self.forward.inputs_of(names[name], [names[other] for other in earlier], keep=not is_last)
+            pairs: Iterable[tuple[Tensor, Tensor]]
+            if self.scales is None or shared:
+                own = target.projections[name]
+                pairs = ((layer_input.values, output) for layer_input, output in zip(inputs, own, strict=True))
+            else:
+                goal = self.last_outputs if is_last else target.outputs
+                pairs = self._targets(inputs, goal, self.scales, name, earlier)
+            refit(student.get_submodule(names[name]), pairs, ridge)
+            if not is_last:
+                self.forward.cache_output(names[name], names[name].removesuffix(target.suffixes[name]))
 
-    Args:
-        goal: the teacher's stream behind its block, or behind the removed ones that follow. earlier: the readers that
-            ran before in this block, and what the student calls them.
-    """
-    heard = scales[output_proj].abs() > MIN_SCALE * scales[output_proj].abs().max()
-    for batch, (x, taken, seen) in enumerate(inputs_of):
-        missing = (
-            in_float32(wanted.taken[batch])
-            - in_float32(taken)
-            + in_float32(goal[batch])
-            - in_float32(wanted.given[batch])
-        )
-        for name, own in earlier.items():
-            missing = missing + scales[name] * (in_float32(wanted.outputs[name][batch]) - in_float32(seen[own]))
-        yield x, in_float32(wanted.outputs[output_proj][batch]) + torch.where(heard, missing / scales[output_proj], 0)
+    def _targets(
+        self,
+        inputs: Iterable[LayerInput],
+        goal: Sequence[Tensor],
+        scales: dict[str, Tensor],
+        name: str,
+        earlier: Sequence[str],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and target outputs of one projection, batch by batch, so that the student reaches `goal`.
+
+        Args:
+            goal: the teacher's hidden states after its block, or after the removed blocks that follow.
+            earlier: projections that ran before in this block.
+        """
+        target, scale = self.target, scales[name]
+        corrected = scale.abs() > MIN_RELATIVE_SCALE * scale.abs().max()
+        for batch, layer_input in enumerate(inputs):
+            missing = in_float32(target.inputs[batch]) - in_float32(layer_input.state)
+            missing = missing + in_float32(goal[batch]) - in_float32(target.outputs[batch])
+            for other in earlier:
+                own = in_float32(layer_input.earlier[self.names[other]])
+                missing = missing + scales[other] * (in_float32(target.projections[other][batch]) - own)
+            output = in_float32(target.projections[name][batch])
+            yield layer_input.values, output + torch.where(corrected, missing / scale, 0)
 
 
 def _output_projs(model: nn.Module, block: BlockStructure) -> list[str]:
-    """The readers of a block's units that least squares can refit, in order, each once."""
+    """The output projections of a block that least squares can refit, in order, each once."""
     names = dict.fromkeys(group.output_proj for group in block.groups if group.output_proj)
-    return [name for name in names if _is_matrix(model.get_submodule(name))]
+    return [name for name in names if _is_linear(model.get_submodule(name))]
 
 
-def _is_matrix(layer: nn.Module) -> bool:
+def _is_linear(layer: nn.Module) -> bool:
     """Whether a layer multiplies each token by its weight and does nothing else."""
     if isinstance(layer, nn.Conv2d):
         return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and layer.padding == (0, 0)
