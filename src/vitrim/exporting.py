@@ -106,26 +106,24 @@ def export(
     in ONNX as metadata properties, in `.pt2` as the extra file `vitrim.json`.
 
     Args:
-        model: not changed.
+        model: is not changed.
         path: a name that ends in `.onnx` or `.pt2`. An existing file is replaced.
         format: `onnx`, or `torch-export` for the format of PyTorch.
         int8: quantise the weights to int8, and the activations at run time. The range of the activations is that of the
             whole batch, so the logits of an image depend on the other images of its batch. ONNX only.
-        data: labelled images to measure the accuracy of int8, as for `evaluate`. The file runs on batches of
-            `latency.batch_size` images.
-        latency: how both are timed. By default one image per forward pass.
+        data: labelled images for the accuracy of int8, as for `evaluate`, in batches of `latency.batch_size`.
+        latency: how both are timed; by default one image per forward pass.
         tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. Not for int8.
 
     Raises:
-        SettingError: a setting is unknown or contradicts another one, or an optional package is missing.
-        ExportFailed: the exporter does not support the model. ExportMismatch: the file does not compute the same
-            logits. After each error, no file is written.
+        SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.
+        ExportMismatch: the logits differ. After each error, no file is written.
     """
     path = Path(path)
     check_settings(path, format, int8=int8, has_data=data is not None)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    if int8 and (weights := weight_bytes(model.state_dict())) > MAX_ONNX_FILE:
-        raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
+    if int8:
+        _check_size(model)
     timing = latency or LatencySettings()
     batches = None if data is None else _validation_batches(model, data)
     metadata = {**_metadata(model), "precision": "int8" if int8 else "float32"}
@@ -135,9 +133,9 @@ def export(
         file = Path(folder) / path.name
         run = write_program(model, file, format, metadata)
         differences = compare_logits(model, run, tolerance)
-        if int8:
+        if int8:  # made from the float32 file, after that file was compared
             run = _write_int8(file, metadata)
-            differences = compare_logits(model, run, float("inf"))
+            differences = compare_logits(model, run, math.inf)
         eager, exported = _time(model, run, timing)
         found = Exported(
             path=path,
@@ -181,6 +179,13 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool) -> No
         raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
     if format == "onnx":
         check_onnx()
+
+
+def _check_size(model: nn.Module) -> None:
+    """ONNX Runtime quantises only models in one file."""
+    weights = weight_bytes(model.state_dict())
+    if weights > MAX_ONNX_FILE:
+        raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
 
 
 def _metadata(model: nn.Module) -> dict[str, Any]:

@@ -46,10 +46,10 @@ def test_timm_returns_features(student: nn.Module, folder: Path) -> None:
     wrapper = timm.create_model(f"local-dir:{folder}", features_only=True).eval()
     parent = timm.create_model("vit_tiny_patch16_224", features_only=True, img_size=32, embed_dim=16, num_heads=4)
     assert type(wrapper) is type(parent)
-    _, wanted = student.forward_intermediates(IMAGES, indices=3)
+    _, expected = student.forward_intermediates(IMAGES, indices=3)
     found = wrapper(IMAGES)
-    assert len(found) == len(wanted) == 3
-    assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+    assert len(found) == len(expected) == 3
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
 def test_timm_can_change_the_image_size(folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_model_loaded_by_timm_can_be_pruned_and_saved(folder: Path, tmp_path: 
 def test_timm_loads_a_pruned_model_from_the_hub(
     student: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub is stood in for by a function that gives the folder's files; no network is needed."""
+    """A function that returns the files of the folder replaces the download."""
 
     def download(repo_id: str, filename: str, **options: object) -> str:
         assert repo_id == "someone/small-vit"
