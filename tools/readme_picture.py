@@ -1,0 +1,121 @@
+"""Draw the picture of the README: dense and compressed models side by side.
+
+    python -m tools.readme_picture
+
+The numbers are those of the table of `vitrim demo` in README.md and of docs/results.json. Nothing is measured here.
+Run it again when one of them changes. The same numbers always produce the same file.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent.parent
+PICTURE = ROOT / "docs" / "pictures" / "result.svg"
+CELL = "cifar100-part-small"
+TEXT, DENSE, COMPRESSED = "#7d8590", "#9aa4af", "#d9661f"  # each is readable on white and on black
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "vitrim",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "ytick.color": TEXT,
+    "axes.edgecolor": TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.bottom": False,
+}
+
+
+class Bar(NamedTuple):
+    """One model in one panel: its length as a fraction of the longest bar, and the text at its end."""
+
+    model: str
+    length: float
+    text: str
+
+
+def main() -> None:
+    """Write the picture."""
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        picture = draw()
+        picture.savefig(PICTURE, transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+
+
+def draw() -> Figure:
+    """The figure: one row for each data set, one panel for each number."""
+    figure = Figure(figsize=(11, 3.9))
+    panels = figure.subplots(2, 3, gridspec_kw={"hspace": 0.75, "wspace": 0.3})
+    rows = (("vitrim demo: handwritten digits", demo_bars()), ("CIFAR-100, 100 training images a class", cifar_bars()))
+    for row, (data, bars_of_panels) in zip(panels, rows, strict=True):
+        for axes, (title, bars) in zip(row, bars_of_panels.items(), strict=True):
+            draw_panel(axes, title, bars)
+        row[0].annotate(data, (-0.22, 1.36), xycoords="axes fraction", fontweight="bold", fontsize=12)
+    return figure
+
+
+def draw_panel(axes: Axes, title: str, bars: list[Bar]) -> None:
+    """Horizontal bars, with the model on the left and the number on the right of each."""
+    colours = [DENSE if bar.model == "dense" else COMPRESSED for bar in bars]
+    places = range(len(bars))
+    axes.barh(places, [bar.length for bar in bars], color=colours, height=0.62)
+    for place, bar in zip(places, bars, strict=True):
+        axes.text(bar.length + 0.02, place, bar.text, va="center")
+    axes.set_yticks(places, [bar.model for bar in bars])
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlim(0, 1.45)  # the numbers need space
+    axes.set_xticks([])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+
+
+def demo_bars() -> dict[str, list[Bar]]:
+    """Top-1, parameters and milliseconds, from the table in README.md."""
+    table = re.findall(r"^\| (dense|-\d+ %) \|(.+)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    cells = {model: [cell.split()[0] for cell in line.split("|")] for model, line in table}
+    columns = {"top-1": (0, "{} %"), "parameters": (1, "{} k"), "latency, batch 64": (3, "{} ms")}
+    return {
+        title: _bars(
+            {model: float(row[column]) for model, row in cells.items()}, text, [r[column] for r in cells.values()]
+        )
+        for title, (column, text) in columns.items()
+    }
+
+
+def cifar_bars() -> dict[str, list[Bar]]:
+    """Top-1, parameters and multiply-adds of the arm `vitrim`, from docs/results.json."""
+    rows = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    arm = [row for row in rows if row["cell"] == CELL and row["arm"] == "vitrim"]
+    arm.sort(key=lambda row: -row["keep"])
+    names = [f"-{100 * (1 - row['keep']):.0f} %" for row in arm]
+
+    def bars(dense: float, values: list[float]) -> list[Bar]:
+        found = dict(zip(["dense", *names], [dense, *values], strict=True))
+        digits = 2 if dense < 100 else 1
+        return _bars(found, "{} %", [f"{value:.{digits}f}" for value in found.values()])
+
+    return {
+        "top-1": bars(arm[0]["top1_dense"], [row["top1"] for row in arm]),
+        "parameters": bars(100, [100 * row["params_ratio"] for row in arm]),
+        "multiply-adds (latency not measured)": bars(100, [100 * row["macs_ratio"] for row in arm]),
+    }
+
+
+def _bars(values: dict[str, float], text: str, numbers: list[str]) -> list[Bar]:
+    longest = max(values.values())
+    return [
+        Bar(model, value / longest, text.format(number))
+        for (model, value), number in zip(values.items(), numbers, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()
