@@ -35,7 +35,7 @@ from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.source import Source, check
-from vitrim.training.loop import check_training
+from vitrim.training.job import check_training
 
 ROOT = Path(__file__).parent.parent
 NAMED_DATA = ("cifar10", "cifar100", "tiny-imagenet")  # data sets with a separate setting for their folder

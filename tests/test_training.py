@@ -21,7 +21,8 @@ from vitrim.errors import FolderInUse, NonFiniteLoss, SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.models import describe
 from vitrim.surgery import prune
-from vitrim.training.loop import TrainingJob, TrainingLoop, train
+from vitrim.training.job import TrainingJob
+from vitrim.training.loop import TrainingLoop, train
 from vitrim.training.settings import TrainingSettings
 
 STEPS_PER_EPOCH = 3  # 60 images, 20 a step

@@ -15,7 +15,8 @@ from benchmarks.costs.ratios import count_operations
 from vitrim.data.images import ImageData
 from vitrim.losses import DistillationLoss
 from vitrim.models import describe
-from vitrim.training.loop import TrainingJob, TrainingLoop
+from vitrim.training.job import TrainingJob
+from vitrim.training.loop import TrainingLoop
 
 
 class VitrimLoop:

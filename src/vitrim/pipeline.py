@@ -30,7 +30,8 @@ from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
 from vitrim.source import Source, check
 from vitrim.surgery import prune
-from vitrim.training.loop import check_training, train
+from vitrim.training.job import check_training
+from vitrim.training.loop import train
 
 FIRST_PREDICTION_FILE = "promise.json"  # where runs of version 0.1.0 keep the predicted latency of the last plan
 

@@ -23,7 +23,7 @@ from vitrim.recipe import Recipe, to_table
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
-from vitrim.training.loop import check_training
+from vitrim.training.job import check_training
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,69 @@
+"""One training as data, and the checks that need no computation."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from vitrim.data.batches import check_batch_size
+from vitrim.data.images import ImageData
+from vitrim.losses import DistillationLoss, check_terms
+from vitrim.runs.processes import this_process
+from vitrim.saving.checkpoint import fingerprint
+from vitrim.structure import ViTStructure
+from vitrim.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingJob:
+    """One training: what is trained, on what, and how.
+
+    Attributes:
+        model: is trained in place.
+        data: with labels as the model counts them.
+        loss: the terms that compare with the teacher; None for a training on labels.
+        teacher: None for a training on labels.
+        run_dir: folder of the checkpoint and of `metrics.jsonl`; None to write nothing.
+        stage: name of the training in these files.
+        seed: decides batches and augmentation.
+    """
+
+    model: nn.Module
+    data: ImageData
+    settings: TrainingSettings
+    loss: DistillationLoss | None = None
+    teacher: nn.Module | None = None
+    run_dir: Path | None = None
+    stage: str = "train"
+    seed: int = 0
+
+    @cached_property
+    def identity(self) -> str:
+        """Everything that the result depends on, as JSON. A checkpoint of another identity is refused."""
+        about = {
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "weights": fingerprint(self.model),
+            "teacher": fingerprint(self.teacher) if self.teacher is not None else None,
+            "loss": repr(self.loss),
+            "data": self.data.fingerprint(),
+        }
+        return json.dumps(about, sort_keys=True)
+
+
+def check_training(settings: TrainingSettings, structure: ViTStructure, data: ImageData | None = None) -> None:
+    """Refuse a training that could not run, before anything is computed.
+
+    Args:
+        data: None if no images have been read yet; then the batch is not checked.
+
+    Raises:
+        SettingError: the batch cannot be divided, or a loss term does not fit the model.
+        DataError: there are too few images for one update.
+    """
+    if settings.epochs and data is not None:
+        num_parts = this_process().num_processes * settings.accumulate
+        check_batch_size(data.train, settings.batch_size, num_parts, structure.num_classes)
+    check_terms(settings.distillation, structure)
