@@ -1,10 +1,13 @@
 """The layout of the package: layers that import downwards only, no import cycle, and libraries in their places."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import vitrim
 
@@ -52,6 +55,10 @@ def module_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
+ROOT = SOURCE.parents[1]
+CHECKED = ("src", "benchmarks", "tools", "tests")
+FILES = [file for top in CHECKED for file in sorted((ROOT / top).rglob("*.py")) if "fixtures" not in file.parts]
+MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 8
 MODULES = {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
 
 
@@ -110,3 +117,32 @@ def test_the_lowest_layers_need_the_standard_library_only() -> None:
         if module in STANDARD_LIBRARY_ONLY and name.split(".")[0] not in {*sys.stdlib_module_names, "vitrim"}
     ]
     assert unknown_files == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_functions_and_parameter_lists_are_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = [parameter.arg for parameter in parameters if parameter.arg not in ("self", "cls")]
+            assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+            assert len(names) <= MAX_PARAMETERS, node.name
+
+
+def test_nothing_outside_the_tests_imports_from_them() -> None:
+    outside = [file for file in FILES if file.relative_to(ROOT).parts[0] != "tests"]
+    importing = [file for file in outside if re.search(r"^\s*(from|import) (builders|tests)\b", file.read_text(), re.M)]
+    assert importing == []
+
+
+def test_tests_mirror_the_sources() -> None:
+    """Every test file of a folder of the package is named after a file or folder of it, or says why it is not."""
+    extra = {"models/test_families", "models/test_residual_scale"}  # laws that hold for all libraries
+    folders = [path for path in SOURCE.iterdir() if path.is_dir() and path.name not in ("recipes", "templates")]
+    for folder in folders:
+        known = {path.stem for path in folder.iterdir() if not path.name.startswith("__")} | {"main"}
+        for test in sorted((ROOT / "tests" / folder.name).glob("test_*.py")):
+            name = f"{folder.name}/{test.stem}"
+            assert test.stem.removeprefix("test_") in known or name in extra, name

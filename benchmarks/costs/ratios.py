@@ -141,11 +141,11 @@ class OperationCounter(TorchDispatchMode):
         key, size = id(storage), storage.nbytes()
         if key in self._alive:
             return
-        self._alive[key] = weakref.finalize(storage, self._forget, key, size)
+        self._alive[key] = weakref.finalize(storage, self._discard, key, size)
         self.bytes_alive += size
         self.peak_bytes = max(self.peak_bytes, self.bytes_alive)
 
-    def _forget(self, key: int, size: int) -> None:
+    def _discard(self, key: int, size: int) -> None:
         del self._alive[key]
         self.bytes_alive -= size
 

@@ -27,7 +27,7 @@ def input_state(args: Sequence[Any], kwargs: Mapping[str, Any], position: int = 
 def with_input_state(
     args: Sequence[Any], kwargs: Mapping[str, Any], state: Tensor, position: int = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with another hidden state; arguments as in `input_state`.
+    """The same arguments with another hidden state `(B, N, D)`; arguments as in `input_state`.
 
     Returns:
         Positional and keyword arguments, as a forward pre-hook returns them.
@@ -44,7 +44,7 @@ def output_state(output: Any) -> Tensor:
 
 
 def with_state(output: Any, state: Tensor) -> Any:
-    """A block's output with another hidden state; other parts of a tuple stay the same."""
+    """A block's output with another hidden state `(B, N, D)`; other parts of a tuple stay the same."""
     if isinstance(output, Tensor):
         return state
     return type(output)([with_state(output[0], state), *output[1:]])

@@ -10,7 +10,7 @@ from benchmarks.cell import load_images, lock_folder, seconds_in
 from builders.cells import cell_config
 
 
-def test_with_a_tuning_share_official_validation_images_are_not_used(tmp_path):
+def test_with_tuning_images_official_validation_images_are_not_used(tmp_path):
     for split, low, high in (("train", 0, 100), ("val", 150, 250)):
         for name in "ab":
             (tmp_path / "set" / split / name).mkdir(parents=True)

@@ -31,7 +31,7 @@ class Cost:
         return Cost(params=self.params + other.params, macs=self.macs + other.macs)
 
     def fraction_of(self, whole: "Cost") -> tuple[float, float]:
-        """Parameters and multiply-adds as shares of another model's."""
+        """Parameters and multiply-adds as fractions of those of another model."""
         return self.params / whole.params, self.macs / whole.macs
 
 

@@ -90,8 +90,8 @@ def _enumerated(groups: Sequence[Options], left: np.ndarray) -> list[int] | None
     if np.prod([len(members) + 1.0 for members in ranked[:-1]]) > MAX_COMBINATIONS:
         return None
     counts = _best_counts([values[members] for members in ranked], unit_costs, left)
-    taken = np.concatenate([members[:count] for members, count in zip(ranked, counts, strict=True)])
-    return np.bincount(group_of[taken], minlength=len(groups)).tolist()
+    chosen = np.concatenate([members[:count] for members, count in zip(ranked, counts, strict=True)])
+    return np.bincount(group_of[chosen], minlength=len(groups)).tolist()
 
 
 def _equal_steps(group: Options) -> np.ndarray | None:

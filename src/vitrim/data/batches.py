@@ -53,7 +53,7 @@ class Part:
         check_setting(0 <= self.index < self.count, "part", self.index, f"from 0 to {self.count - 1}")
 
     def positions(self, batch_size: int) -> Tensor:
-        """Positions of this part in a training batch, `(batch_size / count,)` int64.
+        """Positions of this part in a training batch, `(B / count,)` int64, B being the batch size.
 
         Image i is mixed with image `batch_size - 1 - i`, so a part is a range of positions and its mirror image.
         """

@@ -212,7 +212,7 @@ def _in_threads(work: Callable[[int], None], count: int, description: str) -> np
             except BROKEN_IMAGE:
                 broken[i] = True
 
-    # Few threads: they wait for the disk and decode at the same time, but share Python's lock.
+    # Few threads: they wait for the disk and decode at the same time, but only one of them runs Python code.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         tasks = [pool.submit(chunk, start) for start in range(0, count, _FILES_PER_TASK)]
         try:

@@ -48,7 +48,8 @@ class ImportanceSettings:
     steps: int = 4
 
     def __post_init__(self) -> None:
-        _criterion(self.criterion)
+        if self.criterion not in CRITERIA:
+            raise SettingError(f"importance.criterion is {self.criterion!r}; expected {_names()}.")
         if self.num_images < 1 or self.batch_size < 1 or self.steps < 1:
             raise SettingError("importance.num_images, importance.batch_size and importance.steps must be at least 1.")
 
@@ -100,7 +101,9 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: str = "fisher",
         SettingError: unknown criterion. DataError: no batch. UnsupportedModel: the model cannot be described, or has no
             classifier. NonFiniteLoss: a score is infinite or not a number.
     """
-    chosen, structure = _criterion(criterion), describe(model)
+    if criterion not in CRITERIA:
+        raise SettingError(f"The criterion is {criterion!r}; expected {_names()}.")
+    chosen, structure = CRITERIA[criterion], describe(model)
     if structure.num_classes < 1 and chosen.needs_classifier:
         raise UnsupportedModel(
             f"{structure.model} has no classifier, so there is no loss to score with. Give it one (num_classes), or "
@@ -242,10 +245,8 @@ CRITERIA: Mapping[str, Criterion] = {
 }
 
 
-def _criterion(name: str) -> Criterion:
-    if name not in CRITERIA:
-        raise SettingError(f"Unknown criterion {name!r}; choose one of {', '.join(CRITERIA)}.")
-    return CRITERIA[name]
+def _names() -> str:
+    return f"one of {', '.join(map(repr, CRITERIA))}"
 
 
 def _as_scores(structure: ViTStructure, criterion: str, sums: Sums) -> Scores:

@@ -1,6 +1,6 @@
 """First-order effects of units and blocks on the loss of each image, from hooks on one forward and backward pass.
 
-Also what all criteria share: the names of groups in sums, and columns of an output projection's input.
+Also helpers of all criteria: the names of groups in sums, and columns of an output projection's input.
 """
 
 from collections.abc import Callable, Iterator

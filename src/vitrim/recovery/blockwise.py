@@ -138,7 +138,7 @@ class BlockwiseForward:
 
 
 def in_float32(values: Tensor) -> Tensor:
-    """At least in float32. Half precision has too small a range for sums of squares, and too few digits."""
+    """Values of any shape in float32 at least: half precision has too small a range and too few digits for sums."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 

@@ -87,7 +87,11 @@ class TorchvisionAdapter:
         return origin
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-        """Build a dense model by a name of `families` or by its class; arguments that are None are left out."""
+        """Build a dense model by a name of `families` or by its class; arguments that are None are left out.
+
+        Raises:
+            SettingError: torchvision cannot build the model with these arguments.
+        """
         arguments = {name: value for name, value in arguments.items() if value is not None}
         num_classes = arguments.pop("num_classes", None) if pretrained else None
         img_size = arguments.pop("img_size", None)

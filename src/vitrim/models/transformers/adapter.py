@@ -88,6 +88,9 @@ class HuggingFaceAdapter:
             architecture: name of a class, such as `ViTForImageClassification`, or a folder or repository.
             pretrained: must be False for a class, which has no weights of its own.
             arguments: for a class, keys of its configuration; otherwise only `num_classes`.
+
+        Raises:
+            SettingError: transformers cannot build the model, or an argument does not fit.
         """
         transformers = _library()
         names = {"num_classes": "num_labels", "img_size": "image_size"}

@@ -28,7 +28,10 @@ RUNTIME_KEYS = ("transformers_version", "_name_or_path", "architectures", "torch
 
 
 def register(prune: Cut) -> None:
-    """Register the model type `vitrim` with transformers; `prune` returns a smaller copy of a model."""
+    """Register the model type `vitrim` with transformers; `prune` returns a smaller copy of a model.
+
+    Reading a damaged configuration of this type raises `CheckpointMismatch`.
+    """
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
     class VitrimConfig(PreTrainedConfig):
