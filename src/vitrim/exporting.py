@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.costs.counting import count_cost
-from vitrim.costs.latency import Latency, LatencySettings, time_in_turns
+from vitrim.costs.latency import Latency, LatencySettings, time_in_rounds
 from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import match_labels, preprocessing_of
@@ -263,7 +263,7 @@ def compare_logits(model: nn.Module, run: Program, tolerance: float) -> dict[int
 @torch.no_grad()
 def _time(model: nn.Module, run: Program, settings: LatencySettings) -> list[Latency]:
     images = random_images(model, settings.batch_size)
-    return time_in_turns([partial(model, images), partial(run, images)], settings, images.device)
+    return time_in_rounds([partial(model, images), partial(run, images)], settings, images.device)
 
 
 def _validation_batches(model: nn.Module, data: ImageData | ImageSet | Batches) -> Callable[[int], Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget, check_reachable
 from vitrim.costs.counting import Cost, PartCosts, count_cost
-from vitrim.costs.device import DeviceTimes, settings_for_a_check
+from vitrim.costs.device import DeviceTimes, settings_for_comparison
 from vitrim.costs.latency import measure_latencies
 from vitrim.data.matching import Calibration
 from vitrim.errors import BudgetError
@@ -206,7 +206,7 @@ class Planner:
 
     def _measured_ms(self, plan: PruningPlan) -> float:
         """Milliseconds of the model that `plan` leaves, at the speed at which the dense model was timed."""
-        settings = settings_for_a_check(self.recipe.latency, self.device.dense_ms)
+        settings = settings_for_comparison(self.recipe.latency, self.device.dense_ms)
         dense = self.source.model
         return self.device.dense_ms * measure_latencies([dense, prune(dense, plan)], settings)[1].ratio
 

@@ -48,7 +48,7 @@ def install(clock: Clock, patch: pytest.MonkeyPatch) -> None:
     def savings(model: nn.Module, plans: list[Any], *others: Any, **options: Any) -> list[float]:
         return [1 - clock(prune(model, plan)) / clock(model) for plan in plans]
 
-    patch.setattr(latency_table, "_savings", savings)
+    patch.setattr(latency_table, "measure_savings", savings)
     patch.setattr(device, "measure_latency", lambda model, settings: latencies([model])[0])
     patch.setattr(planning, "measure_latencies", latencies)
     patch.setattr(pipeline, "measure_latencies", latencies)

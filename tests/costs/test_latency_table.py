@@ -95,7 +95,7 @@ def test_a_measurement_is_read_back_under_the_same_circumstances_only(
     install(steady, monkeypatch)
     model = wide_model()
     first = latency_table(model, SETTINGS)
-    monkeypatch.setattr(module, "_savings", _stop)
+    monkeypatch.setattr(module, "measure_savings", _stop)
     assert latency_table(wide_model(seed=1), SETTINGS) == first  # weights take no time
     others = [(wide_model(depth=3), SETTINGS), (model.double(), SETTINGS), (model, LatencySettings(batch_size=2))]
     for other, settings in others:
@@ -122,14 +122,14 @@ def test_without_a_place_for_it_a_measurement_is_used_all_the_same(
     install(steady, monkeypatch)
     own_cache.parent.write_text("a file")
     assert latency_table(wide_model(), SETTINGS).blocks
-    assert "cannot keep the measurement" in capsys.readouterr().err
+    assert "cannot write the measurement" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("on", ["model", "cpu", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_real_time_can_be_measured(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ROUNDS", 2)
-    monkeypatch.setattr(module, "MIN_ROUNDS", 1)
-    monkeypatch.setattr(module, "SHARES", (0.5,))
+    monkeypatch.setattr(module, "MAX_TABLE_ROUNDS", 2)
+    monkeypatch.setattr(module, "MIN_TABLE_ROUNDS", 1)
+    monkeypatch.setattr(module, "FRACTIONS", (0.5,))
     found = latency_table(wide_model(depth=2), LatencySettings(on=on))
     assert found.units.keys() == {"blocks heads", "blocks neurons"} and found.blocks.keys() == {"blocks"}
 

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, multiply-adds, milliseconds, and budgets of them."""
+"""What a model costs in parameters, multiply-adds and milliseconds, and limits on these costs."""

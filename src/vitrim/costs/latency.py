@@ -1,4 +1,8 @@
-"""How long a forward pass takes. Models to be compared run in turn, so that a drifting machine hits all alike."""
+"""Latency: milliseconds of one forward pass, for one model or for several models that are compared.
+
+Models that are compared run one after the other in each round. If the machine becomes slower, all of them become slower
+by the same factor, so their ratios stay the same. What single heads, neurons and blocks cost is in `latency_table`.
+"""
 
 import copy
 import time
@@ -21,12 +25,17 @@ Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]
 
 @dataclass(frozen=True, kw_only=True)
 class LatencySettings:
-    """How to time: `rounds` passes of each model in turn after `warmup` that are not counted.
+    """How latency is measured.
 
     Attributes:
-        on: what runs the model: eager PyTorch on the CPU or a GPU, ONNX Runtime on the CPU; `model`: eager PyTorch
-            where the model is.
-        batch_size: images for one pass.
+        on: the runtime. `model`: eager PyTorch on the device of the model. `cpu`, `cuda`: eager PyTorch there.
+            `onnxruntime`: ONNX Runtime on the CPU.
+        batch_size: number of images in one forward pass.
+        rounds: number of rounds that count. Each model runs once in each round.
+        warmup: number of rounds before them, which do not count.
+
+    Raises:
+        SettingError: the runtime is unknown, or a number is too small.
     """
 
     on: Runtime = "model"
@@ -39,16 +48,23 @@ class LatencySettings:
             raise SettingError(f"latency.on is {self.on!r}; expected one of {', '.join(get_args(Runtime))}.")
         if self.batch_size < 1 or self.rounds < 1 or self.warmup < 0:
             raise SettingError(
-                "latency.batch_size and latency.rounds must be at least 1 and latency.warmup at least 0."
+                f"latency.batch_size is {self.batch_size}, latency.rounds {self.rounds}, latency.warmup {self.warmup}; "
+                "expected a batch size and rounds of at least 1, and a warmup of at least 0."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds for one forward pass of a batch.
+    """The time of one forward pass.
 
     Attributes:
-        ratio: median of the paired ratios to the first model timed in the same run; 1 for that model itself.
+        median_ms: median over the rounds, in milliseconds for a whole batch.
+        p90_ms: 90th percentile over the rounds, in milliseconds for a whole batch.
+        ratio: time divided by that of the first model in the same round; the median over the rounds. It is 1 for the
+            first model.
+        batch_size: number of images in the batch.
+        device: device of PyTorch, such as `cpu` or `cuda`.
+        threads: number of CPU threads that PyTorch uses.
     """
 
     median_ms: float
@@ -60,65 +76,94 @@ class Latency:
 
 
 def measure_latency(model: nn.Module, settings: LatencySettings | None = None) -> Latency:
-    """Time one model's forward pass in eval mode."""
+    """Time the forward pass of one model in eval mode, on random images. The model is not changed.
+
+    Raises:
+        SettingError: the runtime is missing. ExportFailed: the model cannot be exported to ONNX.
+    """
     return measure_latencies([model], settings)[0]
 
 
 @torch.no_grad()
 def measure_latencies(models: Sequence[nn.Module], settings: LatencySettings | None = None) -> list[Latency]:
-    """Time several models in turn on random images of their own size; ratios are to the first.
+    """Time the forward passes of several models in eval mode, on random images. The models are not changed.
 
-    Without `settings.on` all models must be on one device. Quote the ratio rather than the milliseconds: it is measured
-    in pairs.
+    Compare models by `ratio`, not by milliseconds: it is computed in each round, so it varies less.
+
+    Args:
+        models: with `settings.on == "model"`, all of them on one device.
+        settings: default values if None.
+
+    Returns:
+        One entry for each model. Ratios are to the first model.
 
     Raises:
-        SettingError: there is no CUDA device, or ONNX Runtime is missing. ExportFailed: ONNX cannot take a model.
+        SettingError: the runtime is missing. ExportFailed: a model cannot be exported to ONNX.
     """
     settings = settings or LatencySettings()
     with eval_mode(*models):
-        return time_in_turns(forward_passes(models, settings), settings, run_device(models[0], settings))
+        return time_in_rounds(forward_passes(models, settings), settings, run_device(models[0], settings))
 
 
 def forward_passes(models: Sequence[nn.Module], settings: LatencySettings) -> list[Callable[[], object]]:
-    """For each model in eval mode one pass of a batch, where `settings.on` wants it; models elsewhere are copied."""
+    """For each model, a function without arguments that runs one batch of random images on the runtime.
+
+    Args:
+        models: in eval mode. A model on another device than the runtime's is copied.
+        settings: runtime and batch size.
+
+    Raises:
+        SettingError: the runtime is missing. ExportFailed: a model cannot be exported to ONNX.
+    """
     check_runtime(settings)
     passes: list[Callable[[], object]] = []
     for model in models:
         device = run_device(model, settings)
-        here = model if next(model.parameters()).device.type == device.type else copy.deepcopy(model).to(device)
-        images = random_images(here, settings.batch_size)
+        on_device = model if next(model.parameters()).device.type == device.type else copy.deepcopy(model).to(device)
+        images = random_images(on_device, settings.batch_size)
         if settings.on == "onnxruntime":
-            passes.append(partial(onnx_program(here), images.float()))
+            passes.append(partial(onnx_program(on_device), images.float()))
         else:
-            passes.append(partial(here, images))
+            passes.append(partial(on_device, images))
     return passes
 
 
 def run_device(model: nn.Module, settings: LatencySettings) -> torch.device:
-    """Where `settings` let the model run."""
+    """The device on which the runtime runs the model."""
     if settings.on == "model":
         return next(model.parameters()).device
     return torch.device("cuda" if settings.on == "cuda" else "cpu")
 
 
 def check_runtime(settings: LatencySettings) -> None:
-    """Raise `SettingError` if what is to run the models is not here."""
+    """Raise `SettingError` if there is no CUDA device or no ONNX Runtime, and the settings need it."""
     if settings.on == "cuda" and not torch.cuda.is_available():
         raise SettingError("latency.on is cuda, but PyTorch finds no CUDA device here; expected cpu or onnxruntime.")
     if settings.on == "onnxruntime":
         check_onnx()
 
 
-def time_in_turns(
-    passes: Sequence[Callable[[], object]], settings: LatencySettings, device: torch.device, *, bar: bool = True
+def time_in_rounds(
+    passes: Sequence[Callable[[], object]],
+    settings: LatencySettings,
+    device: torch.device,
+    *,
+    progress_bar: bool = True,
 ) -> list[Latency]:
-    """Time several forward passes in turn, each of `settings.batch_size` images; ratios are to the first.
+    """Time several forward passes. Each of them runs once in each round.
 
-    `bar` shows a bar, where nothing else does.
+    Args:
+        passes: functions without arguments; each runs one batch of `settings.batch_size` images.
+        settings: number of rounds.
+        device: where the passes run. The time of a pass on a GPU ends when the GPU has finished.
+        progress_bar: show a progress bar.
+
+    Returns:
+        One entry for each pass. Ratios are to the first pass.
     """
     rows, rounds = [], range(settings.warmup + settings.rounds)
-    for index in track(rounds, "measuring latency") if bar else rounds:
-        row = [_time_once(run, device) for run in passes]
+    for index in track(rounds, "measuring latency") if progress_bar else rounds:
+        row = [_time_once_ms(run, device) for run in passes]
         if index >= settings.warmup:
             rows.append(row)
     times = np.array(rows)  # (rounds, passes), in milliseconds
@@ -136,7 +181,7 @@ def time_in_turns(
     ]
 
 
-def _time_once(run: Callable[[], object], device: torch.device) -> float:
+def _time_once_ms(run: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     run()
     if device.type == "cuda":

@@ -1,8 +1,8 @@
-"""What heads, neurons and blocks cost in milliseconds on one device: measured once, kept, read as a table.
+"""The latency table: how many milliseconds heads, neurons and blocks cost on one device.
 
-Whole models are timed, in turns with the dense one: all groups of units of one kind are narrowed together, so that
-every part runs where it will run, and what it saves stands well above the noise. Measurements are kept in the user's
-cache folder under everything that they depend on.
+Only whole models are timed, each in the same rounds as the dense model. In a timed model, all groups of one kind have
+the same fraction of their units, so the difference to the dense model is well above the noise. Measurements are kept in
+the user's cache folder. What a plan needs besides the table is in `device`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from scipy.optimize import isotonic_regression
 from torch import nn
 
 from vitrim.costs.counting import Key, PartCosts
-from vitrim.costs.latency import LatencySettings, forward_passes, run_device, time_in_turns
+from vitrim.costs.latency import LatencySettings, forward_passes, run_device, time_in_rounds
 from vitrim.errors import CheckpointMismatch
 from vitrim.hooks import eval_mode
 from vitrim.models import describe
@@ -30,24 +30,26 @@ from vitrim.runs.progress import log, track
 from vitrim.structure import UnitGroup, ViTStructure
 from vitrim.surgery import prune
 
-FORMAT = 1
-MAX_ROUNDS, MIN_ROUNDS, WARMUP = 21, 7, 3
-SECONDS_FOR_A_MODEL = 10.0  # fewer rounds where they would take longer
-SHARES = tuple(eighth / 8 for eighth in range(1, 8))
-FEW_SHARES = (0.25, 0.5, 0.75)  # where there are many kinds of groups
-MANY_KINDS = 2
+FORMAT = 1  # of a file in the cache
+MAX_TABLE_ROUNDS, MIN_TABLE_ROUNDS, TABLE_WARMUP = 21, 7, 3
+SECONDS_PER_MODEL = 10.0  # a model that needs longer is timed in fewer rounds
+FRACTIONS = tuple(eighth / 8 for eighth in range(1, 8))  # of the units that the timed models keep
+COARSE_FRACTIONS = (0.25, 0.5, 0.75)  # with more than MAX_KINDS_FOR_FRACTIONS kinds, which would need many models
+MAX_KINDS_FOR_FRACTIONS = 2
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-WIDTHS_APART = 8  # multiples up to an eighth of the width: more would cut widths that are no neighbours
-SLOWER = 0.02  # what neurons in one multiple may take more than in the fastest one: within the noise
+MIN_MULTIPLES_IN_WIDTH = 8  # a larger multiple would leave too few widths to choose from
+MULTIPLE_TOLERANCE = 0.02  # a multiple is fast if its neurons need at most 2 % longer than those of the fastest one
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyTable:
-    """Which share of a dense model's time is saved by narrowing all groups of a kind to a share of their units.
+    """Time that smaller models save, as fractions of the dense model's time.
+
+    A kind is all groups with one key in one stage, such as the neurons of all blocks.
 
     Attributes:
-        units: by kind of group, as `stage key`: pairs of (share of the units that is kept, share of the time saved).
-        blocks: by stage, the share of the time that one block less saves.
+        units: by kind, named `stage key`: pairs of (fraction of the units that is kept, fraction of the time saved).
+        blocks: by stage: fraction of the time that the removal of one block saves.
     """
 
     units: dict[str, list[tuple[float, float]]]
@@ -55,128 +57,177 @@ class LatencyTable:
 
     @classmethod
     def from_dict(cls, data: Any) -> "LatencyTable":
-        """From what `asdict` and JSON make of one."""
-        units = {kind: [(share, saved) for share, saved in rows] for kind, rows in data["units"].items()}
+        """Make a table from plain data, as `dataclasses.asdict` and JSON return it."""
+        units = {kind: [(kept, saved) for kept, saved in points] for kind, points in data["units"].items()}
         return cls(units=units, blocks=data["blocks"])
 
     def times(self, structure: ViTStructure, dense_ms: float) -> PartCosts:
-        """The table in milliseconds of a dense model that takes `dense_ms`, group by group."""
+        """Milliseconds of each part of the dense model.
+
+        A group has a fraction w of its kind's multiply-adds. With k of its n units it costs w * dense_ms * c(k / n),
+        where c is the cost curve of the kind. A block without its units costs what its removal saves, minus the cost of
+        all its units. The rest of `dense_ms` is fixed. If the parts add up to more than `dense_ms`, they are scaled
+        down.
+
+        Args:
+            structure: of the dense model.
+            dense_ms: milliseconds of a forward pass of the dense model.
+        """
         units: dict[Key, np.ndarray] = {}
-        for kind, members in _kinds(structure).items():
-            shares, costs = _curve(self.units.get(kind, []))
-            whole = sum(group.count * group.macs for _, group in members) or 1
+        for kind, members in _groups_by_kind(structure).items():
+            fractions, costs = _cost_curve(self.units.get(kind, []))
+            kind_macs = sum(group.count * group.macs for _, group in members) or 1
             for block, group in members:
-                part = dense_ms * group.count * group.macs / whole
+                group_ms = dense_ms * group.count * group.macs / kind_macs
                 kept = np.arange(group.count + 1) / max(group.count, 1)
-                units[block, group.key] = part * np.interp(kept, shares, costs)
+                units[block, group.key] = group_ms * np.interp(kept, fractions, costs)
         blocks = []
-        for index, whole_block in enumerate(structure.blocks):
-            own = sum(float(units[index, group.key][-1]) for group in whole_block.groups)
-            blocks.append(max(0.0, dense_ms * self.blocks.get(whole_block.stage, 0.0) - own))
-        inside = sum(blocks) + sum(float(values[-1]) for values in units.values())
-        found = PartCosts(fixed=max(0.0, dense_ms - inside), blocks=tuple(blocks), units=units)
-        return found.scaled(dense_ms / max(dense_ms, inside))  # savings that add up to more than all were mismeasured
+        for index, block_structure in enumerate(structure.blocks):
+            units_ms = sum(float(units[index, group.key][-1]) for group in block_structure.groups)
+            blocks.append(max(0.0, dense_ms * self.blocks.get(block_structure.stage, 0.0) - units_ms))
+        parts_ms = sum(blocks) + sum(float(values[-1]) for values in units.values())
+        found = PartCosts(fixed=max(0.0, dense_ms - parts_ms), blocks=tuple(blocks), units=units)
+        return found.scaled(dense_ms / max(dense_ms, parts_ms))
 
 
 def latency_table(model: nn.Module, settings: LatencySettings) -> LatencyTable:
-    """The table of this model on the device that `settings` name; measured, or read from the cache."""
-    return LatencyTable.from_dict(_cached("table", model, settings, lambda: asdict(_measure(model, settings))))
+    """The latency table of a dense model; measured, or read from the cache.
 
+    Args:
+        model: the dense model. It is not changed.
+        settings: runtime and batch size. The number of rounds is chosen here.
 
-def fast_multiple(model: nn.Module, settings: LatencySettings, share: float) -> int:
-    """The least multiple to which widths of MLPs should be rounded near this share of their neurons.
-
-    Widths next to each other are timed, each a multiple of 1, 2, 4, ... and of no higher power of two; what a neuron
-    more or less takes is told by the dense width and half of it. The least multiple that is about as fast as the best
-    one wins.
+    Raises:
+        SettingError: the runtime is missing. ExportFailed: a model cannot be exported to ONNX.
     """
-    return int(_cached(f"multiple {share:g}", model, settings, lambda: _measure_multiple(model, settings, share)))
+    return LatencyTable.from_dict(_read_or_measure("table", model, settings, lambda: asdict(_measure(model, settings))))
+
+
+def fast_multiple(model: nn.Module, settings: LatencySettings, fraction: float) -> int:
+    """The multiple to which the widths of MLPs should be rounded, because such widths are fast on the device.
+
+    Near `fraction` of the dense width, one width is timed for each multiple k in `MULTIPLES`. It is k below a round
+    width, so it is a multiple of k, but not of 2k. To compare these widths, the time of k neurons is added to each one.
+    The time of one neuron is measured with half of all neurons. The result is the smallest multiple whose time is
+    within `MULTIPLE_TOLERANCE` of the fastest one.
+
+    Args:
+        model: the dense model. It is not changed.
+        settings: runtime and batch size. The number of rounds is chosen here.
+        fraction: of the neurons that the smaller model will keep.
+
+    Returns:
+        The multiple; 1 if the widths are too small for a choice, or if no neuron can be removed.
+
+    Raises:
+        SettingError: the runtime is missing. ExportFailed: a model cannot be exported to ONNX.
+    """
+    name = f"multiple {fraction:g}"
+    return int(_read_or_measure(name, model, settings, lambda: _measure_multiple(model, settings, fraction)))
+
+
+def measure_savings(
+    model: nn.Module, plans: list[PruningPlan], settings: LatencySettings, label: str, *, interleaved: bool = False
+) -> list[float]:
+    """Measure which fraction of the dense model's time each plan saves.
+
+    Args:
+        model: the dense model.
+        plans: each makes one model that is timed.
+        settings: runtime and batch size.
+        label: text of the progress bar.
+        interleaved: run all models in the same rounds. This compares them best, but all are in memory. By default one
+            model after the other is made and timed, always in the same rounds as the dense model.
+    """
+    device = run_device(model, settings)
+    with torch.no_grad(), eval_mode(model):
+        (dense,) = forward_passes([model], settings)
+        timing = replace(settings, rounds=_num_rounds(dense, settings, device), warmup=TABLE_WARMUP)
+        if interleaved:
+            passes = forward_passes([prune(model, plan) for plan in plans], settings)
+            found = time_in_rounds([dense, *passes], timing, device)[1:]
+        else:
+            found = []
+            for plan in track(plans, label):
+                passes = [dense, *forward_passes([prune(model, plan)], settings)]
+                found.append(time_in_rounds(passes, timing, device, progress_bar=False)[1])
+    return [1 - latency.ratio for latency in found]
 
 
 def _measure(model: nn.Module, settings: LatencySettings) -> LatencyTable:
     structure = describe(model)
-    kinds = {name: members for name, members in _kinds(structure).items() if not members[0][1].not_prunable}
-    plans: dict[tuple[str, float], PruningPlan] = {}
+    kinds = {kind: members for kind, members in _groups_by_kind(structure).items() if not members[0][1].not_prunable}
+    plans: dict[tuple[str, float], PruningPlan] = {}  # by kind and fraction kept, or by stage and 0
     for kind, members in kinds.items():
-        for share in SHARES if len(kinds) <= MANY_KINDS else FEW_SHARES:
-            counts = {(block, group.key): max(1, round(share * group.count)) for block, group in members}
-            plans[kind, share] = _first_units(structure, counts)
+        for fraction in FRACTIONS if len(kinds) <= MAX_KINDS_FOR_FRACTIONS else COARSE_FRACTIONS:
+            counts = {(block, group.key): max(1, round(fraction * group.count)) for block, group in members}
+            plans[kind, fraction] = _plan_with_counts(structure, counts)
     for stage in dict.fromkeys(block.stage for block in structure.blocks):
-        free = [
-            index for index, found in enumerate(structure.blocks) if found.stage == stage and not found.not_prunable
+        removable = [
+            index for index, block in enumerate(structure.blocks) if block.stage == stage and not block.not_prunable
         ]
-        if len(free) > 1:
-            plans[stage, 0.0] = _without(structure, free[len(free) // 2 :])
-    saved = _savings(model, list(plans.values()), settings, "timing heads, neurons and blocks")
+        if len(removable) > 1:  # without the later half of them
+            plans[stage, 0.0] = _plan_without_blocks(structure, removable[len(removable) // 2 :])
+    savings = measure_savings(model, list(plans.values()), settings, "timing heads, neurons and blocks")
     units: dict[str, list[tuple[float, float]]] = {}
     blocks: dict[str, float] = {}
-    for (name, _), plan, save in zip(plans, plans.values(), saved, strict=True):
+    for (name, _), plan, saved in zip(plans, plans.values(), savings, strict=True):
         if name in kinds:
-            units.setdefault(name, []).append((_share_kept(plan, kinds[name]), save))
+            units.setdefault(name, []).append((_fraction_kept(plan, kinds[name]), saved))
         else:
-            blocks[name] = max(0.0, save) / (len(structure.blocks) - len(plan.blocks))
+            blocks[name] = max(0.0, saved) / (len(structure.blocks) - len(plan.blocks))
     return LatencyTable(units=units, blocks=blocks)
 
 
-def _measure_multiple(model: nn.Module, settings: LatencySettings, share: float) -> int:
+def _measure_multiple(model: nn.Module, settings: LatencySettings, fraction: float) -> int:
     structure = describe(model)
-    neurons = {
+    counts = {
         (index, group.key): group.count
         for index, block in enumerate(structure.blocks)
         for group in block.groups
         if group.kind == "neurons" and not group.not_prunable
     }
-    multiples = [k for k in MULTIPLES if all(WIDTHS_APART * k <= share * count for count in neurons.values())]
-    if not neurons or len(multiples) < 2:
+    multiples = [
+        k for k in MULTIPLES if all(MIN_MULTIPLES_IN_WIDTH * k <= fraction * count for count in counts.values())
+    ]
+    if not counts or len(multiples) < 2:
         return 1
-    most = 2 * multiples[-1]
-    round_widths = {key: int(share * count // most) * most for key, count in neurons.items()}
+    roundness = 2 * multiples[-1]
+    round_widths = {key: int(fraction * count // roundness) * roundness for key, count in counts.items()}
     widths = [{key: width - k for key, width in round_widths.items()} for k in multiples]
-    half = {key: count // 2 for key, count in neurons.items()}
-    plans = [_first_units(structure, found) for found in (half, *widths)]
-    saved_by_half, *saved = _savings(model, plans, settings, "timing round and odd widths", interleaved=True)
-    neuron = saved_by_half / sum(count - half[key] for key, count in neurons.items())
-    at_round_widths = [k * len(neurons) * neuron - save for k, save in zip(multiples, saved, strict=True)]
-    margin = SLOWER * neuron * sum(round_widths.values())
-    return next(k for k, time in zip(multiples, at_round_widths, strict=True) if time <= min(at_round_widths) + margin)
+    half = {key: count // 2 for key, count in counts.items()}
+    plans = [_plan_with_counts(structure, found) for found in (half, *widths)]
+    saved_by_half, *savings = measure_savings(
+        model, plans, settings, "timing widths that are multiples of 1, 2, 4, ...", interleaved=True
+    )
+    per_neuron = saved_by_half / sum(count - half[key] for key, count in counts.items())
+    # as fractions of the dense time; a constant, the time of the dense model, is left out of each
+    times = [k * len(counts) * per_neuron - saved for k, saved in zip(multiples, savings, strict=True)]
+    margin = MULTIPLE_TOLERANCE * per_neuron * sum(round_widths.values())
+    return next(k for k, time in zip(multiples, times, strict=True) if time <= min(times) + margin)
 
 
-def _savings(
-    model: nn.Module, plans: list[PruningPlan], settings: LatencySettings, about: str, *, interleaved: bool = False
-) -> list[float]:
-    """The share of the dense model's time that each plan saves; one after the other, or all in turns."""
-    device = run_device(model, settings)
-    with torch.no_grad(), eval_mode(model):
-        (dense,) = forward_passes([model], settings)
-        timing = replace(settings, rounds=_rounds(dense, settings, device), warmup=WARMUP)
-        if interleaved:
-            passes = forward_passes([prune(model, plan) for plan in plans], settings)
-            found = time_in_turns([dense, *passes], timing, device)[1:]
-        else:
-            found = [
-                time_in_turns([dense, *forward_passes([prune(model, plan)], settings)], timing, device, bar=False)[1]
-                for plan in track(plans, about)
-            ]
-    return [1 - latency.ratio for latency in found]
+def _num_rounds(dense: Callable[[], object], settings: LatencySettings, device: torch.device) -> int:
+    """As many rounds of two models as there is time for."""
+    (once,) = time_in_rounds([dense], replace(settings, rounds=1, warmup=1), device)
+    return min(MAX_TABLE_ROUNDS, max(MIN_TABLE_ROUNDS, int(1000 * SECONDS_PER_MODEL / (2 * once.median_ms))))
 
 
-def _rounds(dense: Callable[[], object], settings: LatencySettings, device: torch.device) -> int:
-    (once,) = time_in_turns([dense], replace(settings, rounds=1, warmup=1), device)
-    return min(MAX_ROUNDS, max(MIN_ROUNDS, int(500 * SECONDS_FOR_A_MODEL / once.median_ms)))  # two models a round
-
-
-def _kinds(structure: ViTStructure) -> dict[str, list[tuple[int, UnitGroup]]]:
-    """The groups that are narrowed together: of one stage and one key, with the blocks where they are."""
+def _groups_by_kind(structure: ViTStructure) -> dict[str, list[tuple[int, UnitGroup]]]:
+    """By kind: the groups, each with the index of its block. Groups that are not prunable have a kind of their own."""
     found: dict[str, list[tuple[int, UnitGroup]]] = {}
     for index, block in enumerate(structure.blocks):
         for group in block.groups:
-            not_prunable = " locked" if group.not_prunable else ""
-            found.setdefault(f"{block.stage} {group.key}{not_prunable}", []).append((index, group))
+            suffix = " (not prunable)" if group.not_prunable else ""
+            found.setdefault(f"{block.stage} {group.key}{suffix}", []).append((index, group))
     return found
 
 
-def _first_units(structure: ViTStructure, counts: Mapping[Key, int]) -> PruningPlan:
-    """The plan that keeps so many units of these groups, whichever, and all others: time does not tell them apart."""
+def _plan_with_counts(structure: ViTStructure, counts: Mapping[Key, int]) -> PruningPlan:
+    """The plan that keeps the first `counts` units of these groups, and all units of the others.
+
+    Which units are kept makes no difference for the time.
+    """
     blocks = tuple(
         KeptBlock.of(index, {group.key: range(counts.get((index, group.key), group.count)) for group in block.groups})
         for index, block in enumerate(structure.blocks)
@@ -184,54 +235,64 @@ def _first_units(structure: ViTStructure, counts: Mapping[Key, int]) -> PruningP
     return PruningPlan(model=structure.model, blocks=blocks)
 
 
-def _without(structure: ViTStructure, gone: list[int]) -> PruningPlan:
+def _plan_without_blocks(structure: ViTStructure, removed: list[int]) -> PruningPlan:
     full = PruningPlan.full(structure)
-    return replace(full, blocks=tuple(kept for kept in full.blocks if kept.block not in gone))
+    return replace(full, blocks=tuple(kept for kept in full.blocks if kept.block not in removed))
 
 
-def _share_kept(plan: PruningPlan, members: list[tuple[int, UnitGroup]]) -> float:
-    """Which share of the kind's multiply-adds the plan keeps."""
+def _fraction_kept(plan: PruningPlan, members: list[tuple[int, UnitGroup]]) -> float:
+    """The fraction of a kind's multiply-adds that the plan keeps."""
     kept = {block.block: block for block in plan.blocks}
-    left = sum(len(kept[block].units(group.key)) * group.macs for block, group in members)
-    return left / sum(group.count * group.macs for _, group in members)
+    macs = sum(len(kept[block].units(group.key)) * group.macs for block, group in members)
+    return macs / sum(group.count * group.macs for _, group in members)
 
 
-def _curve(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Shares kept, from 0 to 1, and what the units then cost, as a share of the dense time; it never falls.
+def _cost_curve(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """The cost curve of a kind: what its units cost, as a fraction of the dense time, for a fraction of them.
 
-    At 0 stands the straight line through all points: what no unit would cost cannot be measured.
+    The curve never falls (isotonic regression). A model without any unit cannot be timed, so the cost at 0 is read from
+    the straight line through all points.
+
+    Args:
+        points: pairs of (fraction kept, fraction of the dense time saved).
+
+    Returns:
+        Fractions kept, from 0 to 1, and costs, `(P,)` each.
     """
     if not points:
         return np.array([0.0, 1.0]), np.zeros(2)
-    shares, saved = np.array(sorted([*points, (1.0, 0.0)])).T
-    _, at_none = np.polyfit(shares, saved, 1)
+    fractions, saved = np.array(sorted([*points, (1.0, 0.0)])).T
+    _, saved_without_units = np.polyfit(fractions, saved, 1)
     rising = isotonic_regression(-saved).x
-    start = min(-at_none, rising[0])
-    return np.append(0.0, shares), np.append(0.0, rising - start)
+    start = min(-saved_without_units, rising[0])
+    return np.append(0.0, fractions), np.append(0.0, rising - start)
 
 
-def _cached(what: str, model: nn.Module, settings: LatencySettings, make: Callable[[], Any]) -> Any:
-    """What was measured under the same circumstances, else what is measured now; a cache that fails is done without."""
-    about = {"format": FORMAT, "what": what, **_circumstances(model, settings)}
+def _read_or_measure(what: str, model: nn.Module, settings: LatencySettings, measure: Callable[[], Any]) -> Any:
+    """The measurement in the cache, if it was made under the same conditions; else measure it and write it there.
+
+    A cache that cannot be read or written is no error.
+    """
+    about = {"format": FORMAT, "what": what, **_conditions(model, settings)}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     path = user_cache_path("vitrim") / "latency" / f"{name}.json"
     try:
-        found = read_json(path)
-        log(f"latency: taken from {path}; delete it to measure anew")
-        return found["found"]
+        found = read_json(path)["found"]
+        log(f"latency: read from {path}; delete this file to measure again")
+        return found
     except (OSError, CheckpointMismatch, KeyError, TypeError):
         pass
-    found = make()
+    found = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"about": about, "found": found}, indent=1) + "\n")
     except OSError as problem:
-        log(f"latency: cannot keep the measurement in {path} ({problem.strerror})")
+        log(f"latency: cannot write the measurement to {path} ({problem.strerror})")
     return found
 
 
-def _circumstances(model: nn.Module, settings: LatencySettings) -> dict[str, Any]:
-    """All that a measured time depends on."""
+def _conditions(model: nn.Module, settings: LatencySettings) -> dict[str, Any]:
+    """Everything that a measured time depends on."""
     packages = ["torch", "vitrim", *(["onnxruntime"] if settings.on == "onnxruntime" else [])]
     return {
         "model": asdict(describe(model)),
