@@ -21,7 +21,7 @@ NAMES = {  # parts of identifiers
 }  # fmt: skip
 WHOLE_NAMES = {"say", "at_once", "left_whole", "hand_over", "giving", "_in_steps"}
 PROSE = {
-    r"shares?\b(?! (the|one|a|its|their|it|with|weights|memory|all|each|some|two)\b)": "fraction, part",
+    r"shares?\b(?! (the|one|a|its|their|it|weights|memory)\b)": "fraction, part",
     r"behind": "after",
     r"promis(e|es|ed|ing)": "predict",
     r"readers?": "output projection",
@@ -36,8 +36,9 @@ PROSE = {
     r"doors?": "entry point",
     r"(?<!residual )(?<!output )(?<!data )(?<!cuda )the stream": "the residual stream",
 }
-KEPT = {  # names on disk or of other libraries, and the two lines that list or explain them
-    "max_share", "tuning_share", "promised_ms", "peak_share", "recover_share", "shared_bias", "recover_share_low", "recover_share_high",
+KEPT = {  # names on disk or of other libraries
+    "max_share", "tuning_share", "promised_ms", "peak_share", "recover_share", "recover_share_low",
+    "recover_share_high", "shared_bias",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""What a model costs: parameters, and multiply-adds for one image, attention's own matrix products included.
+"""Parameters and multiply-adds of a model. Multiply-adds are for one image and include attention's matrix products.
 
-`count_cost` is arithmetic on the structure; `count_cost_by_running` asks torch's own counter and is the check on it.
+`count_cost` computes them from the structure. `count_cost_by_running` asks torch's own counter; tests compare the two.
 """
 
 import copy
@@ -22,7 +22,7 @@ Key = tuple[int, str]  # the index of a block and the key of one of its groups o
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Parameters, and multiply-adds for one image."""
+    """What a model costs: number of parameters, and multiply-adds for one image."""
 
     params: int
     macs: int
@@ -94,7 +94,10 @@ class PartCosts:
 
 
 def count_cost(model: nn.Module | ViTStructure, plan: PruningPlan | None = None) -> Cost:
-    """Count what a model costs, or what it would cost after `plan`, from the sizes of its layers.
+    """Count the cost of a model, or of the model that `plan` leaves, from the sizes of its layers.
+
+    Args:
+        plan: by default, everything is kept.
 
     Raises:
         UnsupportedModel: the model cannot be described.
@@ -110,7 +113,7 @@ def count_cost(model: nn.Module | ViTStructure, plan: PruningPlan | None = None)
 
 
 def block_cost(structure: ViTStructure, index: int, counts: Mapping[str, int]) -> Cost:
-    """What one block costs with so many units of each group, by key."""
+    """The cost of one block. `counts` is the number of units of each group, by the key of the group."""
     block = structure.blocks[index]
     return Cost(
         params=block.params + sum(counts[group.key] * group.params for group in block.groups),
