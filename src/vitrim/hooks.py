@@ -93,11 +93,17 @@ def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iter
 
 
 @contextmanager
-def forward_pre_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """A context in which these hooks run before their modules: `hook(module, args)`."""
+def forward_pre_hooks(
+    hooks: Sequence[tuple[nn.Module, Callable[..., Any]]], *, with_kwargs: bool = False
+) -> Iterator[None]:
+    """A context in which these hooks run before their modules: `hook(module, args)`.
+
+    Args:
+        with_kwargs: call `hook(module, args, kwargs)`.
+    """
     with ExitStack() as stack:
         for module, hook in hooks:
-            stack.callback(module.register_forward_pre_hook(hook).remove)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs).remove)
         yield
 
 

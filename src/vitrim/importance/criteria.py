@@ -5,7 +5,6 @@ heads, neurons and blocks compare with each other. The other criteria compare un
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,9 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel
-from vitrim.hooks import columns_dim, eval_mode, input_state, logits_of, output_state
+from vitrim.hooks import eval_mode, forward_hooks, input_state, logits_of, output_state
 from vitrim.importance.blocks import Batch, losses_without, mean_loss
-from vitrim.importance.effects import columns_of, effect_hooks, group_name, prunable_groups, without_weight_gradients
+from vitrim.importance.effects import (
+    columns_of,
+    effect_hooks,
+    group_name,
+    prunable_groups,
+    unit_hooks,
+    without_weight_gradients,
+)
 from vitrim.importance.scores import Scores
 from vitrim.models import describe, hookable
 from vitrim.runs.progress import track
@@ -165,16 +171,9 @@ def _activations(inputs: Inputs) -> Sums:
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(hookable(model))
-        for block in inputs.structure.blocks:
-            for group in prunable_groups(block):
-                output_proj = model.get_submodule(group.output_proj)
-                hook = watch_units(group_name(block, group), group, columns_dim(output_proj))
-                stack.callback(output_proj.register_forward_pre_hook(hook).remove)
-            if not block.not_prunable:
-                module = model.get_submodule(block.name)
-                stack.callback(module.register_forward_hook(watch_block(block), with_kwargs=True).remove)
+    blocks = [block for block in inputs.structure.blocks if not block.not_prunable]
+    of_blocks = [(model.get_submodule(block.name), watch_block(block)) for block in blocks]
+    with hookable(model), unit_hooks(model, inputs.structure, watch_units), forward_hooks(of_blocks):
         for images, _ in track(inputs.batches, "measuring activations"):
             model(images)
             count += len(images)

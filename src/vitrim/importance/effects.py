@@ -4,12 +4,12 @@ Also helpers of all criteria: the names of groups in sums, and columns of an out
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.hooks import columns_dim, input_state, output_state, with_input_state
+from vitrim.hooks import columns_dim, forward_hooks, forward_pre_hooks, input_state, output_state, with_input_state
 from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
 
 AddEffect = Callable[[str, Tensor], None]
@@ -80,17 +80,29 @@ def effect_hooks(model: nn.Module, structure: ViTStructure, add: AddEffect) -> I
 
         return hook
 
-    with ExitStack() as stack:
-        for block in structure.blocks:
-            module = model.get_submodule(block.name)
-            stack.callback(module.register_forward_pre_hook(_start_graph(block), with_kwargs=True).remove)
-            if not block.not_prunable:
-                stack.callback(module.register_forward_hook(_watch_block(block, add), with_kwargs=True).remove)
-            for group in prunable_groups(block):
-                output_proj = model.get_submodule(group.output_proj)
-                hook = watch_units(group_name(block, group), group, columns_dim(output_proj))
-                stack.callback(output_proj.register_forward_pre_hook(hook).remove)
+    blocks = [(model.get_submodule(block.name), block) for block in structure.blocks]
+    with (
+        forward_pre_hooks([(module, _start_graph(block)) for module, block in blocks], with_kwargs=True),
+        forward_hooks([(module, _watch_block(block, add)) for module, block in blocks if not block.not_prunable]),
+        unit_hooks(model, structure, watch_units),
+    ):
         yield start
+
+
+def unit_hooks(
+    model: nn.Module, structure: ViTStructure, watch: Callable[[str, UnitGroup, int], Callable[..., None]]
+) -> AbstractContextManager[None]:
+    """A context in which a hook runs before the output projection of every group that may lose units.
+
+    Args:
+        watch: makes the hook from the `group_name`, the group, and the dimension of the projection's input columns.
+    """
+    hooks = []
+    for block in structure.blocks:
+        for group in prunable_groups(block):
+            output_proj = model.get_submodule(group.output_proj)
+            hooks.append((output_proj, watch(group_name(block, group), group, columns_dim(output_proj))))
+    return forward_pre_hooks(hooks)
 
 
 def _watch_block(block: BlockStructure, add: AddEffect) -> Callable[..., None]:

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitrim.hooks import forward_hooks, input_state, logits_of, output_state, with_fixed_output, with_state
+from vitrim.hooks import (
+    forward_hooks,
+    forward_pre_hooks,
+    input_state,
+    logits_of,
+    output_state,
+    with_fixed_output,
+    with_state,
+)
 from vitrim.structure import BlockStructure, ViTStructure
 
 
@@ -154,11 +162,8 @@ def _stopping_before(module: nn.Module, inputs: list[Tensor]) -> Iterator[None]:
         inputs.append(args[0])
         raise _Stop
 
-    handle = module.register_forward_pre_hook(hook)
-    try:
+    with forward_pre_hooks([(module, hook)]):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -194,11 +199,8 @@ def _recorded_inputs(model: nn.Module, block: BlockStructure, inputs: list[Tenso
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         inputs.append(input_state(args, kwargs, block.state))
 
-    handle = model.get_submodule(block.name).register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with forward_pre_hooks([(model.get_submodule(block.name), hook)], with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
