@@ -107,7 +107,7 @@ def test_a_folder_with_the_name_of_a_shipped_recipe_is_ignored(tmp_path: Path, m
         ("[width_training]\ncompile = 1", "width_training.compile is 1; expected true or false"),
         ("[width_training]\nprecision = 'fp8'", "expected one of 'auto', 'fp32', 'bf16'"),
         ("[depth]\nblocks = 'some'", "depth.blocks is 'some'; expected a whole number or 'auto'"),
-        ("[importance]\ncriterion = 'tailor'", "criterion 'tailor'; choose one of taylor"),
+        ("[importance]\ncriterion = 'tailor'", "importance.criterion is 'tailor'; expected one of 'taylor'"),
         ("budget = 0.7", "budget is 0.7; expected a table"),
         ("[budget]\nparams = 1.5", "budget for parameters is 1.5"),
         ("[budget]\nparams = nan", "budget.params is nan; expected a number"),
