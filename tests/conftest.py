@@ -1,20 +1,33 @@
-"""One thread for each test process: two workers with a thread for each core would fight over the cores.
+"""What all tests need: one thread for each process, a cache of their own, and finished runs.
 
-Set before torch is imported, and inherited by the commands that tests start. With one thread, sums are also rounded
-in one order wherever the tests run.
+With more threads, two test processes would compete for the cores. With one thread, sums are also rounded in the same
+order on every machine. The variable is set before torch is imported, and commands that tests start inherit it.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from builders.runs import FinishedRun
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What commands measure on this machine is not kept beyond the tests."""
+    """Latencies that commands measure are deleted with the other files of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], FinishedRun]":
+    """Returns the run with a recipe of `builders.runs.RECIPES`. It is made once; no test changes its folder."""
+    from builders.runs import finish_run
+
+    return cache(lambda name: finish_run(name, tmp_path_factory.mktemp("finished") / "run"))

@@ -1,4 +1,4 @@
-"""A second counter of multiply-adds, independent of torch's: it adds up the sizes of all products that run."""
+"""A counter of multiply-adds that does not use torch's counter: it adds up the sizes of all matrix products."""
 
 from typing import Any
 

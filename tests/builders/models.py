@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tools.random_models import random_plan as random_plan
 from tools.random_models import randomise as randomise
+from vitrim.importance.scores import Scores
 from vitrim.models.timm.adapter import create_model
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import BlockStructure, UnitGroup, UnitKind, ViTStructure
@@ -34,7 +35,7 @@ BY_FACTORY = [name for name in VARIANTS if "gated" not in name]  # timm's plain 
 
 
 def build(variant: str = "class token", *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> nn.Module:
-    """A model in eval mode whose every parameter is random, so that nothing is multiplied by zero or one."""
+    """A model in eval mode. Every parameter is random, so none of them is exactly zero or one."""
     architecture, arguments = VARIANTS[variant]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -48,17 +49,19 @@ def build(variant: str = "class token", *, seed: int = 0, dtype: torch.dtype = t
 
 
 def random_images(num_images: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float64, side: int = 32) -> Tensor:
+    """Images of normal noise, `(num_images, 3, side, side)`."""
     return torch.randn(num_images, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def random_batches(num_images: int = 12, batch_size: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float64):
+    """Batches of (images, labels); the labels are 0, 1, 2, ...."""
     images = random_images(num_images, seed=seed, dtype=dtype)
     labels = torch.arange(num_images) % SIZES["num_classes"]
     return list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
 
 
 def one_unit_plan(structure: ViTStructure) -> PruningPlan:
-    """One head and one neuron in every block, not the first ones; what is locked stays."""
+    """One head and one neuron in every block, not the first ones; all units of groups that are not prunable."""
 
     def kept(group: UnitGroup) -> range:
         unit = group.count - 1 if group.kind == "heads" else group.count // 2
@@ -70,7 +73,11 @@ def one_unit_plan(structure: ViTStructure) -> PruningPlan:
 
 
 def make_structure(blocks: list[tuple[int, int]], *, seed: int | None = None, **outside: int) -> ViTStructure:
-    """Blocks of `(num_heads, num_neurons)`. Units cost the same in all blocks, or at random where there is a seed."""
+    """A structure with blocks of `(num_heads, num_neurons)`. Units cost the same in all blocks; with a seed, at random.
+
+    Args:
+        outside: `params` and `macs` outside the blocks.
+    """
     rng = np.random.default_rng(seed)
 
     def group(index: int, kind: UnitKind, count: int, params: int, macs: int) -> UnitGroup:
@@ -113,3 +120,31 @@ def plan_of_sizes(model: str, sizes: list[tuple[int, int]]) -> PruningPlan:
         for index, (heads, neurons) in enumerate(sizes)
     )
     return PruningPlan(model=model, blocks=tuple(blocks))
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether any module of the model has a forward hook."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def make_scores(structure: ViTStructure, seed: int = 0, *, ties: bool = False, negative: bool = False) -> Scores:
+    """Random scores, not negative by default; a head is worth about ten neurons.
+
+    Args:
+        ties: draw from 0, 1 and 2 only.
+        negative: subtract 0.5, so that some units harm.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(count: int) -> np.ndarray:
+        values = rng.integers(0, 3, count).astype(float) if ties else rng.exponential(size=count)
+        return values - 0.5 * negative
+
+    return Scores(
+        model=structure.model,
+        criterion="taylor",
+        num_images=1,
+        heads=tuple(10 * draw(block.heads.count) for block in structure.blocks),
+        neurons=tuple(draw(block.neurons.count) for block in structure.blocks),
+        blocks=draw(len(structure.blocks)),
+    )

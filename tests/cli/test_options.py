@@ -144,9 +144,11 @@ def test_the_defaults_in_the_help_are_those_of_the_recipes() -> None:
 
 
 def test_a_time_is_read_in_microseconds_milliseconds_or_seconds() -> None:
-    assert [milliseconds(text) for text in ("12ms", "12", "0.5s", "800us")] == [12.0, 12.0, 500.0, 0.8]
-    with pytest.raises(SettingError, match="expected a time above 0"):
-        milliseconds("-1ms")
+    times = [milliseconds(text) for text in ("12ms", "12", " 1.5 ms ", "0.5s", "800us", ".5ms")]
+    assert times == pytest.approx([12, 12, 1.5, 500, 0.8, 0.5])
+    for text in ("0ms", "-3ms", "soon", "12 parsecs", "", "1e3", "nan"):
+        with pytest.raises(SettingError, match=r"--latency is .* expected a time above 0, such as 12ms"):
+            milliseconds(text)
 
 
 def test_arguments_of_the_architecture_are_read_as_toml_or_as_a_string() -> None:

@@ -1,4 +1,4 @@
-"""Laws of the cost: arithmetic on the structure agrees with the running model."""
+"""Laws of the cost: arithmetic on the structure agrees with a count on the running model."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_norms_across_units_are_counted(option: str) -> None:
     assert count_cost(model) == count_cost_by_running(model)
 
 
-def test_counting_leaves_the_model_alone() -> None:
+def test_counting_does_not_change_the_model() -> None:
     model = build().train()
     count_cost_by_running(model)
     assert model.training
@@ -53,10 +53,10 @@ def test_a_plan_costs_what_its_blocks_cost() -> None:
     for kept in plan.blocks:
         total += block_cost(structure, kept.block, {"heads": len(kept.heads), "neurons": len(kept.neurons)})
     assert total == count_cost(structure, plan)
-    share = total.fraction_of(count_cost(structure))
-    assert min(share) > 0 and max(share) < 1
+    fractions = total.fraction_of(count_cost(structure))
+    assert min(fractions) > 0 and max(fractions) < 1
 
 
-def test_a_plan_for_another_model_has_no_cost() -> None:
+def test_a_plan_for_another_model_is_refused() -> None:
     with pytest.raises(PlanMismatch, match="heads"):
         count_cost(build(), plan_of_sizes("any", [(SIZES["num_heads"] + 1, 1)]))
