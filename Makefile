@@ -1,8 +1,12 @@
-# make demo   create the environment if need be and run `vitrim demo`
-# make test   create the environment if need be and run the tests
+# make demo         run `vitrim demo`
+# make test         run the tests
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
 # make speed-smoke  run every section of the measurement of costs on tiny models
-# make check  all that CI does: tests, the smoke runs of the benchmarks, format, lint, types
+# make lint         check format and lint
+# make types        check types
+# make check        all that CI does: tests, the smoke runs of the benchmarks, format, lint, types
+#
+# Each of them creates .venv first, if it does not exist.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
