@@ -31,3 +31,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], F
     from builders.runs import finish_run
 
     return cache(lambda name: finish_run(name, tmp_path_factory.mktemp("finished") / "run"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all tests that use finished runs, so that no run is made twice."""
+    for item in items:
+        if "finished_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("finished runs"))
