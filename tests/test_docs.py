@@ -94,6 +94,19 @@ def test_every_entry_of_the_package_is_explained(page: Path) -> None:
     assert [entry for entry in entries if not re.search(rf"\b{entry}(\.py|/)", text_of(page))] == []
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md", "docs/log.md", "docs/add-a-model.md"])
+def test_files_that_the_pages_name_exist(name: str) -> None:
+    text = text_of(ROOT / name)
+    files = set(re.findall(r"`([\w./-]+\.(?:py|toml|jinja))`", text)) - {"modeling.py"}  # written into model folders
+    known = {
+        str(path.relative_to(ROOT)) for folder in ("src", "tests", "tools") for path in (ROOT / folder).rglob("*.*")
+    }
+    assert len(files) >= 1
+    assert [
+        file for file in files if "LIBRARY" not in file and not any(f"/{path}".endswith(f"/{file}") for path in known)
+    ] == []
+
+
 def test_the_picture_shows_the_numbers_of_the_readme() -> None:
     table = re.findall(r"^\| (?:dense|-\d+ %) \|(.+)\|$", text_of(README), re.M)
     picture = text_of(ROOT / "docs" / "pictures" / "result.svg")
