@@ -251,8 +251,9 @@ def _columns(
     """Values `(n,)`, scaled costs `(limits, n)` and group membership `(groups, n)` of the options `rows`."""
     values = np.concatenate([group.values[indices] for group, indices in zip(groups, rows, strict=True)])
     costs = np.concatenate([group.costs[indices] for group, indices in zip(groups, rows, strict=True)])
-    group_of = np.repeat(np.arange(len(groups)), [len(indices) for indices in rows])
-    member = csr_array((np.ones(len(values)), (group_of, np.arange(len(values)))), (len(groups), len(values)))
+    columns = np.arange(len(values), dtype=np.int32)  # scipy 1.13 takes no other indices
+    group_of = np.repeat(np.arange(len(groups), dtype=np.int32), [len(indices) for indices in rows])
+    member = csr_array((np.ones(len(values)), (group_of, columns)), (len(groups), len(values)))
     return values, csr_array((costs / scale).T), member
 
 
