@@ -1,7 +1,6 @@
-"""Laws of the scores: what each criterion measures, and that measuring leaves no trace."""
+"""Laws of the criteria: what each of them measures, and that scoring changes nothing."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +9,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from builders.models import build, random_batches, same_tensors
-from vitrim.errors import CheckpointMismatch, DataError, SettingError
-from vitrim.importance.blocks import mean_loss, rank_blocks_for_removal
+from builders.models import build, has_hooks, random_batches, same_tensors
+from builders.scores import assert_same_scores, flat
+from vitrim.errors import DataError, SettingError
+from vitrim.importance.blocks import mean_loss
 from vitrim.importance.criteria import ImportanceSettings, score
-from vitrim.importance.scores import Scores
 from vitrim.models import describe
-from vitrim.silencing import gated, skipping, unit_gate
+from vitrim.silencing import gated, unit_gate
 from vitrim.structure import UNIT_KINDS, UnitGroup
 
 CRITERIA = ("taylor", "fisher", "kl", "exact", "magnitude", "activation", "random")
@@ -25,7 +24,7 @@ NUM_CLASSES = 4
 
 
 def task(num_images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images of four patterns under noise."""
+    """Images of four patterns with noise, `(num_images, 3, 32, 32)`, and their labels."""
     patterns = torch.randn(NUM_CLASSES, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(num_images) % NUM_CLASSES
     noise = torch.randn(num_images, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -34,7 +33,7 @@ def task(num_images: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    """A model half-way through learning the task, so that its loss is neither at chance nor at zero."""
+    """A model that has partly learned the task: its loss is between that of chance and zero."""
     model = build(depth=2, num_classes=NUM_CLASSES).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(30):
@@ -47,30 +46,22 @@ def trained() -> nn.Module:
     return model
 
 
-def flat(scores: Scores) -> np.ndarray:
-    return np.concatenate([*scores.heads, *scores.neurons])
-
-
-def assert_same(first: Scores, second: Scores, tolerance: float = 0.0) -> None:
-    assert np.allclose(flat(first), flat(second), rtol=tolerance, atol=0)
-    assert np.allclose(first.blocks, second.blocks, rtol=tolerance, atol=0)
-
-
 @torch.no_grad()
 def removal_effects(model: nn.Module, images: Tensor, labels: Tensor) -> np.ndarray:
-    """For each unit, in the order of `flat`: the mean over images of the absolute change of the loss."""
-    whole, structure = F.cross_entropy(model(images), labels, reduction="none"), describe(model)
+    """For each unit, in the order of `flat`: the absolute change of the loss without it, averaged over images."""
+    dense_loss, structure = F.cross_entropy(model(images), labels, reduction="none"), describe(model)
     effects = []
     for kind in UNIT_KINDS:
         for group in (block.group(kind) for block in structure.blocks):
             for unit in range(group.count):
                 with gated(model, [(group, gate_without(group, unit))]):
-                    changed = F.cross_entropy(model(images), labels, reduction="none")
-                effects.append((changed - whole).abs().mean().item())
+                    loss = F.cross_entropy(model(images), labels, reduction="none")
+                effects.append((loss - dense_loss).abs().mean().item())
     return np.array(effects)
 
 
 def gate_without(group: UnitGroup, unit: int) -> Tensor:
+    """The gate that silences one unit."""
     return unit_gate(group, tuple(other for other in range(group.count) if other != unit))
 
 
@@ -81,7 +72,7 @@ def test_first_order_scores_rank_like_removal(trained: nn.Module, criterion: str
     assert stats.spearmanr(flat(score(trained, [(images, labels)], criterion)), removed).statistic > 0.8
 
 
-def test_taylor_is_the_slope_of_the_loss_in_the_gate() -> None:
+def test_taylor_of_a_unit_is_the_slope_of_the_loss_along_its_gate() -> None:
     model, structure, step = build(depth=2), describe(build(depth=2)), 1e-5
     for batch in random_batches(num_images=3, batch_size=1):
         scores = score(model, [batch], "taylor")
@@ -89,20 +80,20 @@ def test_taylor_is_the_slope_of_the_loss_in_the_gate() -> None:
             for kind in UNIT_KINDS:
                 group = block.group(kind)
                 for unit in range(0, group.count, 5):
-                    nudge = step * (1 - gate_without(group, unit).double())
-                    with gated(model, [(group, 1 + nudge)]):
-                        more = mean_loss(model, [batch])
-                    with gated(model, [(group, 1 - nudge)]):
-                        less = mean_loss(model, [batch])
-                    slope = abs(more - less) / (2 * step)
+                    change = step * (1 - gate_without(group, unit).double())
+                    with gated(model, [(group, 1 + change)]):
+                        above = mean_loss(model, [batch])
+                    with gated(model, [(group, 1 - change)]):
+                        below = mean_loss(model, [batch])
+                    slope = abs(above - below) / (2 * step)
                     assert scores.group(kind, index)[unit] == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
-def test_taylor_of_a_block_is_the_slope_along_skipping_it() -> None:
+def test_taylor_of_a_block_is_the_slope_of_the_loss_towards_skipping_it() -> None:
     model, (batch, *_), step = build(depth=2), random_batches(num_images=1), 1e-5
 
-    def loss_with(block: nn.Module, share: float) -> float:
-        handle = block.register_forward_hook(lambda module, inputs, output: output + share * (output - inputs[0]))
+    def loss_with(block: nn.Module, factor: float) -> float:
+        handle = block.register_forward_hook(lambda module, inputs, output: output + factor * (output - inputs[0]))
         try:
             return mean_loss(model, [batch])
         finally:
@@ -121,72 +112,44 @@ def test_fisher_of_one_image_is_the_square_of_taylor() -> None:
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher", "exact", "activation"])
-def test_averages_are_over_images_whatever_the_batches(criterion: str) -> None:
+def test_the_division_into_batches_does_not_matter(criterion: str) -> None:
     model = build(depth=2)
-    whole = score(model, random_batches(num_images=6, batch_size=6), criterion)
+    one_batch = score(model, random_batches(num_images=6, batch_size=6), criterion)
     for batch_size in (1, 4):
         parts = score(model, random_batches(num_images=6, batch_size=batch_size), criterion)
-        assert np.allclose(flat(parts), flat(whole), rtol=1e-8, atol=1e-12)
-        assert np.allclose(parts.blocks, whole.blocks, rtol=1e-8, atol=1e-12)
-        assert parts.num_images == whole.num_images == 6
+        assert np.allclose(flat(parts), flat(one_batch), rtol=1e-8, atol=1e-12)
+        assert np.allclose(parts.blocks, one_batch.blocks, rtol=1e-8, atol=1e-12)
+        assert parts.num_images == one_batch.num_images == 6
 
 
 def test_effects_of_images_do_not_cancel() -> None:
-    """Scores of a set are the mean of the images' own, not the size of the mean effect."""
+    """The score is the mean of the absolute effects, not the absolute value of the mean effect."""
     model, batches = build(depth=2), random_batches(num_images=4, batch_size=1)
-    alone = np.mean([flat(score(model, [batch], "taylor")) for batch in batches], axis=0)
-    assert np.allclose(flat(score(model, batches, "taylor")), alone, rtol=1e-10)
+    mean = np.mean([flat(score(model, [batch], "taylor")) for batch in batches], axis=0)
+    assert np.allclose(flat(score(model, batches, "taylor")), mean, rtol=1e-10)
 
 
 @torch.no_grad()
 def test_exact_is_the_measured_change_of_the_loss() -> None:
     model, batches = build(depth=2), random_batches()
-    scores, whole = score(model, batches, "exact"), mean_loss(model, batches)
+    scores, dense_loss = score(model, batches, "exact"), mean_loss(model, batches)
     width = model.blocks[0].attn.head_dim
     for index in range(2):
         without_head, without_neuron = copy.deepcopy(model), copy.deepcopy(model)
         without_head.blocks[index].attn.proj.weight[:, 2 * width : 3 * width] = 0
         without_neuron.blocks[index].mlp.fc2.weight[:, 5] = 0
-        assert scores.heads[index][2] == pytest.approx(mean_loss(without_head, batches) - whole, abs=1e-12)
-        assert scores.neurons[index][5] == pytest.approx(mean_loss(without_neuron, batches) - whole, abs=1e-12)
-
-
-def loss_without(model: nn.Module, blocks: list[int]) -> float:
-    shorter = copy.deepcopy(model)
-    for index in sorted(blocks, reverse=True):
-        del shorter.blocks[index]
-    return mean_loss(shorter, random_batches())
-
-
-def test_exact_scores_of_blocks_are_the_losses_without_them() -> None:
-    model, batches = build(), random_batches()
-    changes = [loss_without(model, [index]) - mean_loss(model, batches) for index in range(4)]
-    assert np.allclose(score(model, batches, "exact").blocks, changes, atol=1e-12)
-    with skipping(model, [describe(model).blocks[1]]):
-        assert mean_loss(model, batches) == pytest.approx(loss_without(model, [1]))
-
-
-def test_blocks_go_one_by_one_each_time_the_least_missed() -> None:
-    model = build().train()
-    before = copy.deepcopy(model)
-    gone = rank_blocks_for_removal(model, random_batches(), 3)
-    assert len(set(gone)) == 3
-    for step, block in enumerate(gone):
-        losses = {index: loss_without(model.eval(), [*gone[:step], index]) for index in {0, 1, 2, 3} - {*gone[:step]}}
-        assert losses[block] == min(losses.values())
-    assert rank_blocks_for_removal(model, random_batches(), 2) == gone[:2]
-    assert rank_blocks_for_removal(model, random_batches(), 0) == []
-    assert same_tensors(model, before)
+        assert scores.heads[index][2] == pytest.approx(mean_loss(without_head, batches) - dense_loss, abs=1e-12)
+        assert scores.neurons[index][5] == pytest.approx(mean_loss(without_neuron, batches) - dense_loss, abs=1e-12)
 
 
 def test_kl_needs_no_labels() -> None:
     model, batches = build(), random_batches()
     unlabelled = [(images, torch.zeros_like(labels)) for images, labels in batches]
-    assert_same(score(model, batches, "kl"), score(model, unlabelled, "kl"))
+    assert_same_scores(score(model, batches, "kl"), score(model, unlabelled, "kl"))
 
 
 def test_kl_is_the_second_order_change_of_the_output() -> None:
-    """With many drawn labels, the score of a faint unit nears the divergence that its removal causes."""
+    """With many sampled labels, the score of a weak unit is close to the divergence that its removal causes."""
     model = build(depth=1, num_classes=3)
     with torch.no_grad():
         model.blocks[0].mlp.fc2.weight.mul_(0.05)
@@ -196,33 +159,33 @@ def test_kl_is_the_second_order_change_of_the_output() -> None:
     group = describe(model).blocks[0].neurons
     unit = int(np.argmax(scores.neurons[0]))
     with torch.no_grad():
-        whole = F.log_softmax(model(images), dim=-1)
+        dense = F.log_softmax(model(images), dim=-1)
         with gated(model, [(group, gate_without(group, unit))]):
             cut = F.log_softmax(model(images), dim=-1)
-    divergence = F.kl_div(cut, whole, reduction="sum", log_target=True).item()
+    divergence = F.kl_div(cut, dense, reduction="sum", log_target=True).item()
     assert scores.neurons[0][unit] == pytest.approx(divergence, rel=0.2)
 
 
 def test_soft_targets_are_accepted() -> None:
     model, batches = build(), random_batches()
     soft = [(images, F.one_hot(labels, 7).double()) for images, labels in batches]
-    assert_same(score(model, batches, "taylor"), score(model, soft, "taylor"), tolerance=1e-9)
+    assert_same_scores(score(model, batches, "taylor"), score(model, soft, "taylor"), tolerance=1e-9)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_scoring_leaves_no_trace(criterion: str) -> None:
+def test_scoring_changes_neither_the_model_nor_the_random_state(criterion: str) -> None:
     model, batches = build(depth=2).train(), random_batches()
     model.blocks[0].mlp.fc1.weight.requires_grad_(False)
     model.head.weight.grad = torch.ones_like(model.head.weight)
-    before, flags = copy.deepcopy(model), [parameter.requires_grad for parameter in model.parameters()]
+    before, trainable = copy.deepcopy(model), [parameter.requires_grad for parameter in model.parameters()]
     random_state = torch.get_rng_state()
     score(model, batches, criterion)
     assert same_tensors(model, before)
     assert model.training and all(module.training for module in model.modules())
-    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
     assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
     assert all(parameter.grad is None for parameter in model.parameters() if parameter is not model.head.weight)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not has_hooks(model)
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
@@ -242,7 +205,7 @@ def test_every_criterion_scores_every_unit(criterion: str, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("criterion", FROM_DATA)
-def test_a_silent_unit_is_worth_nothing(criterion: str) -> None:
+def test_the_score_of_a_silent_unit_is_zero(criterion: str) -> None:
     model = build(depth=1)
     with torch.no_grad():
         model.blocks[0].mlp.fc1.weight[3] = 0
@@ -252,14 +215,14 @@ def test_a_silent_unit_is_worth_nothing(criterion: str) -> None:
     assert np.count_nonzero(np.abs(scores.neurons[0]) > 1e-12) == len(scores.neurons[0]) - 1
 
 
-def test_random_scores_follow_the_seed() -> None:
+def test_random_scores_depend_on_the_seed_only() -> None:
     model = build()
-    assert_same(score(model, [], "random", seed=1), score(model, [], "random", seed=1))
+    assert_same_scores(score(model, [], "random", seed=1), score(model, [], "random", seed=1))
     assert (flat(score(model, [], "random", seed=1)) != flat(score(model, [], "random", seed=2))).all()
 
 
 @pytest.mark.parametrize("criterion", FROM_DATA)
-def test_no_image_is_an_error(criterion: str) -> None:
+def test_scoring_without_images_is_refused(criterion: str) -> None:
     with pytest.raises(DataError, match="at least one batch"):
         score(build(depth=1), [], criterion)
 
@@ -267,10 +230,10 @@ def test_no_image_is_an_error(criterion: str) -> None:
 def test_batches_may_be_a_generator() -> None:
     model = build(depth=1)
     for criterion in FROM_DATA:
-        assert_same(score(model, iter(random_batches()), criterion), score(model, random_batches(), criterion))
+        assert_same_scores(score(model, iter(random_batches()), criterion), score(model, random_batches(), criterion))
 
 
-def test_unknown_criteria_are_refused() -> None:
+def test_unknown_criteria_and_settings_out_of_range_are_refused() -> None:
     with pytest.raises(SettingError, match=r"'size'.*taylor"):
         score(build(depth=1), [], "size")
     with pytest.raises(SettingError, match=r"'size'.*taylor"):
@@ -278,28 +241,3 @@ def test_unknown_criteria_are_refused() -> None:
     for changes in ({"num_images": 0}, {"batch_size": 0}):
         with pytest.raises(SettingError, match="at least 1"):
             ImportanceSettings(**changes)
-
-
-def test_scores_survive_the_disk(tmp_path: Path) -> None:
-    scores = score(build(), random_batches(), "taylor")
-    scores.save(tmp_path / "scores.safetensors")
-    back = Scores.load(tmp_path / "scores.safetensors")
-    assert_same(back, scores)
-    assert (back.model, back.criterion, back.num_images) == (scores.model, "taylor", 12)
-    assert [len(heads) for heads in back.heads] == [len(heads) for heads in scores.heads]
-
-
-def test_more_than_ten_blocks_keep_their_order_on_disk(tmp_path: Path) -> None:
-    scores = score(build(depth=12), [], "random")
-    scores.save(tmp_path / "scores.safetensors")
-    assert_same(Scores.load(tmp_path / "scores.safetensors"), scores)
-
-
-def test_other_files_are_no_scores(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({"weight": np.zeros(1)}, tmp_path / "weights.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"not tensors")
-    for name in ("weights.safetensors", "broken.safetensors", "missing.safetensors"):
-        with pytest.raises(CheckpointMismatch, match=name):
-            Scores.load(tmp_path / name)
