@@ -122,9 +122,14 @@ def plan_of_sizes(model: str, sizes: list[tuple[int, int]]) -> PruningPlan:
     return PruningPlan(model=model, blocks=tuple(blocks))
 
 
+def hook_counts(model: nn.Module) -> list[int]:
+    """The number of forward hooks and forward pre-hooks of each module."""
+    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+
+
 def has_hooks(model: nn.Module) -> bool:
     """Whether any module of the model has a forward hook."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return any(hook_counts(model))
 
 
 def make_scores(structure: ViTStructure, seed: int = 0, *, ties: bool = False, negative: bool = False) -> Scores:
