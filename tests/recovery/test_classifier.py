@@ -1,4 +1,4 @@
-"""Laws of the classifier's refit: it makes good what it can, only that, and not by following chance."""
+"""Laws of the classifier's refit: it corrects what the features allow, and it does not fit noise."""
 
 import copy
 
@@ -14,16 +14,19 @@ IMAGES = list(random_images(60).split(25))
 
 @torch.no_grad()
 def distance(first: nn.Module, second: nn.Module, images: list[Tensor]) -> float:
+    """The squared difference of the logits, summed over the images."""
     return sum((first(batch) - second(batch)).square().sum().item() for batch in images)
 
 
 @torch.no_grad()
 def refit(student: nn.Module, teacher: nn.Module) -> bool:
-    given, wanted = (student(batch) for batch in IMAGES), (teacher(batch) for batch in IMAGES)
-    return refit_classifier(student, IMAGES, given, wanted)
+    """Refit the classifier on `IMAGES`; whether it was changed."""
+    outputs, targets = (student(batch) for batch in IMAGES), (teacher(batch) for batch in IMAGES)
+    return refit_classifier(student, IMAGES, outputs, targets)
 
 
 def with_wrong_classifier(model: nn.Module, layer: str = "head") -> nn.Module:
+    """A copy of the model with noise added to its classifier."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.get_submodule(layer).parameters():
@@ -32,7 +35,7 @@ def with_wrong_classifier(model: nn.Module, layer: str = "head") -> nn.Module:
 
 
 @pytest.mark.parametrize("variant", ["class token", "average pooling, fc_norm", "registers"])
-def test_a_wrong_classifier_is_made_good(variant: str) -> None:
+def test_a_wrong_classifier_is_corrected(variant: str) -> None:
     teacher = build(variant)
     student = with_wrong_classifier(teacher)
     others = [random_images(40, seed=1)]
@@ -45,21 +48,21 @@ def test_a_wrong_classifier_is_made_good(variant: str) -> None:
     assert changed <= {"head.weight", "head.bias"}
 
 
-def test_a_right_classifier_stays() -> None:
+def test_a_correct_classifier_is_not_changed() -> None:
     teacher = build()
     student = copy.deepcopy(teacher)
     refit(student, teacher)
     assert same_tensors(student, teacher)
 
 
-def test_what_the_features_do_not_tell_is_left_alone() -> None:
-    """The wanted logits are chance: a fit would only follow it, and leaving out one image at a time shows that."""
+def test_noise_in_the_targets_is_not_fitted() -> None:
+    """The residuals are noise. The leave-one-out error shows that no fit helps."""
     student, twin = build(), build()
     noise = iter(torch.randn(3, 25, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
 
     def teacher(batch: Tensor) -> Tensor:
         found = next(noise)[: len(batch)]
-        found = found - found.mean(dim=0)  # nothing for the bias either
+        found = found - found.mean(dim=0)  # so that the bias cannot help either
         return twin(batch) + found
 
     before = copy.deepcopy(student.state_dict())
@@ -68,7 +71,7 @@ def test_what_the_features_do_not_tell_is_left_alone() -> None:
     assert change < 0.05
 
 
-def test_logits_made_of_two_classifiers_are_left_alone() -> None:
+def test_logits_that_are_the_mean_of_two_classifiers_are_not_refitted() -> None:
     teacher = build("distilled token")
     student = with_wrong_classifier(teacher)
     assert not refit(student, teacher)

@@ -136,7 +136,8 @@ def test_a_loss_that_is_not_a_number_is_reported_with_its_step_and_the_checkpoin
             return {**found, "soft": found["soft"] * torch.nan} if self.step == bad_step else found
 
         patch.setattr(TrainingLoop, "loss_terms", with_nan)
-        with pytest.raises(NonFiniteLoss, match=rf"step {bad_step} \(epoch 2\) of train.*checkpoint is .*train"):
+        message = rf"step {bad_step} \(epoch 2\) of train.*last good checkpoint is .*train"
+        with pytest.raises(NonFiniteLoss, match=message):
             train(student, digits(), EVERYTHING, **arguments, run_dir=tmp_path)
     with safe_open(tmp_path / "train.checkpoint.safetensors", framework="pt") as file:
         assert int(file.metadata()["step"]) == bad_step
