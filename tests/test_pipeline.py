@@ -98,7 +98,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], p
 
     def compressed(blocks: Any) -> pipeline.Compressed:
         recipe = short_recipe(blocks=blocks, width_training=RANDOM, depth_training=RANDOM)
-        return compress(digits_model(depth=4), digits(), recipe, tmp_path_factory.mktemp("whole") / "run")
+        return compress(digits_model(depth=4), digits(), recipe, tmp_path_factory.mktemp("uninterrupted") / "run")
 
     return cache(compressed)
 
@@ -110,7 +110,7 @@ def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
 ) -> None:
     blocks = "auto" if "search" in stage else 1
     recipe = short_recipe(blocks=blocks, width_training=RANDOM, depth_training=RANDOM)
-    dense, whole = digits_model(depth=4), uninterrupted(blocks)
+    dense, expected = digits_model(depth=4), uninterrupted(blocks)
     train = pipeline.train
 
     def crashing(*arguments: Any, **options: Any) -> Any:
@@ -128,14 +128,14 @@ def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
     score = planning.score
     monkeypatch.setattr(planning, "score", lambda model, *a, **o: scored.append(model) or score(model, *a, **o))
     again = compress(dense, digits(), recipe, tmp_path / "run")
-    assert same_tensors(whole.model, again.model)
-    assert whole.plan == again.plan
+    assert same_tensors(expected.model, again.model)
+    assert expected.plan == again.plan
     assert not any(same_tensors(model, dense) for model in scored)
     assert (tmp_path / "run" / "scores.safetensors").read_bytes() == before["scores.safetensors"]
     rows = [(row["stage"], row["epoch"]) for row in read_lines(tmp_path / "run" / "metrics.jsonl")]
     assert len(rows) == len(set(rows))
-    assert [s["name"] for s in whole.report["stages"]] == [s["name"] for s in again.report["stages"]]
-    assert [s["top1"] for s in whole.report["stages"]] == [s["top1"] for s in again.report["stages"]]
+    assert [s["name"] for s in expected.report["stages"]] == [s["name"] for s in again.report["stages"]]
+    assert [s["top1"] for s in expected.report["stages"]] == [s["top1"] for s in again.report["stages"]]
 
 
 def test_a_finished_run_is_read_and_not_repeated(finished_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from vitrim.training.loop import TrainingLoop, train
 
 
 @pytest.fixture(scope="module")
-def whole() -> nn.Module:
+def uninterrupted() -> nn.Module:
     """The result of a training that was not interrupted."""
     student, arguments = student_and_teacher()
     return train(student, digits(), EVERYTHING, **arguments)
@@ -28,7 +28,7 @@ def whole() -> nn.Module:
 
 @pytest.mark.parametrize("step", [0, 1, 4, 8])
 def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
-    step: int, whole: nn.Module, tmp_path: Path
+    step: int, uninterrupted: nn.Module, tmp_path: Path
 ) -> None:
     student, arguments = student_and_teacher()
     data = digits()
@@ -37,42 +37,42 @@ def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
         train(student, data, EVERYTHING, **arguments, run_dir=tmp_path)
     torch.rand(7)  # a new process has another random state
     resumed = train(student, data, EVERYTHING, **arguments, run_dir=tmp_path)
-    assert not same_tensors(whole, student)
-    assert same_tensors(whole, resumed)
+    assert not same_tensors(uninterrupted, student)
+    assert same_tensors(uninterrupted, resumed)
 
 
 def test_a_training_that_is_interrupted_at_every_step_ends_the_same(tmp_path: Path) -> None:
     student, arguments = student_and_teacher()
     settings = short_training(epochs=2, checkpoint_minutes=0.0, drop_path=0.2)
-    whole = train(student, digits(), settings, **arguments)
+    uninterrupted = train(student, digits(), settings, **arguments)
     for step in range(1, 2 * STEPS_PER_EPOCH):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             stop_at(patch, step)
             train(student, digits(), settings, **arguments, run_dir=tmp_path)
-    assert same_tensors(whole, train(student, digits(), settings, **arguments, run_dir=tmp_path))
+    assert same_tensors(uninterrupted, train(student, digits(), settings, **arguments, run_dir=tmp_path))
 
 
 def test_streamed_images_train_the_same_with_any_number_of_workers_and_after_a_stop(tmp_path: Path) -> None:
     images = jpegs(tmp_path, 40, 10, side=16)
     settings = short_training(epochs=3, checkpoint_minutes=0.0, augmentation=AugmentationSettings())
-    whole = train(digits_model(), images, replace(settings, num_workers=0))
-    assert same_tensors(whole, train(digits_model(), images, replace(settings, num_workers=2)))
+    uninterrupted = train(digits_model(), images, replace(settings, num_workers=0))
+    assert same_tensors(uninterrupted, train(digits_model(), images, replace(settings, num_workers=2)))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 3)  # in the middle of the second epoch
         train(digits_model(), images, settings, run_dir=tmp_path / "run")
-    assert same_tensors(whole, train(digits_model(), images, settings, run_dir=tmp_path / "run"))
+    assert same_tensors(uninterrupted, train(digits_model(), images, settings, run_dir=tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("saved", "stopped"), [(2, 4), (4, 8), (-1, 7)], ids=["epoch ended", "twice", "no checkpoint"])
 def test_metrics_have_one_line_for_each_epoch_after_a_resume(saved: int, stopped: int, tmp_path: Path) -> None:
     model, settings = digits_model(), short_training(epochs=3, checkpoint_minutes=0.0)
-    whole = train(model, digits(), settings)
+    uninterrupted = train(model, digits(), settings)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         save_only_at(patch, saved)
         stop_at(patch, stopped)
         train(model, digits(), settings, run_dir=tmp_path)
     resumed = train(model, digits(), settings, run_dir=tmp_path)
-    assert same_tensors(whole, resumed)
+    assert same_tensors(uninterrupted, resumed)
     assert [row["epoch"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
@@ -124,7 +124,7 @@ def test_the_checkpoint_is_a_safetensors_file_without_pickle(tmp_path: Path) -> 
 
 
 def test_a_loss_that_is_not_a_number_is_reported_with_its_step_and_the_checkpoint_is_kept(
-    whole: nn.Module, tmp_path: Path
+    uninterrupted: nn.Module, tmp_path: Path
 ) -> None:
     student, arguments = student_and_teacher()
     bad_step = 4
@@ -143,4 +143,4 @@ def test_a_loss_that_is_not_a_number_is_reported_with_its_step_and_the_checkpoin
         assert int(file.metadata()["step"]) == bad_step
         assert all(torch.isfinite(file.get_tensor(name)).all() for name in file.keys())  # noqa: SIM118
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
-    assert same_tensors(whole, train(student, digits(), EVERYTHING, **arguments, run_dir=tmp_path))
+    assert same_tensors(uninterrupted, train(student, digits(), EVERYTHING, **arguments, run_dir=tmp_path))
