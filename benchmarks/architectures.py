@@ -143,7 +143,7 @@ def uniform_counts(structure: ViTStructure, budget: Budget) -> list[dict[str, in
     Raises:
         BudgetError: the minimum widths do not fit.
     """
-    limit, step, depth = budget.limit(count_cost(structure)), budget.step, len(structure.blocks)
+    limit, step, depth = budget.limit(count_cost(structure)), budget.neuron_step, len(structure.blocks)
     fraction, max_neurons = min(budget.params, budget.macs), max(block.neurons.count for block in structure.blocks)
     min_neurons = -(-budget.min_neurons // step) * step
 

@@ -20,7 +20,7 @@ from vitrim.surgery import prune
 
 def planner_for(recipe: Any, num_images: int = 60) -> Planner:
     source = Source.of(digits_model(depth=4), digits(num_images))
-    return Planner(source=source, recipe=recipe, device=DeviceTimes(multiple_of=1))
+    return Planner(source=source, recipe=recipe, timings=DeviceTimes(multiple_of=1))
 
 
 @pytest.mark.parametrize("num_images", [40, 64, 70])

@@ -70,8 +70,8 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
     for fraction in case.fractions:
         budget = replace(first.budget, latency_ms=fraction * device.dense_ms)
         recipe = replace(first, budget=budget, importance=ImportanceSettings(num_images=1, steps=1))
-        planner = Planner(source=source, recipe=recipe, device=device)
-        proposal = planner.one_shot(uneven_scores(structure), ())
+        planner = Planner(source=source, recipe=recipe, timings=device)
+        proposal = planner.plan_one_shot(uneven_scores(structure), ())
         cut = prune(dense, proposal.plan)
         found = measure_latencies([dense, cut], replace(latency, rounds=ROUNDS))[1]
         assert planner.times is not None

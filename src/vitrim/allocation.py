@@ -83,7 +83,7 @@ def _check_sizes(structure: ViTStructure, scores: Scores) -> None:
 
 def _counts(group: UnitGroup, minimum: int, budget: Budget) -> list[int]:
     """How many units may be kept, in rising order. The last units below one full step are never kept."""
-    return list(range(minimum, group.count + 1, budget.step if group.kind == "neurons" else 1))
+    return list(range(minimum, group.count + 1, budget.neuron_step if group.kind == "neurons" else 1))
 
 
 def _options(unit_scores: np.ndarray, counts: list[int], costs: list[np.ndarray]) -> Options:

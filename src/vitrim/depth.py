@@ -27,10 +27,10 @@ PATIENCE = 2  # the search ends when so many numbers in a row are no better
 
 
 def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> int:
-    """The number of blocks to remove: as the recipe says; for `auto` the one that ends nearest to the teacher.
+    """The number of blocks to remove, as the recipe says. `auto` takes the number with the smallest divergence.
 
-    Each candidate is judged by its divergence from the teacher after a short distillation. The accuracy right after the
-    cut does not predict that, and decides nothing.
+    Each candidate is judged by its divergence from the teacher, after a short distillation. The accuracy right after
+    the cut does not predict that, and decides nothing.
 
     Args:
         folder: of the run; results of finished candidates are read from it.
@@ -50,7 +50,8 @@ def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> in
         divergence = folder.once_json(f"depth-search-{count}.json", attempt, on_all_processes=True)
         if divergence is not None:
             divergences[count] = divergence
-            log(f"depth search: {count} blocks fewer, divergence from the teacher {divergence:.4f}")
+            removed = "1 block" if count == 1 else f"{count} blocks"
+            log(f"depth search: {removed} removed, divergence from the teacher {divergence:.4f}")
         best = min(divergences, key=lambda n: divergences[n], default=count)
         if count - best >= PATIENCE:
             break
@@ -73,8 +74,8 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
         return None  # the other blocks cannot become so small; fewer blocks make it possible
     recipe, dense = planner.recipe, planner.source.model
     stage = f"depth-search-{len(remove_blocks)}"
-    plan = folder.once_plan(  # by one process: sums on several GPUs may differ by a neuron
-        f"depth-plan-{len(remove_blocks)}.json", lambda: planner.one_shot(scores, tuple(remove_blocks)).plan
+    plan = folder.once_plan(  # only one process plans: rounding on several GPUs could give different plans
+        f"depth-plan-{len(remove_blocks)}.json", lambda: planner.plan_one_shot(scores, tuple(remove_blocks)).plan
     )
     few, held_out = _search_images(planner)
     student = prune(dense, plan)

@@ -1,4 +1,4 @@
-"""What a student learns from. A loss term is known in this file alone.
+"""The loss terms of distillation. All of them are defined in this file.
 
 A new term is a field of `DistillationSettings` (its weight), a function, and a row of `TERMS`.
 """
@@ -77,12 +77,12 @@ class LossTerm:
     Attributes:
         compute: its value, a mean over images, without its weight.
         needs: which of `LossInputs` it reads besides the targets.
-        check: raises `SettingError` if a model of this structure cannot have the term.
+        check: raises `SettingError` if a model of this structure cannot have the term; None if every model can.
     """
 
     compute: Callable[[LossInputs, DistillationSettings], Tensor]
     needs: frozenset[Need]
-    check: Callable[[DistillationSettings, ViTStructure], None] = lambda settings, structure: None
+    check: Callable[[DistillationSettings, ViTStructure], None] | None = None
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -187,7 +187,8 @@ def terms_of(settings: DistillationSettings) -> dict[str, LossTerm]:
 def check_terms(settings: DistillationSettings, structure: ViTStructure) -> None:
     """Raise `SettingError` if a term with a weight above 0 does not fit a model of this structure."""
     for term in terms_of(settings).values():
-        term.check(settings, structure)
+        if term.check:
+            term.check(settings, structure)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""The whole method, from top to bottom: score, width, recover, distil, depth, recover, distil, measure, report.
+"""The whole method, from top to bottom: score, prune width, recover, distil, prune depth, recover, distil, report.
 
-Read this file first. Every stage leaves its result in the run folder; a repeated command reads finished results.
+Read this file first. Every stage leaves its result in the run folder. A repeated command reads finished results.
 """
 
 from collections.abc import Callable
@@ -54,10 +54,12 @@ class Compressed:
 def compress(
     model: nn.Module, data: ImageData, recipe: Recipe, run_dir: str | Path, *, scores: Scores | None = None
 ) -> Compressed:
-    """Compress `model` to `recipe.budget` and distil it. After a crash, the same call goes on where it stopped.
+    """Compress `model` to `recipe.budget` and distil it. After a crash, the same call continues from the last result.
 
     Args:
         model: the dense model. It becomes the teacher and is not changed.
+        data: images for calibration, distillation and evaluation.
+        recipe: all settings.
         run_dir: folder of the run. The result is in its subfolder `model`.
         scores: of this model, from an earlier run with the same importance settings; measured by default.
 
@@ -69,28 +71,28 @@ def compress(
     source = Source.of(model, data)
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
-    run.measure("dense", source.model)
-    planner = Planner(source=source, recipe=recipe, device=run.device_times())
+    run.evaluate("dense", source.model)
+    planner = Planner(source=source, recipe=recipe, timings=run.device_times())
     planner.check()
     scores = run.scores(lambda: scores or planner.score(source.model))
     num_blocks = choose_num_blocks(run.folder, planner, scores)
 
-    proposal = run.plan("width-plan.json", lambda: planner.width(scores, num_blocks))
+    proposal = run.plan("width-plan.json", lambda: planner.plan_width(scores, num_blocks))
     plan = proposal.plan
     student = run.cut_and_recover("width", source.model, plan, planner)
     student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
 
     if num_blocks:
-        proposal = run.plan("depth-step.json", lambda: planner.depth(student, plan, num_blocks))
+        proposal = run.plan("depth-step.json", lambda: planner.plan_depth(student, plan, num_blocks))
         cut_student = run.cut_and_recover("depth", student, proposal.plan, planner)
         plan = plan.then(proposal.plan)
         student = run.distil("depth", cut_student, plan)
 
-    return run.finish(student, plan, planner.device, proposal.predicted_ms)
+    return run.finish(student, plan, planner.timings, proposal.predicted_ms)
 
 
 def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
-    """The plan that one cut to the budget would follow, without cutting or training.
+    """A plan for the budget, made without training. The model is not changed.
 
     Blocks are removed as `recipe.depth.blocks` says. With `auto`, none is removed: `compress` finds their number by
     training.
@@ -99,16 +101,16 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
         SettingError, BudgetError, DataError: see `vitrim.source.check`.
     """
     source = Source.of(model, data)
-    device = DeviceTimes.measure(source.model, recipe.budget, recipe.latency)
-    planner = Planner(source=source, recipe=recipe, device=device)
+    timings = DeviceTimes.measure(source.model, recipe.budget, recipe.latency)
+    planner = Planner(source=source, recipe=recipe, timings=timings)
     planner.check()
     blocks = recipe.depth.blocks
     removed = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
-    return planner.one_shot(planner.score(model), tuple(removed))
+    return planner.plan_one_shot(planner.score(model), tuple(removed))
 
 
 def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
-    """Train a dense model in a run folder. After a crash, the same call goes on where it stopped.
+    """Train a dense model in a run folder. After a crash, the same call continues from the last checkpoint.
 
     The folder then holds `metrics.jsonl`, `model/` and `evaluation.json`.
 
@@ -122,13 +124,13 @@ def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | P
     source = Source.of(model, data)
     check_training(recipe.training, source.structure, source.data)
     folder = open_folder(run_dir, source, "train", recipe)
-    about = {"trained_on": source.data.name, "recipe": to_table(recipe)}
+    provenance = {"trained_on": source.data.name, "recipe": to_table(recipe)}
 
     def trained() -> nn.Module:
         return train(source.model, source.data, recipe.training, run_dir=folder.path, stage="train", seed=recipe.seed)
 
-    write = partial(_save_with, classes=source.data.classes, provenance=about)
-    result = folder.once("model", trained, write, _load_here, on_all_processes=True)
+    write = partial(_save_with, classes=source.data.classes, provenance=provenance)
+    result = folder.once("model", trained, write, _load_on_own_device, on_all_processes=True)
     found = folder.once_json("evaluation.json", lambda: evaluate(result, source.data).to_dict(), on_all_processes=True)
     folder.delete_checkpoints()
     evaluation = Evaluation.from_dict(found)
@@ -186,7 +188,7 @@ class CompressRun:
 
         return self.folder.once(file, make, write, read)
 
-    def measure(self, stage: str, model: nn.Module) -> Evaluation:
+    def evaluate(self, stage: str, model: nn.Module) -> Evaluation:
         """Evaluate the model after a stage, and note it for the report."""
         file = f"evaluation-{stage.replace(' ', '-')}.json"
         found = self.folder.once_json(file, lambda: evaluate(model, self.data).to_dict(), on_all_processes=True)
@@ -199,13 +201,13 @@ class CompressRun:
     def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, planner: Planner) -> nn.Module:
         """Cut `model` by `plan`, and refit the smaller model so that it follows `model`."""
         cut = prune(model, plan)
-        self.measure(f"{stage} cut", cut)
+        self.evaluate(f"{stage} cut", cut)
         settings = self.recipe.recovery
         if not settings.enabled:
             return cut
         make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
-        recovered = self.folder.once(f"{stage}-recovered", make, save, _load_here)
-        self.measure(f"{stage} recover", recovered)
+        recovered = self.folder.once(f"{stage}-recovered", make, save, _load_on_own_device)
+        self.evaluate(f"{stage} recover", recovered)
         return recovered
 
     def distil(
@@ -214,7 +216,7 @@ class CompressRun:
         """Distil the student. The indices of `plan` count in the dense model.
 
         Args:
-            with_depth_epochs: also train for the epochs of the depth stage, which is left out.
+            with_depth_epochs: add the epochs of the depth stage, because this run has no depth stage.
         """
         settings = self.recipe.width_training if stage == "width" else self.recipe.depth_training
         if plan.keeps_all(self.source.structure):
@@ -232,29 +234,29 @@ class CompressRun:
             stage=stage,
             seed=self.recipe.seed,
         )
-        distilled = self.folder.once(f"{stage}-distilled", make, save, _load_here, on_all_processes=True)
-        self.measure(f"{stage} distil", distilled)
+        distilled = self.folder.once(f"{stage}-distilled", make, save, _load_on_own_device, on_all_processes=True)
+        self.evaluate(f"{stage} distil", distilled)
         return distilled
 
-    def finish(self, student: nn.Module, plan: PruningPlan, device: DeviceTimes, predicted_ms: float) -> Compressed:
-        """Save the student, measure both models, and write the report."""
-        about = {
+    def finish(self, student: nn.Module, plan: PruningPlan, timings: DeviceTimes, predicted_ms: float) -> Compressed:
+        """Save the student, evaluate it, time both models, and write the report."""
+        provenance = {
             "compressed_from": self.source.structure.model,
-            "weights": self.source.weights,
+            "weights": self.source.fingerprint,
             "data": self.data.name,
             "recipe": to_table(self.recipe),
         }
-        write = partial(_save_with, classes=self.data.classes, provenance=about)
-        student = self.folder.once("model", lambda: student, write, _load_here)
+        write = partial(_save_with, classes=self.data.classes, provenance=provenance)
+        student = self.folder.once("model", lambda: student, write, _load_on_own_device)
         self.folder.once_plan("plan.json", lambda: plan)
-        self.measure("final", student)
-        report = self.folder.once_json("report.json", lambda: self._report(student, device, predicted_ms))
+        self.evaluate("final", student)
+        report = self.folder.once_json("report.json", lambda: self._report(student, timings, predicted_ms))
         if is_main_process():
             write_text(self.folder.path / "report.md", reports.to_markdown(report))
         self.folder.delete_checkpoints()
         return Compressed(model=student, plan=plan, report=report)
 
-    def _report(self, student: nn.Module, device: DeviceTimes, predicted_ms: float) -> dict[str, Any]:
+    def _report(self, student: nn.Module, timings: DeviceTimes, predicted_ms: float) -> dict[str, Any]:
         dense_latency, latency = measure_latencies([self.source.model, student], self.recipe.latency)
         outcome = reports.Outcome(
             student=student,
@@ -263,7 +265,7 @@ class CompressRun:
             latencies=(dense_latency, latency),
             stages=self.stages[:-1],
             predicted_ms=predicted_ms,
-            dense_ms=device.dense_ms,
+            dense_ms=timings.dense_ms,
         )
         return reports.build(self.source, self.recipe, outcome)
 
@@ -272,5 +274,5 @@ def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], proven
     save(model, path, classes=classes, provenance=provenance)
 
 
-def _load_here(path: Path) -> nn.Module:
+def _load_on_own_device(path: Path) -> nn.Module:
     return load(path, device=this_process().device)

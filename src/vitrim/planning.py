@@ -64,21 +64,21 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Planner:
-    """Makes plans for one dense model within the budget of a recipe. `device` holds what was timed for it."""
+    """Makes plans for one dense model within the budget of a recipe. `timings` is what was timed for it."""
 
     source: Source
     recipe: Recipe
-    device: DeviceTimes
+    timings: DeviceTimes
 
     @cached_property
     def budget(self) -> Budget:
         """The budget of the recipe, with the multiple that was measured."""
-        return replace(self.recipe.budget, multiple_of=self.device.multiple_of)
+        return replace(self.recipe.budget, multiple_of=self.timings.multiple_of)
 
     @cached_property
     def times(self) -> PartCosts | None:
         """Milliseconds of the parts of the dense model; None without a budget in milliseconds."""
-        return self.device.times(self.source.structure)
+        return self.timings.times(self.source.structure)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -99,7 +99,7 @@ class Planner:
         blocks = last_blocks(self.source.structure, self.recipe) if remove_blocks is None else remove_blocks
         check_reachable(self.source.structure, self.budget, remove_blocks=blocks, times=self.times)
 
-    def width(self, scores: Scores, num_blocks: int) -> Proposal:
+    def plan_width(self, scores: Scores, num_blocks: int) -> Proposal:
         """Plan the width stage: narrow the dense model so that `num_blocks` blocks can be removed afterwards."""
 
         def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
@@ -110,13 +110,13 @@ class Planner:
                 num_blocks,
                 whole=self.source.cost,
                 times=times,
-                dense_ms=self.device.dense_ms,
+                dense_ms=self.timings.dense_ms,
             )
 
         return self._iterative(scores, choose)
 
-    def one_shot(self, scores: Scores, remove_blocks: tuple[int, ...]) -> Proposal:
-        """Plan to remove these blocks and to narrow the others to the budget, without training in between."""
+    def plan_one_shot(self, scores: Scores, remove_blocks: tuple[int, ...]) -> Proposal:
+        """Plan to remove these blocks and to narrow the others to the budget, without a distillation in between."""
 
         def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
             is_dense = len(structure.blocks) == len(self.source.structure.blocks)
@@ -125,7 +125,7 @@ class Planner:
 
         return self._iterative(scores, choose)
 
-    def depth(self, student: nn.Module, before: PruningPlan, num_blocks: int) -> Proposal:
+    def plan_depth(self, student: nn.Module, before: PruningPlan, num_blocks: int) -> Proposal:
         """Plan the depth stage: remove the `num_blocks` least important blocks, narrow the others to the budget.
 
         Args:
@@ -154,7 +154,7 @@ class Planner:
         steps, dense = self.recipe.importance.steps, self.source.model
         plan, student = PruningPlan.full(self.source.structure), dense
         for step in range(1, steps):
-            budget = self.budget.on_the_way(step / steps, self.device.dense_ms)
+            budget = self.budget.on_the_way(step / steps, self.timings.dense_ms)
             times = self.times.after(plan) if self.times else None
             plan = plan.then(choose(describe(student), scores, budget, times))
             if plan.keeps_all(self.source.structure):
@@ -173,11 +173,15 @@ class Planner:
     def _corrected_by_measurement(
         self, before: PruningPlan, choose: Callable[[PartCosts | None], PruningPlan]
     ) -> Proposal:
-        """The plan that `choose` makes of what `before` left, made again until its predicted latency is right.
+        """Make a plan, time its model, correct the times, and repeat until prediction and measurement agree.
 
-        The model that a plan leaves is timed in turns with the dense model. If the prediction is wrong, all times are
-        multiplied by one factor, and the plan is made again. If no prediction becomes right, the plan with the
-        smallest error is taken among those within the budget.
+        The model is timed alternately with the dense model. If the prediction is wrong, all times are multiplied by one
+        factor. If no prediction becomes right, the plan with the smallest error is taken among those within the budget.
+
+        Args:
+            before: the plan that was followed so far.
+            choose: makes a plan from the milliseconds of the parts. Its indices count in the model that `before`
+                leaves.
 
         Raises:
             BudgetError: no plan is within the budget.
@@ -206,9 +210,9 @@ class Planner:
 
     def _measured_ms(self, plan: PruningPlan) -> float:
         """Milliseconds of the model that `plan` leaves, at the speed at which the dense model was timed."""
-        settings = settings_for_comparison(self.recipe.latency, self.device.dense_ms)
+        settings = settings_for_comparison(self.recipe.latency, self.timings.dense_ms)
         dense = self.source.model
-        return self.device.dense_ms * measure_latencies([dense, prune(dense, plan)], settings)[1].ratio
+        return self.timings.dense_ms * measure_latencies([dense, prune(dense, plan)], settings)[1].ratio
 
 
 class _Attempt(NamedTuple):
@@ -266,21 +270,21 @@ def width_plan(
     def plan_at(extra: float) -> PruningPlan:
         return allocate(structure, scores, budget.widened(extra, dense_ms), whole=whole, times=times)
 
-    def reaches(extra: float) -> bool:
+    def fills_budget(extra: float) -> bool:
         try:
             plan = plan_at(extra)
         except BudgetError:
-            return False  # only the blocks that are removed later make it so small
+            return False  # removing blocks later makes this size possible
         return any(
             without_largest_blocks(structure, plan, num_blocks, limit.costs) >= limit.maximum for limit in limits
         )
 
     low, high = 0.0, 1.0
-    if not reaches(high):
-        return plan_at(high)  # removing the blocks alone is more than the budget asks for
+    if not fills_budget(high):
+        return plan_at(high)  # removing these blocks alone meets the budget
     for _ in range(7):
         middle = (low + high) / 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
+        low, high = (low, middle) if fills_budget(middle) else (middle, high)
     return plan_at(high)
 
 

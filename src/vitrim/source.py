@@ -1,6 +1,6 @@
-"""What a run starts from: the dense model and its data. Also the checks that need no computation.
+"""What a run starts from: the dense model and its data. Also the checks that need no timing.
 
-Device, structure, labels, costs and fingerprints are found once here. The rest of a run reads them from `Source`.
+Device, structure, labels, cost and fingerprint are found once for the pipeline, which reads them from `Source`.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.processes import this_process
-from vitrim.saving.checkpoint import fingerprint
+from vitrim.saving.checkpoint import fingerprint as weights_fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.training.job import check_training
 
@@ -31,7 +31,7 @@ class Source:
     """A dense model on its device, and the data with the labels as the model counts them.
 
     Attributes:
-        data: None where no images have been read yet.
+        images: the data; None if no images have been read yet.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class Source:
 
     @property
     def data(self) -> ImageData:
-        """The images. It is a mistake of ours to ask for them before they are read."""
+        """The images. Fails if none have been read."""
         assert self.images is not None
         return self.images
 
@@ -66,9 +66,9 @@ class Source:
         return count_cost(self.structure)
 
     @cached_property
-    def weights(self) -> str:
+    def fingerprint(self) -> str:
         """A short hash of the model's weights."""
-        return fingerprint(self.model)
+        return weights_fingerprint(self.model)
 
     def calibration(self, settings: ImportanceSettings, seed: int) -> Calibration:
         """Training images for scoring and recovery, as many from each class."""
@@ -79,7 +79,7 @@ class Source:
         """What a run is made from. Another run folder is needed where any of it differs."""
         return {
             "command": command,
-            "model": {"architecture": self.structure.model, "weights": self.weights},
+            "model": {"architecture": self.structure.model, "weights": self.fingerprint},
             "data": {
                 "name": self.data.name,
                 "training images": len(self.data.train),
@@ -91,9 +91,10 @@ class Source:
 
 
 def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
-    """Refuse everything that `compress` could not do, before anything is computed.
+    """Refuse what `compress` could not do, before anything is computed.
 
-    The command line calls this before images are read; then the checks of the training batch are left out.
+    The command line calls this before images are read. The training batch is then not checked. Two refusals come later:
+    a latency limit that no plan meets (`Planner.check`, after timing), and a run folder of another run.
 
     Raises:
         SettingError: more blocks are to be removed than can be, the runtime to time models with is missing, a batch
@@ -147,5 +148,5 @@ def _check_scores(scores: Scores, source: Source, recipe: Recipe) -> None:
             f"The scores were made by {scores.criterion}; the recipe asks for {recipe.importance.criterion}. Leave the "
             "scores out, or set importance.criterion to theirs."
         )
-    if scores.weights and scores.weights != source.weights:
+    if scores.weights and scores.weights != source.fingerprint:
         raise SettingError("The scores are of a model with other weights. Leave them out; they are then measured.")

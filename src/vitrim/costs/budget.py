@@ -1,6 +1,6 @@
 """Limits on what a compressed model may cost, and whether any model can meet them.
 
-A kind of budget is known here and nowhere else: its field in `Budget`, and its row in `Budget.limits`.
+Every kind of budget is defined in this file: a field of `Budget`, and an entry in `Budget.limits`.
 """
 
 import math
@@ -72,7 +72,7 @@ class Budget:
             )
 
     @property
-    def step(self) -> int:
+    def neuron_step(self) -> int:
         """The number of neurons by which widths differ.
 
         Raises:
@@ -226,7 +226,7 @@ def _min_count(group: UnitGroup, budget: Budget) -> int:
         return group.count
     if group.kind == "heads":
         return min(budget.min_heads, group.count)
-    rounded = -(-budget.min_neurons // budget.step) * budget.step
+    rounded = -(-budget.min_neurons // budget.neuron_step) * budget.neuron_step
     return min(rounded, group.count)
 
 

@@ -136,9 +136,9 @@ def _best_counts(ranked: Sequence[np.ndarray], unit_costs: Sequence[np.ndarray],
 def _integer_program(groups: Sequence[Options], limits: np.ndarray) -> list[int]:
     """A solution within `MAX_RELATIVE_GAP` of the best one, or the best that is found in `MAX_SECONDS`.
 
-    At the right prices, the options of largest profit (value minus priced cost) are a solution up to a rest. The value
-    that is lost there is at most `gap`. An option whose profit is further than that below its group's best is part of
-    no better solution.
+    A price is what one unit of a limit costs in value. The profit of an option is its value minus its priced cost. At
+    the right prices, taking the option of largest profit in each group almost fills the limits. The loss against the
+    optimum is at most `gap`. So options more than `gap` below their group's best can be dropped.
     """
     prices, bound = _prices(groups, limits)
     profits = [group.values - group.costs @ prices for group in groups]

@@ -1,7 +1,8 @@
 """The criteria: how important each head, neuron and block is.
 
 A criterion is one function and one row of `CRITERIA`. `taylor`, `fisher`, `kl` and `exact` are in units of the loss, so
-heads, neurons and blocks compare with each other. The other criteria compare units of one kind at best.
+heads and neurons compare with each other. With the other criteria, heads compare only with heads, and neurons only with
+neurons.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Closed-form recovery: after a cut, and before any training, bring the residual stream back to where it was.
+"""Closed-form recovery: after a cut, and before any training, make the student's hidden states match the teacher's.
 
 Every output projection (`attn.proj`, `mlp.fc2`) that is left is refitted by ridge least squares, from the first block
 to the last. Its inputs come from the student as refitted so far. Its target is the teacher's hidden state after the
@@ -67,9 +67,9 @@ def recover(
     dW = (y - x W')' x (x'x + lambda I)^-1. lambda is `ridge` times the mean of the diagonal of x'x. dW = 0 is among the
     candidates, so the squared error on the calibration images never grows.
 
-    Most blocks add the output of a projection to their input, each channel multiplied by a constant. There, y is the
-    teacher's output plus the difference of the two hidden states before the projection. In other blocks, y is the
-    teacher's output.
+    Most blocks add the output of a projection to their input, each channel multiplied by a constant. In these blocks, y
+    is the teacher's output plus the difference of the two hidden states before the projection. In other blocks, y is
+    the teacher's output.
 
     Args:
         student: `prune(teacher, plan)`.
@@ -130,7 +130,7 @@ class _BlockRefit:
     Attributes:
         forward: the student's pass, in front of this block.
         target: inputs and outputs of the teacher's block.
-        last_outputs: the teacher's hidden states where the student's next block begins: after the removed blocks.
+        last_outputs: the teacher's hidden states after the removed blocks that follow this block.
         scales: residual scale of each projection, or None, see `residual_scales`.
         names: the student's name of each projection, by the teacher's name.
     """

@@ -40,7 +40,7 @@ from vitrim.training.settings import TrainingSettings
 from vitrim.training.state import TrainingState, delete_metrics_after
 
 NUM_LOG_LINES = 10  # of one training
-STEPS_BETWEEN_CHECKS = 50  # of the loss: to ask whether it is finite, the process waits for the device
+STEPS_BETWEEN_CHECKS = 50  # a check whether the loss is finite waits for the device
 
 
 def train(
@@ -103,7 +103,7 @@ def _loss_of(
 
 
 class TrainingLoop:
-    """The state of one training. Only `step` changes, besides the weights and the moments of the optimiser."""
+    """One training: the model, its optimiser, and the number of updates that were made (`step`)."""
 
     def __init__(self, job: TrainingJob) -> None:
         this_process()  # makes the group of processes, also without GPUs
@@ -135,7 +135,7 @@ class TrainingLoop:
             optimizer=self.optimizer,
         )
         self.step = 0
-        self.first_bad_step = torch.full((), math.inf, device=self.device)
+        self.first_bad_step = torch.full((), math.inf, device=self.device)  # on the device, so no update waits for it
 
     def run(self) -> nn.Module:
         """Train from the checkpoint, if there is one, to the last step. Returns the model in eval mode."""
