@@ -54,7 +54,7 @@ def test_a_missing_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("changes", [{"on": "tpu"}, {"batch_size": 0}, {"rounds": 0}, {"warmup": -1}], ids=str)
 def test_bad_settings_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(SettingError, match="latency"):
+    with pytest.raises(SettingError, match=next(iter(changes))):
         LatencySettings(**changes)
 
 
