@@ -49,9 +49,9 @@ def test_scores_of_another_model_or_criterion_are_refused(tmp_path: Path) -> Non
 
 
 def test_a_training_batch_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    odd = short_recipe(width_training=short_training(batch_size=33))
     with pytest.raises(SettingError, match="batch_size is 33"):
-        compress(digits_model(), digits(), odd, tmp_path / "run")
+        recipe = short_recipe(width_training=short_training(batch_size=33))
+        compress(digits_model(), digits(), recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -214,5 +214,5 @@ def test_recovery_without_images_or_with_another_plan_is_refused() -> None:
 
 @pytest.mark.parametrize("ridge", [0.0, -1.0])
 def test_the_ridge_is_positive(ridge: float) -> None:
-    with pytest.raises(SettingError, match=r"recovery\.ridge"):
+    with pytest.raises(SettingError, match=f"ridge is {ridge:g}; expected a number of at least"):
         RecoverySettings(ridge=ridge)
