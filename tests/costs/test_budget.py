@@ -28,7 +28,7 @@ def test_minima_are_at_least_one(name: str) -> None:
 
 @pytest.mark.parametrize("latency_ms", [-1.0, float("inf"), float("nan")])
 def test_a_latency_is_a_number_of_milliseconds(latency_ms: float) -> None:
-    with pytest.raises(BudgetError, match="latency.* expected"):
+    with pytest.raises(BudgetError, match=r"latency.* expected"):
         Budget(latency_ms=latency_ms)
 
 
