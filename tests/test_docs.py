@@ -25,7 +25,8 @@ def code_blocks(path: Path, language: str) -> list[str]:
 
 
 def commands(path: Path) -> list[str]:
-    return [found.partition("#")[0].strip() for found in COMMAND.findall(text_of(path))]
+    text = re.sub(r" \\\n +", " ", text_of(path))  # a command may continue on the next line
+    return [found.partition("#")[0].strip() for found in COMMAND.findall(text)]
 
 
 def links(path: Path) -> list[str]:
