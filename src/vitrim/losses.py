@@ -45,9 +45,12 @@ class DistillationSettings:
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in TERMS}
         if min(weights.values()) < 0 or not any(weights.values()):
-            raise SettingError(f"The distillation weights are {weights}; expected none below 0 and one above 0.")
-        if self.temperature <= 0 or self.relation_heads < 1:
-            raise SettingError("distillation.temperature must be above 0 and distillation.relation_heads at least 1.")
+            values = ", ".join(f"{name} is {weight:g}" for name, weight in weights.items())
+            raise SettingError(f"{values}; expected no weight below 0 and one above 0.")
+        if self.temperature <= 0:
+            raise SettingError(f"temperature is {self.temperature:g}; expected a number above 0.")
+        if self.relation_heads < 1:
+            raise SettingError(f"relation_heads is {self.relation_heads}; expected at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,7 +22,7 @@ import tomli_w
 
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
-from vitrim.errors import SettingError
+from vitrim.errors import SettingError, UserError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
 from vitrim.training.settings import TrainingSettings
@@ -53,12 +53,12 @@ class DepthSettings:
 
     def __post_init__(self) -> None:
         if self.blocks != "auto" and (not isinstance(self.blocks, int) or self.blocks < 0):
-            raise SettingError(f"depth.blocks is {self.blocks!r}; expected 0, a higher whole number, or 'auto'.")
-        if not 0 <= self.max_share < 1 or self.search_images < 2 or self.search_epochs < 0:
-            raise SettingError(
-                f"depth.max_share is {self.max_share}, search_images {self.search_images}, search_epochs "
-                f"{self.search_epochs}; expected a fraction from 0 to below 1, at least 2 images and at least 0 epochs."
-            )
+            raise SettingError(f"blocks is {self.blocks}; expected a whole number from 0, or auto.")
+        if not 0 <= self.max_share < 1:
+            raise SettingError(f"max_share is {self.max_share}; expected a fraction from 0 to below 1.")
+        for name, minimum in {"search_images": 2, "search_epochs": 0}.items():
+            if getattr(self, name) < minimum:
+                raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,9 @@ def _check_seed(seed: int) -> None:
         raise SettingError(f"seed is {seed}; expected a whole number from 0.")
 
 
+COMMANDS: dict[Any, str] = {Recipe: "compress", TrainRecipe: "train"}  # which command reads a kind of recipe
+
+
 @overload
 def load_recipe(source: str | Path | None = "default", changes: Sequence[str] = ()) -> Any: ...
 @overload
@@ -139,14 +142,14 @@ def load_recipe(
         kind: `Recipe` or `TrainRecipe`. By default `TrainRecipe` if the file has a table `[training]`, else `Recipe`.
 
     Raises:
-        SettingError: the file does not exist or is not TOML, a key is unknown, or a value has the wrong type or is out
-            of range. BudgetError: a limit is out of range.
+        SettingError: the file does not exist, is not TOML or is of the other kind, a key is unknown, or a value has
+            the wrong type or is out of range. BudgetError: a limit is out of range.
     """
     if isinstance(source, type):
         return load_recipe(changes, old_changes, kind=source)
-    table = _read(source) if source is not None else {}
+    table = _read(source, kind) if source is not None else {}
     if kind is None:
-        kind = TrainRecipe if "training" in table else Recipe
+        kind = _kind_of(table)
     for change in changes:
         set_in(table, change)
     return from_table(kind, table)
@@ -162,7 +165,9 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
         where: printed before each key in errors, such as `budget.`.
 
     Raises:
-        SettingError: a key is unknown, or a value has the wrong type. Errors of the dataclass itself pass through.
+        SettingError: a key is unknown, or a value has the wrong type.
+        UserError: what the dataclass raises for a value out of range. Its message starts with the key of the dataclass;
+            `where` is added to it here.
     """
     hints = get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -179,7 +184,10 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
             values[key] = from_table(hints[key], {**to_table(default), **value}, f"{where}{key}.")
         else:
             values[key] = _checked(value, hints[key], f"{where}{key}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UserError as problem:
+        raise type(problem)(f"{where}{problem}") from None
 
 
 def to_table(settings: Any) -> dict[str, Any]:
@@ -197,18 +205,48 @@ def _default(item: dataclasses.Field) -> Any:
     return item.default_factory()
 
 
-def _read(source: str | Path) -> dict[str, Any]:
+def _read(source: str | Path, kind: type[Any] | None) -> dict[str, Any]:
+    """Read a TOML file or a shipped recipe. With a `kind`, a recipe of the other kind is refused."""
     path = Path(source)
     shipped = SHIPPED / f"{source}.toml"
     if not path.suffix and not path.is_file() and shipped.is_file():  # a data folder may be named `train`
         path = shipped
     if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
-        raise SettingError(f"There is no recipe {source}; expected a TOML file or one of the shipped recipes: {names}.")
+        names = _shipped_names(kind)
+        near = difflib.get_close_matches(str(source), names, n=1)
+        hint = f"did you mean {near[0]}? Expected" if near else "expected"
+        raise SettingError(f"There is no recipe {source}; {hint} {', '.join(names)} or a TOML file.")
+    table = _read_toml(path)
+    other = Recipe if kind is TrainRecipe else TrainRecipe
+    if kind in COMMANDS and table.keys() & _own_keys(other) and not table.keys() & _own_keys(kind):
+        raise SettingError(
+            f"The recipe {source} is for `vitrim {COMMANDS[other]}`; {COMMANDS[kind]} takes "
+            f"{', '.join(_shipped_names(kind))} or a TOML file."
+        )
+    return table
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise SettingError(f"The recipe {path} is not valid TOML: {problem}.") from None
+
+
+def _kind_of(table: dict[str, Any]) -> type[Any]:
+    return TrainRecipe if "training" in table else Recipe
+
+
+def _own_keys(kind: Any) -> set[str]:
+    """The keys that only this kind of recipe has."""
+    return {item.name for item in dataclasses.fields(kind)} - {"seed"}
+
+
+def _shipped_names(kind: type[Any] | None) -> list[str]:
+    """Names of the shipped recipes of this kind, `default` first; by default of both kinds."""
+    kinds = {file.stem: _kind_of(_read_toml(file)) for file in sorted(SHIPPED.glob("*.toml"))}
+    names = [name for name, found in kinds.items() if kind not in COMMANDS or found is kind]
+    return sorted(names, key=lambda name: (name not in ("default", "train"), name))
 
 
 def set_in(table: dict[str, Any], change: str) -> None:

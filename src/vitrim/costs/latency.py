@@ -45,12 +45,10 @@ class LatencySettings:
 
     def __post_init__(self) -> None:
         if self.on not in get_args(Runtime):
-            raise SettingError(f"latency.on is {self.on!r}; expected one of {', '.join(get_args(Runtime))}.")
-        if self.batch_size < 1 or self.rounds < 1 or self.warmup < 0:
-            raise SettingError(
-                f"latency.batch_size is {self.batch_size}, latency.rounds {self.rounds}, latency.warmup {self.warmup}; "
-                "expected a batch size and rounds of at least 1, and a warmup of at least 0."
-            )
+            raise SettingError(f"on is {self.on!r}; expected one of {', '.join(get_args(Runtime))}.")
+        for name, minimum in {"batch_size": 1, "rounds": 1, "warmup": 0}.items():
+            if getattr(self, name) < minimum:
+                raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
 
 
 @dataclass(frozen=True, kw_only=True)

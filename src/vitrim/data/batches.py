@@ -211,11 +211,7 @@ def check_batch_size(images: ImageSet, batch_size: int, num_parts: int, num_clas
         DataError: too few images for one step, or more classes than the model has outputs.
     """
     multiple = 2 * num_parts
-    if batch_size < 1 or batch_size % multiple:
-        raise SettingError(
-            f"batch_size is {batch_size}; it must be a multiple of {multiple}, twice the number of parts "
-            f"(processes times accumulation), such as {max(1, round(batch_size / multiple)) * multiple}."
-        )
+    check_divisible(batch_size, num_parts)
     if images.num_images < multiple:
         raise DataError(f"The training set has {images.num_images} images; at least {multiple} are needed for a step.")
     if int(images.labels.max()) >= num_classes:
@@ -224,6 +220,16 @@ def check_batch_size(images: ImageSet, batch_size: int, num_parts: int, num_clas
             "outputs; use a model with as many outputs as the data has classes."
         )
     return min(batch_size, images.num_images // multiple * multiple)
+
+
+def check_divisible(batch_size: int, num_parts: int) -> None:
+    """Raise SettingError unless a training batch can be divided into `num_parts` parts of pairs of images."""
+    multiple = 2 * num_parts
+    if batch_size < multiple or batch_size % multiple:
+        raise SettingError(
+            f"batch_size is {batch_size}; expected a multiple of {multiple} (2 x processes x accumulate), such as "
+            f"{max(1, round(batch_size / multiple)) * multiple}."
+        )
 
 
 # Streaming: images that do not fit in memory are decoded batch by batch

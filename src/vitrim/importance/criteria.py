@@ -56,9 +56,10 @@ class ImportanceSettings:
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
-            raise SettingError(f"importance.criterion is {self.criterion!r}; expected {_names()}.")
-        if self.num_images < 1 or self.batch_size < 1 or self.steps < 1:
-            raise SettingError("importance.num_images, importance.batch_size and importance.steps must be at least 1.")
+            raise SettingError(f"criterion is {self.criterion!r}; expected {_names()}.")
+        for name in ("num_images", "batch_size", "steps"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}; expected at least 1.")
 
 
 class Sums(NamedTuple):

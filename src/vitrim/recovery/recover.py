@@ -46,7 +46,7 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         if not self.ridge >= MIN_RIDGE:
             raise SettingError(
-                f"recovery.ridge is {self.ridge:g}; expected a number of at least {MIN_RIDGE:g}, such as 0.01. A "
+                f"ridge is {self.ridge:g}; expected a number of at least {MIN_RIDGE:g}, such as 0.01. A "
                 "smaller ridge is lost in rounding."
             )
 

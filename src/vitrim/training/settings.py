@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vitrim.data.augmentation import AugmentationSettings
+from vitrim.data.batches import check_divisible
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationSettings
 
@@ -14,7 +15,8 @@ class TrainingSettings:
 
     Attributes:
         epochs: passes over the training images; 0 returns the model unchanged.
-        batch_size: images of one update, over all processes and `accumulate` micro-batches together.
+        batch_size: images of one update, over all processes and `accumulate` micro-batches together. It is a multiple
+            of 2 x processes x accumulate. A smaller training set makes one batch of all its images.
         accumulate: micro-batches of one update.
         learning_rate: peak learning rate of AdamW. It rises over `warmup_epochs`, then follows a cosine down to
             `min_learning_rate`.
@@ -58,18 +60,19 @@ class TrainingSettings:
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 0, "batch_size": 2, "accumulate": 1, "warmup_epochs": 0, "evaluate_every": 0}
+        at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0, "evaluate_every": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
         if self.num_workers != "auto":
             at_least["num_workers"] = 0
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
-                raise SettingError(f"training.{name} is {getattr(self, name)}; expected at least {minimum}.")
+                raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
+        check_divisible(self.batch_size, self.accumulate)
         if not self.learning_rate > 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
             raise SettingError(
-                f"training.learning_rate is {self.learning_rate:g} and min_learning_rate {self.min_learning_rate:g}; "
+                f"learning_rate is {self.learning_rate:g} and min_learning_rate {self.min_learning_rate:g}; "
                 "expected 0 <= min_learning_rate <= learning_rate and learning_rate above 0."
             )
         for name in ("layer_decay", "drop_path", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"training.{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+                raise SettingError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
