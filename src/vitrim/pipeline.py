@@ -103,8 +103,8 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     source = Source.of(model, data)
     timings = DeviceTimes.measure(source.model, recipe.budget, recipe.latency)
     planner = Planner(source=source, recipe=recipe, timings=timings)
-    planner.check()
     blocks = recipe.depth.blocks
+    planner.check(() if blocks == "auto" else None)
     removed = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
     return planner.plan_one_shot(planner.score(model), tuple(removed))
 

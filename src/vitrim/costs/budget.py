@@ -4,7 +4,7 @@ Every kind of budget is defined in this file: a field of `Budget`, and an entry 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,14 +22,14 @@ class Limit:
         costs: of the model that is to be cut.
         allowed: the limit in words, such as `70.0% of the parameters`.
         text: turns an amount into words, such as `69.90% of the parameters`.
-        option: the option of the command line that raises the limit.
+        setting: the setting of the recipe that raises the limit.
     """
 
     maximum: float
     costs: PartCosts
     allowed: str
     text: Callable[[float], str]
-    option: str
+    setting: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +57,16 @@ class Budget:
     latency_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, fraction in (("parameters", self.params), ("multiply-adds", self.macs)):
-            if not 0 < fraction <= 1:
-                raise BudgetError(
-                    f"The budget for {name} is {fraction:g}; expected a fraction above 0 and at most 1, such as 0.7."
-                )
-        if self.min_heads < 1 or self.min_neurons < 1:
-            raise SettingError("budget.min_heads and budget.min_neurons must be at least 1.")
+        for name in ("params", "macs"):
+            if not 0 < (fraction := getattr(self, name)) <= 1:
+                raise BudgetError(f"{name} is {fraction:g}; {fraction_expected(fraction)}")
+        for name in ("min_heads", "min_neurons"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if self.multiple_of != "auto" and self.multiple_of < 1:
-            raise SettingError("budget.multiple_of must be at least 1, or auto.")
+            raise SettingError(f"multiple_of is {self.multiple_of}; expected at least 1, or auto.")
         if not 0 <= self.latency_ms < math.inf:
-            raise BudgetError(
-                f"The budget for latency is {self.latency_ms:g} ms; expected a number above 0, or 0 for no limit."
-            )
+            raise BudgetError(f"latency_ms is {self.latency_ms:g}; expected milliseconds above 0, or 0 for no limit.")
 
     @property
     def neuron_step(self) -> int:
@@ -104,14 +101,14 @@ class Budget:
                 costs=PartCosts.of_structure(structure, "params"),
                 allowed=f"{self.params:.1%} of the parameters",
                 text=lambda amount: f"{amount / whole.params:.2%} of the parameters",
-                option="--keep",
+                setting="budget.params",
             ),
             Limit(
                 maximum=maximum.macs,
                 costs=PartCosts.of_structure(structure, "macs"),
                 allowed=f"{self.macs:.1%} of the multiply-adds",
                 text=lambda amount: f"{amount / whole.macs:.2%} of the multiply-adds",
-                option="--keep",
+                setting="budget.macs",
             ),
         ]
         if self.latency_ms:
@@ -125,7 +122,7 @@ class Budget:
                     costs=times,
                     allowed=f"{self.latency_ms:.4g} ms",
                     text=lambda amount: f"{amount:.4g} ms",
-                    option="--latency",
+                    setting="budget.latency_ms",
                 )
             )
         return found
@@ -143,6 +140,12 @@ class Budget:
             macs=_between(self.macs, 1.0, extra),
             latency_ms=_between(self.latency_ms, max(dense_ms, self.latency_ms), extra),
         )
+
+
+def fraction_expected(value: float) -> str:
+    """The end of the error for a limit that is no fraction; explains how to write a percentage."""
+    expected = "expected a fraction above 0 and at most 1"
+    return f"{expected}. For {value:g} %, write {value / 100:g}." if 2 <= value <= 100 else f"{expected}, such as 0.7."
 
 
 def check_reachable(
@@ -172,13 +175,39 @@ def check_reachable(
         if needed > limit.maximum:
             above.append((limit, needed))
     if above:
-        options = " or ".join(dict.fromkeys(limit.option for limit, _ in above))
+        remedies = [f"raise {' or '.join(limit.setting for limit, _ in above)}"]
+        if _helped_by_fewer_blocks(structure, kept_blocks, minimum, above):
+            remedies.append(f"set depth.blocks to more than {len(structure.blocks) - len(kept_blocks)}")
+        if budget.min_neurons > 1:
+            remedies.append("lower budget.min_neurons")
+        *first, last = remedies
+        advice = f"{', '.join(first)}{',' if len(first) > 1 else ''} or {last}" if first else last
         raise BudgetError(
             f"The budget allows {' and '.join(limit.allowed for limit, _ in above)}. The smallest possible model with "
-            f"{len(kept_blocks)} blocks needs {' and '.join(limit.text(needed) for limit, needed in above)}. "
-            f"Raise {options}, remove more blocks with --depth, or lower budget.min_neurons."
+            f"{len(kept_blocks)} {'block' if len(kept_blocks) == 1 else 'blocks'} needs "
+            f"{' and '.join(limit.text(needed) for limit, needed in above)}. {advice[0].upper()}{advice[1:]}."
             f"{unprunable_summary(structure)}"
         )
+
+
+def _helped_by_fewer_blocks(
+    structure: ViTStructure,
+    kept_blocks: Sequence[int],
+    minimum: Mapping[Key, int],
+    above: Sequence[tuple[Limit, float]],
+) -> bool:
+    """Whether these limits can be met if further blocks are removed. One block is always kept."""
+    removable = [index for index in kept_blocks if not structure.blocks[index].not_prunable]
+    for limit, needed in above:
+        saved = [
+            limit.costs.blocks[index]
+            + sum(float(limit.costs.units[key][count]) for key, count in minimum.items() if key[0] == index)
+            for index in removable
+        ]
+        largest = sorted(saved, reverse=True)[: len(kept_blocks) - 1]
+        if needed - sum(largest) > limit.maximum:
+            return False
+    return True
 
 
 def blocks_without(structure: ViTStructure, remove_blocks: Sequence[int]) -> list[int]:
