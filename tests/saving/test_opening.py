@@ -9,7 +9,7 @@ from builders.models import build, random_images, random_plan
 from vitrim.errors import SettingError
 from vitrim.models import describe
 from vitrim.saving.checkpoint import load, save
-from vitrim.saving.opening import open_model
+from vitrim.saving.opening import has_random_weights, open_model
 from vitrim.surgery import prune
 
 IMAGES = random_images(dtype=torch.float32)
@@ -46,9 +46,28 @@ def test_a_name_may_have_the_prefix_of_its_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["someone/small-vit", "torchvision:no_such_model", "timm:no_such_model", "transformers:NoSuchModel"]
+    "name",
+    [
+        *("someone/small-vit", "torchvision:no_such_model", "timm:no_such_model", "transformers:NoSuchModel"),
+        *("torchvison:vit_b_16", "timm:", "nothing:vit"),
+    ],
 )
 def test_an_unknown_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SettingError):
         open_model(name)
+
+
+def test_weights_are_random_without_a_folder_a_repository_or_pretrained(tmp_path: Path) -> None:
+    random = ["vit_tiny_patch16_224", "torchvision:vit_b_16", "transformers:ViTForImageClassification"]
+    assert all(has_random_weights(name) for name in [*random, "timm:hf-hub:someone/vit"])
+    assert not any(has_random_weights(name, pretrained=True) for name in random)
+    assert not has_random_weights("transformers:someone/vit")
+    assert not has_random_weights(str(tmp_path))
+
+
+def test_a_folder_of_one_run_is_refused_with_the_name_of_the_run(tmp_path: Path) -> None:
+    save(build(), tmp_path / "only" / "model")
+    with pytest.raises(SettingError, match=r"holds a run; give its folder, .*only\."):
+        open_model(str(tmp_path))
+    assert describe(open_model(str(tmp_path / "only"))) == describe(build())

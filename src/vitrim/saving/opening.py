@@ -1,5 +1,6 @@
 """Opens a model by name, folder or checkpoint file, from vitrim or from another library."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from torch import nn
 
 from vitrim.errors import SettingError
 from vitrim.models import adapter_of_library
-from vitrim.runs.files import read_tensors
-from vitrim.saving.checkpoint import config_keys, load, load_weights
+from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
+from vitrim.runs.files import RUN, read_tensors
+from vitrim.saving.checkpoint import config_keys, is_model_folder, load, load_weights
 
 LIBRARIES = ("timm", "transformers", "torchvision")
+TIMM_SOURCES = ("hf-hub", "hf_hub", "local-dir", "local_dir")  # prefixes of timm itself
 
 
 def open_model(
@@ -49,7 +52,7 @@ def open_model(
         return _open_folder(path, [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])])
     if path.is_file():
         if not arch:
-            raise SettingError(f"{name} is a file of weights; name its timm architecture with --arch.")
+            raise SettingError(f"{name} is a file of weights; name its architecture with arch (--arch).")
         tensors = read_tensors(path)
         if "head.weight" in tensors:
             arguments.setdefault("num_classes", len(tensors["head.weight"]))
@@ -58,7 +61,7 @@ def open_model(
         load_weights(model, tensors, name)
         return model.float().eval()
     if arch:
-        raise SettingError(f"There is no checkpoint file {name}. --arch is only for checkpoint files.")
+        raise SettingError(f"There is no checkpoint file {name}; arch (--arch) is only for checkpoint files.")
     library, architecture = _library_in(name)
     if path.suffix in (".pth", ".pt", ".safetensors", ".bin") or (
         "/" in name and library == "timm" and ":" not in name
@@ -70,14 +73,39 @@ def open_model(
     return adapter_of_library(library).create(architecture, pretrained=pretrained, **arguments).float().eval()
 
 
+def has_random_weights(name: str, *, pretrained: bool = False) -> bool:
+    """Whether `open_model` builds this model with random weights: no folder, checkpoint or pretrained weights.
+
+    Raises:
+        SettingError: the prefix of the name is not a library.
+    """
+    if pretrained or Path(name).exists():
+        return False
+    library, architecture = _library_in(name)
+    return library != "transformers" or architecture in MODEL_CLASSES  # another name is a repository with weights
+
+
 def _library_in(name: str) -> tuple[str, str]:
-    """Split a name into library and name in this library. Without a prefix, the library is timm."""
-    library, _, rest = name.partition(":")
-    return (library, rest) if library in LIBRARIES and rest else ("timm", name)
+    """Split a name into library and name in this library. Without a prefix, the library is timm.
+
+    Raises:
+        SettingError: the prefix is not a library.
+    """
+    library, colon, rest = name.partition(":")
+    if library in LIBRARIES and rest:
+        return library, rest
+    if library in LIBRARIES and colon:
+        raise SettingError(f"The name of the model is missing after {name}")
+    if colon and library not in TIMM_SOURCES:
+        near = difflib.get_close_matches(library, LIBRARIES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(LIBRARIES)}."
+        raise SettingError(f"Unknown library {library!r}; {hint}")
+    return "timm", name
 
 
 def _open_folder(path: Path, arguments: list[str]) -> nn.Module:
     """Load a folder that vitrim, transformers or timm wrote."""
+    _refuse_folder_of_runs(path)
     if arguments:
         raise SettingError(f"The folder {path} defines its model; call again without {', '.join(arguments)}.")
     keys = config_keys(path)
@@ -86,3 +114,19 @@ def _open_folder(path: Path, arguments: list[str]) -> nn.Module:
     if "vitrim" not in keys and {"architecture", "pretrained_cfg"} <= keys:
         return adapter_of_library("timm").create(f"local-dir:{path}", pretrained=True).float().eval()
     return load(path).float()
+
+
+def _refuse_folder_of_runs(path: Path) -> None:
+    """Raise SettingError for a folder that has no model itself: it holds runs, or its run is not finished."""
+    if is_model_folder(path) or is_model_folder(path / "model"):
+        return
+    is_run = (path / RUN).is_file()  # then a model folder in it is a stage of the run
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    runs = [
+        folder for folder in folders if is_model_folder(folder / "model") or (is_model_folder(folder) and not is_run)
+    ]
+    if runs:
+        several = f"{path} holds several runs; give the folder of one, such as {runs[0]}."
+        raise SettingError(several if len(runs) > 1 else f"{path} holds a run; give its folder, {runs[0]}.")
+    if is_run:
+        raise SettingError(f"{path} is a run that is not finished. Repeat its command, and its model will be there.")

@@ -3,6 +3,7 @@
 Model classes are listed in `families`, attentions and MLPs in `parts`. docs/add-a-model.md shows how to add a family.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -165,8 +166,8 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
     """
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if not architecture.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(architecture):
-        similar = timm.list_models(f"*{architecture.split('.')[0][:12]}*")[:3]
-        hint = f" Similar names: {', '.join(similar)}." if similar else " `timm.list_models('vit*')` lists the names."
+        near = _near_names(architecture.split(".")[0])
+        hint = f" Did you mean {', '.join(near)}?" if near else " `timm.list_models('vit*')` lists the names."
         raise SettingError(f"timm has no model named {architecture!r}, and there is no such file or folder.{hint}")
     try:
         model = timm.create_model(architecture, pretrained=pretrained, **arguments)
@@ -177,6 +178,15 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
         raise SettingError(f"timm could not build {architecture} with {arguments}: {first_line}") from error
     model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # as timm >= 1.0.31 does itself
     return model
+
+
+MIN_PREFIX = 5  # letters of a name from which the longer names are suggested, such as `deit_`
+
+
+def _near_names(name: str) -> list[str]:
+    """Up to three architectures of timm that begin with `name`, else up to three that look like it."""
+    longer = timm.list_models(f"{name}*")[:3] if len(name) >= MIN_PREFIX else []
+    return longer or difflib.get_close_matches(name, timm.list_models(), n=3)
 
 
 def _architecture(model: nn.Module) -> str:

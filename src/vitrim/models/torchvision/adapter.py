@@ -4,6 +4,7 @@ torchvision does not note how a model was made, but its attributes tell. A model
 by that name, any other model by its class. A model with other layers can be pruned, but not saved.
 """
 
+import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -99,6 +100,8 @@ class TorchvisionAdapter:
             arguments["image_size"] = img_size
         try:
             model = _build(architecture, arguments, pretrained=pretrained)
+        except SettingError:
+            raise
         except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             raise SettingError(f"torchvision could not build {architecture} with {arguments}: {error}") from error
         if num_classes is not None:
@@ -157,7 +160,7 @@ class TorchvisionAdapter:
         """Set stochastic depth; raises `SettingError` for a ViT, which has none, unless the rate is 0."""
         if isinstance(model, VisionTransformer):
             if rate:
-                raise SettingError("torchvision's VisionTransformer has no stochastic depth. Set training.drop_path=0.")
+                raise SettingError("torchvision's VisionTransformer has no stochastic depth. Set drop_path to 0.")
             return
         blocks = _blocks(model)
         for index, block in enumerate(blocks):
@@ -189,8 +192,10 @@ def _build(architecture: str, arguments: Mapping[str, Any], *, pretrained: bool 
     if architecture == "SwinTransformer":
         return SwinTransformer(**arguments)
     if architecture not in SIZES_BY_NAME:
+        near = difflib.get_close_matches(architecture, SIZES_BY_NAME, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
         names = f"{', '.join(SIZES_BY_NAME)}, VisionTransformer and SwinTransformer"
-        raise SettingError(f"vitrim does not know torchvision's {architecture!r}. It knows {names}.")
+        raise SettingError(f"vitrim does not know torchvision's {architecture!r}.{hint} It knows {names}.")
     return torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None, **arguments)
 
 

@@ -162,7 +162,7 @@ class HuggingFaceAdapter:
             if rate == 0:
                 return
             raise SettingError(
-                f"{type(model).__name__} has no stochastic depth. Set training.drop_path=0, or use "
+                f"{type(model).__name__} has no stochastic depth. Set drop_path to 0, or use "
                 "`hidden_dropout_prob` of its configuration."
             )
         for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
