@@ -43,7 +43,7 @@ MODEL_OPTIONS = [
     *(f"--model-arg={key}={DIGITS_SIZES[key]}" for key in ("embed_dim", "num_heads", "mlp_ratio")),
     *("--model-arg=depth=2", "--model-arg=qkv_bias=false"),
 ]
-SHOW_EXAMPLE = "`vitrim COMMAND --help` shows an example."
+SHOW_EXAMPLE = "`vitrim compress --help` shows an example."
 
 
 class CommandFolder:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import vitrim
-from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, call
+from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from builders.models import same_tensors
 from builders.runs import digits_model
 from vitrim.costs import device, latency_table
+from vitrim.costs.budget import Budget, smallest_cost
 from vitrim.costs.counting import count_cost
 from vitrim.plan import PruningPlan
 from vitrim.runs.files import read_json
@@ -33,6 +34,55 @@ def test_plan_prints_the_plan_and_writes_it(place: CommandFolder, capsys: pytest
     cost = count_cost(vitrim.describe(digits_model()), plan)
     assert f"keeps {cost.params:,} parameters" in out and "block removed" in out
     assert len(plan.blocks) == 2
+
+
+def test_one_epoch_is_used_by_the_width_stage_where_no_block_is_removed(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(capsys, *place.compress("--depth", "0", "--epochs", "1"))[0] == 0
+    rows = [json.loads(line) for line in (place.out / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("width", 1)]
+
+
+def only_with_two_blocks(*, macs: bool = False) -> str:
+    """A fraction of parameters, or of multiply-adds, between the smallest models with two and with three blocks."""
+    structure, budget = vitrim.describe(digits_model()), Budget(min_neurons=4)
+    two, three = (smallest_cost(structure, budget, removed).fraction_of(count_cost(structure)) for removed in ([2], []))
+    return f"{(two[macs] + three[macs]) / 2:.4f}"
+
+
+def test_plan_refuses_at_once_what_only_fewer_blocks_can_meet(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--recipe", str(place.recipe), "--keep", only_with_two_blocks(), "--set", "depth.max_share=0.4"]
+    status, out, err = call(capsys, "plan", place.dense, *options)
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1  # no images were read
+    assert "with 3 blocks needs" in err
+    assert err.endswith("`compress` with --depth auto may meet this budget with fewer blocks.\n")
+    status, out, err = call(capsys, "plan", place.dense, *options, *SMALL_DIGITS, "--depth", "1")
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["--keep", "{}"], r"Raise --keep, set --depth to more than 0, or lower budget\.min_neurons\."),
+        (["--keep-params", "{}"], r"Raise --keep-params, set --depth to more than 0, or"),
+        (["--keep-macs", "{}"], r"Raise --keep-macs, set --depth to more than 0, or"),
+        (["--set", "budget.params={}"], r"Raise budget\.params, set --depth to more than 0, or"),
+        (["--keep", "0.01"], r"Raise --keep or lower budget\.min_neurons\."),
+        (["--keep", "0.01", "--set", "budget.min_neurons=1"], r"with 3 blocks needs .*\. Raise --keep\.$"),
+        (["--keep", "0.01", "--depth", "2"], r"with 1 block needs .* Raise --keep or lower"),
+    ],
+    ids=str,
+)
+def test_an_unreachable_budget_names_what_was_given_and_what_can_help(
+    options: list[str], advice: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.format(only_with_two_blocks(macs="--keep-macs" in options)) for word in options]
+    depth = [] if "--depth" in words else ["--depth", "0"]
+    assert_refused(place, capsys, place.compress(*words, *depth), advice)
 
 
 def test_a_latency_limit_is_predicted_by_plan_and_met_by_compress(

@@ -1,6 +1,7 @@
 """Models, images and files that the options name: what is refused, and what is loaded."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders.command_line import CommandFolder, assert_refused
+from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from builders.runs import digits_model
 from vitrim.cli.inputs import export_folder
 
@@ -34,6 +35,20 @@ def pickle_with_code(place: CommandFolder) -> str:
     return str(place.path / "code.pth")
 
 
+def runs(place: CommandFolder, names: str) -> Path:
+    """A folder of runs with these names."""
+    for name in names:
+        shutil.copytree(place.dense, place.path / "runs" / name / "model")
+    return place.path / "runs"
+
+
+def unfinished_run(place: CommandFolder) -> Path:
+    """A run that has the model of a stage, but no result."""
+    shutil.copytree(place.dense, place.path / "run" / "width-distilled")
+    (place.path / "run" / "run.json").write_text("{}")
+    return place.path / "run"
+
+
 REFUSED: dict[str, tuple[Words, str]] = {
     "no such data": (lambda p: p.compress("--data", "./nowhere"), "nowhere"),
     "no such named data": (lambda p: p.compress("--data", "imagenett"), "imagenett"),
@@ -52,11 +67,28 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda p: ["evaluate", str(p.named_model()), "--data", str(p.images())],
         "not trained for",
     ),
-    "holdout above 1": (lambda p: p.compress("--holdout", "1.5"), "holdout.*1.5"),
-    "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "limit_per_class"),
+    "holdout above 1": (lambda p: p.compress("--holdout", "1.5"), "--holdout is 1.5"),
+    "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "--limit-per-class is 0"),
     "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*looks for one of.*VisionTransformer"),
     "unsupported model in training": (lambda p: ["train", "resnet18", "-o", str(p.out)], "ResNet.*looks for one of"),
-    "unknown model": (lambda p: ["inspect", "vit_tinny_patch16_224"], "no model named 'vit_tinny_patch16_224'"),
+    "unknown model": (
+        lambda p: ["inspect", "vit_tinny_patch16_224"],
+        r"no model named 'vit_tinny_patch16_224'.* Did you mean vit_tiny_patch16_224, .*\?$",
+    ),
+    "beginning of a name": (lambda p: ["inspect", "deit_tiny"], "Did you mean deit_tiny_distilled_patch16_224, deit"),
+    "unknown library": (
+        lambda p: ["inspect", "torchvison:vit_b_16"],
+        r"Unknown library 'torchvison'; did you mean torchvision\?$",
+    ),
+    "unknown model of torchvision": (
+        lambda p: ["inspect", "torchvision:resnet50"],
+        "^vitrim: vitrim does not know torchvision's 'resnet50'. It knows vit_b_16, .*SwinTransformer.$",
+    ),
+    "folder of runs": (
+        lambda p: ["inspect", str(runs(p, "ab"))],
+        "runs holds several runs; give the folder of one, such as .*runs/a.$",
+    ),
+    "unfinished run": (lambda p: ["inspect", str(unfinished_run(p))], "is a run that is not finished"),
     "unknown model argument": (
         lambda p: ["inspect", "vit_tiny_patch16_224", "--model-arg", "widht=3"],
         "does not (take|accept|have) these arguments.*widht",
@@ -96,3 +128,41 @@ def test_an_exported_file_is_written_beside_the_config(place: CommandFolder) -> 
     place.dense.rename(place.path / "run" / "model")
     assert export_folder("run") == export_folder("run/model") == Path("run/model")
     assert export_folder("vit_tiny_patch16_224") == Path()
+
+
+@pytest.mark.parametrize("command", ["compress", "plan", "evaluate", "inspect"])
+def test_random_weights_are_named_where_trained_weights_are_expected(
+    command: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "vit_tiny_patch16_224 has random weights: no --pretrained, folder or checkpoint was given"
+    options = [] if command == "inspect" else SMALL_DIGITS
+    budget = ["--recipe", str(place.recipe), "--depth", "0"] if command in ("compress", "plan") else []
+    output = ["-o", str(place.out)] if command == "compress" else []
+    words = [*MODEL_OPTIONS, "--num-classes", "10", *options, *budget, *output]
+    status, _, err = call(capsys, command, "vit_tiny_patch16_224", *words)
+    assert status == 0, err
+    assert (line in err) == (command != "inspect")
+    assert "random weights" not in call(capsys, command, place.dense, *options, *budget, *output[:1], *output[1:])[2]
+
+
+def test_without_data_the_digits_are_used_and_named(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "no --data given: using digits"
+    status, out, err = call(capsys, "evaluate", place.dense)
+    assert status == 0 and line in err
+    again = call(capsys, "evaluate", place.dense, "--data", "digits")
+    assert again[1] == out and line not in again[2]
+
+
+def test_a_batch_larger_than_the_training_set_is_named_once(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "batch_size 5000 is larger than the training set; 40 images are used for each update"
+    status, _, err = call(capsys, *place.compress("--batch-size", "5000", "--depth", "0"))
+    assert status == 0, err
+    assert err.count(line) == 1
+    place.out = place.path / "trained"
+    status, _, err = call(capsys, *place.train("--batch-size", "5000"))
+    assert status == 0, err
+    assert err.count(line) == 1
+    place.out = place.path / "other"
+    assert "larger than" not in call(capsys, *place.train())[2]

@@ -8,8 +8,8 @@ import pytest
 
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from vitrim.cli.commands import COMMANDS
+from vitrim.cli.messages import RENAMED
 from vitrim.cli.options import (
-    RENAMED,
     BudgetOptions,
     CompressTraining,
     DenseTraining,
@@ -25,27 +25,37 @@ NAMES = [command.__name__ for command in COMMANDS]
 Words = Callable[[CommandFolder], list[str]]
 
 REFUSED: dict[str, tuple[Words, str]] = {
-    "keep 0": (lambda p: p.compress("--keep", "0"), "budget for parameters is 0; expected a fraction above 0"),
-    "keep 1.5": (lambda p: p.compress("--keep", "1.5"), "budget for parameters is 1.5"),
-    "keep -1": (lambda p: p.compress("--keep", "-1"), "budget for parameters is -1"),
-    "keep nan": (lambda p: p.compress("--keep", "nan"), "budget.params is nan; expected a number"),
-    "keep a word": (lambda p: p.compress("--keep", "much"), "much"),
+    "keep 0": (lambda p: p.compress("--keep", "0"), "--keep is 0; expected a fraction above 0 and at most 1"),
+    "keep 1.5": (lambda p: p.compress("--keep", "1.5"), "--keep is 1.5; expected a fraction"),
+    "keep -1": (lambda p: p.compress("--keep", "-1"), "--keep is -1; expected a fraction"),
+    "keep nan": (lambda p: p.compress("--keep", "nan"), "--keep is nan; expected a number"),
+    "keep a word": (lambda p: p.compress("--keep", "much"), "--keep is much; expected a number"),
+    "keep 30": (lambda p: p.compress("--keep", "30"), r"--keep is 30; .* at most 1\. For 30 %, write 0\.3\.$"),
+    "keep 70%": (lambda p: p.compress("--keep", "70%"), r"--keep is 70%; .* at most 1\. For 70%, write 0\.7\. "),
+    "keep-macs 30": (lambda p: p.compress("--keep-macs", "30"), r"--keep-macs is 30; .* For 30 %, write 0\.3\.$"),
     "keep and keep-macs": (lambda p: p.compress("--keep", "0.5", "--keep-macs", "0.6"), "either --keep"),
     "keep nothing": (lambda p: p.compress("--keep", "0.01"), r"smallest possible model with \d blocks needs .*%"),
     "plan that keeps nothing": (lambda p: ["plan", str(p.dense), "--keep", "0.01"], "smallest possible model"),
     "all blocks": (lambda p: p.compress("--depth", "3"), "3 blocks are to be removed, but the model has 3"),
-    "depth -1": (lambda p: p.compress("--depth", "-1"), "depth.blocks is -1"),
-    "depth a word": (lambda p: p.compress("--depth", "some"), "--depth"),
-    "epochs -2": (lambda p: p.compress("--epochs", "-2"), "epochs is -1"),
-    "odd batch": (lambda p: p.compress("--batch-size", "7"), "batch_size is 7; it must be a multiple of 2"),
-    "batch of one": (lambda p: p.compress("--batch-size", "1"), "batch_size is 1; expected at least 2"),
-    "batch of one in training": (lambda p: p.train("--batch-size", "1"), "training.batch_size is 1"),
+    "depth -1": (lambda p: p.compress("--depth", "-1"), "--depth is -1; expected a whole number from 0, or auto"),
+    "depth a word": (lambda p: p.compress("--depth", "auot"), "--depth is auot; expected a whole number or auto"),
+    "half a block": (lambda p: p.compress("--depth", "0.4"), "--depth is 0.4; expected a whole number or auto"),
+    "epochs -2": (lambda p: p.compress("--epochs", "-2"), "--epochs is -2; expected at least 0"),
+    "epochs -2 in training": (lambda p: p.train("--epochs", "-2"), "--epochs is -2; expected at least 0"),
+    "seed -1": (lambda p: p.compress("--seed", "-1"), "--seed is -1; expected a whole number from 0"),
+    "odd batch": (lambda p: p.compress("--batch-size", "7"), "--batch-size is 7; expected a multiple of 2"),
+    "batch of one": (lambda p: p.compress("--batch-size", "1"), "--batch-size is 1; expected a multiple of 2"),
+    "batch of one in training": (lambda p: p.train("--batch-size", "1"), "--batch-size is 1; expected a multiple of 2"),
+    "batch of one by --set": (
+        lambda p: p.compress("--batch-size", "20", "--set", "depth_training.batch_size=1"),
+        r"vitrim: depth_training\.batch_size is 1; expected a multiple of 2",
+    ),
     "batch of one with a latency limit": (
         lambda p: p.compress("--latency", "12ms", "--batch-size", "1"),
-        "--batch-size is 1; .* use --latency-batch",
+        "--batch-size is 1; expected a multiple of 2 .* use --latency-batch",
     ),
-    "latency batch 0": (lambda p: p.compress("--latency", "3ms", "--latency-batch", "0"), "latency.batch_size"),
-    "evaluation batch 0": (lambda p: ["evaluate", str(p.dense), "--eval-batch", "0"], "batch_size is 0"),
+    "latency batch 0": (lambda p: p.compress("--latency", "3ms", "--latency-batch", "0"), "--latency-batch is 0"),
+    "evaluation batch 0": (lambda p: ["evaluate", str(p.dense), "--eval-batch", "0"], "--eval-batch is 0"),
     "latency 0": (
         lambda p: p.compress("--latency", "0ms"),
         "--latency is '0ms'; expected a time above 0, such as 12ms",
@@ -55,9 +65,13 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda p: p.compress("--latency", "0.1us", "--on", "cpu", "--set", "latency.warmup=0"),
         "budget allows 0.0001 ms. The smallest possible model with .* blocks needs",
     ),
-    "unknown runtime": (lambda p: p.compress("--latency", "3ms", "--on", "tpu"), "--on"),
-    "multiple of 0": (lambda p: p.compress("--multiple-of", "0"), "multiple_of must be at least 1, or auto"),
-    "multiple of a word": (lambda p: p.compress("--multiple-of", "odd"), "--multiple-of"),
+    "unknown runtime": (
+        lambda p: p.compress("--latency", "3ms", "--on", "tpu"),
+        r"--on is tpu; expected cpu, cuda or onnxruntime\. `",
+    ),
+    "on gpu": (lambda p: p.compress("--on", "gpu"), r"--on is gpu; .*\. Did you mean cuda\? `"),
+    "multiple of 0": (lambda p: p.compress("--multiple-of", "0"), "--multiple-of is 0; expected at least 1, or auto"),
+    "multiple of a word": (lambda p: p.compress("--multiple-of", "odd"), "--multiple-of is odd; .* number or auto"),
     "learning rate too high": (
         lambda p: p.train("--learning-rate", "1e30"),
         r"not a number at step \d+ \(epoch 1\) of train",
@@ -69,12 +83,20 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda p: ["plan", str(p.dense), *SMALL_DIGITS, "--depth", "0", "-o", str(p.empty_folder())],
         "empty is a folder; expected the name of a JSON file",
     ),
-    "no output": (lambda p: ["compress", str(p.dense)], "-o requires"),
-    "unknown recipe": (lambda p: p.compress("--recipe", "defualt"), "no recipe defualt; .*default"),
+    "no output": (
+        lambda p: ["compress", str(p.dense)],
+        r"vitrim: --output \(-o\) is missing\. `vitrim compress --help`",
+    ),
+    "no model": (lambda p: ["inspect"], r"vitrim: MODEL is missing\. `vitrim inspect --help` shows an example\.$"),
+    "no value": (lambda p: ["compress", str(p.dense), "-o"], r"vitrim: -o has no value\."),
+    "an option twice": (lambda p: p.compress("--keep", "0.5", "--keep", "0.6"), "vitrim: --keep was given twice"),
+    "two models": (lambda p: ["inspect", "vit_a", "vit_b"], "Cannot use vit_b: one MODEL is expected"),
+    "unknown recipe": (lambda p: p.compress("--recipe", "defualt"), r"no recipe defualt; did you mean default\?"),
+    "recipe of train": (lambda p: p.compress("--recipe", "train"), "The recipe train is for `vitrim train`; compress"),
     "unknown setting": (lambda p: p.compress("--set", "width_training.epoch=3"), "did you mean width_training.epochs"),
     "setting without a value": (lambda p: p.compress("--set", "epochs"), "expected KEY=VALUE"),
-    "unknown option": (lambda p: p.compress("--kep", "0.5"), "--kep.* --help` shows an example"),
-    "unknown command": (lambda p: ["comprss", "model"], "comprss"),
+    "unknown option": (lambda p: p.compress("--kep", "0.5"), "--kep.* `vitrim compress --help` shows an example"),
+    "unknown command": (lambda p: ["comprss", "model"], 'Did you mean "compress".* `vitrim --help` lists'),
 }
 
 
@@ -84,6 +106,16 @@ def test_a_wrong_option_is_refused_in_one_sentence(
 ) -> None:
     words, message = REFUSED[name]
     assert_refused(place, capsys, words(place), message)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_whole_number_is_refused_with_a_fraction_in_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = set(re.findall(r"(--[a-z-]+) (?:INT|\S*\bINT\b)", call(capsys, name, "--help")[1]))
+    assert options >= ({"--epochs", "--batch-size", "--seed"} if name in ("train", "compress", "plan") else set())
+    for option in options:
+        status, out, err = call(capsys, name, "model", option, "1.9", *(["-o", "out"] if name != "inspect" else []))
+        assert (status, out) == (2, "")
+        assert re.match(rf"vitrim: {option} is 1\.9; expected a whole number( or auto)?\.", err), err
 
 
 @pytest.mark.parametrize(("command", "option"), RENAMED)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from builders.models import make_structure, plan_of_sizes
-from vitrim.cli.tables import print_evaluations, print_line, print_plan, print_structure, print_table
+from vitrim.cli.tables import counted, print_evaluations, print_line, print_plan, print_structure, print_table
 from vitrim.costs.counting import count_cost
 from vitrim.evaluation import Evaluation
 from vitrim.planning import Proposal
@@ -59,6 +59,10 @@ def test_the_difference_of_two_evaluations_is_first_minus_second(capsys: pytest.
     out = capsys.readouterr().out
     assert "4 validation images" in out and "25.00 % [24.00, 26.00]" in out and "1.5000" in out
     assert "small against dense: -50.00 points" in out
+
+
+def test_one_is_singular() -> None:
+    assert [counted(number, "block") for number in (0, 1, 2)] == ["0 blocks", "1 block", "2 blocks"]
 
 
 def test_only_the_first_process_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import App, CycloptsError, Parameter
 
 from vitrim import __version__
 from vitrim.cli.commands import COMMANDS
-from vitrim.cli.options import RENAMED
+from vitrim.cli.messages import in_options, usage_error
 from vitrim.errors import UserError
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
@@ -46,9 +46,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except UserError as problem:
-        return _complain(str(problem))
+        return _complain(in_options(str(problem), sys.argv[1:] if arguments is None else arguments))
     except CycloptsError as problem:
-        return _complain(_usage_error(problem))
+        return _complain(usage_error(problem))
     except KeyboardInterrupt:
         return _complain("Interrupted. Run the same command again to continue from the last checkpoint.")
     except OSError as problem:
@@ -57,15 +57,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report_bug()
     except Exception:
         return _report_bug()
-
-
-def _usage_error(problem: CycloptsError) -> str:
-    """The message of cyclopts in one line, or the new name of an option that was renamed."""
-    if isinstance(problem, UnknownOptionError) and problem.command_chain:
-        option = (problem.token.keyword or problem.token.value).partition("=")[0]
-        if new := RENAMED.get((problem.command_chain[0], option)):
-            return f"{problem.command_chain[0]} has no option {option}; use {new} instead."
-    return " ".join(str(problem).split()) + " `vitrim COMMAND --help` shows an example."
 
 
 def _complain(message: str) -> int:

@@ -1,6 +1,8 @@
 """The commands: each calls the library and prints the result. torch is imported when a command runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +14,7 @@ from vitrim.cli.options import (
     DATA,
     MODEL,
     OUTPUT,
+    WHOLE,
     BudgetOptions,
     CompressTraining,
     DataOptions,
@@ -23,10 +26,11 @@ from vitrim.cli.options import (
     train_recipe,
 )
 from vitrim.cli.tables import print_evaluations, print_export, print_line, print_plan, print_report, print_structure
-from vitrim.errors import SettingError
+from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
     from vitrim.evaluation import Evaluation
+    from vitrim.recipe import Recipe
 
 
 def demo(
@@ -69,6 +73,7 @@ def train(
     recipe = train_recipe(training or DenseTraining())
     data = inputs.open_data(data_options or DataOptions())
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
+    inputs.log_batch_sizes(data, [recipe.training])
     fit(dense, data, recipe, output)
 
 
@@ -99,9 +104,10 @@ def compress(
     from vitrim.source import Source, check
 
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
-    dense = inputs.open_named_model(model, model_options or ModelOptions())
+    dense = inputs.open_trained_model(model, model_options or ModelOptions())
     check(Source.of(dense), recipe)  # before images are read
     data = inputs.open_data(data_options or DataOptions())
+    inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found)
     print_report(result.report, output)
@@ -115,9 +121,9 @@ def evaluate(
     against: Annotated[
         str | None, Parameter(group=MODEL, help="second model, compared on the same images (default: none)")
     ] = None,
-    eval_batch: Annotated[int, Parameter(group=DATA, help="images of one forward pass (default: 256)")] = 256,
+    eval_batch: Annotated[int, WHOLE, Parameter(group=DATA, help="images of one forward pass (default: 256)")] = 256,
 ) -> None:
-    """Measure top-1, top-5 and loss, with 95 % confidence intervals.
+    """Measure top-1 with its 95 % confidence interval, top-5 and loss.
 
     Example: `vitrim evaluate runs/flowers-small --data ./flowers --against runs/flowers`
 
@@ -127,7 +133,7 @@ def evaluate(
     from vitrim.data.matching import match_labels
 
     def measure(name: str, options: ModelOptions) -> "Evaluation":
-        opened = inputs.on_training_device(inputs.open_named_model(name, options))
+        opened = inputs.on_training_device(inputs.open_trained_model(name, options))
         return evaluation.evaluate(opened, match_labels(data, opened), batch_size=eval_batch)
 
     data = inputs.open_data(data_options or DataOptions())
@@ -163,7 +169,7 @@ def plan(
 
     Example: `vitrim plan runs/flowers --data ./flowers --keep 0.7`
 
-    The options are those of compress, so a command can be tried with plan first.
+    The options are those of compress, without --scores. So most commands can be tried with plan first.
     """
     from vitrim import pipeline
     from vitrim.runs.files import write_text
@@ -172,14 +178,28 @@ def plan(
     if output and output.is_dir():
         raise SettingError(f"{output} is a folder; expected the name of a JSON file for the plan after -o.")
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
-    source = Source.of(inputs.open_named_model(model, model_options or ModelOptions()))
+    source = Source.of(inputs.open_trained_model(model, model_options or ModelOptions()))
     check(source, recipe)  # before images are read
-    found = pipeline.plan_only(source.model, inputs.open_data(data_options or DataOptions()), recipe)
+    with _explained_for_auto(recipe):
+        if recipe.depth.blocks == "auto":  # then `plan` removes no block
+            check(source, replace(recipe, depth=replace(recipe.depth, blocks=0)))
+        found = pipeline.plan_only(source.model, inputs.open_data(data_options or DataOptions()), recipe)
     print_plan(source.structure, found)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, found.plan.to_json())
         print_line(f"plan written to {output}")
+
+
+@contextmanager
+def _explained_for_auto(recipe: "Recipe") -> Iterator[None]:
+    """Add to a `BudgetError` of `plan` that `compress` may remove blocks, where their number is `auto`."""
+    try:
+        yield
+    except BudgetError as problem:
+        if recipe.depth.blocks != "auto":
+            raise
+        raise BudgetError(f"{problem} `compress` with --depth auto may meet this budget with fewer blocks.") from None
 
 
 def export(

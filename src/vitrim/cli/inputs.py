@@ -1,6 +1,7 @@
 """What the options name: the model and the images. torch is imported when a function is called."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vitrim.data.images import ImageData
+    from vitrim.training.settings import TrainingSettings
+
+DEFAULT_DATA = "digits"
 
 
 def open_data(options: DataOptions) -> "ImageData":
     """Load the images, and print a summary on standard error.
+
+    Without `--data`, the images are digits.
 
     Raises:
         DataError: the images cannot be found or read. SettingError: an option is out of range.
@@ -22,8 +28,10 @@ def open_data(options: DataOptions) -> "ImageData":
     from vitrim.data.loading import load_data
     from vitrim.runs.progress import log
 
+    if options.data is None:
+        log(f"no --data given: using {DEFAULT_DATA}")
     found = load_data(
-        options.data,
+        options.data or DEFAULT_DATA,
         data_dir=options.data_dir,
         limit_per_class=options.limit_per_class,
         holdout=options.holdout,
@@ -51,6 +59,35 @@ def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
         patch_size=options.patch_size,
         model_args=model_args(options.model_arg or []),
     )
+
+
+def open_trained_model(name: str, options: ModelOptions) -> "nn.Module":
+    """As `open_named_model`, and warn on standard error if the weights are random."""
+    from vitrim.runs.progress import log
+    from vitrim.saving.opening import has_random_weights
+
+    model = open_named_model(name, options)
+    if has_random_weights(name, pretrained=options.pretrained):
+        log(f"{name} has random weights: no --pretrained, folder or checkpoint was given")
+    return model
+
+
+def log_batch_sizes(data: "ImageData", trainings: "Sequence[TrainingSettings]") -> None:
+    """Print a line on standard error for each batch size that is larger than the training set."""
+    from vitrim.data.batches import check_batch_size
+    from vitrim.runs.processes import this_process
+    from vitrim.runs.progress import log
+
+    sizes = {
+        training.batch_size: check_batch_size(
+            data.train, training.batch_size, this_process().num_processes * training.accumulate, len(data.classes)
+        )
+        for training in trainings
+        if training.epochs
+    }
+    for size, used in sizes.items():
+        if used < size:
+            log(f"batch_size {size} is larger than the training set; {used} images are used for each update")
 
 
 def open_model_to_train(name: str, options: ModelOptions, data: "ImageData", seed: int) -> "nn.Module":

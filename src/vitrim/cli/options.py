@@ -4,11 +4,12 @@ A help text is a noun phrase that states the default. This file imports no torch
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 from vitrim.errors import SettingError
 
@@ -28,12 +29,20 @@ RunFolderOption = Annotated[
     ),
 ]
 
-# Options of earlier versions, by command, and what to use instead.
-RENAMED = {
-    ("compress", "--train-batch-size"): "--batch-size",
-    ("plan", "--train-batch-size"): "--batch-size",
-    ("evaluate", "--batch-size"): "--eval-batch",
-}
+
+def whole_number(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert the value of an option to a whole number, or to `auto` if the option accepts it.
+
+    cyclopts itself would round `1.9`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = tokens[0].value
+    return text if text == "auto" and kind is not int else int(text)
+
+
+WHOLE = Parameter(converter=whole_number)
 
 
 @Parameter(name="*", group=MODEL)
@@ -46,13 +55,13 @@ class ModelOptions:
     ] = None
     pretrained: Annotated[bool, Parameter(help="load the pretrained weights (default: random weights)")] = False
     num_classes: Annotated[
-        int | None, Parameter(help="number of outputs (default: as in the checkpoint or the library)")
+        int | None, WHOLE, Parameter(help="number of outputs (default: as in the checkpoint or the library)")
     ] = None
     img_size: Annotated[
-        int | None, Parameter(help="height and width of the input in pixels (default: as in the architecture)")
+        int | None, WHOLE, Parameter(help="height and width of the input in pixels (default: as in the architecture)")
     ] = None
     patch_size: Annotated[
-        int | None, Parameter(help="height and width of a patch in pixels (default: as in the architecture)")
+        int | None, WHOLE, Parameter(help="height and width of a patch in pixels (default: as in the architecture)")
     ] = None
     model_arg: Annotated[
         list[str] | None,
@@ -68,17 +77,17 @@ class DataOptions:
     """Which images to use."""
 
     data: Annotated[
-        str,
+        str | None,
         Parameter(
             help="digits, cifar10, cifar100, tiny-imagenet, or a folder with train/ and val/, each with one folder per "
             "class (default: digits)"
         ),
-    ] = "digits"
+    ] = None
     data_dir: Annotated[
         Path | None, Parameter(help="folder that already has the named data set (default: download it)")
     ] = None
     limit_per_class: Annotated[
-        int | None, Parameter(help="max number of training images of each class (default: all)")
+        int | None, WHOLE, Parameter(help="max number of training images of each class (default: all)")
     ] = None
     holdout: Annotated[
         float,
@@ -119,10 +128,11 @@ class BudgetOptions:
         Parameter(help="runtime used to measure latency (default: PyTorch on the training device)"),
     ] = None
     latency_batch: Annotated[
-        int | None, Parameter(help="images of one timed forward pass (default: 1, from the recipe)")
+        int | None, WHOLE, Parameter(help="images of one timed forward pass (default: 1, from the recipe)")
     ] = None
     multiple_of: Annotated[
         Literal["auto"] | int | None,
+        WHOLE,
         Parameter(
             show_choices=False,
             help="number that divides the kept neurons of each block, e.g. 8; auto measures which is fast (default: 1, "
@@ -131,6 +141,7 @@ class BudgetOptions:
     ] = None
     depth: Annotated[
         Literal["auto"] | int | None,
+        WHOLE,
         Parameter(
             show_choices=False, help="number of blocks to remove; auto finds it (default: auto, from the recipe)"
         ),
@@ -142,7 +153,7 @@ class BudgetOptions:
 class CompressTraining:
     """The recipe of `compress` and `plan`, and the settings of its training that have an option."""
 
-    recipe: Annotated[str, Parameter(help="default, paper, or a TOML file (default: default)")] = "default"
+    recipe: Annotated[str, Parameter(help="default, paper, demo, or a TOML file (default: default)")] = "default"
     settings: Annotated[
         list[str] | None,
         Parameter(
@@ -152,16 +163,20 @@ class CompressTraining:
     ] = None
     epochs: Annotated[
         int | None,
+        WHOLE,
         Parameter(
-            help="total distillation epochs, split evenly between the width and depth stages (default: 40, from the "
-            "recipe)"
+            help="total distillation epochs, split evenly between the width and depth stages; all go to the width "
+            "stage if no block is removed (default: 40, from the recipe)"
         ),
     ] = None
     batch_size: Annotated[
-        int | None, Parameter(help="images of one training update, over all processes (default: 128, from the recipe)")
+        int | None,
+        WHOLE,
+        Parameter(help="images of one training update, over all processes (default: 128, from the recipe)"),
     ] = None
     seed: Annotated[
         int | None,
+        WHOLE,
         Parameter(help="seed of calibration images, batches and augmentation (default: 0, from the recipe)"),
     ] = None
 
@@ -171,7 +186,7 @@ class CompressTraining:
 class DenseTraining:
     """The recipe of `train`, and its settings that have an option."""
 
-    recipe: Annotated[str, Parameter(help="train, or a TOML file (default: train)")] = "train"
+    recipe: Annotated[str, Parameter(help="train, demo-train, or a TOML file (default: train)")] = "train"
     settings: Annotated[
         list[str] | None,
         Parameter(
@@ -179,17 +194,21 @@ class DenseTraining:
             help="KEY=VALUE, any setting of the recipe, e.g. training.drop_path=0.1; repeatable (default: none)",
         ),
     ] = None
-    epochs: Annotated[int | None, Parameter(help="passes over the training images (default: 100, from the recipe)")] = (
-        None
-    )
+    epochs: Annotated[
+        int | None, WHOLE, Parameter(help="passes over the training images (default: 100, from the recipe)")
+    ] = None
     batch_size: Annotated[
-        int | None, Parameter(help="images of one training update, over all processes (default: 128, from the recipe)")
+        int | None,
+        WHOLE,
+        Parameter(help="images of one training update, over all processes (default: 128, from the recipe)"),
     ] = None
     learning_rate: Annotated[
         float | None, Parameter(help="peak of the learning rate (default: 0.001, from the recipe)")
     ] = None
     seed: Annotated[
-        int | None, Parameter(help="seed of initial weights, batches and augmentation (default: 0, from the recipe)")
+        int | None,
+        WHOLE,
+        Parameter(help="seed of initial weights, batches and augmentation (default: 0, from the recipe)"),
     ] = None
 
 
@@ -219,7 +238,8 @@ def compress_recipe(budget: BudgetOptions, training: CompressTraining) -> "Recip
     """
     from vitrim.recipe import Recipe, load_recipe
 
-    _check_batch_size(budget, training)
+    if training.epochs is not None and training.epochs < 0:
+        raise SettingError(f"--epochs is {training.epochs}; expected at least 0.")
     named = {
         **_limits(budget),
         "budget.multiple_of": budget.multiple_of,
@@ -274,16 +294,6 @@ def _limits(budget: BudgetOptions) -> dict[str, float | None]:
     if (params, macs, latency_ms) != (None, None, None):
         params, macs = (1.0 if limit is None else limit for limit in (params, macs))
     return {"budget.params": params, "budget.macs": macs, "budget.latency_ms": latency_ms}
-
-
-def _check_batch_size(budget: BudgetOptions, training: CompressTraining) -> None:
-    """In earlier versions, `--batch-size` next to `--latency` was the batch of the timed forward pass."""
-    size = training.batch_size
-    if budget.latency is not None and size is not None and (size < 2 or size % 2):
-        raise SettingError(
-            f"--batch-size is {size}; it is the batch of one training update, which must be even and at least 2. For "
-            "the images of one timed forward pass, use --latency-batch."
-        )
 
 
 def _changes(named: dict[str, Any]) -> list[str]:

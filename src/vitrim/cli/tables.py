@@ -29,7 +29,8 @@ def print_structure(structure: "ViTStructure") -> None:
     rows.append(["total", "", "", f"{total.params:,}", f"{total.macs:,}", ""])
     title = (
         f"{structure.model} ({structure.family}), {structure.img_size[0]} x {structure.img_size[1]} pixels, "
-        f"{structure.num_tokens} tokens of width {structure.embed_dim}, {structure.num_classes} outputs"
+        f"{counted(structure.num_tokens, 'token')} of width {structure.embed_dim}, "
+        f"{counted(structure.num_classes, 'output')}"
     )
     print_table(title, ["block", "heads x width", "neurons", "parameters", "multiply-adds", "can be pruned"], rows)
     for part in structure.skipped_parts:
@@ -91,8 +92,8 @@ def print_evaluations(evaluations: Sequence[tuple[str, "Evaluation"]]) -> None:
         [name, top1_interval(found), "-" if found.top5 is None else f"{found.top5:.2f} %", f"{found.loss:.4f}"]
         for name, found in evaluations
     ]
-    num_images = evaluations[0][1].num_images
-    print_table(f"{num_images} validation images", ["model", "top-1 [95 %]", "top-5", "loss"], rows)
+    title = counted(evaluations[0][1].num_images, "validation image")
+    print_table(title, ["model", "top-1 [95 %]", "top-5", "loss"], rows)
     if len(evaluations) == 2:
         (model, first), (against, second) = evaluations
         print_line(f"{model} against {against}: {paired_difference(compare(second, first))}")
@@ -117,9 +118,10 @@ def print_export(model: str, exported: "Exported") -> None:
             row.append(top1_interval(found))
     print_table(f"{exported.format}, {'int8' if accuracy else 'float32'}", header, rows)
     print_line("difference: largest difference of a logit on random images, as a fraction of the largest logit")
-    print_line(f"ms: on the CPU, model and file timed in turns, {exported.latency.threads} threads")
+    threads = counted(exported.latency.threads, "thread")
+    print_line(f"ms: on the CPU, model and file timed in turns, {threads}")
     if accuracy:
-        images = f"{accuracy.int8.num_images} validation images, one by one"
+        images = f"{counted(accuracy.int8.num_images, 'validation image')}, one by one"
         print_line(f"int8 against float32 on {images}: {paired_difference(accuracy.difference)}")
 
 
@@ -134,6 +136,11 @@ def paired_difference(difference: "Difference") -> str:
         f"{difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}], paired, 95 %; "
         f"exact McNemar p = {difference.p_value:.3g}"
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 block`, `2 blocks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

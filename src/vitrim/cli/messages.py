@@ -1,0 +1,141 @@
+"""Error messages in the words of the command line. What is wrong is decided elsewhere: here it is only said."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+# Options of earlier versions, by command, and what to use instead.
+RENAMED = {
+    ("compress", "--train-batch-size"): "--batch-size",
+    ("plan", "--train-batch-size"): "--batch-size",
+    ("evaluate", "--batch-size"): "--eval-batch",
+}
+# The options that set a setting. Of several, the message names the one that was given.
+OPTIONS = {
+    "budget.params": ("--keep", "--keep-params"),
+    "budget.macs": ("--keep", "--keep-macs"),
+    "budget.latency_ms": ("--latency",),
+    "budget.multiple_of": ("--multiple-of",),
+    "latency.on": ("--on",),
+    "latency.batch_size": ("--latency-batch",),
+    "depth.blocks": ("--depth",),
+    "width_training.batch_size": ("--batch-size",),
+    "depth_training.batch_size": ("--batch-size",),
+    "training.batch_size": ("--batch-size",),
+    "training.epochs": ("--epochs",),
+    "training.learning_rate": ("--learning-rate",),
+    "seed": ("--seed",),
+    "batch_size": ("--batch-size", "--eval-batch"),
+    "limit_per_class": ("--limit-per-class",),
+    "holdout": ("--holdout",),
+    "data_dir": ("--data-dir",),
+}
+FRACTIONS = ("--keep", "--keep-params", "--keep-macs")
+SYNONYMS = {"gpu": "cuda", "torch": "cpu", "onnx": "onnxruntime", "ort": "onnxruntime"}  # of the values of --on
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def in_options(message: str, arguments: Sequence[str]) -> str:
+    """Name the options that were given instead of the settings that they set.
+
+    Args:
+        message: of a `UserError`.
+        arguments: words of the command line. A setting that `--set` changes keeps its name.
+    """
+    used = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    changed = set(re.findall(r"(?:^|\s|--set=)([a-z_.]+)\s*=", " ".join(arguments)))
+    message = re.sub(r"(?<=et )depth\.blocks(?= to )", "--depth", message)  # what to try, given or not
+    for setting, options in OPTIONS.items():
+        option = next((option for option in options if option in used), None)
+        if option is None or setting in changed:
+            continue
+        pattern = rf"(?<![\w.-]){re.escape(setting)}(?!\.?\w)" if "." in setting else rf"^{setting}(?= is )"
+        message = re.sub(pattern, option, message)
+    message = re.sub(r"(--[a-z-]+)(?: or \1)+", r"\1", message)
+    if message.startswith("--batch-size is ") and "--latency" in used:
+        message += " For the images of one timed forward pass, use --latency-batch."
+    return message
+
+
+def usage_error(problem: CycloptsError) -> str:
+    """What is wrong with the words of the command line, in one line, and how to see an example."""
+    command = problem.command_chain[0] if problem.command_chain else ""
+    if isinstance(problem, UnknownOptionError):
+        option = (problem.token.keyword or problem.token.value).partition("=")[0]
+        if new := RENAMED.get((command, option)):
+            return f"{command} has no option {option}; use {new} instead."
+    if isinstance(problem, UnknownCommandError) or not command:
+        return f"{_one_line(problem)} `vitrim --help` lists the commands."
+    return f"{_about(problem)} `vitrim {command} --help` shows an example."
+
+
+def _about(problem: CycloptsError) -> str:
+    if isinstance(problem, MissingArgumentError) and problem.argument is not None:
+        return _missing(problem)
+    if isinstance(problem, CoercionError) and problem.argument is not None:
+        token = problem.token or problem.argument.tokens[-1]
+        return _wrong_value(token.keyword or _name(problem.argument), token.value, problem.argument.hint)
+    if isinstance(problem, RepeatArgumentError):
+        return f"{problem.token.keyword} was given twice."
+    if isinstance(problem, UnusedCliTokensError) and problem.unused_tokens:
+        return f"Cannot use {' '.join(problem.unused_tokens)}: one MODEL is expected, and options."
+    return _one_line(problem)
+
+
+def _missing(problem: MissingArgumentError) -> str:
+    """The argument was left out, or an option was given without its value."""
+    if problem.keyword is not None:
+        return f"{problem.keyword} has no value."
+    return f"{_name(problem.argument)} is missing."
+
+
+def _name(argument: Any) -> str:
+    """`MODEL` for a positional argument; `--output (-o)` for an option."""
+    if argument.field_info.is_positional:
+        return argument.name.lstrip("-").upper()
+    names = sorted(argument.names, key=len, reverse=True)
+    return f"{names[0]} ({names[1]})" if len(names) > 1 else names[0]
+
+
+def _wrong_value(option: str, value: str, hint: Any) -> str:
+    """`--depth is auot; expected a whole number or auto.`"""
+    if option in FRACTIONS and (percent := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *%", value.strip())):
+        fraction = float(percent[1]) / 100
+        return f"{option} is {value}; expected a fraction above 0 and at most 1. For {value}, write {fraction:g}."
+    kinds = [kind for kind in _flat(hint) if kind is not NoneType]
+    values = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    expected = [WORDS.get(kind, str(kind)) for kind in kinds if get_origin(kind) is not Literal] + values
+    text = f"{option} is {value}; expected {_either(expected)}."
+    near = (
+        [SYNONYMS[value]]
+        if SYNONYMS.get(value) in values
+        else difflib.get_close_matches(value, values, n=1, cutoff=0.7)
+    )
+    return f"{text} Did you mean {near[0]}?" if near and len(values) > 1 else text
+
+
+def _flat(hint: Any) -> list[Any]:
+    """The members of a union, without annotations."""
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for member in get_args(hint) for kind in _flat(member)]
+    return [get_args(hint)[0]] if hasattr(hint, "__metadata__") else [hint]
+
+
+def _either(options: Sequence[str]) -> str:
+    return options[0] if len(options) == 1 else f"{', '.join(options[:-1])} or {options[-1]}"
+
+
+def _one_line(problem: CycloptsError) -> str:
+    return " ".join(str(problem).split())
