@@ -1,4 +1,4 @@
-"""From scores to plans for width and depth: pruning in steps, room for blocks removed later, latency as measured.
+"""From scores to plans for the width and the depth stage: iterative pruning, corrected by measured latency.
 
 Nothing is trained here. How many blocks are removed is decided in `depth`.
 """
