@@ -133,11 +133,11 @@ def last_blocks(structure: ViTStructure, recipe: Recipe) -> tuple[int, ...]:
 def _check_depth(structure: ViTStructure, recipe: Recipe) -> None:
     depth, blocks = len(structure.blocks), recipe.depth.blocks
     if isinstance(blocks, int) and blocks >= depth:
-        raise SettingError(f"{blocks} blocks are to be removed, but the model has {depth}; at least one must be kept.")
+        raise SettingError(f"depth.blocks is {blocks}, but the model has {depth}; at least one block must be kept.")
     reasons = [block.not_prunable for block in structure.blocks if block.not_prunable]
     if isinstance(blocks, int) and blocks > depth - len(reasons):
         raise SettingError(
-            f"{blocks} blocks are to be removed, but only {depth - len(reasons)} of {depth} can be: {reasons[0]}."
+            f"depth.blocks is {blocks}, but only {depth - len(reasons)} of {depth} blocks can be removed: {reasons[0]}."
         )
 
 

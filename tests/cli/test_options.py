@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "keep and keep-macs": (lambda p: p.compress("--keep", "0.5", "--keep-macs", "0.6"), "either --keep"),
     "keep nothing": (lambda p: p.compress("--keep", "0.01"), r"smallest possible model with \d blocks needs .*%"),
     "plan that keeps nothing": (lambda p: ["plan", str(p.dense), "--keep", "0.01"], "smallest possible model"),
-    "all blocks": (lambda p: p.compress("--depth", "3"), "3 blocks are to be removed, but the model has 3"),
+    "all blocks": (lambda p: p.compress("--depth", "3"), "--depth is 3, but the model has 3"),
     "depth -1": (lambda p: p.compress("--depth", "-1"), "--depth is -1; expected a whole number from 0, or auto"),
     "depth a word": (lambda p: p.compress("--depth", "auot"), "--depth is auot; expected a whole number or auto"),
     "half a block": (lambda p: p.compress("--depth", "0.4"), "--depth is 0.4; expected a whole number or auto"),

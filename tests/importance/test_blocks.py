@@ -48,5 +48,5 @@ def test_in_each_step_the_block_whose_removal_costs_least_is_removed() -> None:
 
 @pytest.mark.parametrize("count", [4, 5])
 def test_at_least_one_block_is_kept(count: int) -> None:
-    with pytest.raises(SettingError, match=f"{count} blocks are to be removed"):
+    with pytest.raises(SettingError, match=f"number of blocks to remove is {count}"):
         rank_blocks_for_removal(build(), random_batches(), count)
