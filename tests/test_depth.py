@@ -60,7 +60,7 @@ def test_if_no_number_of_blocks_meets_the_budget_the_error_says_what_to_try(tmp_
     recipe = short_recipe(keep=0.05, blocks="auto")
     planner = planner_for(recipe)
     folder = open_folder(tmp_path, planner.source, "compress", recipe)
-    with pytest.raises(BudgetError, match="Set depth.blocks to more than 1"):
+    with pytest.raises(BudgetError, match=r"Set depth\.blocks to more than 1"):
         choose_num_blocks(folder, planner, planner.score(planner.source.model))
 
 

@@ -9,7 +9,7 @@ from builders.runs import FinishedRun
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import LatencySettings
-from vitrim.report import latency_line, latency_row, model_name, table_rows, to_markdown
+from vitrim.report import latency_line, latency_row, table_rows, to_markdown
 
 
 @pytest.mark.parametrize("name", ["depth", "auto"])
@@ -83,4 +83,4 @@ def test_a_report_of_version_0_1_0_has_the_same_latency_line(finished_run: Any) 
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_model_is_named_after_its_budget(budget: Budget, name: str) -> None:
-    assert model_name(budget) == name
+    assert budget.label == name

@@ -26,7 +26,7 @@ def test_a_budget_below_the_smallest_model_is_refused(blocks: Any, tmp_path: Pat
 
 
 def test_more_blocks_than_there_are_cannot_be_removed() -> None:
-    with pytest.raises(SettingError, match="depth.blocks is 3, but the model has 3"):
+    with pytest.raises(SettingError, match=r"depth\.blocks is 3, but the model has 3"):
         check(Source.of(digits_model()), short_recipe(blocks=3))
 
 

@@ -57,8 +57,8 @@ def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> in
             break
     if not divergences:
         raise BudgetError(
-            f"No model meets the budget, with at most {most} of its blocks removed. Set depth.blocks to more than {most}, "
-            "or raise budget.params or budget.macs."
+            f"No model meets the budget, with at most {most} of its blocks removed. Set depth.blocks to more than "
+            f"{most}, or raise budget.params or budget.macs."
         )
     return min(divergences, key=lambda n: divergences[n])
 

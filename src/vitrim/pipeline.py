@@ -193,7 +193,7 @@ class CompressRun:
         file = f"evaluation-{stage.replace(' ', '-')}.json"
         found = self.folder.once_json(file, lambda: evaluate(model, self.data).to_dict(), on_all_processes=True)
         evaluation = Evaluation.from_dict(found)
-        self.stages.append(reports.stage_row(reports.model_name(self.recipe.budget), stage, model, evaluation))
+        self.stages.append(reports.stage_row(self.recipe.budget.label, stage, model, evaluation))
         self.evaluations.append(evaluation)
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
         return evaluation

@@ -11,7 +11,6 @@ from typing import Any
 import jinja2
 from torch import nn
 
-from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings
 from vitrim.data.matching import device_of
@@ -60,7 +59,7 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     Returns:
         Plain data for JSON.
     """
-    name, budget, data = model_name(recipe.budget), recipe.budget, source.data
+    name, budget, data = recipe.budget.label, recipe.budget, source.data
     dense_latency, latency = outcome.latencies
     dense = model_row("dense", 1.0, source.model, outcome.before, dense_latency)
     small = model_row(name, max(budget.params, budget.macs), outcome.student, outcome.after, latency)
@@ -80,17 +79,6 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),
     }
-
-
-def model_name(budget: Budget) -> str:
-    """The name of a compressed model: `-30 %` for a budget of 0.7, `12 ms` for a budget in milliseconds only."""
-    latency = f"{budget.latency_ms:g} ms" if budget.latency_ms else ""
-    if latency and budget.params == budget.macs == 1:
-        return latency
-    fractions = f"params {budget.params:g}, macs {budget.macs:g}"
-    if budget.params == budget.macs:
-        fractions = f"-{100 * (1 - budget.params):g} %"
-    return f"{fractions}, {latency}" if latency else fractions
 
 
 def model_row(name: str, keep: float, model: nn.Module, found: Evaluation, latency: Latency) -> dict[str, Any]:

@@ -16,31 +16,13 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from vitrim.cli.options import OPTIONS_OF_SETTING
+
 # Options of earlier versions, by command, and what to use instead.
 RENAMED = {
     ("compress", "--train-batch-size"): "--batch-size",
     ("plan", "--train-batch-size"): "--batch-size",
     ("evaluate", "--batch-size"): "--eval-batch",
-}
-# The options that set a setting. Of several, the message names the one that was given.
-OPTIONS = {
-    "budget.params": ("--keep", "--keep-params"),
-    "budget.macs": ("--keep", "--keep-macs"),
-    "budget.latency_ms": ("--latency",),
-    "budget.multiple_of": ("--multiple-of",),
-    "latency.on": ("--on",),
-    "latency.batch_size": ("--latency-batch",),
-    "depth.blocks": ("--depth",),
-    "width_training.batch_size": ("--batch-size",),
-    "depth_training.batch_size": ("--batch-size",),
-    "training.batch_size": ("--batch-size",),
-    "training.epochs": ("--epochs",),
-    "training.learning_rate": ("--learning-rate",),
-    "seed": ("--seed",),
-    "batch_size": ("--batch-size", "--eval-batch"),
-    "limit_per_class": ("--limit-per-class",),
-    "holdout": ("--holdout",),
-    "data_dir": ("--data-dir",),
 }
 FRACTIONS = ("--keep", "--keep-params", "--keep-macs")
 SYNONYMS = {"gpu": "cuda", "torch": "cpu", "onnx": "onnxruntime", "ort": "onnxruntime"}  # of the values of --on
@@ -57,7 +39,7 @@ def in_options(message: str, arguments: Sequence[str]) -> str:
     used = {word.partition("=")[0] for word in arguments if word.startswith("--")}
     changed = set(re.findall(r"(?:^|\s|--set=)([a-z_.]+)\s*=", " ".join(arguments)))
     message = re.sub(r"(?<=et )depth\.blocks(?= to )", "--depth", message)  # what to try, given or not
-    for setting, options in OPTIONS.items():
+    for setting, options in OPTIONS_OF_SETTING.items():
         option = next((option for option in options if option in used), None)
         if option is None or setting in changed:
             continue

@@ -13,6 +13,27 @@ from cyclopts import Group, Parameter, Token
 
 from vitrim.errors import SettingError
 
+# The options that set a setting. Of several, the message names the one that was given.
+OPTIONS_OF_SETTING = {
+    "budget.params": ("--keep", "--keep-params"),
+    "budget.macs": ("--keep", "--keep-macs"),
+    "budget.latency_ms": ("--latency",),
+    "budget.multiple_of": ("--multiple-of",),
+    "latency.on": ("--on",),
+    "latency.batch_size": ("--latency-batch",),
+    "depth.blocks": ("--depth",),
+    "width_training.batch_size": ("--batch-size",),
+    "depth_training.batch_size": ("--batch-size",),
+    "training.batch_size": ("--batch-size",),
+    "training.epochs": ("--epochs",),
+    "training.learning_rate": ("--learning-rate",),
+    "seed": ("--seed",),
+    "batch_size": ("--batch-size", "--eval-batch"),
+    "limit_per_class": ("--limit-per-class",),
+    "holdout": ("--holdout",),
+    "data_dir": ("--data-dir",),
+}
+
 if TYPE_CHECKING:
     from vitrim.recipe import Recipe, TrainRecipe
 

@@ -69,6 +69,18 @@ class Budget:
             raise BudgetError(f"latency_ms is {self.latency_ms:g}; expected milliseconds above 0, or 0 for no limit.")
 
     @property
+    def label(self) -> str:
+        """A short name of the result: `-30 %` for fractions of 0.7, `12 ms` for a latency limit alone."""
+        parts = []
+        if self.params != self.macs:
+            parts.append(f"params {self.params:g}, macs {self.macs:g}")
+        elif self.params < 1 or not self.latency_ms:
+            parts.append(f"-{100 * (1 - self.params):g} %")
+        if self.latency_ms:
+            parts.append(f"{self.latency_ms:g} ms")
+        return ", ".join(parts)
+
+    @property
     def neuron_step(self) -> int:
         """The number of neurons by which widths differ.
 

@@ -34,8 +34,8 @@ def rank_blocks_for_removal(model: nn.Module, batches: Iterable[Batch], count: i
     removable = sum(not block.not_prunable for block in structure.blocks)
     if count >= len(structure.blocks) or count > removable:
         raise SettingError(
-            f"The number of blocks to remove is {count}. Of {len(structure.blocks)} blocks, {removable} can be removed, "
-            "and at least one must be kept."
+            f"The number of blocks to remove is {count}. Of {len(structure.blocks)} blocks, {removable} can be "
+            "removed, and at least one must be kept."
         )
     batches = list(batches) if iter(batches) is batches else batches  # they are read several times
     removed: list[int] = []
