@@ -215,7 +215,7 @@ class DistillationLoss:
     def between(
         cls, settings: DistillationSettings, student: ViTStructure, teacher: ViTStructure, plan: PruningPlan
     ) -> "DistillationLoss":
-        """Match the blocks of two models by `plan`, whose indices count in the teacher.
+        """Match the blocks of two models by `plan`, whose indices refer to the teacher.
 
         Raises:
             SettingError: a term does not fit the student, or hidden states cannot be compared.

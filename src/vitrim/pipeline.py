@@ -1,6 +1,7 @@
 """The whole method, from top to bottom: score, prune width, recover, distil, prune depth, recover, distil, report.
 
-Read this file first. Every stage leaves its result in the run folder. A repeated command reads finished results.
+Read this file first. In a run of `compress` or `fit`, every stage leaves its result in the run folder. A repeated
+command reads finished results.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Compressed:
 
     Attributes:
         model: the smaller model, on the device of this process, in eval mode.
-        plan: the heads, neurons and blocks that were kept; its indices count in the dense model.
+        plan: the heads, neurons and blocks that were kept; its indices refer to the dense model.
         report: the content of `report.json`.
     """
 
@@ -64,7 +65,7 @@ def compress(
         scores: of this model, from an earlier run with the same importance settings; measured by default.
 
     Raises:
-        SettingError, BudgetError, DataError: see `vitrim.source.check`.
+        UnsupportedModel, SettingError, BudgetError, DataError: see `vitrim.source`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data; lists what differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
@@ -98,7 +99,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     training.
 
     Raises:
-        SettingError, BudgetError, DataError: see `vitrim.source.check`.
+        BudgetError: no plan meets the budget. DataError: the data has classes that the model lacks.
     """
     source = Source.of(model, data)
     timings = DeviceTimes.measure(source.model, recipe.budget, recipe.latency)
@@ -213,10 +214,10 @@ class CompressRun:
     def distil(
         self, stage: str, student: nn.Module, plan: PruningPlan, *, with_depth_epochs: bool = False
     ) -> nn.Module:
-        """Distil the student. The indices of `plan` count in the dense model.
+        """Distil the student. The indices of `plan` refer to the dense model.
 
         Args:
-            with_depth_epochs: add the epochs of the depth stage, because this run has no depth stage.
+            with_depth_epochs: also train for the epochs of the depth stage. True if no depth stage follows.
         """
         settings = self.recipe.width_training if stage == "width" else self.recipe.depth_training
         if plan.keeps_all(self.source.structure):

@@ -105,7 +105,7 @@ class PruningPlan:
         """One plan that does the work of two: `self` first, then `later` on the result.
 
         Args:
-            later: a plan whose indices count in the model that `self` produces.
+            later: a plan whose indices refer to the model that `self` produces.
 
         Raises:
             PlanMismatch: `later` keeps a block or unit that `self` removes.

@@ -149,7 +149,7 @@ class Planner:
 
         Args:
             scores: of the dense model.
-            choose: makes the plan of one step. Its indices count in the model that the steps before have left.
+            choose: makes the plan of one step. Its indices refer to the model that the steps before have left.
         """
         steps, dense = self.recipe.importance.steps, self.source.model
         plan, student = PruningPlan.full(self.source.structure), dense
@@ -180,7 +180,7 @@ class Planner:
 
         Args:
             before: the plan that was followed so far.
-            choose: makes a plan from the milliseconds of the parts. Its indices count in the model that `before`
+            choose: makes a plan from the milliseconds of the parts. Its indices refer to the model that `before`
                 leaves.
 
         Raises:

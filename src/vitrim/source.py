@@ -93,8 +93,9 @@ class Source:
 def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
     """Refuse what `compress` could not do, before anything is computed.
 
-    The command line calls this before images are read. The training batch is then not checked. Two refusals come later:
-    a latency limit that no plan meets (`Planner.check`, after timing), and a run folder of another run.
+    The command line calls this before images are read. The training batch is then not checked. Refused elsewhere are
+    class names that the model lacks (`Source.of`), limits that no plan meets as measured (`Planner.check`, `depth`),
+    and a run folder of another run (`RunFolder`).
 
     Raises:
         SettingError: more blocks are to be removed than can be, the runtime to time models with is missing, a batch

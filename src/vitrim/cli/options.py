@@ -310,11 +310,15 @@ def _limits(budget: BudgetOptions) -> dict[str, float | None]:
             "--keep was given together with --keep-params or --keep-macs. Give either --keep for both costs, or "
             "--keep-params and --keep-macs."
         )
-    latency_ms = None if budget.latency is None else milliseconds(budget.latency)
-    params, macs = (budget.keep_params, budget.keep_macs) if budget.keep is None else (budget.keep, budget.keep)
-    if (params, macs, latency_ms) != (None, None, None):
-        params, macs = (1.0 if limit is None else limit for limit in (params, macs))
-    return {"budget.params": params, "budget.macs": macs, "budget.latency_ms": latency_ms}
+    limits = {
+        "budget.params": budget.keep_params if budget.keep is None else budget.keep,
+        "budget.macs": budget.keep_macs if budget.keep is None else budget.keep,
+        "budget.latency_ms": None if budget.latency is None else milliseconds(budget.latency),
+    }
+    if any(limit is not None for limit in limits.values()):
+        no_limit = {"budget.params": 1.0, "budget.macs": 1.0}
+        limits |= {name: fraction for name, fraction in no_limit.items() if limits[name] is None}
+    return limits
 
 
 def _changes(named: dict[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ def train(
 
     Args:
         teacher: the model learns from its outputs as `settings.distillation` says. It is not changed.
-        plan: which blocks of the teacher the model's blocks are; by default all of them. Indices count in the teacher.
+        plan: which blocks of the teacher the model's blocks are; by default all of them. Indices refer to the teacher.
         run_dir: folder of the checkpoint of this `stage` and of `metrics.jsonl`. If it holds a checkpoint, training
             goes on from there, and ends with the weights of an uninterrupted training (bit for bit on the CPU).
         seed: decides batches and augmentation.
