@@ -95,6 +95,13 @@ def test_every_entry_of_the_package_is_explained(page: Path) -> None:
     assert [entry for entry in entries if not re.search(rf"\b{entry}(\.py|/)", text_of(page))] == []
 
 
+def test_the_design_page_explains_each_file_of_the_data_folder() -> None:
+    rows = "\n".join(line for line in text_of(DESIGN).splitlines() if line.startswith("| `"))
+    files = sorted(path.name for path in (ROOT / "src" / "vitrim" / "data").glob("[!_]*.py"))
+    assert len(files) >= 9
+    assert [file for file in files if f"`{file}`" not in rows] == []
+
+
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md", "docs/log.md", "docs/add-a-model.md"])
 def test_files_that_the_pages_name_exist(name: str) -> None:
     text = text_of(ROOT / name)
