@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from builders.models import make_scores, make_structure
 from vitrim.allocation import allocate
@@ -13,6 +14,8 @@ from vitrim.costs.budget import Budget, smallest_cost
 from vitrim.costs.counting import Cost, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError
 from vitrim.importance.scores import Scores
+from vitrim.models import describe
+from vitrim.models.timm.adapter import create_model
 from vitrim.plan import PruningPlan
 from vitrim.structure import UNIT_KINDS, UnitKind, ViTStructure
 
@@ -229,6 +232,16 @@ def test_the_budget_is_a_fraction_of_the_cost_that_is_passed() -> None:
     plan = allocate(cut, make_scores(cut), budget, whole=count_cost(dense))
     assert_law(cut, plan, budget, budget.limit(count_cost(dense)))
     assert not within(count_cost(cut, plan), budget.limit(count_cost(cut)))
+
+
+@pytest.mark.parametrize("model", ["vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("keep", [0.9, 0.7, 0.5])
+def test_the_scarcer_of_parameters_and_multiply_adds_is_used_to_99_5_percent(model: str, keep: float) -> None:
+    with torch.device("meta"):
+        structure = describe(create_model(model))
+    plan = allocate(structure, make_scores(structure), Budget(params=keep, macs=keep))
+    used = max(count_cost(structure, plan).fraction_of(count_cost(structure)))
+    assert 0.995 * keep <= used <= keep
 
 
 def test_what_the_budget_refuses_is_refused() -> None:
