@@ -189,7 +189,8 @@ def test_a_pruned_model_of_each_kind_can_be_exported(family: str, format: str, t
 def test_a_model_too_large_for_one_onnx_file_gets_a_second_file_for_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "MAX_ONNX_FILE", 0)
+    for module in (programs, exporting):
+        monkeypatch.setattr(module, "MAX_ONNX_FILE", 0)
     model, images = small_model(), random_images(3, dtype=torch.float32, side=8)
     found = export(model, tmp_path / "model.onnx", latency=QUICK)
     assert files_in(tmp_path) == {"model.onnx", "model.onnx.data"}
