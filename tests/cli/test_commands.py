@@ -111,7 +111,7 @@ def test_broken_images_are_skipped_and_counted(place: CommandFolder, capsys: pyt
     status, out, err = call(capsys, "evaluate", model, "--data", place.broken_images())
     assert status == 0
     assert "12 validation images" in out
-    assert "skipped 1 files" in err and "3.png" in err
+    assert "skipped 1 file that is not a readable image: " in err and "3.png" in err
 
 
 def test_evaluate_prints_the_paired_difference(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:

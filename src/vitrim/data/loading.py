@@ -86,7 +86,8 @@ def load_data(
     skipped = [*found.not_images, *broken, *more_broken]
     if skipped:
         names = ", ".join(_short_path(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        notes = (*notes, f"skipped {len(skipped)} files that are not readable images: {names}")
+        kind = "file that is not a readable image" if len(skipped) == 1 else "files that are not readable images"
+        notes = (*notes, f"skipped {len(skipped)} {kind}: {names}")
     title = name if name in ("digits", *SOURCES) else Path(name).expanduser().resolve().name
     return ImageData(name=title, classes=found.classes, train=train, validation=validation, notes=notes)
 
