@@ -64,6 +64,11 @@ def whole_number(kind: Any, tokens: Sequence[Token]) -> Any:
 
 
 WHOLE = Parameter(converter=whole_number)
+TrainingBatch = Annotated[
+    int | None,
+    WHOLE,
+    Parameter(help="images of one training update, over all processes (default: 128, from the recipe)"),
+]
 
 
 @Parameter(name="*", group=MODEL)
@@ -190,11 +195,7 @@ class CompressTraining:
             "stage if no block is removed (default: 40, from the recipe)"
         ),
     ] = None
-    batch_size: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(help="images of one training update, over all processes (default: 128, from the recipe)"),
-    ] = None
+    batch_size: TrainingBatch = None
     seed: Annotated[
         int | None,
         WHOLE,
@@ -218,11 +219,7 @@ class DenseTraining:
     epochs: Annotated[
         int | None, WHOLE, Parameter(help="passes over the training images (default: 100, from the recipe)")
     ] = None
-    batch_size: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(help="images of one training update, over all processes (default: 128, from the recipe)"),
-    ] = None
+    batch_size: TrainingBatch = None
     learning_rate: Annotated[
         float | None, Parameter(help="peak of the learning rate (default: 0.001, from the recipe)")
     ] = None
