@@ -1,6 +1,5 @@
 """Fixtures for tests of the benchmark: rows made once, plots drawn once, and fast garbage collection."""
 
-import gc
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,16 +7,15 @@ from typing import Any
 
 import pytest
 
+from builders.garbage import frozen_garbage
 from builders.records import rows_of, write_cell
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _frozen_garbage() -> Iterator[None]:
-    """Measurements collect garbage before each run. Frozen objects are skipped, which makes that fast."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _fast_collection() -> Iterator[None]:
+    """All tests of this folder measure."""
+    with frozen_garbage():
+        yield
 
 
 @pytest.fixture(scope="session")

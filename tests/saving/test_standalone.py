@@ -11,17 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from builders.models import build, random_images, random_plan, same_tensors
-from vitrim.models import describe, origin_of
+from builders.models import random_images, same_tensors
+from vitrim.models import origin_of
 from vitrim.saving.checkpoint import save
 from vitrim.saving.standalone import modeling_source, rebuild_facts
-from vitrim.surgery import prune
-
-
-@pytest.fixture(scope="module")
-def student() -> nn.Module:
-    model = build(dtype=torch.float32)
-    return prune(model, random_plan(describe(model), seed=1, blocks=(0, 2, 3)))
 
 
 @pytest.fixture(scope="module")

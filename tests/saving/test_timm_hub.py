@@ -16,12 +16,6 @@ IMAGES = random_images(dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def student() -> nn.Module:
-    model = build(dtype=torch.float32)
-    return prune(model, random_plan(describe(model), seed=1, blocks=(0, 2, 3)))
-
-
-@pytest.fixture(scope="module")
 def folder(student: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(student, tmp_path_factory.mktemp("cut"), classes=tuple("abcdefg"))
 
