@@ -11,11 +11,13 @@ from typing import Any
 from timm.layers.pos_embed_rel import RelPosBias, RelPosBiasTf, RelPosMlp
 from torch import nn
 
-from vitrim.models.describing import Macs, cut_of, heads, neurons, rows
-from vitrim.structure import TensorCut, UnitGroup
+from vitrim.models.describing import NO_NARROW_FORM, Macs, cut_of, heads, neurons, rows
+from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup
 
 Find = Callable[[str, nn.Module, Macs], list[UnitGroup]]
 Fit = Callable[[nn.Module], None]
+HEAD_WIDTH_ATTRIBUTES = ("head_dim", "dim_head", "key_dim", "val_dim")
+VALUE_WIDTH = "value_width"  # attribute of attentions in which only the values were narrowed
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class HeadLayout:
         fixed_macs: multiply-adds of the attention that do not depend on the number of heads.
         output_proj: name of the output projection in the attention.
         not_prunable: why no head can be removed; empty if heads can be removed.
+        not_narrowable: why heads cannot be narrowed; empty if they can.
+        only_values: why queries and keys cannot be narrowed; empty if they can.
     """
 
     width: int
@@ -57,23 +61,100 @@ class HeadLayout:
     fixed_macs: int = 0
     output_proj: str = "proj"
     not_prunable: str = ""
+    not_narrowable: str = NO_NARROW_FORM
+    only_values: str = ""
 
 
 def heads_of(name: str, attn: Any, macs: Macs, layout: HeadLayout) -> list[UnitGroup]:
     """The heads of an attention with this layout."""
+    count = layout.num_heads or attn.num_heads
     cuts: list[TensorCut] = []
     for layer, (rows_per_head, repeats) in layout.producers.items():
-        cuts += rows(f"{name}.{layer}", attrgetter(layer)(attn), rows_per_head, repeats=repeats)
+        path, module = f"{name}.{layer}", attrgetter(layer)(attn)
+        if _values_are_narrower(layout, layer):
+            cuts += rows(path, module, rows_per_head, repeats=repeats - 1)
+            cuts += rows(path, module, layout.width, first=(repeats - 1) * count * rows_per_head)
+        else:
+            cuts += rows(path, module, rows_per_head, repeats=repeats)
     return [
         heads(
-            count=layout.num_heads or attn.num_heads,
+            count=count,
             width=layout.width,
             output_proj=f"{name}.{layout.output_proj}",
             cuts=[*cuts, *layout.more_cuts],
             macs=macs.get(name, 0) - layout.fixed_macs,
             not_prunable=layout.not_prunable,
+            narrowing=layout.not_narrowable or directions_of(name, attn, macs, layout, count),
         )
     ]
+
+
+def directions_of(name: str, attn: Any, macs: Macs, layout: HeadLayout, count: int) -> Directions:
+    """What narrowing the `count` heads of an attention with this layout needs."""
+    found: dict[str, list[HeadRows]] = {"q": [], "k": [], "v": []}
+    inputs = {"q": "", "k": "", "v": ""}
+    for layer, (rows_per_head, repeats) in layout.producers.items():
+        module, letters = attrgetter(layer)(attn), _letters(layer)
+        is_fused, first = repeats == len(letters), 0
+        for letter in letters if module else "":
+            width = layout.width if letter == "v" else rows_per_head // (1 if is_fused else len(letters))
+            stride = width if is_fused else rows_per_head
+            for key, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                found[letter].append(HeadRows(name=f"{name}.{layer}.{key}", width=width, stride=stride, first=first))
+            inputs[letter] = (
+                f"{name}.{layer}" if macs.get(f"{name}.{layer}") else name
+            )  # some pass weights to a function
+            first += count * width if is_fused else width
+    for letter, entries in found.items():
+        if entries and getattr(attn, f"{letter}_bias", None) is not None:
+            width = entries[0].width
+            entries.append(HeadRows(name=f"{name}.{letter}_bias", width=width, stride=width))
+    values, num_columns = tuple(found["v"]), count * layout.width
+    of_values, of_all = _narrowed_macs(name, attn, macs, layout, count)
+    if layout.only_values:
+        return Directions(values=values, only_values=layout.only_values, macs=of_values // num_columns)
+    return Directions(
+        queries=tuple(found["q"]),
+        keys=tuple(found["k"]),
+        values=values,
+        query_input=inputs["q"],
+        key_input=inputs["k"],
+        macs=of_all // num_columns,
+    )
+
+
+def _narrowed_macs(name: str, attn: Any, macs: Macs, layout: HeadLayout, count: int) -> tuple[int, int]:
+    """Multiply-adds of an attention that are proportional to the width of the values, and to that of all its heads."""
+    output = macs.get(f"{name}.{layout.output_proj}", 0)
+    num_tokens = output // attrgetter(layout.output_proj)(attn).weight.numel()
+    products = macs.get(name, 0) - sum(macs.get(f"{name}.{key}", 0) for key, _ in attn.named_children())
+    of_values, of_all, key_width = output, output + products, 0
+    for layer, (rows_per_head, repeats) in layout.producers.items():
+        module, letters = attrgetter(layer)(attn), _letters(layer)
+        if not module or not letters:
+            continue
+        layer_macs = macs.get(f"{name}.{layer}", 0)
+        of_all += layer_macs
+        if not layer_macs:  # the attention passes the weight to a function
+            layer_macs = num_tokens * module.weight.numel()
+            products -= layer_macs
+        if "v" in letters:
+            of_values += layer_macs * count * layout.width // len(module.weight)
+        if "q" in letters:
+            key_width = rows_per_head // (len(letters) if repeats == 1 else 1)
+    return of_values + products * layout.width // (key_width + layout.width), of_all
+
+
+def _letters(layer: str) -> str:
+    """What a layer computes, by its name: `qkv`, `q`, `kv`, ..., or nothing of these."""
+    letters = "".join(letter for letter in layer.removesuffix("_proj") if letter in "qkv")
+    return letters if letters in ("q", "k", "v", "qk", "kv", "qkv") else ""
+
+
+def _values_are_narrower(layout: HeadLayout, layer: str) -> bool:
+    """Whether a fused layer has fewer rows for the values of a head than for its queries."""
+    rows_per_head, repeats = layout.producers[layer]
+    return _letters(layer).endswith("v") and repeats == len(_letters(layer)) > 1 and rows_per_head != layout.width
 
 
 def fused_heads(name: str, attn: Any, macs: Macs, *, width: int, **others: Any) -> list[UnitGroup]:
@@ -83,7 +164,7 @@ def fused_heads(name: str, attn: Any, macs: Macs, *, width: int, **others: Any) 
 
 def plain_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Heads of an attention that has only `qkv` and `proj`."""
-    return fused_heads(name, attn, macs, width=head_width_from_scale(attn))
+    return fused_heads(name, attn, macs, width=head_width_from_scale(attn), not_narrowable="")
 
 
 def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
@@ -101,7 +182,9 @@ def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
             for layer, repeats in layers.items()
         }
         fixed_macs = sum(macs.get(f"{name}.{submodule}", 0) for submodule in fixed)
-        layout = HeadLayout(width=attn.proj.in_features // num_heads, producers=producers, fixed_macs=fixed_macs)
+        layout = HeadLayout(
+            width=attn.proj.in_features // num_heads, producers=producers, fixed_macs=fixed_macs, not_narrowable=""
+        )
         return heads_of(name, attn, macs, layout)
 
     return find
@@ -109,8 +192,9 @@ def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
 
 def temperature_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Heads of a cross-covariance attention, with one temperature for each head."""
-    temperature = cut_of(f"{name}.temperature", attn.temperature)
-    return fused_heads(name, attn, macs, width=attn.proj.in_features // attn.num_heads, more_cuts=temperature)
+    temperature, reason = cut_of(f"{name}.temperature", attn.temperature), f"`{name}` attends between channels"
+    width = attn.proj.in_features // attn.num_heads
+    return fused_heads(name, attn, macs, width=width, more_cuts=temperature, not_narrowable=reason)
 
 
 def neurons_of(*producers: str, output_proj: str = "fc2", packed: int = 1, norm: str = "norm") -> Find:
@@ -185,10 +269,10 @@ def normalises_across(norm: nn.Module, name: str, units: str) -> str:
     return "" if isinstance(norm, nn.Identity) else f"`{name}` normalises across {units}"
 
 
-def qkv_biases(name: str, attn: Any, width: int) -> list[TensorCut]:
+def qkv_biases(name: str, attn: Any, width: int, value_width: int) -> list[TensorCut]:
     """Cuts of the biases of a fused qkv layer that are parameters of the attention."""
-    biases = ("q_bias", "k_bias", "v_bias")
-    return [cut for bias in biases for cut in cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)]
+    widths = {"q_bias": width, "k_bias": width, "v_bias": value_width}
+    return [cut for bias, size in widths.items() for cut in cut_of(f"{name}.{bias}", getattr(attn, bias), width=size)]
 
 
 def rel_pos_cuts(name: str, rel_pos: Any) -> list[TensorCut]:
@@ -212,18 +296,42 @@ def head_width_from_scale(attn: Any) -> int:
     return round(attn.scale**-2)
 
 
+def value_width(attn: Any, width: int) -> int:
+    """The width of the values of one head, which is `width` unless only the values were narrowed."""
+    return getattr(attn, VALUE_WIDTH, width)
+
+
+def set_head_width(attn: Any, group: UnitGroup, width: int) -> None:
+    """Note on an attention that its heads, or only their values, are narrower now.
+
+    Args:
+        group: the heads before.
+        width: their new width.
+    """
+    assert group.directions is not None
+    if group.directions.only_values:
+        setattr(attn, VALUE_WIDTH, width)
+        return
+    for attribute in HEAD_WIDTH_ATTRIBUTES:
+        if hasattr(attn, attribute):
+            setattr(attn, attribute, width)
+    if hasattr(attn, "scale"):
+        factor = attn.scale * group.width**0.5  # 1 in all models of timm, up to rounding
+        attn.scale = width**-0.5 * (1 if abs(factor - 1) < 1e-6 else factor)
+
+
 def no_fit(module: nn.Module) -> None:
     """Change nothing: the class has no attribute that repeats a size."""
 
 
 def fit_num_heads_by_head_dim(attn: Any) -> None:
     """Set `num_heads` of an attention that stores its head width as `head_dim`."""
-    attn.num_heads = attn.proj.in_features // attn.head_dim
+    attn.num_heads = attn.proj.in_features // value_width(attn, attn.head_dim)
 
 
 def fit_num_heads_by_scale(attn: Any) -> None:
     """Set `num_heads` of an attention that stores its head width only in `scale`."""
-    attn.num_heads = attn.proj.in_features // head_width_from_scale(attn)
+    attn.num_heads = attn.proj.in_features // value_width(attn, head_width_from_scale(attn))
 
 
 def fit_num_heads_by_temperature(attn: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionRope, DiffAttention, apply_rot_embed_cat
+from timm.layers import Attention, AttentionRope, DiffAttention, apply_rot_embed_cat
 from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from torch import Tensor
 
@@ -45,12 +45,20 @@ def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = Non
 
 
 def fused_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values `(B, H, N, K)` of a layer `qkv`, whose biases may be parameters of the attention."""
+    """Queries, keys and values `(B, H, N, K)` of a layer `qkv`, whose biases may be parameters of the attention.
+
+    If the values were narrowed, they have `attn.value_width` directions instead of K.
+    """
     qkv = attn.qkv(x)
     if getattr(attn, "q_bias", None) is not None:
         qkv = qkv + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-    q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+    if not hasattr(attn, "value_width"):
+        q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+    columns = attn.num_heads * attn.value_width
+    qk, v = qkv[..., :-columns], qkv[..., -columns:]
+    q, k = qk.unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
 
 
 def rope_of_kept_heads(attn: Any, rope: Tensor) -> Tensor:
@@ -65,6 +73,15 @@ def rotate(attn: Any, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
     prefix, patches = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
     patches = apply_rot_embed_cat(patches, rope, half=getattr(attn, "rotate_half", False))
     return torch.cat([prefix, patches], dim=2).type_as(like)
+
+
+class CutAttention(Attention):
+    """timm's `Attention` for values that are narrower than queries and keys."""
+
+    def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
+        q, k, v = fused_qkv(self, x)
+        return self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)))
 
 
 class CutEvaAttention(eva.EvaAttention):

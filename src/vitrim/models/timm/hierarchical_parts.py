@@ -50,13 +50,13 @@ from vitrim.structure import UnitGroup
 
 def _swin(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     table = cut_of(f"{name}.relative_position_bias_table", attn.relative_position_bias_table, dim=1)
-    return fused_heads(name, attn, macs, width=head_width_from_scale(attn), more_cuts=table)
+    return fused_heads(name, attn, macs, width=head_width_from_scale(attn), more_cuts=table, not_narrowable="")
 
 
 def _swin_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = attn.proj.in_features // attn.num_heads
     cuts = [*rows(f"{name}.cpb_mlp.2", attn.cpb_mlp[2]), *cut_of(f"{name}.logit_scale", attn.logit_scale)]
-    cuts += qkv_biases(name, attn, width)
+    cuts += qkv_biases(name, attn, width, width)
     fixed_macs = macs.get(f"{name}.cpb_mlp.0", 0)
     return fused_heads(name, attn, macs, width=width, more_cuts=cuts, fixed_macs=fixed_macs)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from vitrim.models.describing import Macs, cut_of, heads, neurons, not_prunable_neurons, rows
 from vitrim.models.timm.finders import (
+    VALUE_WIDTH,
     HeadLayout,
     Part,
     fit_num_heads_by_head_dim,
@@ -24,8 +25,10 @@ from vitrim.models.timm.finders import (
     rel_pos_cuts,
     rel_pos_fixed_macs,
     replaced_by,
+    value_width,
 )
 from vitrim.models.timm.forwards import (
+    CutAttention,
     CutAttentionRope,
     CutBeitAttention,
     CutDiffAttention,
@@ -36,6 +39,7 @@ from vitrim.models.timm.forwards import (
 )
 from vitrim.structure import TensorCut, UnitGroup
 
+ROTARY = "rotary positions turn pairs of directions of queries and keys"
 _mlp = neurons_of("fc1")
 
 
@@ -50,15 +54,35 @@ def _grn_mlp(name: str, mlp: Any, macs: Macs) -> list[UnitGroup]:
     return [not_prunable_neurons(mlp.fc2.weight.shape[1], f"`{name}.grn` normalises across neurons")]
 
 
+def normalised_queries(name: str, attn: Any) -> str:
+    """The reason not to narrow queries and keys that are normalised; empty if they are not."""
+    return "" if isinstance(attn.q_norm, nn.Identity) else f"`{name}.q_norm` normalises the queries of each head"
+
+
+def gated_channels(name: str, attn: Any) -> str:
+    """The reason not to rotate heads whose columns a gate multiplies; empty if there is no gate."""
+    return "" if getattr(attn, "gate", None) is None else f"`{name}.gate` multiplies each column of the heads"
+
+
 def _attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     gate = rows(f"{name}.gate", getattr(attn, "gate", None), attn.head_dim)
     reason = normalises_across(getattr(attn, "norm", nn.Identity()), f"{name}.norm", "heads")
-    return fused_heads(name, attn, macs, width=attn.head_dim, more_cuts=gate, not_prunable=reason)
+    layout = HeadLayout(
+        width=value_width(attn, attn.head_dim),
+        producers={"qkv": (attn.head_dim, 3)},
+        more_cuts=gate,
+        not_prunable=reason,
+        not_narrowable=reason or gated_channels(name, attn),
+        only_values=normalised_queries(name, attn),
+    )
+    return heads_of(name, attn, macs, layout)
 
 
 def _fit_attention(attn: Any) -> None:
     attn.attn_dim = attn.proj.in_features
-    attn.num_heads = attn.attn_dim // attn.head_dim  # `scale` must keep the value of the head width
+    fit_num_heads_by_head_dim(attn)  # `scale` must keep the value of the head width
+    if hasattr(attn, VALUE_WIDTH):
+        attn.__class__ = CutAttention
 
 
 def _attention_rope(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -71,6 +95,7 @@ def _attention_rope(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
         producers={"q_proj": (query_width, 1), "k_proj": (width, 1), "v_proj": (width, 1), "gate": (query_width, 1)},
         num_heads=attn.num_kv_heads,
         not_prunable=normalises_across(attn.norm, f"{name}.norm", "heads"),
+        not_narrowable=f"several query heads of `{name}` may have one key head",
     )
     return heads_of(name, attn, macs, layout)
 
@@ -84,12 +109,17 @@ def _fit_attention_rope(attn: Any) -> None:
 
 
 def _eva(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    width = attn.head_dim
+    width, values = attn.head_dim, value_width(attn, attn.head_dim)
+    reason = normalises_across(attn.norm, f"{name}.norm", "heads")
     layout = HeadLayout(
-        width=width,
-        producers={"qkv": (width, 3)} | {layer: (width, 1) for layer in ("q_proj", "k_proj", "v_proj", "gate")},
-        more_cuts=qkv_biases(name, attn, width),
-        not_prunable=normalises_across(attn.norm, f"{name}.norm", "heads"),
+        width=values,
+        producers={"qkv": (width, 3)}
+        | {layer: (width, 1) for layer in ("q_proj", "k_proj")}
+        | {layer: (values, 1) for layer in ("v_proj", "gate")},
+        more_cuts=qkv_biases(name, attn, width, values),
+        not_prunable=reason,
+        not_narrowable=reason or gated_channels(name, attn),
+        only_values=normalised_queries(name, attn) or ROTARY,
     )
     return heads_of(name, attn, macs, layout)
 
@@ -97,13 +127,21 @@ def _eva(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
 def _beit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     width = attn.proj.in_features // attn.num_heads
     table = cut_of(f"{name}.relative_position_bias_table", attn.relative_position_bias_table, dim=1)
-    return fused_heads(name, attn, macs, width=width, more_cuts=[*qkv_biases(name, attn, width), *table])
+    biases = qkv_biases(name, attn, width, width)
+    return fused_heads(name, attn, macs, width=width, more_cuts=[*biases, *table], not_narrowable="")
 
 
 def _rel_pos_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     rel_pos = f"{name}.rel_pos"
-    cuts, fixed_macs = rel_pos_cuts(rel_pos, attn.rel_pos), rel_pos_fixed_macs(rel_pos, macs)
-    return fused_heads(name, attn, macs, width=attn.head_dim, more_cuts=cuts, fixed_macs=fixed_macs)
+    layout = HeadLayout(
+        width=value_width(attn, attn.head_dim),
+        producers={"qkv": (attn.head_dim, 3)},
+        more_cuts=rel_pos_cuts(rel_pos, attn.rel_pos),
+        fixed_macs=rel_pos_fixed_macs(rel_pos, macs),
+        not_narrowable="",
+        only_values=normalised_queries(name, attn),
+    )
+    return heads_of(name, attn, macs, layout)
 
 
 def _fit_rel_pos_attention(attn: Any) -> None:
@@ -167,7 +205,7 @@ PLAIN_PARTS: Mapping[type[nn.Module], Part] = {
     vitamin.GeGluMlp: Part(neurons_of("w0", "w1", output_proj="w2", norm=""), no_fit),
     GatedMlp: Part(_gated_mlp, no_fit),
     GlobalResponseNormMlp: Part(_grn_mlp, no_fit),
-    Attention: Part(_attention, _fit_attention),
+    **dict.fromkeys((Attention, CutAttention), Part(_attention, _fit_attention)),
     vision_transformer_sam.Attention: Part(_attention, fit_num_heads_by_head_dim),
     **dict.fromkeys((AttentionRope, CutAttentionRope), Part(_attention_rope, _fit_attention_rope)),
     **replaced_by(DiffAttention, CutDiffAttention, _diff_attention, _fit_diff_attention),
