@@ -26,9 +26,10 @@ from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
 from vitrim.recovery.recover import recover
+from vitrim.rotation import Rotation, RotationStatistics, measure_rotation, rotate
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint
-from vitrim.source import Source, last_blocks
+from vitrim.source import Source, last_blocks, min_head_width, narrows_heads
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
@@ -64,11 +65,26 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Planner:
-    """Makes plans for one dense model within the budget of a recipe. `timings` is what was timed for it."""
+    """Makes plans for one dense model within the budget of a recipe.
+
+    Attributes:
+        source: the dense model and the images.
+        recipe: all settings.
+        timings: what was timed for the budget.
+        rotation: of the dense model's heads; None if heads keep their width.
+        head_width: width of the heads in every attention that can be narrowed; 0 if heads keep their width.
+    """
 
     source: Source
     recipe: Recipe
     timings: DeviceTimes
+    rotation: Rotation | None = None
+    head_width: int = 0
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The model that plans are applied to: the dense model, with rotated heads if heads are narrowed."""
+        return rotate(self.source.model, self.rotation) if self.rotation else self.source.model
 
     @cached_property
     def budget(self) -> Budget:
@@ -90,6 +106,22 @@ class Planner:
         found = score(model, self.calibration, self.recipe.importance.criterion, seed=self.recipe.seed)
         return replace(found, weights=fingerprint(model))
 
+    def score_dense(self, statistics: RotationStatistics) -> Scores:
+        """Score the dense model, and gather the statistics of a rotation in the same passes where one is needed."""
+        if not narrows_heads(self.source.structure, self.recipe):
+            return self.score(self.source.model)
+        with statistics.watching(self.source.model):
+            return self.score(self.source.model)
+
+    def measure_rotation(self, statistics: RotationStatistics) -> Rotation:
+        """The rotation of the dense model's heads, from these statistics, or from passes of its own if they are empty.
+
+        They are empty if the scores come from an earlier run.
+        """
+        if statistics.is_empty:
+            return measure_rotation(self.source.model, self.calibration)
+        return statistics.rotation(self.source.model)
+
     def check(self, remove_blocks: Sequence[int] | None = None) -> None:
         """Raise `BudgetError` if no plan without these blocks meets the budget, latency included.
 
@@ -97,7 +129,19 @@ class Planner:
             remove_blocks: by default as many blocks as the recipe may remove.
         """
         blocks = last_blocks(self.source.structure, self.recipe) if remove_blocks is None else remove_blocks
-        check_reachable(self.source.structure, self.budget, remove_blocks=blocks, times=self.times)
+        width = self.head_width or min_head_width(self.source.structure, self.recipe)
+        structure, times = self.source.structure, self.times
+        if width:
+            plan = PruningPlan.full(structure).with_head_widths(structure, width)
+            structure, times = structure.narrowed(width), times.after(plan) if times else None
+        check_reachable(structure, self.budget, whole=self.source.cost, remove_blocks=blocks, times=times)
+
+    def cut(self, plan: PruningPlan, batches: Calibration) -> nn.Module:
+        """The model that `plan` leaves of the dense model, recovered on `batches` if the recipe says so."""
+        student = prune(self.base, plan)
+        if not self.recipe.recovery.enabled:
+            return student
+        return recover(student, self.source.model, plan, batches, ridge=self.recipe.recovery.ridge)
 
     def plan_width(self, scores: Scores, num_blocks: int) -> Proposal:
         """Plan the width stage: narrow the dense model so that `num_blocks` blocks can be removed afterwards."""
@@ -113,17 +157,23 @@ class Planner:
                 dense_ms=self.timings.dense_ms,
             )
 
-        return self._iterative(scores, choose)
+        return self._iterative(scores, choose, self.recipe.importance.steps)
 
-    def plan_one_shot(self, scores: Scores, remove_blocks: tuple[int, ...]) -> Proposal:
-        """Plan to remove these blocks and to narrow the others to the budget, without a distillation in between."""
+    def plan_one_shot(self, scores: Scores, remove_blocks: tuple[int, ...], *, steps: int = 0) -> Proposal:
+        """Plan to remove these blocks and to narrow the others to the budget, without a distillation in between.
+
+        Args:
+            scores: of the dense model.
+            remove_blocks: indices of blocks that are removed.
+            steps: number of steps; 0 for as many as the recipe says.
+        """
 
         def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
             is_dense = len(structure.blocks) == len(self.source.structure.blocks)
             blocks = remove_blocks if is_dense else ()  # they are removed in the first step
             return allocate(structure, found, budget, whole=self.source.cost, remove_blocks=blocks, times=times)
 
-        return self._iterative(scores, choose)
+        return self._iterative(scores, choose, steps or self.recipe.importance.steps)
 
     def plan_depth(self, student: nn.Module, before: PruningPlan, num_blocks: int) -> Proposal:
         """Plan the depth stage: remove the `num_blocks` least important blocks, narrow the others to the budget.
@@ -142,17 +192,21 @@ class Planner:
 
         return self._corrected_by_measurement(before, choose)
 
-    def _iterative(self, scores: Scores, choose: ChoosePlan) -> Proposal:
+    def _iterative(self, scores: Scores, choose: ChoosePlan, steps: int) -> Proposal:
         """Narrow the model in steps. After each step but the last, the model is recovered and scored again.
 
-        The budgets of the steps shrink by equal factors. Nothing is trained in between.
+        The budgets of the steps shrink by equal factors. Nothing is trained in between. Heads get their width before
+        the first step. The scores stay valid then: they say how the loss changes without a unit, whatever its width.
 
         Args:
             scores: of the dense model.
             choose: makes the plan of one step. Its indices refer to the model that the steps before have left.
+            steps: number of steps.
         """
-        steps, dense = self.recipe.importance.steps, self.source.model
-        plan, student = PruningPlan.full(self.source.structure), dense
+        plan, student = PruningPlan.full(self.source.structure), self.base
+        if self.head_width:
+            plan = plan.with_head_widths(self.source.structure, self.head_width)
+            student = prune(self.base, plan)
         for step in range(1, steps):
             budget = self.budget.on_the_way(step / steps, self.timings.dense_ms)
             times = self.times.after(plan) if self.times else None
@@ -160,9 +214,7 @@ class Planner:
             if plan.keeps_all(self.source.structure):
                 continue
             log(f"narrowing: step {step} of {steps}")
-            student = prune(dense, plan)
-            if self.recipe.recovery.enabled:
-                student = recover(student, dense, plan, self.calibration, ridge=self.recipe.recovery.ridge)
+            student = self.cut(plan, self.calibration)
             scores = self.score(student)
         structure, last_scores = describe(student), scores
         proposal = self._corrected_by_measurement(

@@ -89,6 +89,11 @@ class RotationStatistics:
     inputs: dict[str, "InputSums"] = field(default_factory=dict)
     outputs: dict[str, "OutputSums"] = field(default_factory=dict)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image has been seen."""
+        return not any(sums.count for sums in self.outputs.values())
+
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """A context in which every forward pass of `model` adds to the sums, such as the passes of `score`."""
@@ -235,10 +240,11 @@ def measure_rotation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
 
     To use the passes of `score` instead of passes of its own, see `RotationStatistics`.
 
-    For one head with queries q, keys k and output o over all tokens: G_q = E[q q'], G_k = E[c c'] where c is k minus its
-    mean over the tokens of its image, and G_q^(1/2) G_k^(1/2) = U S V'. Queries become S^(1/2) U' G_q^(-1/2) q, and keys
-    S^(1/2) V' G_k^(-1/2) k. With the covariance G_o of o and the head's columns W_o of the output projection,
-    G_o^(1/2) W_o' = U S V'. Values become U' G_o^(-1/2) v, and the columns W_o G_o^(1/2) U.
+    For one head with queries q, keys k and output o over all tokens: G_q = E[q q'], G_k = E[c c'] where c is k minus
+    its mean over the tokens of its image, and G_q^(1/2) G_k^(1/2) = U S V'. Queries become S^(1/2) U' G_q^(-1/2) q, and
+    keys S^(1/2) V' G_k^(-1/2) k. With the covariance G_o of o and the head's columns W_o of the output projection,
+    G_o^(1/2) W_o' = U S V'. Values become U' G_o^(-1/2) v, and the columns W_o G_o^(1/2) U (compare Wei et al. 2025,
+    A3, arXiv 2505.12942). Eigenvalues below `MIN_EIGENVALUE` of the largest are raised to it.
 
     Args:
         batches: of images `(B, C, h, w)` and labels; the labels are not used.

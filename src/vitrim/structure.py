@@ -7,7 +7,7 @@ them. Standard library only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 UnitKind = Literal["heads", "neurons"]
@@ -199,6 +199,27 @@ class ViTStructure:
     params: int
     macs: int
     skipped_parts: tuple[str, ...] = ()
+
+    def narrowed(self, width: int) -> "ViTStructure":
+        """The structure with heads of at most this width, where they can be narrowed. Only its costs are meant.
+
+        Where tensors store the narrowed heads is not stated; `describe` states it for the narrowed model.
+        """
+        blocks = []
+        for block in self.blocks:
+            groups = [
+                replace(group, width=width, params=group.params_at(width), macs=group.macs_at(width))
+                if group.directions and width < group.width
+                else group
+                for group in block.groups
+            ]
+            blocks.append(replace(block, groups=tuple(groups)))
+        return replace(self, blocks=tuple(blocks))
+
+    @property
+    def max_narrowable_width(self) -> int:
+        """The largest head width K of the attentions that can be narrowed; 0 if there is none."""
+        return max((group.width for block in self.blocks for group in block.groups if group.directions), default=0)
 
     def matched_teacher_blocks(self, kept: Sequence[int]) -> list[int]:
         """The teacher block whose output the output of each kept block should match.

@@ -61,11 +61,15 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
         removed: list[str] = []
         for group in block.groups:
             units = kept[index].units(group.key)
-            counts[group.kind].append(f"{len(units)} of {group.count}")
+            width = kept[index].width(group)
+            narrowed = f" x {width} of {group.width}" if width < group.width else ""
+            counts[group.kind].append(f"{len(units)} of {group.count}{narrowed}")
             if group.kind == "heads":
                 removed += [str(head) for head in range(group.count) if head not in units] or ["none"]
         rows.append([block.name, ", ".join(counts["heads"]), ", ".join(counts["neurons"]), ", ".join(removed)])
-    print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads removed"], rows)
+    narrows = any(block.head_widths for block in plan.blocks)
+    heads = "heads x width kept" if narrows else "heads kept"
+    print_table(f"Plan for {structure.model}", ["block", heads, "neurons kept", "heads removed"], rows)
     cost = count_cost(structure, plan)
     params, macs = cost.fraction_of(count_cost(structure))
     print_line("one cut, without training; with `--depth auto`, compress may also remove blocks")
