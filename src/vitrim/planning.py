@@ -21,6 +21,7 @@ from vitrim.data.matching import Calibration
 from vitrim.errors import BudgetError
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.criteria import score
+from vitrim.importance.joint import choose_jointly
 from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
@@ -210,7 +211,7 @@ class Planner:
         for step in range(1, steps):
             budget = self.budget.on_the_way(step / steps, self.timings.dense_ms)
             times = self.times.after(plan) if self.times else None
-            plan = plan.then(choose(describe(student), scores, budget, times))
+            plan = plan.then(self._jointly(student, choose(describe(student), scores, budget, times)))
             if plan.keeps_all(self.source.structure):
                 continue
             log(f"narrowing: step {step} of {steps}")
@@ -220,7 +221,11 @@ class Planner:
         proposal = self._corrected_by_measurement(
             plan, lambda times: choose(structure, last_scores, self.budget, times)
         )
-        return replace(proposal, plan=plan.then(proposal.plan))
+        return replace(proposal, plan=plan.then(self._jointly(student, proposal.plan)))
+
+    def _jointly(self, student: nn.Module, plan: PruningPlan) -> PruningPlan:
+        """The plan with the units of each layer chosen together, if the recipe says so."""
+        return choose_jointly(student, plan, self.calibration) if self.recipe.importance.joint else plan
 
     def _corrected_by_measurement(
         self, before: PruningPlan, choose: Callable[[PartCosts | None], PruningPlan]
