@@ -121,7 +121,7 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
         _check_scores(scores, source, recipe)
 
 
-HEAD_FRACTIONS = (1.0, 0.75, 0.5, 0.375, 0.25)  # of the head width, which `auto` compares
+HEAD_FRACTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)  # of the head width, which `auto` compares
 HEAD_MULTIPLES = (8, 4, 2, 1)
 
 
