@@ -33,8 +33,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def recipe_in(folder: Path) -> Recipe:
-    """The recipe that the old version wrote. It had no setting for the width of heads, and kept it."""
-    return load_recipe(str(folder / "recipe.toml"), ["heads.width=full"], kind=Recipe)
+    """The recipe that the old version wrote, with what it did where it had no setting."""
+    return load_recipe(str(folder / "recipe.toml"), ["heads.width=full", "importance.joint=false"], kind=Recipe)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -33,7 +33,7 @@ def compare_head_widths(planner: Planner, scores: Scores) -> dict[int, float]:
             candidate.check(())
         except BudgetError:
             continue  # heads of this width cannot become few enough; narrower ones may
-        plan = candidate.plan_one_shot(scores, (), steps=1).plan
+        plan = candidate.plan_in_one_step(scores)
         found[width] = mean_divergence(candidate.cut(plan, calibration), planner.source.model, held_out)
         log(f"head width {width}: divergence from the dense model {found[width]:.4f}")
         if found[width] > min(found.values()):

@@ -35,6 +35,8 @@ from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
 MAX_ATTEMPTS = 5  # at a plan whose predicted latency is right
+MAX_ATTEMPTS_ABOVE_BUDGET = 10  # while every plan so far was above the budget
+MIN_SLOPE, MAX_SLOPE = 0.5, 2.0  # of the logarithm of the measured time, by that of the factor
 MAX_SLOWER, MAX_FASTER = 0.01, 0.02  # accepted relative error of the predicted latency
 
 ChoosePlan = Callable[[ViTStructure, Scores, Budget, PartCosts | None], PruningPlan]
@@ -158,23 +160,28 @@ class Planner:
                 dense_ms=self.timings.dense_ms,
             )
 
-        return self._iterative(scores, choose, self.recipe.importance.steps)
+        return self._iterative(scores, choose)
 
-    def plan_one_shot(self, scores: Scores, remove_blocks: tuple[int, ...], *, steps: int = 0) -> Proposal:
-        """Plan to remove these blocks and to narrow the others to the budget, without a distillation in between.
+    def plan_in_one_step(self, scores: Scores) -> PruningPlan:
+        """Plan to narrow the dense model to the budget at once, with predicted latency only. All blocks are kept.
 
         Args:
             scores: of the dense model.
-            remove_blocks: indices of blocks that are removed.
-            steps: number of steps; 0 for as many as the recipe says.
         """
+        plan, student = self._before_first_step()
+        structure, times = describe(student), self.times.after(plan) if self.times else None
+        step = allocate(structure, scores, self.budget, whole=self.source.cost, times=times)
+        return plan.then(self._jointly(student, step))
+
+    def plan_one_shot(self, scores: Scores, remove_blocks: tuple[int, ...]) -> Proposal:
+        """Plan to remove these blocks and to narrow the others to the budget, without a distillation in between."""
 
         def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
             is_dense = len(structure.blocks) == len(self.source.structure.blocks)
             blocks = remove_blocks if is_dense else ()  # they are removed in the first step
             return allocate(structure, found, budget, whole=self.source.cost, remove_blocks=blocks, times=times)
 
-        return self._iterative(scores, choose, steps or self.recipe.importance.steps)
+        return self._iterative(scores, choose)
 
     def plan_depth(self, student: nn.Module, before: PruningPlan, num_blocks: int) -> Proposal:
         """Plan the depth stage: remove the `num_blocks` least important blocks, narrow the others to the budget.
@@ -193,7 +200,15 @@ class Planner:
 
         return self._corrected_by_measurement(before, choose)
 
-    def _iterative(self, scores: Scores, choose: ChoosePlan, steps: int) -> Proposal:
+    def _before_first_step(self) -> tuple[PruningPlan, nn.Module]:
+        """The plan that only narrows the heads of the dense model, and the model that it leaves."""
+        full = PruningPlan.full(self.source.structure)
+        if not self.head_width:
+            return full, self.base
+        plan = full.with_head_widths(self.source.structure, self.head_width)
+        return plan, prune(self.base, plan)
+
+    def _iterative(self, scores: Scores, choose: ChoosePlan) -> Proposal:
         """Narrow the model in steps. After each step but the last, the model is recovered and scored again.
 
         The budgets of the steps shrink by equal factors. Nothing is trained in between. Heads get their width before
@@ -202,12 +217,9 @@ class Planner:
         Args:
             scores: of the dense model.
             choose: makes the plan of one step. Its indices refer to the model that the steps before have left.
-            steps: number of steps.
         """
-        plan, student = PruningPlan.full(self.source.structure), self.base
-        if self.head_width:
-            plan = plan.with_head_widths(self.source.structure, self.head_width)
-            student = prune(self.base, plan)
+        steps = self.recipe.importance.steps
+        plan, student = self._before_first_step()
         for step in range(1, steps):
             budget = self.budget.on_the_way(step / steps, self.timings.dense_ms)
             times = self.times.after(plan) if self.times else None
@@ -246,7 +258,7 @@ class Planner:
         if self.times is None:
             return Proposal(plan=choose(None))
         tried: list[_Attempt] = []
-        while len(tried) < MAX_ATTEMPTS:
+        while len(tried) < MAX_ATTEMPTS or (all(t.over for t in tried) and len(tried) < MAX_ATTEMPTS_ABOVE_BUDGET):
             factor = _next_factor(tried)
             times = self.times.scaled(factor)
             try:
@@ -293,7 +305,10 @@ def _next_factor(tried: Sequence[_Attempt]) -> float:
     slope = 1.0
     if len(near) == 2 and near[0].factor != near[1].factor:
         slope = -math.log(near[0].slower / near[1].slower) / math.log(near[0].factor / near[1].factor)
-    return near[0].factor * near[0].slower ** (1 / min(max(slope, 0.5), 2.0))
+    factor = near[0].factor * near[0].slower ** (1 / min(max(slope, MIN_SLOPE), MAX_SLOPE))
+    if any(math.isclose(factor, attempt.factor) for attempt in tried):  # it led to a plan of the same measured time
+        return tried[-1].factor * tried[-1].slower ** (1 / MIN_SLOPE)
+    return factor
 
 
 def width_plan(

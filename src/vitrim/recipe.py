@@ -29,9 +29,10 @@ from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
 SHIPPED = Path(__file__).parent / "recipes"
-SETTINGS_OF_0_1 = {
-    "heads": {"width": "full", "multiple_of": "auto"}
-}  # what version 0.1.0 did, which had no such settings
+SETTINGS_OF_0_1 = {  # what version 0.1.0 did, which had no such settings
+    "heads": {"width": "full", "multiple_of": "auto"},
+    "importance": {"joint": False},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class ImportanceSettings:
     num_images: int = 2048
     batch_size: int = 128
     steps: int = 4
-    joint: bool = False
+    joint: bool = True
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
