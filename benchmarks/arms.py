@@ -95,11 +95,13 @@ def _compress(arm: _ArmRun) -> Outcome:
         for row in result.report["stages"]
         if row["name"] != "dense"
     ]
+    recovered = arm.folder / "width-recovered"  # the run keeps the model after its first recovery
     return Outcome(
         model=result.model,
         evaluation=read_json(arm.folder / "evaluation-final.json"),
         after_cut=read_evaluation(arm.folder / "evaluation-width-cut.json"),
         after_recover=read_evaluation(arm.folder / "evaluation-width-recover.json"),
+        recovered=load(recovered, device=this_process().device) if recovered.is_dir() else None,
         stages=stages,
     )
 

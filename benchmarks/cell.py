@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.architectures import model_to_train
 from benchmarks.config import CONTROL, CellConfig, dense_recipe, recipe_for, scratch_training
+from benchmarks.divergence import logits_on
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
 from vitrim.errors import FolderInUse, SettingError
@@ -69,6 +70,7 @@ class Cell:
     command: str
     commit: str
     _models: dict[int, nn.Module] = field(default_factory=dict)
+    _logits: dict[int, Tensor] = field(default_factory=dict)
 
     def folder(self, job: Job) -> Path:
         """Return the folder of one arm. The dense control has one folder for all fractions to keep."""
@@ -90,6 +92,13 @@ class Cell:
                 recipe = dense_recipe(self.config, seed)
                 self._models[seed] = fit(model, self.data, recipe, self.dense_folder(seed))
         return self._models[seed]
+
+    def dense_logits(self, seed: int) -> Tensor:
+        """Return the logits of the dense model on the test images, `(N, C)`. Those of the last seed stay in memory."""
+        if seed not in self._logits:
+            self._logits.clear()
+            self._logits[seed] = logits_on(self.dense(seed), self.data.validation)
+        return self._logits[seed]
 
     def _check(self, model: nn.Module) -> None:
         """Check the settings of all arms before the dense model is trained, which takes long."""

@@ -26,8 +26,11 @@ HEADER = (
     "minus dense teacher [95 %]",
     "minus dense control [95 %]",
     "vitrim minus this arm [95 %]",
+    "divergence",
+    "agreement [95 %]",
     "after pruning",
     "after recovery",
+    "divergence after recovery",
     "after width distillation",
     "after depth pruning",
     "parameters kept",
@@ -207,8 +210,11 @@ def _line(row: Row) -> list[str]:
         _interval(row, "delta_dense", "low", "high"),
         _interval(row, "delta_control", "delta_control_low", "delta_control_high"),
         _interval(row, "vitrim_delta", "vitrim_low", "vitrim_high"),
+        _nats(row.get("kl_dense")),  # rows of earlier versions have no comparison of the outputs
+        _percent_with_interval(row, "agreement", "agreement_low", "agreement_high"),
         _percent(row["top1_after_cut"]) + _size(row, "cut"),
         _percent(row["top1_after_recover"]) + _size(row, "recover"),
+        _nats(row.get("kl_recovered")),
         _stage(row, "distil") + _size(row, "distil"),
         _stage(row, "depth recover" if "depth recover" in row["stages"] else "depth cut"),
         f"{100 * row['params_ratio']:.1f} %",
@@ -334,6 +340,18 @@ def _target_line(target: Target) -> list[str]:
 
 def _percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f} %"
+
+
+def _nats(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _percent_with_interval(row: Row, *names: str) -> str:
+    values = [row.get(name) for name in names]
+    if any(value is None for value in values):
+        return NONE
+    percent, low, high = (f"{value:.2f}" for value in values)
+    return f"{percent} % [{low}, {high}]"
 
 
 def _interval(row: Row, *names: str) -> str:

@@ -46,6 +46,10 @@ class Measurement:
         dense: the same for the dense model.
         after_cut: the same right after the first pruning. None for arms that do not prune.
         after_recover: the same after the recovery. None for arms without recovery.
+        same: whether the final model and the dense model predict the same class, `(N,)` of bool. None in records of
+            earlier versions, which do not compare the outputs.
+        divergence: KL(dense || final model) of the outputs for each image, in nats, `(N,)`. None in such records.
+        divergence_after_recover: the same after the recovery. None in such records and for arms without recovery.
     """
 
     path: Path
@@ -54,6 +58,9 @@ class Measurement:
     dense: np.ndarray = field(repr=False)
     after_cut: np.ndarray | None = field(repr=False)
     after_recover: np.ndarray | None = field(repr=False)
+    same: np.ndarray | None = field(repr=False)
+    divergence: np.ndarray | None = field(repr=False)
+    divergence_after_recover: np.ndarray | None = field(repr=False)
 
     @property
     def key(self) -> Key:
@@ -143,15 +150,23 @@ def _read(path: Path) -> Measurement | str:
         raise DataError(f"{path} names the arm {values['arm']!r}; expected one of {', '.join(ARMS)}.")
     names = {"correct": "evaluation", "dense": "dense", "after_cut": "after_cut", "after_recover": "after_recover"}
     arrays = {name: _marks(values[source]) for name, source in names.items()}
+    near, near_recovered = (values.get(key) for key in ("against_dense", "recovered_against_dense"))
+    arrays["same"] = _marks(near, "same")
+    arrays["divergence"], arrays["divergence_after_recover"] = _numbers(near), _numbers(near_recovered)
     sizes = {len(array) for array in arrays.values() if array is not None}
     if len(sizes) != 1 or 0 in sizes:
         raise DataError(f"{path} holds evaluations on {sizes} images; expected the same number of images for all.")
     return Measurement(path=path, values=values, **arrays)  # type: ignore[arg-type]
 
 
-def _marks(evaluation: dict[str, Any] | None) -> np.ndarray | None:
-    """Read `Evaluation.correct` from the text of `Evaluation.to_dict`, without importing torch."""
-    return np.frombuffer(evaluation["correct"].encode(), dtype=np.uint8) == ord("1") if evaluation else None
+def _marks(values: dict[str, Any] | None, key: str = "correct") -> np.ndarray | None:
+    """Read a text of 0 and 1, such as `correct` of `Evaluation.to_dict`, without importing torch."""
+    return np.frombuffer(values[key].encode(), dtype=np.uint8) == ord("1") if values else None
+
+
+def _numbers(values: dict[str, Any] | None) -> np.ndarray | None:
+    """Read the divergence for each image from the text of `divergence.compare_logits`."""
+    return np.array(values["kl_images"].split(), dtype=np.float32) if values else None
 
 
 def _check_same(first: Measurement, second: Measurement, names: Sequence[str]) -> None:

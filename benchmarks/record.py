@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from benchmarks.cell import RECORD, Cell, Job, read_evaluation, seconds_in
 from benchmarks.config import dense_recipe, student_training
+from benchmarks.divergence import compare_logits, logits_on
 from vitrim.costs.counting import count_cost
 from vitrim.runs.environment import environment
 from vitrim.runs.files import write_text
@@ -29,6 +31,7 @@ class Outcome:
         stages: name, top-1, parameters and multiply-adds after each stage. The last one is the final model.
         after_cut: evaluation right after the first pruning. None for arms that do not prune.
         after_recover: evaluation after the recovery that follows the first pruning. None for arms without recovery.
+        recovered: the model after this recovery. None for arms without recovery.
         has_teacher: whether each training step also runs the dense model.
     """
 
@@ -37,6 +40,7 @@ class Outcome:
     stages: list[dict[str, Any]]
     after_cut: dict[str, Any] | None = None
     after_recover: dict[str, Any] | None = None
+    recovered: nn.Module | None = None
     has_teacher: bool = True
 
 
@@ -53,6 +57,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
     config, folder = cell.config, cell.folder(job)
     cost, dense_cost = count_cost(outcome.model), count_cost(dense)
     params_ratio, macs_ratio = cost.fraction_of(dense_cost)
+    near = partial(_compare_with_dense, cell, job.seed)
     rows = read_metrics(folder / "metrics.jsonl")
     return {
         "cell": config.name,
@@ -70,6 +75,8 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "after_cut": outcome.after_cut,
         "after_recover": outcome.after_recover,
         "dense": read_evaluation(cell.dense_folder(job.seed) / "evaluation.json"),
+        "against_dense": near(outcome.model),
+        "recovered_against_dense": near(outcome.recovered) if outcome.recovered is not None else None,
         "params_ratio": params_ratio,
         "macs_ratio": macs_ratio,
         "seconds": seconds_in(folder),
@@ -80,6 +87,10 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "command": cell.command,
         "commit": cell.commit,
     }
+
+
+def _compare_with_dense(cell: Cell, seed: int, model: nn.Module) -> dict[str, Any]:
+    return compare_logits(cell.dense_logits(seed), logits_on(model, cell.data.validation))
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,10 @@ Row = dict[str, Any]
 BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 _MEANS = ("search_epochs", "params_ratio", "macs_ratio", "seconds", "images_per_second")
 _AGAINST_CONTROL = ("top1_dense_control", "delta_control", "delta_control_low", "delta_control_high")
-_AGAINST_VITRIM = ("vitrim_delta", "vitrim_low", "vitrim_high", "recover_lead", "recover_lead_low", "recover_lead_high")
+_VITRIM_DELTA = ("vitrim_delta", "vitrim_low", "vitrim_high")
+_RECOVER_LEAD = ("recover_lead", "recover_lead_low", "recover_lead_high")
+_KL_LEAD = ("kl_lead", "kl_lead_low", "kl_lead_high")
+_AGAINST_VITRIM = (*_VITRIM_DELTA, *_RECOVER_LEAD, *_KL_LEAD)
 
 
 def to_rows(groups: Groups) -> list[Row]:
@@ -94,9 +97,13 @@ def _row(members: list[Measurement], vitrim: list[Measurement], control: list[Me
         "top1_seeds": [100 * float(m.correct.mean()) for m in members],
         **_named(dense, "delta_dense", "low", "high"),
         **_named(against_control, "delta_control", "delta_control_low", "delta_control_high"),
-        **_named(_difference(members, others, "correct", "correct"), "vitrim_delta", "vitrim_low", "vitrim_high"),
+        **_named(_difference(members, others, "correct", "correct"), *_VITRIM_DELTA),
         **_recover_ratio(members),
-        **_named(_difference(members, others, "after_cut", "after_recover"), *_AGAINST_VITRIM[3:]),
+        **_named(_difference(members, others, "after_cut", "after_recover"), *_RECOVER_LEAD),
+        "kl_dense": _mean_of(members, "divergence"),
+        "kl_recovered": _mean_of(members, "divergence_after_recover"),
+        **_agreement(members),
+        **_kl_lead(members, others),
         "stages": _stages(members),
         **{name: _mean(members, name) for name in _MEANS},
         "peak_share": _peak_fraction(members),
@@ -117,12 +124,18 @@ def _difference(
     first: list[Measurement], second: list[Measurement], first_name: str, second_name: str
 ) -> dict[str, float] | None:
     """Return second minus first over the seeds that both have. None if they have no seed in common."""
+    pair = _common(first, second, first_name, second_name)
+    return asdict(paired_difference(*pair)) if pair else None
+
+
+def _common(
+    first: list[Measurement], second: list[Measurement], first_name: str, second_name: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the values of both over the seeds that both have, `(S, N)` each. None if there is no such seed."""
     ones = {m.seed: getattr(m, first_name) for m in first if getattr(m, first_name) is not None}
     others = {m.seed: getattr(m, second_name) for m in second if getattr(m, second_name) is not None}
     seeds = sorted(ones.keys() & others.keys())
-    if not seeds:
-        return None
-    return asdict(paired_difference(np.stack([ones[s] for s in seeds]), np.stack([others[s] for s in seeds])))
+    return (np.stack([ones[s] for s in seeds]), np.stack([others[s] for s in seeds])) if seeds else None
 
 
 def _recover_ratio(members: list[Measurement]) -> Row:
@@ -136,9 +149,30 @@ def _recover_ratio(members: list[Measurement]) -> Row:
     return dict(zip(("recover_share", "recover_share_low", "recover_share_high"), values, strict=True))
 
 
+def _agreement(members: list[Measurement]) -> dict[str, float | None]:
+    """Return the percentage of images on which the arm and the dense model predict the same class."""
+    same = [m.same for m in members if m.same is not None]
+    found = asdict(paired_difference(np.zeros_like(same), np.array(same))) if same else None
+    return _named(found, "agreement", "agreement_low", "agreement_high")
+
+
+def _kl_lead(members: list[Measurement], vitrim: list[Measurement]) -> dict[str, float | None]:
+    """Return the arm's divergence from the dense model, in percent of that of the arm vitrim."""
+    pair = _common(members, vitrim, "divergence", "divergence")
+    ratio = paired_ratio(*pair) if pair else None
+    values = (ratio.percent, ratio.low, ratio.high) if ratio else (None, None, None)
+    return dict(zip(_KL_LEAD, values, strict=True))
+
+
 def _top1(members: list[Measurement], name: str) -> float | None:
+    found = _mean_of(members, name)
+    return None if found is None else 100 * found
+
+
+def _mean_of(members: list[Measurement], name: str) -> float | None:
+    """Return the mean over images and seeds of one value of each image."""
     found = [getattr(m, name) for m in members if getattr(m, name) is not None]
-    return 100 * float(np.mean(found)) if found else None
+    return float(np.mean(found, dtype=np.float64)) if found else None
 
 
 def _mean(members: list[Measurement], name: str) -> float | None:

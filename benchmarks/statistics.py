@@ -32,8 +32,8 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccuracyRatio:
-    """Accuracy of one model divided by that of another, in percent, with the ends of its interval."""
+class Ratio:
+    """A mean of one model divided by that of another, in percent, with the ends of its interval."""
 
     percent: float
     low: float
@@ -55,15 +55,15 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     return Difference(points=points, low=low, high=high, num_seeds=num_seeds, num_images=num_images)
 
 
-def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> AccuracyRatio | None:
-    """Return the accuracy of `numerator` divided by that of `denominator`.
+def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Ratio | None:
+    """Return the mean of `numerator` divided by that of `denominator`, such as a ratio of accuracies.
 
     Args:
-        numerator: whether each image is classified right, for `S` seeds and `N` images, `(S, N)` of bool.
+        numerator: a value of at least 0, or whether the model is right, for `S` seeds and `N` images, `(S, N)`.
         denominator: the same for the other model, with the same seeds and images.
 
     Returns:
-        The ratio, or None if a resampled accuracy of `denominator` is zero.
+        The ratio, or None if a resampled mean of `denominator` is zero.
     """
     _check(numerator, denominator)
     below = _resampled_means(denominator.astype(np.float32))
@@ -71,7 +71,8 @@ def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> AccuracyRati
         return None
     # both use the same draws, so images are paired
     low, high = _interval(100 * _resampled_means(numerator.astype(np.float32)) / below)
-    return AccuracyRatio(percent=100 * float(numerator.mean() / denominator.mean()), low=low, high=high)
+    means = [float(values.mean(dtype=np.float64)) for values in (numerator, denominator)]
+    return Ratio(percent=100 * means[0] / means[1], low=low, high=high)
 
 
 def _check(first: np.ndarray, second: np.ndarray) -> None:

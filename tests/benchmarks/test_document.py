@@ -19,11 +19,21 @@ def test_the_document_shows_the_rows(cell_rows: list[dict[str, Any]]) -> None:
     assert cells[1] == "61.00 %"
     assert cells[2] == f"+1.00 [{row['low']:+.2f}, {row['high']:+.2f}]"
     assert cells[3].startswith("-1.00 [") and cells[4] == "-"
-    assert cells[5:] == ["50.00 %", "59.00 %", "42.00 %", "43.00 %", "70.0 %", "69.0 %"]
+    assert cells[7:] == ["50.00 %", "59.00 %", "0.2000", "42.00 %", "43.00 %", "70.0 %", "69.0 %"]
+    assert cells[5:7] == ["0.1000", f"81.00 % [{row['agreement_low']:.2f}, {row['agreement_high']:.2f}]"]
     control = next(line for line in text.splitlines() if line.startswith(f"| {CONTROL} |"))
     assert control.split("|")[5].strip() == cells[3]  # vitrim minus the control
     for needed in ("200 test images", "AMD EPYC", "torch 2.14.1", "Commit: abc1234", "Seeds: 0, 1", "Time: "):
         assert needed in text
+
+
+def test_rows_without_a_comparison_of_the_outputs_are_shown(cell_rows: list[dict[str, Any]]) -> None:
+    added = ("kl_dense", "kl_recovered", "kl_lead", "agreement")
+    earlier = [{key: value for key, value in row.items() if not key.startswith(added)} for row in cell_rows]
+    text = to_markdown(earlier, [])
+    line = next(line for line in text.splitlines() if line.startswith("| **vitrim** |"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (cells[5], cells[6], cells[9]) == ("-", "-", "-")
 
 
 def test_the_document_has_no_absolute_path(cell_rows: list[dict[str, Any]]) -> None:

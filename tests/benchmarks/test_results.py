@@ -1,5 +1,6 @@
 """The rows of the tables: what they hold, and how new rows are merged with earlier ones."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ FURTHER_KEYS = {
     *("top1_seeds", "search_epochs", "seconds", "images_per_second", "peak_share", "tuning", "num_images"),
     *("recover_share", "recover_share_low", "recover_share_high"),
     *("recover_lead", "recover_lead_low", "recover_lead_high"),
+    *("kl_dense", "kl_recovered", "agreement", "agreement_low", "agreement_high"),
+    *("kl_lead", "kl_lead_low", "kl_lead_high"),
 }
 
 
@@ -41,6 +44,27 @@ def test_a_row_holds_means_over_seeds_and_paired_differences(cell_rows: list[dic
     assert row["low"] < -2 < row["high"] and row["vitrim_low"] < 3 < row["vitrim_high"]
     assert row["recover_lead"] == 19  # vitrim recovered to 59, paper's cut left 40
     assert row["stages"]["cut"] == {"top1": 40, "params_share": 0.7, "macs_share": 0.69, "num_seeds": 2}
+
+
+def test_a_row_holds_divergence_and_agreement(cell_rows: list[dict[str, Any]]) -> None:
+    row, vitrim = (pick(cell_rows, arm, 0.7) for arm in ("paper", "vitrim"))
+    assert (row["kl_dense"], row["kl_recovered"], row["agreement"]) == (0.25, None, 78)
+    assert (vitrim["kl_dense"], vitrim["kl_recovered"], vitrim["agreement"]) == (0.1, 0.2, 81)
+    assert row["agreement_low"] < 78 < row["agreement_high"]
+    lead = (row["kl_lead"], row["kl_lead_low"], row["kl_lead_high"])  # the factor is the same on each image
+    assert lead == pytest.approx((250, 250, 250), abs=1e-3)
+    assert vitrim["kl_lead"] is None
+
+
+def test_records_without_a_comparison_of_the_outputs_have_rows(tmp_path: Path) -> None:
+    write_cell(tmp_path, ("vitrim", "paper"), (0.7,))
+    for path in tmp_path.rglob("arm.json"):
+        values = json.loads(path.read_text())
+        del values["against_dense"], values["recovered_against_dense"]
+        path.write_text(json.dumps(values))
+    row = pick(rows_of(tmp_path), "paper", 0.7)
+    assert row["vitrim_delta"] == 3
+    assert [row[key] for key in ("kl_dense", "kl_recovered", "kl_lead", "agreement")] == [None] * 4
 
 
 def test_two_arms_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:

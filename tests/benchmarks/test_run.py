@@ -58,6 +58,8 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
         assert (record["after_cut"] is not None) == is_pruned
         assert (record["after_recover"] is not None) == (record["arm"] == "vitrim")
         assert record["stages"][-1]["top1"] == record["evaluation"]["top1"]
+        assert len(record["against_dense"]["kl_images"].split()) == record["evaluation"]["num_images"]
+        assert (record["recovered_against_dense"] is not None) == (record["arm"] == "vitrim")
         assert (record["search_epochs"] > 0) == (record["arm"] == "vitrim")
         assert record["seconds"] > 0 and record["images_per_second"] > 0
         assert record["keep"] == (1.0 if record["arm"] == CONTROL else 0.5)
@@ -129,7 +131,7 @@ def test_a_stopped_cell_ends_with_the_same_models(finished_cell, tmp_path, monke
     for place in places:
         assert same_tensors(load(finished_cell / place), load(tmp_path / "out" / place))
         one, two = (json.loads((out / place / "arm.json").read_text()) for out in (finished_cell, tmp_path / "out"))
-        kept = ("evaluation", "after_cut", "after_recover", "stages", "search_epochs", "dense")
+        kept = ("evaluation", "after_cut", "after_recover", "stages", "search_epochs", "dense", "against_dense")
         assert {key: one[key] for key in kept} == {key: two[key] for key in kept}
 
 

@@ -57,6 +57,12 @@ def test_the_interval_covers_the_true_difference_about_as_often_as_stated() -> N
     assert 180 <= hits <= 200
 
 
+def test_a_ratio_of_values_is_that_of_their_means() -> None:
+    values = np.random.default_rng(0).random((2, 200)).astype(np.float32)
+    ratio = paired_ratio(2 * values, values)
+    assert ratio is not None and (ratio.percent, ratio.low, ratio.high) == pytest.approx((200, 200, 200))
+
+
 def test_a_ratio_is_paired_over_the_images() -> None:
     model = noisy(2, 200, 0.6, 0, np.random.default_rng(0))
     ratio = paired_ratio(model, model)

@@ -33,6 +33,14 @@ def evaluation(top1: float, seed: int, num_images: int = NUM_IMAGES) -> dict[str
     return {"top1": 100 * float(right.mean()), "correct": "".join("01"[int(mark)] for mark in right)}
 
 
+def against_dense(kl: float, same: float, seed: int, num_images: int = NUM_IMAGES) -> dict[str, Any]:
+    """A comparison with the dense model: a divergence of `kl` on average, and `same` percent of equal classes."""
+    divergence = kl * (0.5 + np.roll(np.linspace(0, 1, num_images), 2 * seed))
+    equal = evaluation(same, seed, num_images)
+    kl_images = " ".join(f"{value:.6g}" for value in divergence)
+    return {"kl": kl, "agreement": equal["top1"], "kl_images": kl_images, "same": equal["correct"]}
+
+
 def arm_values(arm: str, keep: float, seed: int, **changes: Any) -> dict[str, Any]:
     """The content of one `arm.json`."""
     cost = {"params": 1_000_000 * keep, "macs": 20_000_000 * keep}
@@ -46,6 +54,8 @@ def arm_values(arm: str, keep: float, seed: int, **changes: Any) -> dict[str, An
         "after_cut": evaluation(AFTER_CUT[arm], seed) if arm in AFTER_CUT else None,
         "after_recover": evaluation(59.0, seed) if arm == "vitrim" else None,
         "dense": evaluation(DENSE_TOP1, 0),
+        "against_dense": against_dense(0.1 if arm == "vitrim" else 0.25, TOP1[arm] + 20, seed),
+        "recovered_against_dense": against_dense(0.2, 75.0, seed) if arm == "vitrim" else None,
         **{"params_ratio": keep, "macs_ratio": keep - 0.01, "seconds": 600.0, "images_per_second": 800.0},
         **{"train_macs_per_image": 6e7, "threads": 1, "commit": "abc1234"},
         "environment": {
