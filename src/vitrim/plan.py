@@ -287,7 +287,8 @@ def _check_units(kept: KeptBlock, block: BlockStructure, names: str) -> None:
         if width < group.width and group.directions is None:
             reason = group.not_narrowable or group.not_prunable or "they are no heads"
             raise PlanMismatch(
-                f"The plan narrows the {key} of block {kept.block}, which must keep their width {group.width}: {reason}."
+                f"The plan narrows the {key} of block {kept.block}, "
+                f"which must keep their width {group.width}: {reason}."
             )
 
 

@@ -36,13 +36,15 @@ from timm.models import (
 from timm.models.csatv2 import SpatialAttention
 from torch import nn
 
-from vitrim.models.describing import Macs, cut_of, heads, neurons, not_prunable_heads, rows
+from vitrim.models.describing import NO_NARROW_FORM, Macs, cut_of, heads, neurons, not_prunable_heads, rows
 from vitrim.models.timm.finders import (
     Find,
     Fit,
     HeadLayout,
     Part,
+    between_channels,
     chained_neurons,
+    fit_num_heads_by_head_dim,
     fit_num_heads_by_scale,
     fit_num_heads_by_temperature,
     fit_rel_pos,
@@ -51,11 +53,13 @@ from vitrim.models.timm.finders import (
     heads_of,
     layers_with_tensors,
     no_fit,
+    other_value_width,
     plain_heads,
     rel_pos_cuts,
     replaced_by,
     separate_heads,
     temperature_heads,
+    value_width,
 )
 from vitrim.models.timm.hierarchical_forwards import (
     CutChannelAttention,
@@ -74,11 +78,12 @@ from vitrim.models.timm.hierarchical_forwards import (
     CutWindowAttentionGlobal,
 )
 from vitrim.models.timm.hybrid_mlps import HYBRID_MLPS, INVERTED_BOTTLENECKS
-from vitrim.structure import TensorCut, UnitGroup
+from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup
 
 
-def _one_head(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
-    return [not_prunable_heads(1, f"`{name}` has one head")]
+def _one_head(not_narrowable: str) -> Find:
+    """A single head; `{}` in the reason not to narrow it stands for the name of the attention."""
+    return _skipped_heads(lambda attn: 1, "`{}` has one head", not_narrowable)
 
 
 def _no_units(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
@@ -86,11 +91,11 @@ def _no_units(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
     return []
 
 
-def _skipped_heads(count: Callable[[Any], int], reason: str) -> Find:
-    """Heads that are not prunable; `{}` in the reason stands for the name of the attention."""
+def _skipped_heads(count: Callable[[Any], int], reason: str, not_narrowable: str = "") -> Find:
+    """Heads that are not prunable; `{}` in the reasons stands for the name of the attention."""
 
     def find(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
-        return [not_prunable_heads(count(attn), reason.format(name))]
+        return [not_prunable_heads(count(attn), reason.format(name), not_narrowable.format(name))]
 
     return find
 
@@ -122,8 +127,15 @@ def _levit(qkv: str, q: str, output_proj: str, name: str, attn: Any, macs: Macs)
             output_proj=f"{name}.{output_proj}",
             cuts=[*cuts, *cut_of(f"{name}.attention_biases", attn.attention_biases)],
             macs=macs.get(name, 0),
+            narrowing=_levit_reason(name, attn),
         )
     ]
+
+
+def _levit_reason(name: str, attn: Any) -> str:
+    if isinstance(attn, efficientformer.Attention):
+        return other_value_width(name, attn.key_dim, attn.val_dim) or NO_NARROW_FORM
+    return f"`{name}.proj` begins with an activation of each column of the heads"
 
 
 def _fit_levit(attn: Any) -> None:
@@ -146,6 +158,7 @@ def _downsampling(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             output_proj=f"{name}.proj.conv",
             cuts=[*cuts, *cut_of(f"{name}.attention_biases", attn.attention_biases)],
             macs=macs.get(name, 0) - macs.get(f"{name}.q.local", 0),
+            narrowing=f"`{name}.v_local` filters each column of the values",
         )
     ]
 
@@ -185,8 +198,13 @@ def _fit_mambaout(block: Any) -> None:
 
 
 def _outlook(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    width = head_width_from_scale(attn)
-    layout = HeadLayout(width=width, producers={"v": (width, 1), "attn": (attn.kernel_size**4, 1)})
+    width = value_width(attn, head_width_from_scale(attn))
+    layout = HeadLayout(
+        width=width,
+        producers={"v": (width, 1), "attn": (attn.kernel_size**4, 1)},
+        not_narrowable="",
+        only_values=f"`{name}` has no queries and keys",
+    )
     return heads_of(name, attn, macs, layout)
 
 
@@ -201,6 +219,7 @@ def _mobilevit_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             output_proj=f"{name}.out_proj",
             cuts=rows(f"{name}.qkv_proj", attn.qkv_proj, repeats=2, first=1),
             macs=macs.get(name, 0) - query_macs,
+            narrowing=f"each head of `{name}` is one channel",
         )
     ]
 
@@ -209,8 +228,14 @@ def _fit_mobilevit_v2(attn: Any) -> None:
     attn.embed_dim = attn.out_proj.in_channels
 
 
+def _channel(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    width = head_width_from_scale(attn)
+    return fused_heads(name, attn, macs, width=width, not_narrowable=between_channels(name))
+
+
 def _channel_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    return fused_heads(name, attn, macs, width=attn.head_dim, num_heads=attn.groups)
+    reason = between_channels(name)
+    return fused_heads(name, attn, macs, width=attn.head_dim, num_heads=attn.groups, not_narrowable=reason)
 
 
 def _fit_channel_v2(attn: Any) -> None:
@@ -220,15 +245,17 @@ def _fit_channel_v2(attn: Any) -> None:
 def _gcvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Half of the blocks use global queries of the stage, one for each head of the dense model."""
     layout = HeadLayout(
-        width=attn.head_dim,
+        width=value_width(attn, attn.head_dim),
         producers={"qkv": (attn.head_dim, 2 if attn.use_global else 3)},
         more_cuts=rel_pos_cuts(f"{name}.rel_pos", attn.rel_pos),
+        not_narrowable="",
+        only_values=f"`{name}` uses the global queries of its stage" if attn.use_global else "",
     )
     return heads_of(name, attn, macs, layout)
 
 
 def _fit_gcvit(attn: Any) -> None:
-    fit_num_heads_by_scale(attn)
+    fit_num_heads_by_head_dim(attn)
     fit_rel_pos(attn.rel_pos, attn.num_heads)
 
 
@@ -249,8 +276,29 @@ def _conv_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             output_proj=output_proj,
             cuts=rows(f"{name}.pwise", attn.pwise, 3 * attn.head_dim),
             macs=macs.get(name, 0) - fixed_macs,
+            narrowing=_side_by_side(f"{name}.pwise", attn, macs.get(name, 0) - fixed_macs),
         )
     ]
+
+
+def _side_by_side(layer: str, attn: Any, macs: int) -> Directions:
+    """What narrowing needs if a convolution without bias stores queries, keys and values of one head side by side.
+
+    Args:
+        macs: multiply-adds of all heads.
+    """
+    width = attn.head_dim
+    queries, keys, values = (
+        (HeadRows(name=f"{layer}.weight", width=width, stride=3 * width, first=part * width),) for part in range(3)
+    )
+    return Directions(
+        queries=queries,
+        keys=keys,
+        values=values,
+        query_input=layer,
+        key_input=layer,
+        macs=macs // (attn.num_heads * width),
+    )
 
 
 def _is_convolution(module: nn.Module, path: str) -> bool:
@@ -303,6 +351,7 @@ def _gemma(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
         producers={"q_proj.linear": (query_width, 1), "k_proj.linear": (width, 1), "v_proj.linear": (width, 1)},
         num_heads=attn.num_kv_heads,
         output_proj="o_proj.linear",
+        not_narrowable=f"`{name}.v_norm` normalises the values of each head",
     )
     return heads_of(name, attn, macs, layout)
 
@@ -313,7 +362,7 @@ def _fit_gemma(attn: Any) -> None:
 
 
 def _visformer(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    return fused_heads(name, attn, macs, width=attn.head_dim)
+    return fused_heads(name, attn, macs, width=attn.head_dim, not_narrowable="")
 
 
 def _fit_visformer(attn: Any) -> None:
@@ -342,7 +391,7 @@ _REPLACED: Sequence[tuple[type[nn.Module], type[nn.Module], Find, Fit]] = (  # a
     (nextvit.EfficientAttention, CutNextVitAttention, separate_heads({"q": 1, "k": 1, "v": 1}), fit_num_heads_by_scale),
     (edgenext.CrossCovarianceAttn, CutCrossCovarianceAttn, temperature_heads, fit_num_heads_by_temperature),
     (davit.WindowAttention, CutDaVitWindowAttention, plain_heads, fit_num_heads_by_scale),
-    (davit.ChannelAttention, CutChannelAttention, plain_heads, fit_num_heads_by_scale),
+    (davit.ChannelAttention, CutChannelAttention, _channel, fit_num_heads_by_scale),
     (davit.ChannelAttentionV2, CutChannelAttentionV2, _channel_v2, _fit_channel_v2),
 )
 HYBRID_PARTS: Mapping[type[nn.Module], Part] = {
@@ -360,23 +409,44 @@ HYBRID_PARTS: Mapping[type[nn.Module], Part] = {
     gemma4_vit.Gemma4Attention: Part(_gemma, _fit_gemma),
     lowformer.LowFormerBlock: Part(_block_of("attn.main.1", ("mlp.main.1", "mlp.main.3")), _fit_block),
     cpubone.CPUBoneBlock: Part(_block_of("total.0.0.main.1", ("total.0.1.main.1", "total.0.1.main.3")), _fit_block),
-    **dict.fromkeys((iformer.SHMA, shvit.SHSA, swiftformer.EfficientAdditiveAttention), Part(_one_head, no_fit)),
+    iformer.SHMA: Part(_one_head("`{}.v_gate` multiplies each column of the head"), no_fit),
+    shvit.SHSA: Part(_one_head("`{}.proj` begins with an activation of each column of the head"), no_fit),
+    swiftformer.EfficientAdditiveAttention: Part(
+        _one_head("`{}` multiplies queries and keys column by column"), no_fit
+    ),
     SpatialAttention: Part(_no_units, no_fit),
-    coat.FactorAttnConvRelPosEnc: Part(_skipped_heads(_num_heads, "several blocks use the same `{}.crpe`"), no_fit),
+    coat.FactorAttnConvRelPosEnc: Part(
+        _skipped_heads(
+            _num_heads, "several blocks use the same `{}.crpe`", "`{}.crpe` filters each column of the values"
+        ),
+        no_fit,
+    ),
     nest.Attention: Part(
         _skipped_heads(_num_heads, "the channels of all heads are interleaved before `{}.proj`"), no_fit
     ),
     efficientformer_v2.Attention2d: Part(
         _skipped_heads(
-            _num_heads, "`{0}.talking_head1` and `{0}.talking_head2` mix the attention weights of all heads"
+            _num_heads,
+            "`{0}.talking_head1` and `{0}.talking_head2` mix the attention weights of all heads",
+            "`{0}.v_local` filters each column of the values",
         ),
         no_fit,
     ),
     efficientformer_v2.Attention2dDownsample: Part(_downsampling, _fit_downsampling),
     efficientvit_msra.CascadedGroupAttention: Part(
-        _skipped_heads(_num_heads, "in `{}` each head takes the output of the previous head as input"), no_fit
+        _skipped_heads(
+            _num_heads,
+            "in `{}` each head takes the output of the previous head as input",
+            "`{}.proj` begins with an activation of each column of the heads",
+        ),
+        no_fit,
     ),
     efficientvit_mit.LiteMLA: Part(
-        _skipped_heads(_num_heads_by_width, "`{}.proj` takes each head at several scales as input"), no_fit
+        _skipped_heads(
+            _num_heads_by_width,
+            "`{}.proj` takes each head at several scales as input",
+            "`{}.kernel_func` is an activation of each column of queries and keys",
+        ),
+        no_fit,
     ),
 }
