@@ -19,7 +19,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"runs"},
     {"hooks"},
     {"models"},
-    {"surgery", "silencing"},
+    {"surgery", "silencing", "rotation"},
     {"costs", "data"},
     {"importance", "recovery"},
     {"allocation", "evaluation"},

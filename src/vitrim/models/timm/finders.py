@@ -188,9 +188,12 @@ def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
             layer: (getattr(attn, layer).out_features // (repeats * num_heads), repeats)
             for layer, repeats in layers.items()
         }
-        fixed_macs = sum(macs.get(f"{name}.{submodule}", 0) for submodule in fixed)
+        width, key_width = attn.proj.in_features // num_heads, next(iter(producers.values()))[0]
         layout = HeadLayout(
-            width=attn.proj.in_features // num_heads, producers=producers, fixed_macs=fixed_macs, not_narrowable=""
+            width=width,
+            producers=producers,
+            fixed_macs=sum(macs.get(f"{name}.{submodule}", 0) for submodule in fixed),
+            not_narrowable=other_value_width(name, key_width, width),
         )
         return heads_of(name, attn, macs, layout)
 

@@ -1,33 +1,24 @@
 """Attentions of timm's models that mix them with convolutions: one entry for each class. MLPs are in `hybrid_mlps`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from timm.models import (
-    coat,
-    cpubone,
     crossvit,
     davit,
     edgenext,
     efficientformer,
     efficientformer_v2,
-    efficientvit_mit,
-    efficientvit_msra,
     fastvit,
     gcvit,
     gemma4_vit,
-    iformer,
     levit,
-    lowformer,
     mambaout,
     metaformer,
     mobilevit,
-    nest,
     nextvit,
     pvt_v2,
-    shvit,
-    swiftformer,
     tnt,
     twins,
     visformer,
@@ -36,14 +27,13 @@ from timm.models import (
 from timm.models.csatv2 import SpatialAttention
 from torch import nn
 
-from vitrim.models.describing import NO_NARROW_FORM, Macs, cut_of, heads, neurons, not_prunable_heads, rows
+from vitrim.models.describing import NO_NARROW_FORM, Macs, cut_of, heads, neurons, rows
 from vitrim.models.timm.finders import (
     Find,
     Fit,
     HeadLayout,
     Part,
     between_channels,
-    chained_neurons,
     fit_num_heads_by_head_dim,
     fit_num_heads_by_scale,
     fit_num_heads_by_temperature,
@@ -77,35 +67,13 @@ from vitrim.models.timm.hierarchical_forwards import (
     CutVoloAttention,
     CutWindowAttentionGlobal,
 )
-from vitrim.models.timm.hybrid_mlps import HYBRID_MLPS, INVERTED_BOTTLENECKS
-from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup
-
-
-def _one_head(not_narrowable: str) -> Find:
-    """A single head; `{}` in the reason not to narrow it stands for the name of the attention."""
-    return _skipped_heads(lambda attn: 1, "`{}` has one head", not_narrowable)
+from vitrim.models.timm.hybrid_mlps import HYBRID_MLPS
+from vitrim.structure import TensorCut, UnitGroup
 
 
 def _no_units(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
     """No units: the attention works on one channel, and a norm over one channel is constant."""
     return []
-
-
-def _skipped_heads(count: Callable[[Any], int], reason: str, not_narrowable: str = "") -> Find:
-    """Heads that are not prunable; `{}` in the reasons stands for the name of the attention."""
-
-    def find(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
-        return [not_prunable_heads(count(attn), reason.format(name), not_narrowable.format(name))]
-
-    return find
-
-
-def _num_heads(attn: Any) -> int:
-    return attn.num_heads
-
-
-def _num_heads_by_width(attn: Any) -> int:
-    return attn.qkv.conv.out_channels // (3 * attn.dim)
 
 
 def _levit(qkv: str, q: str, output_proj: str, name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -259,90 +227,6 @@ def _fit_gcvit(attn: Any) -> None:
     fit_rel_pos(attn.rel_pos, attn.num_heads)
 
 
-def _conv_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    """LowFormer's and CPUBone's attention on a coarser grid. The output projection may be a part of the upsampling."""
-    candidates = [path for path in ("o_proj", "upsampling.0") if _is_convolution(attn, path)]
-    if not candidates:
-        reason = f"the output projection `{name}.upsampling` is a transposed convolution"
-        return [not_prunable_heads(attn.num_heads, reason)]
-    output_proj = f"{name}.{candidates[0]}"
-    fixed_macs = macs.get(f"{name}.conv_proj", 0) + macs.get(f"{name}.upsampling", 0)
-    if candidates[0] != "o_proj":
-        fixed_macs -= macs.get(output_proj, 0)
-    return [
-        heads(
-            count=attn.num_heads,
-            width=attn.head_dim,
-            output_proj=output_proj,
-            cuts=rows(f"{name}.pwise", attn.pwise, 3 * attn.head_dim),
-            macs=macs.get(name, 0) - fixed_macs,
-            narrowing=_side_by_side(f"{name}.pwise", attn, macs.get(name, 0) - fixed_macs),
-        )
-    ]
-
-
-def _side_by_side(layer: str, attn: Any, macs: int) -> Directions:
-    """What narrowing needs if a convolution without bias stores queries, keys and values of one head side by side.
-
-    Args:
-        macs: multiply-adds of all heads.
-    """
-    width = attn.head_dim
-    queries, keys, values = (
-        (HeadRows(name=f"{layer}.weight", width=width, stride=3 * width, first=part * width),) for part in range(3)
-    )
-    return Directions(
-        queries=queries,
-        keys=keys,
-        values=values,
-        query_input=layer,
-        key_input=layer,
-        macs=macs // (attn.num_heads * width),
-    )
-
-
-def _is_convolution(module: nn.Module, path: str) -> bool:
-    try:
-        return isinstance(module.get_submodule(path), nn.Conv2d)
-    except AttributeError:
-        return False
-
-
-def _fit_conv_attention(attn: Any) -> None:
-    attn.o_proj_inpdim = attn.pwise.out_channels // attn.num_keys
-    attn.num_heads = attn.o_proj_inpdim // attn.head_dim
-
-
-def _block_of(attention: str, mlp: tuple[str, str]) -> Find:
-    """Find the units of a block whose MLP has no class of its own.
-
-    Args:
-        attention: name of the attention in the block.
-        mlp: names of the first layer and of the output projection of the MLP.
-    """
-    first_layer, output_proj = mlp
-    find_mlp = chained_neurons(first_layer, output_proj=output_proj)
-
-    def find(name: str, block: nn.Module, macs: Macs) -> list[UnitGroup]:
-        groups: list[UnitGroup] = []
-        for path, module in block.named_modules():
-            if path == attention:
-                groups += _conv_attention(f"{name}.{path}", module, macs)
-            elif path == output_proj:
-                groups += find_mlp(name, block, macs)
-            elif type(module) in INVERTED_BOTTLENECKS:
-                groups += INVERTED_BOTTLENECKS[type(module)](f"{name}.{path}", module, macs)
-        return groups
-
-    return find
-
-
-def _fit_block(block: nn.Module) -> None:
-    for module in block.modules():
-        if isinstance(module, lowformer.ConvAttention | cpubone.ConvAttention):
-            _fit_conv_attention(module)
-
-
 def _gemma(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """A unit is one key/value head and all its query heads."""
     width, query_width = attn.head_dim, attn.head_dim * attn.num_kv_groups
@@ -407,46 +291,6 @@ HYBRID_PARTS: Mapping[type[nn.Module], Part] = {
     mobilevit.LinearSelfAttention: Part(_mobilevit_v2, _fit_mobilevit_v2),
     mambaout.GatedConvBlock: Part(_mambaout, _fit_mambaout),
     gemma4_vit.Gemma4Attention: Part(_gemma, _fit_gemma),
-    lowformer.LowFormerBlock: Part(_block_of("attn.main.1", ("mlp.main.1", "mlp.main.3")), _fit_block),
-    cpubone.CPUBoneBlock: Part(_block_of("total.0.0.main.1", ("total.0.1.main.1", "total.0.1.main.3")), _fit_block),
-    iformer.SHMA: Part(_one_head("`{}.v_gate` multiplies each column of the head"), no_fit),
-    shvit.SHSA: Part(_one_head("`{}.proj` begins with an activation of each column of the head"), no_fit),
-    swiftformer.EfficientAdditiveAttention: Part(
-        _one_head("`{}` multiplies queries and keys column by column"), no_fit
-    ),
     SpatialAttention: Part(_no_units, no_fit),
-    coat.FactorAttnConvRelPosEnc: Part(
-        _skipped_heads(
-            _num_heads, "several blocks use the same `{}.crpe`", "`{}.crpe` filters each column of the values"
-        ),
-        no_fit,
-    ),
-    nest.Attention: Part(
-        _skipped_heads(_num_heads, "the channels of all heads are interleaved before `{}.proj`"), no_fit
-    ),
-    efficientformer_v2.Attention2d: Part(
-        _skipped_heads(
-            _num_heads,
-            "`{0}.talking_head1` and `{0}.talking_head2` mix the attention weights of all heads",
-            "`{0}.v_local` filters each column of the values",
-        ),
-        no_fit,
-    ),
     efficientformer_v2.Attention2dDownsample: Part(_downsampling, _fit_downsampling),
-    efficientvit_msra.CascadedGroupAttention: Part(
-        _skipped_heads(
-            _num_heads,
-            "in `{}` each head takes the output of the previous head as input",
-            "`{}.proj` begins with an activation of each column of the heads",
-        ),
-        no_fit,
-    ),
-    efficientvit_mit.LiteMLA: Part(
-        _skipped_heads(
-            _num_heads_by_width,
-            "`{}.proj` takes each head at several scales as input",
-            "`{}.kernel_func` is an activation of each column of queries and keys",
-        ),
-        no_fit,
-    ),
 }

@@ -232,21 +232,27 @@ def _parallel_directions(name: str, block: Any, num_tokens: int, attn_macs: int)
         value_dim // block.num_heads,
         num_tokens * block.in_proj.in_features,
     )
-    starts = {"queries": (num_neurons, width), "keys": (num_neurons + attn_dim, width)}
-    starts["values"] = num_neurons + 2 * attn_dim, values
-    found = {
-        part: tuple(
+    starts = (num_neurons, num_neurons + attn_dim, num_neurons + 2 * attn_dim)
+    queries, keys, value_rows = (
+        tuple(
             HeadRows(name=f"{name}.in_proj.{key}", width=rows_per_head, stride=rows_per_head, first=first)
             for key, _ in block.in_proj.named_parameters()
         )
-        for part, (first, rows_per_head) in starts.items()
-    }
+        for first, rows_per_head in zip(starts, (width, width, values), strict=True)
+    )
     if reason := normalised_queries(name, block):
         products = attn_macs - 2 * layer_macs * (attn_dim + value_dim)  # with queries and keys, and with values
         of_values = 2 * layer_macs * value_dim + products * value_dim // (attn_dim + value_dim)
-        return Directions(values=found["values"], only_values=reason, macs=of_values // value_dim)
+        return Directions(values=value_rows, only_values=reason, macs=of_values // value_dim)
     layer = f"{name}.in_proj"
-    return Directions(**found, query_input=layer, key_input=layer, macs=attn_macs // value_dim)
+    return Directions(
+        queries=queries,
+        keys=keys,
+        values=value_rows,
+        query_input=layer,
+        key_input=layer,
+        macs=attn_macs // value_dim,
+    )
 
 
 def _fit_parallel_scaling(block: Any) -> None:

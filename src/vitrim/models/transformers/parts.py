@@ -136,7 +136,8 @@ def fit_units(block: nn.Module, group: UnitGroup, width: int) -> None:
         layout = _layout(attention, "heads")
         assert layout is not None
         attn_dim = _num_columns(attention, layout)
-        sizes: dict[str, float] = dict.fromkeys(NUM_HEADS_ATTRIBUTES, attn_dim // width) | {"all_head_size": attn_dim}
+        sizes: dict[str, float] = {"all_head_size": attn_dim}
+        sizes |= dict.fromkeys(NUM_HEADS_ATTRIBUTES, attn_dim // width)
         if width < group.width and group.directions and not group.directions.only_values:
             sizes |= dict.fromkeys(HEAD_WIDTH_ATTRIBUTES, width) | dict.fromkeys(SCALE_ATTRIBUTES, width**-0.5)
         elif width < group.width:
