@@ -23,8 +23,9 @@ from builders.narrowing import (
     NO_HEADS,
     NOT_NARROWABLE,
     ONLY_VALUES,
+    SETTINGS,
     groups_of_heads,
-    narrowed,
+    random_head_widths,
 )
 from builders.rows import MADE_BY_HAND
 from builders.standalone import modeling_of
@@ -124,7 +125,10 @@ def test_narrowing_equals_silencing(family: str) -> None:
     structure = describe(model)
     images = images_for(structure)
     full = PruningPlan.full(structure)
-    tried = [narrowed(structure, full, 0), *(narrowed(structure, plan, 1) for plan in plans(structure).values())]
+    tried = [
+        random_head_widths(structure, full, 0),
+        *(random_head_widths(structure, plan, 1) for plan in plans(structure).values()),
+    ]
     for mode in MODES:
         set_mode(model, mode)
         for plan in tried if mode == MODES[0] else tried[-1:]:
@@ -143,7 +147,7 @@ def test_the_predicted_cost_of_narrow_heads_equals_an_independent_count(family: 
     structure = describe(model)
     images = images_for(structure, 1)
     for plan in (PruningPlan.full(structure), list(plans(structure).values())[-1]):
-        plan = narrowed(structure, plan, 2)
+        plan = random_head_widths(structure, plan, 2)
         student = prune(model, plan)
         params = sum(parameter.numel() for parameter in student.parameters())
         assert count_cost(structure, plan) == Cost(params=params, macs=count_macs(student, images))
@@ -156,9 +160,9 @@ def test_narrowing_twice_equals_narrowing_by_the_composed_plan(family: str) -> N
     """Up to rounding: the queries are multiplied by two factors instead of one."""
     _, model = pair(family)
     structure = describe(model)
-    first = narrowed(structure, list(plans(structure).values())[-1], 3)
+    first = random_head_widths(structure, list(plans(structure).values())[-1], 3)
     once = prune(model, first)
-    second = narrowed(describe(once), random_plan(describe(once), seed=3), 4)
+    second = random_head_widths(describe(once), random_plan(describe(once), seed=3), 4)
     twice, one_shot = prune(once, second), prune(model, first.then(second))
     one, two = twice.state_dict(), one_shot.state_dict()
     assert list(one) == list(two)
@@ -169,14 +173,16 @@ def test_narrowing_twice_equals_narrowing_by_the_composed_plan(family: str) -> N
     assert relative_distance(logits_of(twice(images)), logits_of(one_shot(images))) < AMPLIFIED.get(family, EXACT)
 
 
-@pytest.mark.parametrize("family", slow_unless(FAST, [name for name in NARROWABLE if name not in MADE_BY_HAND]))
+@pytest.mark.parametrize(
+    "family", slow_unless(FAST, [name for name in NARROWABLE if name not in MADE_BY_HAND | SETTINGS.keys()])
+)
 @torch.no_grad()
 def test_saved_narrow_models_load_with_and_without_vitrim(family: str, tmp_path: Path) -> None:
     model = build_row(ALL_ROWS[family], dtype=torch.float32)
     structure = describe(model)
     images = images_for(structure, dtype=torch.float32)
     model = rotate(model, measure_rotation(model, [(images, torch.zeros(2, dtype=torch.long))]))
-    student = prune(model, narrowed(structure, list(plans(structure).values())[-1], 5))
+    student = prune(model, random_head_widths(structure, list(plans(structure).values())[-1], 5))
     logits = logits_of(student(images))
     save(student, tmp_path)
     assert torch.equal(logits_of(load(tmp_path)(images)), logits)
