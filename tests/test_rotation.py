@@ -1,6 +1,7 @@
 """Rotation of heads: exact, finite for few tokens and dead heads, and useful before heads are narrowed."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from builders.exactness import relative_distance
-from builders.models import build, has_hooks, random_batches, random_images, same_tensors
+from builders.exactness import relative_distance, set_fused
+from builders.models import VARIANTS, build, has_hooks, random_batches, random_images, same_tensors
 from vitrim.errors import CheckpointMismatch, DataError
 from vitrim.importance.criteria import score
 from vitrim.models import describe
@@ -54,6 +55,20 @@ def test_the_model_does_not_change_and_keeps_no_hooks() -> None:
     assert same_tensors(model, before)
     assert not has_hooks(model) and not has_hooks(rotated)
     assert describe(rotated) == describe(model)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_a_rotated_model_computes_what_the_model_computes(variant: str) -> None:
+    model, images = build(variant), random_images(3, seed=7)
+    rotated = rotate(model, measure_rotation(model, random_batches()))
+    changes_nothing = "gated" in variant  # a gate multiplies each column of the heads
+    assert same_tensors(rotated, model) == changes_nothing
+    for fused, training in itertools.product((True, False), (False, True)):
+        for each in (model, rotated):
+            set_fused(each, fused)
+            each.train(training)
+        assert relative_distance(rotated(images), model(images)) < EXACT
 
 
 def test_the_first_directions_carry_the_most() -> None:
