@@ -48,6 +48,8 @@ def slow_unless(names: set[str], rows: list[str]) -> list[object]:
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in rows]
 
 
+HOOKED = {"backbone MAE"}  # a hook, which no file stores, hides the same patches in every pass
+
 every_narrowable = pytest.mark.parametrize("family", slow_unless(FAST, NARROWABLE))
 
 
@@ -174,7 +176,7 @@ def test_narrowing_twice_equals_narrowing_by_the_composed_plan(family: str) -> N
 
 
 @pytest.mark.parametrize(
-    "family", slow_unless(FAST, [name for name in NARROWABLE if name not in MADE_BY_HAND | SETTINGS.keys()])
+    "family", slow_unless(FAST, [name for name in NARROWABLE if name not in MADE_BY_HAND | SETTINGS.keys() | HOOKED])
 )
 @torch.no_grad()
 def test_saved_narrow_models_load_with_and_without_vitrim(family: str, tmp_path: Path) -> None:

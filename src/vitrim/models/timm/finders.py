@@ -306,9 +306,12 @@ def rel_pos_cuts(name: str, rel_pos: Any) -> list[TensorCut]:
     return cut_of(f"{name}.relative_position_bias_table", rel_pos.relative_position_bias_table, dim=1)
 
 
-def rel_pos_bias_macs(rel_pos: Any) -> int:
-    """Multiply-adds with which TensorFlow's relative position bias selects its entries; 0 for other kinds."""
-    if not isinstance(rel_pos, RelPosBiasTf):
+def rel_pos_bias_macs(name: str, rel_pos: Any, macs: Macs) -> int:
+    """Multiply-adds with which TensorFlow's relative position bias selects its entries, if no module counts them.
+
+    Only unfused attention calls the bias as a module. Other kinds of biases need none.
+    """
+    if not isinstance(rel_pos, RelPosBiasTf) or macs.get(name, 0):
         return 0
     height, width = rel_pos.window_size
     num_heads, rows, columns = rel_pos.relative_position_bias_table.shape

@@ -147,7 +147,7 @@ def _maxvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
         producers={"qkv": (3 * width, 1) if attn.head_first else (width, 3)},
         more_cuts=rel_pos_cuts(rel_pos, attn.rel_pos),
         fixed_macs=rel_pos_fixed_macs(rel_pos, macs),
-        bias_macs=rel_pos_bias_macs(attn.rel_pos),
+        bias_macs=rel_pos_bias_macs(rel_pos, attn.rel_pos, macs),
         not_narrowable="",
     )
     return heads_of(name, attn, macs, layout)
