@@ -178,6 +178,8 @@ class InputSums:
     def hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward pre-hook that adds the input. Softmax acts within one image or window, so means are of these."""
         x = args[0].detach()
+        if x.ndim == 2:  # one token for each image
+            x = x[:, None]
         x = (x.flatten(2).mT if isinstance(module, nn.Conv2d) else x.flatten(1, -2)).float()
         means = x.mean(dim=1)
         flat = x.flatten(0, 1)
@@ -243,7 +245,7 @@ def measure_rotation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     For one head with queries q, keys k and output o over all tokens: G_q = E[q q'], G_k = E[c c'] where c is k minus
     its mean over the tokens of its image, and G_q^(1/2) G_k^(1/2) = U S V'. Queries become S^(1/2) U' G_q^(-1/2) q, and
     keys S^(1/2) V' G_k^(-1/2) k. With the covariance G_o of o and the head's columns W_o of the output projection,
-    G_o^(1/2) W_o' = U S V'. Values become U' G_o^(-1/2) v, and the columns W_o G_o^(1/2) U (compare Wei et al. 2025,
+    G_o^(1/2) W_o' = U S V'. Values become U' G_o^(-1/2) v, and the columns W_o G_o^(1/2) U (compare
     A3, arXiv 2505.12942). Eigenvalues below `MIN_EIGENVALUE` of the largest are raised to it.
 
     Args:

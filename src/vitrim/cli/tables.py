@@ -38,8 +38,18 @@ def print_structure(structure: "ViTStructure") -> None:
 
 
 def _prunable(block: "BlockStructure") -> str:
-    """The parts of a block that can be removed, and the reason for each part that cannot."""
-    parts = [(group.key, group.not_prunable) for group in block.groups] + [("block", block.not_prunable)]
+    """The parts of a block that can be removed or narrowed, and the reason for each part that cannot."""
+    parts = []
+    for group in block.groups:
+        parts.append((group.key, group.not_prunable))
+        width = group.key.replace("heads", "head width")
+        if group.directions is None:
+            parts += [(width, group.not_narrowable)] if group.not_narrowable else []
+        elif group.directions.only_values:
+            parts += [(f"{width} (values only)", ""), (f"{width} (queries and keys)", group.directions.only_values)]
+        else:
+            parts.append((width, ""))
+    parts.append(("block", block.not_prunable))
     prunable = ", ".join(name for name, reason in parts if not reason)
     return "; ".join(
         [*([prunable] if prunable else []), *(f"not {name}: {reason}" for name, reason in parts if reason)]

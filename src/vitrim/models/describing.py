@@ -108,9 +108,11 @@ def neurons(
     return _units("neurons", count, 1, output_proj, cuts, macs, first, not_prunable)
 
 
-def not_prunable_heads(count: int, reason: str) -> UnitGroup:
-    """The heads of an attention that is not pruned, with the reason."""
-    return UnitGroup(kind="heads", key="heads", count=count, not_prunable=reason, not_narrowable=reason)
+def not_prunable_heads(count: int, reason: str, not_narrowable: str = "") -> UnitGroup:
+    """The heads of an attention that is not pruned, with the reason; by default, it is also why they stay as wide."""
+    return UnitGroup(
+        kind="heads", key="heads", count=count, not_prunable=reason, not_narrowable=not_narrowable or reason
+    )
 
 
 def not_prunable_neurons(count: int, reason: str) -> UnitGroup:

@@ -108,8 +108,10 @@ class TimmAdapter:
                     before = getattr(module, "kept_heads", range(groups[0].count))
                     setattr(module, "kept_heads", tuple(before[head] for head in kept.units(groups[0].key)))  # noqa: B010
                 for group in groups:
-                    if kept.width(group) < group.width:
-                        set_head_width(module, group, kept.width(group))
+                    if group.directions and kept.width(group) < group.width:
+                        layer = group.directions.values[0].name.rpartition(".")[0]
+                        attention = model.get_submodule(layer.rpartition(".")[0])  # may be a part of `module`
+                        set_head_width(attention, group, kept.width(group))
                 part.fit(module)
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:

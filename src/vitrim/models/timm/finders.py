@@ -48,6 +48,8 @@ class HeadLayout:
         num_heads: number of heads; 0 means `num_heads` of the attention.
         more_cuts: other tensors that store a part of each head.
         fixed_macs: multiply-adds of the attention that do not depend on the number of heads.
+        bias_macs: multiply-adds of a position bias, of all heads, that no module of the attention counts and that do
+            not depend on the width of the values.
         output_proj: name of the output projection in the attention.
         not_prunable: why no head can be removed; empty if heads can be removed.
         not_narrowable: why heads cannot be narrowed; empty if they can.
@@ -59,6 +61,7 @@ class HeadLayout:
     num_heads: int = 0
     more_cuts: Sequence[TensorCut] = ()
     fixed_macs: int = 0
+    bias_macs: int = 0
     output_proj: str = "proj"
     not_prunable: str = ""
     not_narrowable: str = NO_NARROW_FORM
@@ -94,7 +97,7 @@ def directions_of(name: str, attn: Any, macs: Macs, layout: HeadLayout, count: i
     found: dict[str, list[HeadRows]] = {"q": [], "k": [], "v": []}
     inputs = {"q": "", "k": "", "v": ""}
     for layer, (rows_per_head, repeats) in layout.producers.items():
-        module, letters = attrgetter(layer)(attn), _letters(layer)
+        module, letters = attrgetter(layer)(attn), _letters(layer, repeats)
         is_fused, first = repeats == len(letters), 0
         for letter in letters if module else "":
             width = layout.width if letter == "v" else rows_per_head // (1 if is_fused else len(letters))
@@ -127,10 +130,11 @@ def _narrowed_macs(name: str, attn: Any, macs: Macs, layout: HeadLayout, count: 
     """Multiply-adds of an attention that are proportional to the width of the values, and to that of all its heads."""
     output = macs.get(f"{name}.{layout.output_proj}", 0)
     num_tokens = output // attrgetter(layout.output_proj)(attn).weight.numel()
-    products = macs.get(name, 0) - sum(macs.get(f"{name}.{key}", 0) for key, _ in attn.named_children())
+    leaves = [key for key, module in attn.named_modules() if key and not any(module.children())]
+    products = macs.get(name, 0) - layout.bias_macs - sum(macs.get(f"{name}.{key}", 0) for key in leaves)
     of_values, of_all, key_width = output, output + products, 0
     for layer, (rows_per_head, repeats) in layout.producers.items():
-        module, letters = attrgetter(layer)(attn), _letters(layer)
+        module, letters = attrgetter(layer)(attn), _letters(layer, repeats)
         if not module or not letters:
             continue
         layer_macs = macs.get(f"{name}.{layer}", 0)
@@ -140,21 +144,24 @@ def _narrowed_macs(name: str, attn: Any, macs: Macs, layout: HeadLayout, count: 
             products -= layer_macs
         if "v" in letters:
             of_values += layer_macs * count * layout.width // len(module.weight)
-        if "q" in letters:
+        if "k" in letters:
             key_width = rows_per_head // (len(letters) if repeats == 1 else 1)
     return of_values + products * layout.width // (key_width + layout.width), of_all
 
 
-def _letters(layer: str) -> str:
-    """What a layer computes, by its name: `qkv`, `q`, `kv`, ..., or nothing of these."""
+def _letters(layer: str, repeats: int) -> str:
+    """What a layer computes, by its name: `qkv`, `q`, `kv`, ..., or nothing of these. A `qkv` of two parts has no q."""
     letters = "".join(letter for letter in layer.removesuffix("_proj") if letter in "qkv")
+    if letters == "qkv" and repeats == 2:
+        return "kv"
     return letters if letters in ("q", "k", "v", "qk", "kv", "qkv") else ""
 
 
 def _values_are_narrower(layout: HeadLayout, layer: str) -> bool:
     """Whether a fused layer has fewer rows for the values of a head than for its queries."""
     rows_per_head, repeats = layout.producers[layer]
-    return _letters(layer).endswith("v") and repeats == len(_letters(layer)) > 1 and rows_per_head != layout.width
+    letters = _letters(layer, repeats)
+    return letters.endswith("v") and repeats == len(letters) > 1 and rows_per_head != layout.width
 
 
 def fused_heads(name: str, attn: Any, macs: Macs, *, width: int, **others: Any) -> list[UnitGroup]:
@@ -181,9 +188,12 @@ def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
             layer: (getattr(attn, layer).out_features // (repeats * num_heads), repeats)
             for layer, repeats in layers.items()
         }
-        fixed_macs = sum(macs.get(f"{name}.{submodule}", 0) for submodule in fixed)
+        width, key_width = attn.proj.in_features // num_heads, next(iter(producers.values()))[0]
         layout = HeadLayout(
-            width=attn.proj.in_features // num_heads, producers=producers, fixed_macs=fixed_macs, not_narrowable=""
+            width=width,
+            producers=producers,
+            fixed_macs=sum(macs.get(f"{name}.{submodule}", 0) for submodule in fixed),
+            not_narrowable=other_value_width(name, key_width, width),
         )
         return heads_of(name, attn, macs, layout)
 
@@ -192,9 +202,9 @@ def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
 
 def temperature_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Heads of a cross-covariance attention, with one temperature for each head."""
-    temperature, reason = cut_of(f"{name}.temperature", attn.temperature), f"`{name}` attends between channels"
+    temperature = cut_of(f"{name}.temperature", attn.temperature)
     width = attn.proj.in_features // attn.num_heads
-    return fused_heads(name, attn, macs, width=width, more_cuts=temperature, not_narrowable=reason)
+    return fused_heads(name, attn, macs, width=width, more_cuts=temperature, not_narrowable=between_channels(name))
 
 
 def neurons_of(*producers: str, output_proj: str = "fc2", packed: int = 1, norm: str = "norm") -> Find:
@@ -269,6 +279,16 @@ def normalises_across(norm: nn.Module, name: str, units: str) -> str:
     return "" if isinstance(norm, nn.Identity) else f"`{name}` normalises across {units}"
 
 
+def between_channels(name: str) -> str:
+    """The reason not to narrow the heads of an attention whose weights are between channels."""
+    return f"`{name}` attends between channels"
+
+
+def other_value_width(name: str, key_width: int, value_width: int) -> str:
+    """The reason not to narrow heads whose values are wider than their keys; empty if they have one width."""
+    return "" if key_width == value_width else f"in `{name}` keys have width {key_width} and values {value_width}"
+
+
 def qkv_biases(name: str, attn: Any, width: int, value_width: int) -> list[TensorCut]:
     """Cuts of the biases of a fused qkv layer that are parameters of the attention."""
     widths = {"q_bias": width, "k_bias": width, "v_bias": value_width}
@@ -284,6 +304,18 @@ def rel_pos_cuts(name: str, rel_pos: Any) -> list[TensorCut]:
     if isinstance(rel_pos, RelPosBiasTf):
         return cut_of(f"{name}.relative_position_bias_table", rel_pos.relative_position_bias_table)
     return cut_of(f"{name}.relative_position_bias_table", rel_pos.relative_position_bias_table, dim=1)
+
+
+def rel_pos_bias_macs(name: str, rel_pos: Any, macs: Macs) -> int:
+    """Multiply-adds with which TensorFlow's relative position bias selects its entries, if no module counts them.
+
+    Only unfused attention calls the bias as a module. Other kinds of biases need none.
+    """
+    if not isinstance(rel_pos, RelPosBiasTf) or macs.get(name, 0):
+        return 0
+    height, width = rel_pos.window_size
+    num_heads, rows, columns = rel_pos.relative_position_bias_table.shape
+    return int(num_heads * height**2 * columns * (rows + width**2))
 
 
 def rel_pos_fixed_macs(name: str, macs: Macs) -> int:
