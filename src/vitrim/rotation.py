@@ -138,10 +138,9 @@ class RotationStatistics:
         assert directions is not None
         output_proj = model.get_submodule(group.output_proj).weight
         assert isinstance(output_proj, Tensor)
-        columns = output_proj.detach().cpu().double().flatten(1)[:, group.first : group.first + len(sums.total)]
-        weights = columns.unflatten(1, (group.count, group.width)).permute(
-            1, 2, 0
-        )  # (H, K, D): W_o of each head, transposed
+        columns = output_proj.detach().cpu().double().flatten(1)
+        columns = columns[:, group.first : group.first + group.count * group.width]
+        weights = columns.unflatten(1, (group.count, group.width)).permute(1, 2, 0)  # W_o' of each head, (H, K, D)
         root, inverse_root = _roots(sums.covariance())
         basis = torch.linalg.eigh(root @ (weights @ weights.mT) @ root).eigenvectors.flip(-1)  # largest first
         values, outputs = (inverse_root @ basis).mT, root @ basis
@@ -217,24 +216,22 @@ class OutputSums:
     """
 
     def __init__(self, group: UnitGroup) -> None:
-        self.group = group
-        self.count = 0
-        self.total = torch.zeros(group.count * group.width, dtype=torch.float64)
-        self.squares = torch.zeros(group.count, group.width, group.width, dtype=torch.float64)
+        self.group, self.count = group, 0
+        self.total = self.squares = torch.zeros(())
 
     def hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """A forward pre-hook that adds the input of the output projection."""
         values = args[0].detach().movedim(columns_dim(module), -1).flatten(0, -2).float()
-        values = values[:, self.group.first : self.group.first + len(self.total)]
+        values = values[:, self.group.first : self.group.first + self.group.count * self.group.width]
         heads = values.unflatten(1, (self.group.count, self.group.width)).transpose(0, 1)  # (H, T, K)
         self.count += len(values)
-        self.total += values.sum(dim=0).double().cpu()
-        self.squares += (heads.mT @ heads).double().cpu()
+        self.total = self.total.to(values.device) + values.sum(dim=0).double()
+        self.squares = self.squares.to(values.device) + (heads.mT @ heads).double()
 
     def covariance(self) -> Tensor:
         """The covariance of each head's output, `(H, K, K)`."""
-        means = (self.total / self.count).view(self.group.count, self.group.width, 1)
-        return self.squares / self.count - means @ means.mT
+        means = (self.total.cpu() / self.count).view(self.group.count, self.group.width, 1)
+        return self.squares.cpu() / self.count - means @ means.mT
 
 
 def measure_rotation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Rotation:
