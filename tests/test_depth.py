@@ -50,7 +50,7 @@ def test_auto_starts_at_zero_even_if_the_max_number_of_blocks_cannot_meet_the_bu
 def test_a_number_of_blocks_in_the_recipe_needs_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = short_recipe(blocks=2)
     planner = planner_for(recipe)
-    for name in ("train", "recover", "rank_blocks_for_removal"):
+    for name in ("train", "rank_blocks_for_removal"):
         monkeypatch.setattr(depth, name, stop)
     folder = open_folder(tmp_path, planner.source, "compress", recipe)
     assert choose_num_blocks(folder, planner, planner.score(planner.source.model)) == 2

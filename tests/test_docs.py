@@ -107,7 +107,9 @@ def test_files_that_the_pages_name_exist(name: str) -> None:
     text = text_of(ROOT / name)
     files = set(re.findall(r"`([\w./-]+\.(?:py|toml|jinja))`", text)) - {"modeling.py"}  # written into model folders
     known = {
-        str(path.relative_to(ROOT)) for folder in ("src", "tests", "tools") for path in (ROOT / folder).rglob("*.*")
+        str(path.relative_to(ROOT))
+        for folder in ("src", "tests", "tools", "benchmarks")
+        for path in (ROOT / folder).rglob("*.*")
     }
     assert len(files) >= 1
     assert [

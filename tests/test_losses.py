@@ -200,3 +200,13 @@ def test_relation_heads_must_divide_the_head_width() -> None:
         DistillationLoss.between(
             DistillationSettings(relations=1.0, relation_heads=3), structure, structure, PruningPlan.full(structure)
         )
+
+
+def test_relations_need_heads_of_equal_width() -> None:
+    dense = build()
+    full = PruningPlan.full(describe(dense))
+    plan = full.with_head_widths(describe(dense), 2)
+    student = describe(prune(dense, plan))
+    with pytest.raises(SettingError, match="heads of width 2 and the teacher's 4"):
+        DistillationLoss.between(DistillationSettings(relations=1.0, relation_heads=2), student, describe(dense), plan)
+    DistillationLoss.between(DistillationSettings(hidden=1.0), student, describe(dense), plan)

@@ -15,7 +15,7 @@ from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
 from vitrim.hooks import logits_of
 from vitrim.pipeline import compress
-from vitrim.recipe import Recipe, load_recipe
+from vitrim.recipe import HeadSettings, Recipe, load_recipe
 from vitrim.saving.checkpoint import load
 
 OLD = Path(__file__).parent / "fixtures" / "made-by-0.1.0"
@@ -33,7 +33,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def recipe_in(folder: Path) -> Recipe:
-    return load_recipe(str(folder / "recipe.toml"), kind=Recipe)
+    """The recipe that the old version wrote, with what it did where it had no setting."""
+    return load_recipe(str(folder / "recipe.toml"), ["heads.width=full", "importance.joint=false"], kind=Recipe)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -91,3 +92,5 @@ def test_an_old_run_is_still_refused_for_another_recipe(runs: Path, data: ImageD
     recipe = recipe_in(runs / "finished")
     with pytest.raises(ValueError, match=r"recipe.seed was 0, now 1"):
         compress(load(runs / "dense"), data, replace(recipe, seed=1), runs / "finished")
+    with pytest.raises(ValueError, match=r'recipe.heads.width was "full", now "auto"'):
+        compress(load(runs / "dense"), data, replace(recipe, heads=HeadSettings()), runs / "finished")

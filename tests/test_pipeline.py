@@ -145,7 +145,7 @@ def test_a_finished_run_is_read_and_not_repeated(finished_run: Any, monkeypatch:
         monkeypatch.setattr(pipeline, name, stop)
     for name in ("score", "recover", "allocate", "measure_latencies", "rank_blocks_for_removal"):
         monkeypatch.setattr(planning, name, stop)
-    for name in ("train", "recover", "rank_blocks_for_removal"):
+    for name in ("train", "rank_blocks_for_removal"):
         monkeypatch.setattr(depth, name, stop)
     second = compress(run.dense, digits(), run.recipe, run.folder)
     assert same_tensors(run.result.model, second.model)

@@ -1,12 +1,14 @@
 """Laws of the plan: it survives JSON, wrong plans are errors, and plans compose."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from builders.models import make_structure, plan_of_sizes, random_plan
+from builders.models import build, make_structure, plan_of_sizes, random_plan
 from vitrim.errors import PlanMismatch
+from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
 
 SIZES = [(3, 5), (2, 4), (4, 6), (1, 1)]
@@ -153,3 +155,65 @@ def test_without_blocks_counts_positions_among_the_kept_blocks() -> None:
     assert [kept.block for kept in PLAN.without_blocks([1]).blocks] == [0, 3]
     with pytest.raises(PlanMismatch, match="no block"):
         PLAN.without_blocks([0, 1, 2])
+
+
+WIDE = build("class token", num_heads=2)  # heads of width 8
+
+
+def test_head_widths_survive_json_and_a_plan_without_them_reads_as_full_width() -> None:
+    structure = describe(WIDE)
+    plan = PruningPlan.full(structure).with_head_widths(structure, 3)
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert all(block["head_width"] == 3 for block in plan.to_dict()["blocks"])
+    old = PruningPlan.full(structure).to_dict()
+    assert all("head_width" not in block for block in old["blocks"])
+    assert all(kept.width(structure.blocks[0].heads) == 8 for kept in PruningPlan.from_dict(old).blocks)
+
+
+def test_a_width_of_a_second_attention_has_a_key_of_its_own() -> None:
+    kept = KeptBlock.of(0, {"heads": [0], "heads.1": [1]}, {"heads.1": 2})
+    plan = PruningPlan(model="a", blocks=(kept,))
+    assert plan.to_dict()["blocks"][0] == {"block": 0, "heads": [0], "neurons": [], "heads.1": [1], "head_width.1": 2}
+    assert PruningPlan.from_dict(plan.to_dict()) == plan
+
+
+def test_the_width_of_the_model_is_the_full_width() -> None:
+    structure = describe(WIDE)
+    full = PruningPlan.full(structure)
+    assert full.with_head_widths(structure, 8) == full
+    stated = replace(full, blocks=tuple(KeptBlock.of(b.block, dict(b.items()), {"heads": 8}) for b in full.blocks))
+    stated.check(structure)
+    assert stated.keeps_all(structure) and not full.with_head_widths(structure, 7).keeps_all(structure)
+
+
+def test_widths_of_two_plans_compose() -> None:
+    structure = describe(WIDE)
+    full = PruningPlan.full(structure)
+    first, later = full.with_head_widths(structure, 6), full.with_head_widths(structure, 4)
+    assert first.then(later) == later
+    assert first.then(full) == first
+    with pytest.raises(PlanMismatch, match="keeps width 6 of the heads of block 0, but the earlier plan leaves only 4"):
+        later.then(first)
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "width", "message"),
+    [
+        ("class token", "heads", 9, "to width 9, but they have width 8"),
+        ("class token", "heads.1", 2, "but that block has no heads.1"),
+        ("class token", "neurons", 2, "but they have width 1"),
+        ("gated attention", "heads", 4, r"must keep their width 8: `blocks.0.attn.gate` multiplies each column"),
+    ],
+)
+def test_a_width_that_the_model_cannot_have_is_refused(variant: str, key: str, width: int, message: str) -> None:
+    structure = describe(build(variant, num_heads=2))
+    full = PruningPlan.full(structure)
+    narrowed = KeptBlock.of(0, dict(full.blocks[0].items()), {key: width})
+    with pytest.raises(PlanMismatch, match=message):
+        replace(full, blocks=(narrowed, *full.blocks[1:])).check(structure)
+
+
+@pytest.mark.parametrize("width", [0, -1, 2.5, "8", None, True])
+def test_a_width_that_is_no_number_from_1_is_refused(width: object) -> None:
+    with pytest.raises(PlanMismatch):
+        PruningPlan.from_dict({"format": 1, "model": "a", "blocks": [{**BLOCK, "head_width": width}]})

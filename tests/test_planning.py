@@ -29,7 +29,7 @@ from vitrim.models import describe
 from vitrim.pipeline import compress, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.planning import Proposal, width_plan
-from vitrim.recipe import Recipe
+from vitrim.recipe import HeadSettings, Recipe
 from vitrim.source import Source, check
 from vitrim.surgery import prune
 
@@ -228,6 +228,7 @@ def test_each_step_cuts_what_the_step_before_has_left_and_the_last_one_meets_the
         blocks=1,
         budget={"multiple_of": multiple_of},
         importance=ImportanceSettings(num_images=40, batch_size=20, steps=steps),
+        heads=HeadSettings(width="full"),
     )
     plans: list[PruningPlan] = []
 

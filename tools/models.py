@@ -1,9 +1,9 @@
 """Prune every model that timm lists, and write `docs/models.md`: `python -m tools.models -o docs/models.md`.
 
 Each model is built with random weights in float64, as small as its arguments allow (few blocks, small images). It is
-pruned by a random plan of uneven widths; one block is removed if one can be removed. On one image, the pruned model is
-compared with the silenced model, and its cost with torch's counter. Results are stored line by line in a file, so the
-same command continues after an interruption. About an hour on two cores.
+pruned by a random plan of uneven widths; heads are narrowed where they can be, and one block is removed if one can be
+removed. On one image, the pruned model is compared with the silenced model, and its cost with torch's counter. Results
+are stored line by line in a file, so the same command continues after an interruption. About an hour on two cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import nn
 
-from tools.random_models import random_plan, randomise
+from tools.random_models import random_head_widths, random_plan, randomise
 from vitrim.costs.counting import count_cost, count_cost_by_running
 from vitrim.errors import UserError
 from vitrim.hooks import logits_of
@@ -91,6 +91,7 @@ def check(name: str) -> dict[str, Any]:
     removable = [index for index, block in enumerate(structure.blocks) if not block.not_prunable]
     removed = {removable[len(removable) // 2]} if removable and len(structure.blocks) > 1 else set()
     plan = random_plan(structure, seed=1, blocks=tuple(i for i in range(len(structure.blocks)) if i not in removed))
+    plan = random_head_widths(structure, plan, seed=1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, structure.in_chans, *structure.img_size, generator=generator, dtype=torch.float64)
     student = prune(model, plan)
@@ -230,9 +231,9 @@ Written by `python -m tools.models -o docs/models.md` with timm {timm} and torch
 weights, no data set, on the CPU.
 
 The table lists all {models} models of `timm.list_models()`. Each model was built with random weights in float64, with
-few blocks and small images if its arguments allow it. It was pruned by a random plan of uneven widths; one block was
-removed if one can be removed. Then it was compared, on one image, with the full-size model in which the same parts are
-silenced.
+few blocks and small images if its arguments allow it. It was pruned by a random plan of uneven widths, with narrower
+heads where they can be narrowed; one block was removed if one can be removed. Then it was compared, on one image, with
+the full-size model in which the same parts are silenced.
 
 *Exact* means two things. The outputs differ by less than 1e-9 of the largest value. The predicted cost equals the cost
 counted on the pruned model, to the last unit.
@@ -268,7 +269,10 @@ def main() -> None:
             file.flush()
             if number % 50 == 0 or row["status"] in ("failed", "not exact"):
                 print(f"{number}/{len(names)} {row['model']}: {row['status']} {row.get('problem', '')}", flush=True)
-    options.output.write_text(table(sorted(done, key=lambda row: row["model"])), encoding="utf-8")
+    before = options.output.read_text(encoding="utf-8") if options.output.exists() else ""
+    _, title, head_widths = before.partition("## Head widths")  # written by `tools.head_widths`
+    text = table(sorted(done, key=lambda row: row["model"]))
+    options.output.write_text("\n".join([text, title + head_widths]) if title else text, encoding="utf-8")
 
 
 if __name__ == "__main__":

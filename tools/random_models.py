@@ -35,6 +35,20 @@ def random_plan(structure: ViTStructure, seed: int = 0, blocks: tuple[int, ...] 
     return PruningPlan(model=structure.model, blocks=kept)
 
 
+def random_head_widths(structure: ViTStructure, plan: PruningPlan, seed: int = 0) -> PruningPlan:
+    """The same plan, and heads of a random smaller width in every attention that can be narrowed."""
+    rng = np.random.default_rng(seed)
+    blocks = []
+    for kept in plan.blocks:
+        widths = {
+            group.key: int(rng.integers(1, group.width))
+            for group in structure.blocks[kept.block].groups
+            if group.directions and group.width > 1
+        }
+        blocks.append(KeptBlock.of(kept.block, dict(kept.items()), widths))
+    return PruningPlan(model=plan.model, blocks=tuple(blocks))
+
+
 def random_units(rng: np.random.Generator, count: int) -> tuple[int, ...]:
     """A random subset of `count` units: sorted indices, at least one."""
     return tuple(sorted(rng.choice(count, size=rng.integers(1, count + 1), replace=False).tolist()))

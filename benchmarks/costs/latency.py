@@ -25,6 +25,7 @@ from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.models.programs import onnx_program, random_images
 from vitrim.models.timm.adapter import create_model
+from vitrim.plan import PruningPlan
 from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
@@ -42,19 +43,23 @@ class Cut(NamedTuple):
         keep: fraction of parameters and multiply-adds to keep.
         multiple: the number of neurons is a multiple of this.
         blocks: number of blocks to remove.
+        head_width: width of the narrowed heads; 0 keeps their width.
     """
 
     keep: float
     multiple: int
     blocks: int = 0
+    head_width: int = 0
 
     def __str__(self) -> str:
         removed = f", {self.blocks} blocks removed" if self.blocks else ""
-        return f"keep {self.keep}, neurons in multiples of {self.multiple}{removed}"
+        narrowed = f", heads of width {self.head_width}" if self.head_width else ""
+        return f"keep {self.keep}, neurons in multiples of {self.multiple}{removed}{narrowed}"
 
 
-ALL = (*(Cut(keep, multiple) for keep in (0.7, 0.5) for multiple in (1, 8, 32)), Cut(0.5, 8, blocks=3))
-SOME = (Cut(0.7, 1), Cut(0.7, 8), Cut(0.5, 8))
+NARROW = (Cut(0.7, 8, head_width=48), Cut(0.5, 8, head_width=32))
+ALL = (*(Cut(keep, multiple) for keep in (0.7, 0.5) for multiple in (1, 8, 32)), Cut(0.5, 8, blocks=3), *NARROW)
+SOME = (Cut(0.7, 1), Cut(0.7, 8), Cut(0.5, 8), *NARROW)
 FEW = SOME[:2]  # for slow models and for compilation
 
 
@@ -148,7 +153,9 @@ def dense_and_cut(case: Case) -> dict[str, nn.Module]:
     def cut_by(cut: Cut) -> nn.Module:
         budget = Budget(params=cut.keep, macs=cut.keep, multiple_of=cut.multiple)
         removed = tuple(np.argsort(scores.blocks)[: cut.blocks].tolist())
-        return prune(dense, allocate(structure, scores, budget, remove_blocks=removed))
+        full, whole = PruningPlan.full(structure), count_cost(structure)
+        narrowed = prune(dense, full.with_head_widths(structure, cut.head_width)) if cut.head_width else dense
+        return prune(narrowed, allocate(describe(narrowed), scores, budget, whole=whole, remove_blocks=removed))
 
     cuts = dict.fromkeys(cut for line in (*case.lines, *case.compiled) for cut in line.cuts)
     return {DENSE: dense, **{str(cut): cut_by(cut) for cut in cuts}}

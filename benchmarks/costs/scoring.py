@@ -26,11 +26,13 @@ from vitrim.models.timm.adapter import create_model
 from vitrim.plan import PruningPlan
 from vitrim.recovery.least_squares import moments_of
 from vitrim.recovery.recover import recover
+from vitrim.rotation import RotationStatistics, rotate
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
 KEEP = 0.7
 RIDGE = 1e-2
+MAX_SECONDS_OF_ROTATION = 20.0  # for ViT-L
 PLAIN = "one plain pass"
 TO_THE_IMAGES = "one pass without gradients of weights"
 TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 10}
@@ -106,6 +108,7 @@ def _times(case: _Case) -> list[Ratio]:
         TO_THE_IMAGES: partial(pass_to_the_images, case.model, case.batches),
         "both forward": partial(_both_forward, case),
         "score": partial(score, case.model, case.batches),
+        "score and rotate": partial(_score_and_rotate, case),
         "sums": lambda: [torch.no_grad()(moments_of)(layer, pairs) for layer, pairs in output_projs],
         "solves": lambda: [moments.solve(RIDGE) for moments in sums],
         "recover": partial(recover, case.student, case.model, case.plan, case.batches),
@@ -118,6 +121,15 @@ def _times(case: _Case) -> list[Ratio]:
         ratios = seconds[run] / seconds[to]
         return Ratio.timed(ratios, section="scoring", measure=measure, against=to, limit=limit, setting=setting)
 
+    more = (seconds["score and rotate"] - seconds["score"]) / seconds["score"]
+    rotation = Ratio.timed(
+        more,
+        section="scoring",
+        measure="time of the rotation of heads",
+        against="score",
+        limit=0.3,
+        setting=f"{case.setting}; statistics in the passes of score, then the rotation of all heads",
+    )
     scoring, fisher = "time of score, for heads, neurons and blocks", "criterion fisher"
     cut, once = f"student with keep {KEEP}", "once for each output projection, for any number of images"
     residuals = "residuals of all output projections and sums over tokens, without the passes of student and teacher"
@@ -126,6 +138,7 @@ def _times(case: _Case) -> list[Ratio]:
     return [
         line("score", scoring, limit=1.15, note=fisher),
         line("score", scoring, to=TO_THE_IMAGES, note=fisher),
+        rotation,
         line("sums", "time of recover, sums only", limit=0.5, note=f"{cut}; {residuals}"),
         line("both forward", "time of one forward pass of teacher and student", note=cut),
         line("solves", "time of recover, least squares only", note=f"{cut}; {once}"),
@@ -154,10 +167,14 @@ def _seconds(model: nn.Module, name: str, rounds: int) -> list[Ratio]:
     """Measure the seconds of planning and pruning a large model. Describing it is not counted."""
     structure = describe(model)
     scores, budget = score(model, [], "random"), Budget(params=KEEP, macs=KEEP)
-    plan = allocate(structure, scores, budget)
+    plan, statistics = allocate(structure, scores, budget), RotationStatistics()
+    with torch.no_grad(), statistics.watching(model):
+        model(torch.randn(2, structure.in_chans, *structure.img_size))
+    rotation = "rotation and narrowing of all heads"
     runs: dict[str, Run] = {
         "allocate": partial(allocate, structure, scores, budget),
         "prune": partial(prune, model, plan),
+        rotation: partial(_rotate_and_narrow, model, structure, statistics),
         **_torch_pruning_cut(model, structure),
     }
     seconds = seconds_in_turns(runs, rounds=rounds, warmup=min(1, rounds - 1))
@@ -169,11 +186,24 @@ def _seconds(model: nn.Module, name: str, rounds: int) -> list[Ratio]:
             measure=f"time of {run}",
             against="",
             unit="s",
-            limit=None if run.startswith("Torch-Pruning") else 1.0,
+            limit=None if run.startswith("Torch-Pruning") else MAX_SECONDS_OF_ROTATION if run == rotation else 1.0,
             setting=f"{setting}, {rounds} rounds",
         )
         for run, values in seconds.items()
     ]
+
+
+def _score_and_rotate(case: _Case) -> None:
+    statistics = RotationStatistics()
+    with statistics.watching(case.model):
+        score(case.model, case.batches)
+    rotate(case.model, statistics.rotation(case.model))
+
+
+def _rotate_and_narrow(model: nn.Module, structure: ViTStructure, statistics: RotationStatistics) -> None:
+    rotated = rotate(model, statistics.rotation(model))
+    width = structure.max_narrowable_width // 2
+    prune(rotated, PruningPlan.full(structure).with_head_widths(structure, width))
 
 
 @torch.no_grad()

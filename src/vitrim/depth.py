@@ -15,11 +15,9 @@ from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
 from vitrim.losses import soft_loss
 from vitrim.planning import Planner
-from vitrim.recovery.recover import recover
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.progress import log
 from vitrim.source import max_removed_blocks
-from vitrim.surgery import prune
 from vitrim.training.loop import train
 
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on
@@ -78,11 +76,8 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
         f"depth-plan-{len(remove_blocks)}.json", lambda: planner.plan_one_shot(scores, tuple(remove_blocks)).plan
     )
     few, held_out = _search_images(planner)
-    student = prune(dense, plan)
-    if recipe.recovery.enabled:
-        student = recover(student, dense, plan, planner.calibration, ridge=recipe.recovery.ridge)
     student = train(
-        student,
+        planner.cut(plan, planner.calibration),
         replace(planner.source.data, train=few),
         replace(recipe.width_training, epochs=recipe.depth.search_epochs, evaluate_every=0),
         teacher=dense,

@@ -228,6 +228,12 @@ class DistillationLoss:
                 "that the student was not cut from."
             )
         check_terms(settings, student)
+        widths = student.blocks[-1].heads.width, teacher.blocks[plan.blocks[-1].block].heads.width
+        if settings.relations and widths[0] != widths[1]:
+            raise SettingError(
+                f"distillation.relations compares heads of equal width, but the student's last block has heads of "
+                f"width {widths[0]} and the teacher's {widths[1]}; set it to 0, or keep the width of the heads."
+            )
         matched = teacher.matched_teacher_blocks([kept.block for kept in plan.blocks])
         return cls(
             settings=settings,

@@ -1,4 +1,4 @@
-"""The whole method, from top to bottom: score, prune width, recover, distil, prune depth, recover, distil, report.
+"""The whole method, from top to bottom: score, rotate, prune width, recover, distil, prune depth, recover, distil.
 
 Read this file first. In a run of `compress` or `fit`, every stage leaves its result in the run folder. A repeated
 command reads finished results.
@@ -18,18 +18,20 @@ from vitrim.costs.latency import measure_latencies
 from vitrim.data.images import ImageData
 from vitrim.depth import choose_num_blocks
 from vitrim.evaluation import Evaluation, evaluate
+from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
-from vitrim.recipe import Recipe, TrainRecipe, to_table, to_toml
+from vitrim.recipe import SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery.recover import recover
+from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
-from vitrim.source import Source, check
+from vitrim.source import Source, check, narrows_heads
 from vitrim.surgery import prune
 from vitrim.training.job import check_training
 from vitrim.training.loop import train
@@ -75,12 +77,14 @@ def compress(
     run.evaluate("dense", source.model)
     planner = Planner(source=source, recipe=recipe, timings=run.device_times())
     planner.check()
-    scores = run.scores(lambda: scores or planner.score(source.model))
+    statistics = RotationStatistics()
+    scores = run.scores(lambda: scores or planner.score_dense(statistics))
+    planner = run.with_head_width(planner, scores, statistics)
     num_blocks = choose_num_blocks(run.folder, planner, scores)
 
     proposal = run.plan("width-plan.json", lambda: planner.plan_width(scores, num_blocks))
     plan = proposal.plan
-    student = run.cut_and_recover("width", source.model, plan, planner)
+    student = run.cut_and_recover("width", planner.base, plan, planner)
     student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
 
     if num_blocks:
@@ -107,7 +111,12 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     blocks = recipe.depth.blocks
     planner.check(() if blocks == "auto" else None)
     removed = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
-    return planner.plan_one_shot(planner.score(model), tuple(removed))
+    statistics = RotationStatistics()
+    scores = planner.score_dense(statistics)
+    if narrows_heads(source.structure, recipe):
+        planner = replace(planner, rotation=planner.measure_rotation(statistics))
+        planner = replace(planner, head_width=choose_head_width(planner, lambda: compare_head_widths(planner, scores)))
+    return planner.plan_one_shot(scores, tuple(removed))
 
 
 def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
@@ -147,7 +156,8 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
     Raises:
         FolderInUse: it holds something else, or a run made from something else.
     """
-    folder = RunFolder(run_dir, source.identity(command, recipe))
+    before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
+    folder = RunFolder(run_dir, source.identity(command, recipe), before)
     if is_main_process():
         write_text(folder.path / "recipe.toml", to_toml(recipe))
     return folder
@@ -173,6 +183,21 @@ class CompressRun:
     def scores(self, make: Callable[[], Scores]) -> Scores:
         """The scores of the dense model."""
         return self.folder.once("scores.safetensors", make, Scores.save, Scores.load)
+
+    def with_head_width(self, planner: Planner, scores: Scores, statistics: RotationStatistics) -> Planner:
+        """The planner with the rotation of the dense model's heads and their width; unchanged if they keep it."""
+        if not narrows_heads(self.source.structure, self.recipe):
+            return planner
+        make = partial(planner.measure_rotation, statistics)
+        planner = replace(
+            planner, rotation=self.folder.once("rotation.safetensors", make, Rotation.save, Rotation.load)
+        )
+
+        def divergences() -> dict[int, float]:
+            found = self.folder.once_json("head-widths.json", lambda: compare_head_widths(planner, scores))
+            return {int(width): divergence for width, divergence in found.items()}
+
+        return replace(planner, head_width=choose_head_width(planner, divergences))
 
     def plan(self, file: str, make: Callable[[], Proposal]) -> Proposal:
         """The plan of a stage, with its predicted latency."""
@@ -200,7 +225,14 @@ class CompressRun:
         return evaluation
 
     def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, planner: Planner) -> nn.Module:
-        """Cut `model` by `plan`, and refit the smaller model so that it follows `model`."""
+        """Cut `model` by `plan`, and refit the smaller model so that it follows `model`.
+
+        Args:
+            stage: `width` or `depth`.
+            model: the dense model with rotated heads, or the student of the width stage.
+            plan: its indices refer to `model`.
+            planner: has the calibration images.
+        """
         cut = prune(model, plan)
         self.evaluate(f"{stage} cut", cut)
         settings = self.recipe.recovery

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from vitrim.errors import PlanMismatch
-from vitrim.structure import BlockStructure, ViTStructure
+from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
 
 FORMAT = 1
 _MORE_UNITS = re.compile(r"(heads|neurons)\.[1-9][0-9]*")
+_HEAD_WIDTH = re.compile(r"head_width(\.[1-9][0-9]*)?")  # the width of the heads of the group `heads`, `heads.1`, ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +27,25 @@ class KeptBlock:
         heads: sorted indices of the kept heads; empty if the block has no attention.
         neurons: sorted indices of the kept neurons; empty if the block has no MLP.
         more: `(key, kept)` for further groups of units, if the block has two attentions or two MLPs.
+        head_widths: `(key, width)` for each attention whose heads are narrowed: of each head, the first `width`
+            directions are kept. Heads of an attention that is not listed keep their width.
 
     Raises:
-        PlanMismatch: indices are negative, not sorted, or not distinct.
+        PlanMismatch: indices are negative, not sorted, or not distinct, or a width is below 1.
     """
 
     block: int
     heads: tuple[int, ...] = ()
     neurons: tuple[int, ...] = ()
     more: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    head_widths: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
+        for key, width in self.head_widths:
+            if width < 1:
+                raise PlanMismatch(
+                    f"The plan narrows the {key} of block {self.block} to width {width}; expected at least 1."
+                )
         for key, kept in self.items():
             if list(kept) != sorted(set(kept)) or (kept and kept[0] < 0):
                 raise PlanMismatch(
@@ -45,11 +54,17 @@ class KeptBlock:
                 )
 
     @classmethod
-    def of(cls, block: int, units: Mapping[str, Iterable[int]]) -> Self:
-        """Build from the kept units of every group, by the group's key."""
+    def of(cls, block: int, units: Mapping[str, Iterable[int]], widths: Mapping[str, int] | None = None) -> Self:
+        """Build from the kept units of every group and the widths of narrowed heads, by the group's key."""
         kept = {key: tuple(indices) for key, indices in units.items()}
         more = tuple(sorted((key, indices) for key, indices in kept.items() if key not in ("heads", "neurons")))
-        return cls(block=block, heads=kept.get("heads", ()), neurons=kept.get("neurons", ()), more=more)
+        return cls(
+            block=block,
+            heads=kept.get("heads", ()),
+            neurons=kept.get("neurons", ()),
+            more=more,
+            head_widths=tuple(sorted((widths or {}).items())),
+        )
 
     def items(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """The kept units of every group, as `(key, indices)`."""
@@ -58,6 +73,14 @@ class KeptBlock:
     def units(self, key: str) -> tuple[int, ...]:
         """The kept units of the group with this key; empty if the plan has no such key."""
         return dict(self.items()).get(key, ())
+
+    def width(self, group: UnitGroup) -> int:
+        """The number of columns that each unit of this group keeps."""
+        return dict(self.head_widths).get(group.key, group.width)
+
+    def shrinks(self, group: UnitGroup) -> bool:
+        """Whether the plan removes units of this group or narrows its heads."""
+        return len(self.units(group.key)) < group.count or self.width(group) < group.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +114,21 @@ class PruningPlan:
         )
         return cls(model=structure.model, blocks=tuple(blocks))
 
+    def with_head_widths(self, structure: ViTStructure, width: int) -> "PruningPlan":
+        """The same plan with heads of at most this width in every attention that can be narrowed.
+
+        Args:
+            structure: of the model that the plan's indices refer to.
+        """
+        blocks = []
+        for kept in self.blocks:
+            widths = dict(kept.head_widths)
+            for group in structure.blocks[kept.block].groups:
+                if group.directions and width < kept.width(group):
+                    widths[group.key] = width
+            blocks.append(KeptBlock.of(kept.block, dict(kept.items()), widths))
+        return PruningPlan(model=self.model, blocks=tuple(blocks))
+
     def without_blocks(self, positions: Sequence[int]) -> "PruningPlan":
         """The plan without the blocks at these positions in `self.blocks`.
 
@@ -108,7 +146,7 @@ class PruningPlan:
             later: a plan whose indices refer to the model that `self` produces.
 
         Raises:
-            PlanMismatch: `later` keeps a block or unit that `self` removes.
+            PlanMismatch: `later` keeps a block, a unit or a direction that `self` removes.
         """
         blocks = []
         for kept in later.blocks:
@@ -120,7 +158,7 @@ class PruningPlan:
                 )
             before = self.blocks[kept.block]
             units = {key: _pick(before.units(key), indices, key) for key, indices in kept.items()}
-            blocks.append(KeptBlock.of(before.block, units))
+            blocks.append(KeptBlock.of(before.block, units, _narrower(before, kept)))
         return PruningPlan(model=self.model, blocks=tuple(blocks))
 
     def check(self, structure: ViTStructure) -> None:
@@ -140,12 +178,19 @@ class PruningPlan:
                 )
 
     def keeps_all(self, structure: ViTStructure) -> bool:
-        """Whether the plan keeps every block and every unit of this structure."""
-        return self.blocks == PruningPlan.full(structure).blocks
+        """Whether the plan keeps every block and every unit of this structure, at full width."""
+        kept_blocks = [kept.block for kept in self.blocks]
+        return kept_blocks == list(range(len(structure.blocks))) and not any(
+            kept.shrinks(group) for kept in self.blocks for group in structure.blocks[kept.block].groups
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `plan.json` as plain data."""
-        blocks = [{"block": b.block, **{key: list(kept) for key, kept in b.items()}} for b in self.blocks]
+        blocks = [
+            {"block": b.block, **{key: list(kept) for key, kept in b.items()}}
+            | {_width_key(key): width for key, width in b.head_widths}
+            for b in self.blocks
+        ]
         return {"format": FORMAT, "model": self.model, "blocks": blocks}
 
     def to_json(self) -> str:
@@ -168,9 +213,14 @@ class PruningPlan:
                 )
             blocks = tuple(
                 KeptBlock.of(
-                    _index(b["block"]),
+                    _whole(b["block"], "block"),
                     {"heads": _indices(b["heads"]), "neurons": _indices(b["neurons"])}
                     | {key: _indices(kept) for key, kept in b.items() if _MORE_UNITS.fullmatch(key)},
+                    {
+                        key.replace("head_width", "heads"): _whole(width, key)
+                        for key, width in b.items()
+                        if _HEAD_WIDTH.fullmatch(key)
+                    },
                 )
                 for b in data["blocks"]
             )
@@ -190,9 +240,14 @@ class PruningPlan:
             raise PlanMismatch(f"The plan is not valid JSON: {error}.") from None
 
 
-def _index(value: Any) -> int:
+def _width_key(group_key: str) -> str:
+    """The key of a head width in `plan.json`: `head_width` for the group `heads`, `head_width.1` for `heads.1`."""
+    return group_key.replace("heads", "head_width")
+
+
+def _whole(value: Any, name: str) -> int:
     if type(value) is not int:
-        raise TypeError("block must be a whole number")
+        raise TypeError(f"{name} must be a whole number")
     return value
 
 
@@ -221,6 +276,33 @@ def _check_units(kept: KeptBlock, block: BlockStructure, names: str) -> None:
             raise PlanMismatch(
                 f"The plan removes {key} of block {kept.block}, which must all be kept: {group.not_prunable}."
             )
+    for key, width in kept.head_widths:
+        group = block.group(key)
+        if width > group.width or not group.count:
+            has = f"they have width {group.width}" if group.count else f"that block has no {key}"
+            raise PlanMismatch(
+                f"The plan narrows the {key} of block {kept.block} to width {width}, but {has}. "
+                f"The plan was made for {names}."
+            )
+        if width < group.width and group.directions is None:
+            reason = group.not_narrowable or group.not_prunable or "they are no heads"
+            raise PlanMismatch(
+                f"The plan narrows the {key} of block {kept.block} to width {width}, but they must keep their width "
+                f"{group.width}: {reason}."
+            )
+
+
+def _narrower(before: KeptBlock, later: KeptBlock) -> dict[str, int]:
+    """The head widths of two plans, one after the other."""
+    widths = dict(before.head_widths)
+    for key, width in later.head_widths:
+        if width > widths.get(key, width):
+            raise PlanMismatch(
+                f"The later plan keeps width {width} of the {key} of block {before.block}, but the earlier plan leaves "
+                f"only {widths[key]}. Was the later plan made for the dense model?"
+            )
+        widths[key] = width
+    return widths
 
 
 def _pick(before: tuple[int, ...], kept: tuple[int, ...], key: str) -> tuple[int, ...]:

@@ -21,18 +21,22 @@ from vitrim.data.matching import Calibration
 from vitrim.errors import BudgetError
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.criteria import score
+from vitrim.importance.joint import choose_jointly
 from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
 from vitrim.recovery.recover import recover
+from vitrim.rotation import Rotation, RotationStatistics, measure_rotation, rotate
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint
-from vitrim.source import Source, last_blocks
+from vitrim.source import Source, last_blocks, min_head_width, narrows_heads
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
 MAX_ATTEMPTS = 5  # at a plan whose predicted latency is right
+MAX_ATTEMPTS_ABOVE_BUDGET = 10  # while every plan so far was above the budget
+MIN_SLOPE, MAX_SLOPE = 0.5, 2.0  # of the logarithm of the measured time, by that of the factor
 MAX_SLOWER, MAX_FASTER = 0.01, 0.02  # accepted relative error of the predicted latency
 
 ChoosePlan = Callable[[ViTStructure, Scores, Budget, PartCosts | None], PruningPlan]
@@ -64,11 +68,26 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Planner:
-    """Makes plans for one dense model within the budget of a recipe. `timings` is what was timed for it."""
+    """Makes plans for one dense model within the budget of a recipe.
+
+    Attributes:
+        source: the dense model and the images.
+        recipe: all settings.
+        timings: what was timed for the budget.
+        rotation: of the dense model's heads; None if heads keep their width.
+        head_width: width of the heads in every attention that can be narrowed; 0 if heads keep their width.
+    """
 
     source: Source
     recipe: Recipe
     timings: DeviceTimes
+    rotation: Rotation | None = None
+    head_width: int = 0
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The model that plans are applied to: the dense model, with rotated heads if heads are narrowed."""
+        return rotate(self.source.model, self.rotation) if self.rotation else self.source.model
 
     @cached_property
     def budget(self) -> Budget:
@@ -90,6 +109,22 @@ class Planner:
         found = score(model, self.calibration, self.recipe.importance.criterion, seed=self.recipe.seed)
         return replace(found, weights=fingerprint(model))
 
+    def score_dense(self, statistics: RotationStatistics) -> Scores:
+        """Score the dense model, and gather the statistics of a rotation in the same passes where one is needed."""
+        if not narrows_heads(self.source.structure, self.recipe):
+            return self.score(self.source.model)
+        with statistics.watching(self.source.model):
+            return self.score(self.source.model)
+
+    def measure_rotation(self, statistics: RotationStatistics) -> Rotation:
+        """The rotation of the dense model's heads, from these statistics, or from passes of its own if they are empty.
+
+        They are empty if the scores come from an earlier run.
+        """
+        if statistics.is_empty:
+            return measure_rotation(self.source.model, self.calibration)
+        return statistics.rotation(self.source.model)
+
     def check(self, remove_blocks: Sequence[int] | None = None) -> None:
         """Raise `BudgetError` if no plan without these blocks meets the budget, latency included.
 
@@ -97,7 +132,19 @@ class Planner:
             remove_blocks: by default as many blocks as the recipe may remove.
         """
         blocks = last_blocks(self.source.structure, self.recipe) if remove_blocks is None else remove_blocks
-        check_reachable(self.source.structure, self.budget, remove_blocks=blocks, times=self.times)
+        width = self.head_width or min_head_width(self.source.structure, self.recipe)
+        structure, times = self.source.structure, self.times
+        if width:
+            plan = PruningPlan.full(structure).with_head_widths(structure, width)
+            structure, times = structure.narrowed(width), times.after(plan) if times else None
+        check_reachable(structure, self.budget, whole=self.source.cost, remove_blocks=blocks, times=times)
+
+    def cut(self, plan: PruningPlan, batches: Calibration) -> nn.Module:
+        """The model that `plan` leaves of the dense model, recovered on `batches` if the recipe says so."""
+        student = prune(self.base, plan)
+        if not self.recipe.recovery.enabled:
+            return student
+        return recover(student, self.source.model, plan, batches, ridge=self.recipe.recovery.ridge)
 
     def plan_width(self, scores: Scores, num_blocks: int) -> Proposal:
         """Plan the width stage: narrow the dense model so that `num_blocks` blocks can be removed afterwards."""
@@ -114,6 +161,17 @@ class Planner:
             )
 
         return self._iterative(scores, choose)
+
+    def plan_in_one_step(self, scores: Scores) -> PruningPlan:
+        """Plan to narrow the dense model to the budget at once, with predicted latency only. All blocks are kept.
+
+        Args:
+            scores: of the dense model.
+        """
+        plan, student = self._before_first_step()
+        structure, times = describe(student), self.times.after(plan) if self.times else None
+        step = allocate(structure, scores, self.budget, whole=self.source.cost, times=times)
+        return plan.then(self._jointly(student, step))
 
     def plan_one_shot(self, scores: Scores, remove_blocks: tuple[int, ...]) -> Proposal:
         """Plan to remove these blocks and to narrow the others to the budget, without a distillation in between."""
@@ -142,33 +200,44 @@ class Planner:
 
         return self._corrected_by_measurement(before, choose)
 
+    def _before_first_step(self) -> tuple[PruningPlan, nn.Module]:
+        """The plan that only narrows the heads of the dense model, and the model that it leaves."""
+        full = PruningPlan.full(self.source.structure)
+        if not self.head_width:
+            return full, self.base
+        plan = full.with_head_widths(self.source.structure, self.head_width)
+        return plan, prune(self.base, plan)
+
     def _iterative(self, scores: Scores, choose: ChoosePlan) -> Proposal:
         """Narrow the model in steps. After each step but the last, the model is recovered and scored again.
 
-        The budgets of the steps shrink by equal factors. Nothing is trained in between.
+        The budgets of the steps shrink by equal factors. Nothing is trained in between. Heads get their width before
+        the first step. The scores stay valid then: they say how the loss changes without a unit, whatever its width.
 
         Args:
             scores: of the dense model.
             choose: makes the plan of one step. Its indices refer to the model that the steps before have left.
         """
-        steps, dense = self.recipe.importance.steps, self.source.model
-        plan, student = PruningPlan.full(self.source.structure), dense
+        steps = self.recipe.importance.steps
+        plan, student = self._before_first_step()
         for step in range(1, steps):
             budget = self.budget.on_the_way(step / steps, self.timings.dense_ms)
             times = self.times.after(plan) if self.times else None
-            plan = plan.then(choose(describe(student), scores, budget, times))
+            plan = plan.then(self._jointly(student, choose(describe(student), scores, budget, times)))
             if plan.keeps_all(self.source.structure):
                 continue
             log(f"narrowing: step {step} of {steps}")
-            student = prune(dense, plan)
-            if self.recipe.recovery.enabled:
-                student = recover(student, dense, plan, self.calibration, ridge=self.recipe.recovery.ridge)
+            student = self.cut(plan, self.calibration)
             scores = self.score(student)
         structure, last_scores = describe(student), scores
         proposal = self._corrected_by_measurement(
             plan, lambda times: choose(structure, last_scores, self.budget, times)
         )
-        return replace(proposal, plan=plan.then(proposal.plan))
+        return replace(proposal, plan=plan.then(self._jointly(student, proposal.plan)))
+
+    def _jointly(self, student: nn.Module, plan: PruningPlan) -> PruningPlan:
+        """The plan with the units of each layer chosen together, if the recipe says so."""
+        return choose_jointly(student, plan, self.calibration) if self.recipe.importance.joint else plan
 
     def _corrected_by_measurement(
         self, before: PruningPlan, choose: Callable[[PartCosts | None], PruningPlan]
@@ -189,7 +258,7 @@ class Planner:
         if self.times is None:
             return Proposal(plan=choose(None))
         tried: list[_Attempt] = []
-        while len(tried) < MAX_ATTEMPTS:
+        while len(tried) < MAX_ATTEMPTS or (all(t.over for t in tried) and len(tried) < MAX_ATTEMPTS_ABOVE_BUDGET):
             factor = _next_factor(tried)
             times = self.times.scaled(factor)
             try:
@@ -236,7 +305,10 @@ def _next_factor(tried: Sequence[_Attempt]) -> float:
     slope = 1.0
     if len(near) == 2 and near[0].factor != near[1].factor:
         slope = -math.log(near[0].slower / near[1].slower) / math.log(near[0].factor / near[1].factor)
-    return near[0].factor * near[0].slower ** (1 / min(max(slope, 0.5), 2.0))
+    factor = near[0].factor * near[0].slower ** (1 / min(max(slope, MIN_SLOPE), MAX_SLOPE))
+    if any(math.isclose(factor, attempt.factor) for attempt in tried):  # it led to a plan of the same measured time
+        return tried[-1].factor * tried[-1].slower ** (1 / MIN_SLOPE)
+    return factor
 
 
 def width_plan(

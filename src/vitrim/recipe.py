@@ -1,7 +1,7 @@
 """Recipes: all settings of a run in one object, read from TOML and written to TOML.
 
 `Recipe` holds the settings of `compress`, `TrainRecipe` those of `train`. This file has only the settings of the depth
-stage. The other settings classes are in the modules that use them.
+stage and of the head width. The other settings classes are in the modules that use them.
 
 The types are checked by hand, because no library reports all three of these: an unknown key with the nearest known key,
 a wrong type in words with the whole key, and NaN. `msgspec` ignores unknown keys of dataclasses, accepts NaN, and fills
@@ -29,6 +29,10 @@ from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
 SHIPPED = Path(__file__).parent / "recipes"
+SETTINGS_OF_0_1 = {  # what version 0.1.0 did, which had no such settings
+    "heads": {"width": "full", "multiple_of": "auto"},
+    "importance": {"joint": False},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,30 @@ class DepthSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """How narrow the attention heads become.
+
+    Attributes:
+        width: `full` keeps the width of all heads. A number is the width of the heads in every attention that can be
+            narrowed. `auto` compares several widths, see `vitrim.head_width`.
+        multiple_of: widths that `auto` compares are multiples of this. `auto` takes the largest of 8, 4, 2 and 1 that
+            divides the head width of the model and is at most half of it.
+
+    Raises:
+        SettingError: a value is out of range.
+    """
+
+    width: int | Literal["auto", "full"] = "auto"
+    multiple_of: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, words in (("width", ", auto or full"), ("multiple_of", ", or auto")):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise SettingError(f"{name} is {value}; expected at least 1{words}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of `compress`.
 
@@ -69,6 +97,7 @@ class Recipe:
         seed: seed of the calibration images, batches and augmentation.
         budget: limits on the cost of the result.
         importance: how heads and neurons are scored.
+        heads: how narrow the heads become.
         recovery: the closed-form refit after each cut.
         depth: how many blocks are removed.
         width_training: distillation after the width cut. If no block is removed, it also runs for the epochs of
@@ -83,6 +112,7 @@ class Recipe:
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     importance: ImportanceSettings = field(default_factory=ImportanceSettings)
+    heads: HeadSettings = field(default_factory=HeadSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     depth: DepthSettings = field(default_factory=DepthSettings)
     width_training: TrainingSettings = field(default_factory=TrainingSettings)

@@ -11,6 +11,7 @@ from vitrim.hooks import columns_dim, forward_hooks, forward_pre_hooks, input_st
 from vitrim.models import describe, hookable
 from vitrim.plan import PruningPlan
 from vitrim.structure import BlockStructure, UnitGroup
+from vitrim.surgery import direction_rows
 
 
 @contextmanager
@@ -26,12 +27,39 @@ def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
     kept_blocks = {kept.block: kept for kept in plan.blocks}
     skipped = [block for index, block in enumerate(structure.blocks) if index not in kept_blocks]
     gates: list[tuple[UnitGroup, Tensor]] = []
+    narrowed: list[tuple[UnitGroup, int]] = []
     for index, kept in kept_blocks.items():
         for group in structure.blocks[index].groups:
-            if len(kept.units(group.key)) < group.count:
-                gates.append((group, unit_gate(group, kept.units(group.key))))
-    with gated(model, gates), skipping(model, skipped):
+            width = kept.width(group)
+            if kept.shrinks(group):
+                gates.append((group, unit_gate(group, kept.units(group.key), width)))
+            if width < group.width:
+                narrowed.append((group, width))
+    with _without_query_directions(model, narrowed), gated(model, gates), skipping(model, skipped):
         yield
+
+
+@contextmanager
+def _without_query_directions(model: nn.Module, narrowed: Sequence[tuple[UnitGroup, int]]) -> Iterator[None]:
+    """A context in which all heads of these groups have queries of 0 beyond the first `width` directions.
+
+    So these directions add nothing to the products of queries and keys.
+    """
+    before: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for group, width in narrowed:
+                assert group.directions is not None
+                for rows in group.directions.queries:
+                    owner, _, key = rows.name.rpartition(".")
+                    tensor = getattr(model.get_submodule(owner), key)
+                    before.append((tensor, tensor.clone()))
+                    tensor[direction_rows(rows, group.count)[:, width:].flatten().to(tensor.device)] = 0
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, values in reversed(before):
+                tensor.copy_(values)
 
 
 @contextmanager
@@ -76,8 +104,12 @@ def skipping(model: nn.Module, blocks: Sequence[BlockStructure]) -> Iterator[Non
         yield
 
 
-def unit_gate(group: UnitGroup, kept: tuple[int, ...]) -> Tensor:
-    """A gate `(count * width,)`: 1 for the columns of kept units, 0 for the others."""
+def unit_gate(group: UnitGroup, kept: tuple[int, ...], width: int | None = None) -> Tensor:
+    """A gate `(count * group.width,)`: 1 for the first `width` columns of kept units, 0 for the others.
+
+    Args:
+        width: by default all columns of a unit.
+    """
     gate = torch.zeros(group.count, group.width)
-    gate[list(kept)] = 1.0
+    gate[list(kept), :width] = 1.0
     return gate.flatten()

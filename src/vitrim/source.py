@@ -98,23 +98,92 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
     and a run folder of another run (`RunFolder`).
 
     Raises:
-        SettingError: more blocks are to be removed than can be, the runtime to time models with is missing, a batch
-            cannot be divided, a loss term does not fit the model, or the scores are of another criterion or model.
+        SettingError: the head width is not possible, more blocks are to be removed than can be, the runtime to time
+            models with is missing, a batch cannot be divided, a loss term does not fit the model, or the scores are of
+            another criterion or model.
         BudgetError: the smallest possible model is above the budget.
         DataError: there are too few images for one update.
     """
     check_runtime(recipe.latency)
     _check_depth(source.structure, recipe)
     multiple = 1 if recipe.budget.multiple_of == "auto" else recipe.budget.multiple_of  # the smallest that it can be
+    check_heads(source.structure, recipe)
+    width = min_head_width(source.structure, recipe)
     check_reachable(
-        source.structure,
+        source.structure.narrowed(width) if width else source.structure,
         replace(recipe.budget, multiple_of=multiple, latency_ms=0.0),  # nothing has been timed yet
+        whole=source.cost,
         remove_blocks=last_blocks(source.structure, recipe),
     )
     for settings in (recipe.width_training, recipe.depth_training):
         check_training(settings, source.structure, source.images)
     if scores is not None:
         _check_scores(scores, source, recipe)
+
+
+HEAD_FRACTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)  # of the head width, which `auto` compares
+HEAD_MULTIPLES = (8, 4, 2, 1)
+
+
+def narrows_heads(structure: ViTStructure, recipe: Recipe) -> bool:
+    """Whether the recipe may narrow heads of this model."""
+    return min_head_width(structure, recipe) > 0
+
+
+def head_widths(structure: ViTStructure, recipe: Recipe) -> list[int]:
+    """The head widths that may be chosen, from the width of the model down; only 0 if heads keep their width."""
+    full, width = structure.max_narrowable_width, recipe.heads.width
+    if isinstance(width, int):
+        return [width if width < full else 0]
+    if width == "full" or not full:
+        return [0]
+    multiple = _head_multiple(structure, recipe)
+    rounded = [max(multiple, round(fraction * full / multiple) * multiple) for fraction in HEAD_FRACTIONS]
+    widths = sorted({min(width, full) for width in rounded}, reverse=True)
+    return widths if widths[-1] < full else [0]
+
+
+def min_head_width(structure: ViTStructure, recipe: Recipe) -> int:
+    """The smallest head width that may be chosen; 0 if heads keep their width."""
+    return min(head_widths(structure, recipe))
+
+
+def check_heads(structure: ViTStructure, recipe: Recipe) -> None:
+    """Refuse a head width that the model cannot have.
+
+    Raises:
+        SettingError: the width is above that of the model, no multiple of what was asked for, or no head can be
+            narrowed; or the loss on relations would compare heads of different widths.
+    """
+    width, full = recipe.heads.width, structure.max_narrowable_width
+    if isinstance(width, int):
+        if not full:
+            reasons = [group.not_narrowable for block in structure.blocks for group in block.groups]
+            reason = next(filter(None, reasons), f"{structure.model} has no attention")
+            raise SettingError(f"heads.width is {width}, but no head can be narrowed: {reason}.")
+        if width > full:
+            raise SettingError(f"heads.width is {width}, but the heads of {structure.model} have width {full}.")
+        if isinstance(recipe.heads.multiple_of, int) and width % recipe.heads.multiple_of:
+            raise SettingError(
+                f"heads.width is {width}, which is no multiple of heads.multiple_of = {recipe.heads.multiple_of}."
+            )
+    if isinstance(recipe.heads.multiple_of, int) and 0 < full < recipe.heads.multiple_of:
+        raise SettingError(
+            f"heads.multiple_of is {recipe.heads.multiple_of}, but the heads of {structure.model} have width {full}."
+        )
+    weights = [training.distillation.relations for training in (recipe.width_training, recipe.depth_training)]
+    if any(weights) and narrows_heads(structure, recipe):
+        raise SettingError(
+            "distillation.relations compares heads of equal width, but heads.width may narrow the student's heads. Set "
+            "heads.width to full, or the weight of the relations to 0."
+        )
+
+
+def _head_multiple(structure: ViTStructure, recipe: Recipe) -> int:
+    if isinstance(recipe.heads.multiple_of, int):
+        return recipe.heads.multiple_of
+    full = structure.max_narrowable_width
+    return next(multiple for multiple in HEAD_MULTIPLES if full % multiple == 0 and 2 * multiple <= max(full, 2))
 
 
 def max_removed_blocks(structure: ViTStructure, recipe: Recipe) -> int:

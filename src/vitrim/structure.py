@@ -2,11 +2,12 @@
 
 A *unit* is an attention head or an MLP hidden neuron. All units of one attention, or of one MLP, form a `UnitGroup`.
 Each group has one *output projection*: the layer whose input columns are the outputs of the units (`attn.proj`,
-`mlp.fc2`). Adapters make these descriptions; all other code only reads them. Standard library only.
+`mlp.fc2`). A *direction* is one of the K columns of a head. Adapters make these descriptions; all other code only reads
+them. Standard library only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 UnitKind = Literal["heads", "neurons"]
@@ -35,6 +36,51 @@ class TensorCut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadRows:
+    """Where one tensor stores the queries, the keys or the values of all heads of an attention, along dimension 0.
+
+    Attributes:
+        name: name of the tensor in the model.
+        width: number of consecutive entries of one head.
+        stride: distance between the first entries of two neighbouring heads.
+        first: index of the first entry of the first head.
+    """
+
+    name: str
+    width: int
+    stride: int
+    first: int = 0
+
+    def end(self, count: int) -> int:
+        """One after the last entry of `count` heads."""
+        return self.first + (count - 1) * self.stride + self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """What narrowing an attention needs: where its heads store their directions, and what one direction costs.
+
+    Of `queries`, `keys` and `values`, the first entry is a weight `(rows, D, ...)`, and the others are biases.
+
+    Attributes:
+        queries, keys: both empty if only values can be narrowed.
+        values: the columns of the output projection belong to them.
+        query_input, key_input: names of the modules whose input the weights of queries and keys multiply.
+        only_values: why queries and keys cannot be narrowed; empty if they can.
+        params, macs: cost of one direction of one head.
+    """
+
+    values: tuple[HeadRows, ...]
+    queries: tuple[HeadRows, ...] = ()
+    keys: tuple[HeadRows, ...] = ()
+    query_input: str = ""
+    key_input: str = ""
+    only_values: str = ""
+    params: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class UnitGroup:
     """All heads of one attention, or all neurons of one MLP.
 
@@ -43,7 +89,7 @@ class UnitGroup:
         key: the group's key in the plan: its kind, or `heads.1`, `neurons.1` for a second group in the same block.
         count: number of units.
         output_proj: name of the output projection: a linear layer (columns last) or a convolution (channels first).
-        width: input columns of the output projection for each unit: the head width for heads, 1 for neurons.
+        width: input columns of the output projection for each unit: the head width K for heads, 1 for neurons.
         first: the first input column of the output projection that belongs to the group.
         cuts: every tensor that stores a part of each unit.
         params, macs: cost of one unit. Multiply-adds are for one image and include attention products.
@@ -52,6 +98,8 @@ class UnitGroup:
             multiplies each channel before the addition, such as `blocks.3.ls1.gamma`.
         not_prunable: why no unit can be removed exactly; empty if units can be removed. If there is a reason,
             `output_proj` and `cuts` may be empty.
+        directions: what narrowing the heads needs; None if they cannot be narrowed.
+        not_narrowable: why heads cannot be narrowed; empty if they can, and for neurons.
     """
 
     kind: UnitKind
@@ -65,6 +113,16 @@ class UnitGroup:
     macs: int = 0
     residual_scale: str | None = None
     not_prunable: str = ""
+    directions: Directions | None = None
+    not_narrowable: str = ""
+
+    def params_at(self, width: int) -> int:
+        """Parameters of one head that is narrowed to this width."""
+        return self.params - (self.width - width) * self.directions.params if self.directions else self.params
+
+    def macs_at(self, width: int) -> int:
+        """Multiply-adds of one head that is narrowed to this width."""
+        return self.macs - (self.width - width) * self.directions.macs if self.directions else self.macs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +199,27 @@ class ViTStructure:
     params: int
     macs: int
     skipped_parts: tuple[str, ...] = ()
+
+    def narrowed(self, width: int) -> "ViTStructure":
+        """The structure with heads of at most this width, where they can be narrowed. Only its costs are meant.
+
+        Where tensors store the narrowed heads is not stated; `describe` states it for the narrowed model.
+        """
+        blocks = []
+        for block in self.blocks:
+            groups = [
+                replace(group, width=width, params=group.params_at(width), macs=group.macs_at(width))
+                if group.directions and width < group.width
+                else group
+                for group in block.groups
+            ]
+            blocks.append(replace(block, groups=tuple(groups)))
+        return replace(self, blocks=tuple(blocks))
+
+    @property
+    def max_narrowable_width(self) -> int:
+        """The largest head width K of the attentions that can be narrowed; 0 if there is none."""
+        return max((group.width for block in self.blocks for group in block.groups if group.directions), default=0)
 
     def matched_teacher_blocks(self, kept: Sequence[int]) -> list[int]:
         """The teacher block whose output the output of each kept block should match.

@@ -5,6 +5,7 @@ It decides nothing: what is kept is in the plan.
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from vitrim.errors import UnsupportedModel
 from vitrim.models import adapter_for, describe, origin_of, record_origin
 from vitrim.plan import PruningPlan
-from vitrim.structure import TensorCut, ViTStructure
+from vitrim.structure import HeadRows, TensorCut, UnitGroup, ViTStructure
 
 
 def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Return a smaller copy of `model` that keeps only the blocks and units in `plan`.
+    """Return a smaller copy of `model` that keeps only the blocks, units and directions of heads in `plan`.
 
-    The copy computes what the model computes when the outputs of the removed units are set to zero and the removed
-    blocks are skipped. The model itself does not change, and the two have no tensor in common.
+    The copy computes what the model computes when the outputs of the removed units and the removed directions of
+    queries and values are set to zero, and the removed blocks are skipped. The model itself does not change, and the
+    two have no tensor in common. Directions of a head are kept from the first one on, so rotate a model
+    (`vitrim.rotation`) before its heads are narrowed.
 
     Raises:
         PlanMismatch: the plan keeps units or blocks that the model does not have, or removes some that it must keep.
@@ -47,8 +50,8 @@ def unit_rows(cut: TensorCut, count: int) -> Tensor:
 
 def _cut_copy(model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> nn.Module:
     """A copy with all blocks, without the removed units. Memory for removed entries and blocks is never allocated."""
-    removed = _removed_entries(structure, plan)
-    smaller = {name: _without(_tensor(model, name), entries) for name, entries in removed.items()}
+    removed, scales = _removed_entries(structure, plan), _query_scales(structure, plan)
+    smaller = {name: _without(_tensor(model, name), entries, scales.get(name)) for name, entries in removed.items()}
     copies: dict[int, Any] = {}  # the memo of `deepcopy`: the copy of each tensor, by the tensor's `id`
     for name in _tensors_of_one_module(model):
         old = _tensor(model, name)
@@ -81,10 +84,46 @@ def _removed_entries(structure: ViTStructure, plan: PruningPlan) -> dict[str, di
             for cut in group.cuts if removed_units else ():
                 rows = unit_rows(cut, group.count)[:, removed_units].flatten()
                 removed.setdefault(cut.name, {}).setdefault(cut.dim, []).append(rows)
+            if kept.width(group) < group.width:
+                for name, dim, entries in _removed_directions(group, kept.width(group)):
+                    removed.setdefault(name, {}).setdefault(dim, []).append(entries)
     blocks = _removed_blocks(structure, plan)
     for cut in {cut for index in blocks for cut in structure.blocks[index].cuts}:
         removed.setdefault(cut.name, {}).setdefault(cut.dim, []).append(torch.tensor(blocks, device="cpu"))
     return removed
+
+
+def direction_rows(rows: HeadRows, count: int) -> Tensor:
+    """Indices along dimension 0 of the directions of each of `count` heads, `(count, width)`."""
+    starts = rows.first + rows.stride * torch.arange(count, device="cpu")
+    return starts[:, None] + torch.arange(rows.width, device="cpu")
+
+
+def _removed_directions(group: UnitGroup, width: int) -> Iterator[tuple[str, int, Tensor]]:
+    """What all heads lose when they are narrowed: the name of a tensor, a dimension, and the entries to remove."""
+    directions = group.directions
+    assert directions is not None
+    for rows in (*directions.queries, *directions.keys, *directions.values):
+        yield rows.name, 0, direction_rows(rows, group.count)[:, width:].flatten()
+    columns = HeadRows(name=f"{group.output_proj}.weight", width=group.width, stride=group.width, first=group.first)
+    yield columns.name, 1, direction_rows(columns, group.count)[:, width:].flatten()
+
+
+def _query_scales(structure: ViTStructure, plan: PruningPlan) -> dict[str, Tensor]:
+    """Factors for the rows of the tensors that compute the queries of narrowed heads, by name.
+
+    Attention divides the products of queries and keys by the square root of the head width. Narrowing from K to r would
+    make them larger by the square root of K / r, so the queries become smaller by this factor.
+    """
+    scales: dict[str, Tensor] = {}
+    for kept in plan.blocks:
+        for group in structure.blocks[kept.block].groups:
+            if group.directions and kept.width(group) < group.width:
+                for rows in group.directions.queries:
+                    factors = torch.ones(rows.end(group.count), dtype=torch.float64, device="cpu")
+                    factors[direction_rows(rows, group.count).flatten()] = (kept.width(group) / group.width) ** 0.5
+                    scales[rows.name] = factors
+    return scales
 
 
 def _removed_blocks(structure: ViTStructure, plan: PruningPlan) -> list[int]:
@@ -97,9 +136,16 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _without(old: Tensor, entries: dict[int, list[Tensor]]) -> Tensor:
-    """A copy of a parameter or buffer without these entries along these dimensions."""
+def _without(old: Tensor, entries: dict[int, list[Tensor]], scales: Tensor | None) -> Tensor:
+    """A copy of a parameter or buffer without these entries along these dimensions.
+
+    Args:
+        scales: factors for the first rows, or None.
+    """
     new = old.detach()
+    if scales is not None:
+        new = new.clone()
+        new[: len(scales)] *= scales.to(new).view(-1, *(1 for _ in new.shape[1:]))
     for dim, indices in entries.items():
         is_kept = torch.ones(old.shape[dim], dtype=torch.bool, device="cpu")
         is_kept[torch.cat(indices)] = False

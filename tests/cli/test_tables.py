@@ -10,6 +10,7 @@ from vitrim.cli.tables import counted, print_evaluations, print_line, print_plan
 from vitrim.costs.counting import count_cost
 from vitrim.evaluation import Evaluation
 from vitrim.planning import Proposal
+from vitrim.structure import Directions, HeadRows
 
 
 def test_a_structure_is_printed_with_the_reasons_why_parts_cannot_be_pruned(
@@ -26,6 +27,26 @@ def test_a_structure_is_printed_with_the_reasons_why_parts_cannot_be_pruned(
     assert "heads, neurons; not block: it is the last block" in out
     cost = count_cost(structure)
     assert f"{cost.params:,}" in out and f"{cost.macs:,}" in out
+
+
+def test_a_structure_is_printed_with_what_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
+    structure = make_structure([(4, 24), (4, 24), (4, 24)])
+    both = Directions(values=(HeadRows(name="v", width=1, stride=1),))
+    changes = (
+        {"directions": both},
+        {"directions": replace(both, only_values="rotary positions")},
+        {"not_narrowable": "a gate multiplies each column"},
+    )
+    blocks = [
+        replace(block, groups=(replace(block.heads, **change), block.neurons))
+        for block, change in zip(structure.blocks, changes, strict=True)
+    ]
+    print_structure(replace(structure, blocks=tuple(blocks)))
+    lines = " ".join(capsys.readouterr().out.replace("│", " ").split())  # long cells have several lines
+    assert "heads, head width, neurons, block" in lines
+    assert "heads, head width (values only), neurons, block; not head width" in lines
+    assert "rotary positions" in lines
+    assert "heads, neurons, block; not head width: a gate" in lines
 
 
 def test_a_plan_is_printed_with_the_units_that_it_keeps_and_removes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ import copy
 import itertools
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from builders.families_hybrids import TIMM_HYBRIDS
 from builders.families_timm import TIMM, build_row
 from builders.models import random_plan, same_tensors
 from builders.rows import EACH_KIND, MADE_BY_HAND, NOT_PRUNABLE, ROWS
+from builders.standalone import modeling_of
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.hooks import logits_of
 from vitrim.importance.blocks import losses_without, mean_loss
@@ -217,13 +217,3 @@ def test_saved_files_load_with_and_without_vitrim(family: str, tmp_path: Path) -
         without_vitrim = modeling_of(tmp_path).load_model()
         assert same_tensors(without_vitrim, student)
         assert torch.equal(logits_of(without_vitrim(images)), logits)
-
-
-def modeling_of(folder: Path) -> ModuleType:
-    """The module `modeling.py` of a folder; it must not import vitrim."""
-    text = (folder / "modeling.py").read_text(encoding="utf-8")
-    assert "import vitrim" not in text and "from vitrim" not in text
-    module = ModuleType("modeling")
-    module.__file__ = str(folder / "modeling.py")
-    exec(compile(text, module.__file__, "exec"), vars(module))
-    return module

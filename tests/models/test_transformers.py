@@ -17,6 +17,7 @@ from builders.exactness import EXACT, images_for, plans, relative_distance, set_
 from builders.families_timm import build_row
 from builders.families_transformers import BACKBONES, HUGGINGFACE, PLAIN
 from builders.models import random_plan, same_tensors
+from builders.narrowing import random_head_widths
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.hooks import logits_of
@@ -103,6 +104,32 @@ def test_save_pretrained_and_from_pretrained_restore_the_model(family: str, tmp_
         student._forward_pre_hooks_with_kwargs,
     )
     assert_same(again, student)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "transformers ViT",
+        pytest.param("transformers CLIP", marks=pytest.mark.slow),
+        pytest.param("transformers Swin", marks=pytest.mark.slow),
+        "transformers Swin v2",
+        "DINOv3",
+    ],
+)
+def test_narrow_heads_are_restored_by_transformers_and_can_be_narrowed_again(family: str, tmp_path: Path) -> None:
+    """Also by a class of ours, for models in which only values can be narrowed."""
+    model = build_row(ROWS[family], dtype=torch.float32)
+    student = prune(model, random_head_widths(describe(model), PruningPlan.full(describe(model)), seed=1))
+    student.save_pretrained(tmp_path / "one")
+    again = load_with_auto(tmp_path / "one")
+    assert_same(again, student)
+    assert describe(again) == describe(student)
+    plan = random_head_widths(describe(again), PruningPlan.full(describe(again)), seed=2)
+    twice = prune(again, plan)
+    assert origin_of(twice).plan == origin_of(student).plan.then(plan)
+    save(twice, tmp_path / "two")
+    assert_same(load(tmp_path / "two"), twice)
+    assert_same(load_with_auto(tmp_path / "two"), twice)
 
 
 def test_a_model_loaded_by_transformers_can_be_pruned_and_saved_again(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cyclopts import Group, Parameter, Token
 
@@ -19,6 +19,8 @@ OPTIONS_OF_SETTING = {
     "budget.macs": ("--keep", "--keep-macs"),
     "budget.latency_ms": ("--latency",),
     "budget.multiple_of": ("--multiple-of",),
+    "heads.width": ("--head-width",),
+    "heads.multiple_of": ("--head-multiple-of",),
     "latency.on": ("--on",),
     "latency.batch_size": ("--latency-batch",),
     "depth.blocks": ("--depth",),
@@ -52,7 +54,7 @@ RunFolderOption = Annotated[
 
 
 def whole_number(kind: Any, tokens: Sequence[Token]) -> Any:
-    """Convert the value of an option to a whole number, or to `auto` if the option accepts it.
+    """Convert the value of an option to a whole number, or to a word that the option accepts, such as `auto`.
 
     cyclopts itself would round `1.9`.
 
@@ -60,7 +62,12 @@ def whole_number(kind: Any, tokens: Sequence[Token]) -> Any:
         ValueError: it is neither.
     """
     text = tokens[0].value
-    return text if text == "auto" and kind is not int else int(text)
+    return text if text in words_of(kind) else int(text)
+
+
+def words_of(kind: Any) -> tuple[str, ...]:
+    """The words that an option of this type accepts besides numbers."""
+    return tuple(word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str))
 
 
 WHOLE = Parameter(converter=whole_number)
@@ -165,6 +172,24 @@ class BudgetOptions:
             "from the recipe)",
         ),
     ] = None
+    head_width: Annotated[
+        Literal["auto", "full"] | int | None,
+        WHOLE,
+        Parameter(
+            show_choices=False,
+            help="directions that each head keeps; auto compares several widths, full keeps all (default: auto, from "
+            "the recipe)",
+        ),
+    ] = None
+    head_multiple_of: Annotated[
+        Literal["auto"] | int | None,
+        WHOLE,
+        Parameter(
+            show_choices=False,
+            help="number that divides the head widths that --head-width auto compares; auto is 8, or less if the "
+            "model's head width is no multiple of 8 (default: auto, from the recipe)",
+        ),
+    ] = None
     depth: Annotated[
         Literal["auto"] | int | None,
         WHOLE,
@@ -261,6 +286,8 @@ def compress_recipe(budget: BudgetOptions, training: CompressTraining) -> "Recip
     named = {
         **_limits(budget),
         "budget.multiple_of": budget.multiple_of,
+        "heads.width": budget.head_width,
+        "heads.multiple_of": budget.head_multiple_of,
         "latency.on": budget.on,
         "latency.batch_size": budget.latency_batch,
         "depth.blocks": budget.depth,

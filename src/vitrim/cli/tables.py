@@ -38,8 +38,18 @@ def print_structure(structure: "ViTStructure") -> None:
 
 
 def _prunable(block: "BlockStructure") -> str:
-    """The parts of a block that can be removed, and the reason for each part that cannot."""
-    parts = [(group.key, group.not_prunable) for group in block.groups] + [("block", block.not_prunable)]
+    """The parts of a block that can be removed or narrowed, and the reason for each part that cannot."""
+    parts = []
+    for group in block.groups:
+        parts.append((group.key, group.not_prunable))
+        width = group.key.replace("heads", "head width")
+        if group.directions is None:
+            parts += [(width, group.not_narrowable)] if group.not_narrowable else []
+        elif group.directions.only_values:
+            parts += [(f"{width} (values only)", ""), (f"{width} (queries and keys)", group.directions.only_values)]
+        else:
+            parts.append((width, ""))
+    parts.append(("block", block.not_prunable))
     prunable = ", ".join(name for name, reason in parts if not reason)
     return "; ".join(
         [*([prunable] if prunable else []), *(f"not {name}: {reason}" for name, reason in parts if reason)]
@@ -61,11 +71,15 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
         removed: list[str] = []
         for group in block.groups:
             units = kept[index].units(group.key)
-            counts[group.kind].append(f"{len(units)} of {group.count}")
+            width = kept[index].width(group)
+            narrowed = f" x {width} of {group.width}" if width < group.width else ""
+            counts[group.kind].append(f"{len(units)} of {group.count}{narrowed}")
             if group.kind == "heads":
                 removed += [str(head) for head in range(group.count) if head not in units] or ["none"]
         rows.append([block.name, ", ".join(counts["heads"]), ", ".join(counts["neurons"]), ", ".join(removed)])
-    print_table(f"Plan for {structure.model}", ["block", "heads kept", "neurons kept", "heads removed"], rows)
+    narrows = any(block.head_widths for block in plan.blocks)
+    heads = "heads x width kept" if narrows else "heads kept"
+    print_table(f"Plan for {structure.model}", ["block", heads, "neurons kept", "heads removed"], rows)
     cost = count_cost(structure, plan)
     params, macs = cost.fraction_of(count_cost(structure))
     print_line("one cut, without training; with `--depth auto`, compress may also remove blocks")

@@ -8,7 +8,7 @@ the user's cache folder. What a plan needs besides the table is in `device`.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -36,6 +36,7 @@ SECONDS_PER_MODEL = 10.0  # a model that needs longer is timed in fewer rounds
 FRACTIONS = tuple(eighth / 8 for eighth in range(1, 8))  # of the units that the timed models keep
 COARSE_FRACTIONS = (0.25, 0.5, 0.75)  # with more than MAX_KINDS_FOR_FRACTIONS kinds, which would need many models
 MAX_KINDS_FOR_FRACTIONS = 2
+WIDTH = " width"  # ends the names of plans that narrow heads
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 MIN_MULTIPLES_IN_WIDTH = 8  # a larger multiple would leave too few widths to choose from
 MULTIPLE_TOLERANCE = 0.02  # a multiple is fast if its neurons need at most 2 % longer than those of the fastest one
@@ -50,30 +51,37 @@ class LatencyTable:
     Attributes:
         units: by kind, named `stage key`: pairs of (fraction of the units that is kept, fraction of the time saved).
         blocks: by stage: fraction of the time that the removal of one block saves.
+        widths: by kind: pairs of (fraction of the head width that is kept, fraction of the time saved), with all heads.
     """
 
     units: dict[str, list[tuple[float, float]]]
     blocks: dict[str, float]
+    widths: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Any) -> "LatencyTable":
         """Make a table from plain data, as `dataclasses.asdict` and JSON return it."""
-        units = {kind: [(kept, saved) for kept, saved in points] for kind, points in data["units"].items()}
-        return cls(units=units, blocks=data["blocks"])
+        units, widths = (
+            {kind: [(kept, saved) for kept, saved in points] for kind, points in data.get(name, {}).items()}
+            for name in ("units", "widths")
+        )
+        return cls(units=units, blocks=data["blocks"], widths=widths)
 
     def times(self, structure: ViTStructure, dense_ms: float) -> PartCosts:
         """Milliseconds of each part of the dense model.
 
         A group has a fraction w of its kind's multiply-adds. With k of its n units it costs w * dense_ms * c(k / n),
-        where c is the cost curve of the kind. A block without its units costs what its removal saves, minus the cost of
-        all its units. The rest of `dense_ms` is fixed. If the parts add up to more than `dense_ms`, they are scaled
-        down.
+        where c is the cost curve of the kind. Heads of r of their K directions cost v(r / K) / v(1) of that, where v is
+        the cost curve of the widths of the kind; it is a straight line where no width was timed. A block without its
+        units costs what its removal saves, minus the cost of all its units. The rest of `dense_ms` is fixed. If the
+        parts add up to more than `dense_ms`, they are scaled down.
 
         Args:
             structure: of the dense model.
             dense_ms: milliseconds of a forward pass of the dense model.
         """
         units: dict[Key, np.ndarray] = {}
+        narrow: dict[Key, np.ndarray] = {}
         for kind, members in _groups_by_kind(structure).items():
             fractions, costs = _cost_curve(self.units.get(kind, []))
             kind_macs = sum(group.count * group.macs for _, group in members) or 1
@@ -81,13 +89,21 @@ class LatencyTable:
                 group_ms = dense_ms * group.count * group.macs / kind_macs
                 kept = np.arange(group.count + 1) / max(group.count, 1)
                 units[block, group.key] = group_ms * np.interp(kept, fractions, costs)
+                if group.directions:
+                    narrow[block, group.key] = np.outer(units[block, group.key], self._by_width(kind, group.width))
         blocks = []
         for index, block_structure in enumerate(structure.blocks):
             units_ms = sum(float(units[index, group.key][-1]) for group in block_structure.groups)
             blocks.append(max(0.0, dense_ms * self.blocks.get(block_structure.stage, 0.0) - units_ms))
         parts_ms = sum(blocks) + sum(float(values[-1]) for values in units.values())
-        found = PartCosts(fixed=max(0.0, dense_ms - parts_ms), blocks=tuple(blocks), units=units)
+        found = PartCosts(fixed=max(0.0, dense_ms - parts_ms), blocks=tuple(blocks), units=units, narrow=narrow)
         return found.scaled(dense_ms / max(dense_ms, parts_ms))
+
+    def _by_width(self, kind: str, width: int) -> np.ndarray:
+        """The cost of a head of 0, 1, ..., K directions, as a fraction of that of a whole head, `(K + 1,)`."""
+        fractions, costs = _cost_curve(self.widths.get(kind, []))
+        kept = np.arange(width + 1) / width
+        return np.interp(kept, fractions, costs) / costs[-1] if costs[-1] > 0 else kept
 
 
 def latency_table(model: nn.Module, settings: LatencySettings) -> LatencyTable:
@@ -158,6 +174,11 @@ def _measure(model: nn.Module, settings: LatencySettings) -> LatencyTable:
     structure = describe(model)
     kinds = {kind: members for kind, members in _groups_by_kind(structure).items() if not members[0][1].not_prunable}
     plans: dict[tuple[str, float], PruningPlan] = {}  # by kind and fraction kept, or by stage and 0
+    narrow = {
+        (f"{kind}{WIDTH}", fraction): plan
+        for kind, members in _groups_by_kind(structure).items()
+        for fraction, plan in _narrow_plans(structure, members).items()
+    }
     for kind, members in kinds.items():
         for fraction in FRACTIONS if len(kinds) <= MAX_KINDS_FOR_FRACTIONS else COARSE_FRACTIONS:
             counts = {(block, group.key): max(1, round(fraction * group.count)) for block, group in members}
@@ -168,15 +189,35 @@ def _measure(model: nn.Module, settings: LatencySettings) -> LatencyTable:
         ]
         if len(removable) > 1:  # without the later half of them
             plans[stage, 0.0] = _plan_without_blocks(structure, removable[len(removable) // 2 :])
+    plans |= narrow
     savings = measure_savings(model, list(plans.values()), settings, "timing heads, neurons and blocks")
     units: dict[str, list[tuple[float, float]]] = {}
+    widths: dict[str, list[tuple[float, float]]] = {}
     blocks: dict[str, float] = {}
-    for (name, _), plan, saved in zip(plans, plans.values(), savings, strict=True):
-        if name in kinds:
+    for (name, fraction), plan, saved in zip(plans, plans.values(), savings, strict=True):
+        if name.endswith(WIDTH):
+            widths.setdefault(name.removesuffix(WIDTH), []).append((fraction, saved))
+        elif name in kinds:
             units.setdefault(name, []).append((_fraction_kept(plan, kinds[name]), saved))
         else:
             blocks[name] = max(0.0, saved) / (len(structure.blocks) - len(plan.blocks))
-    return LatencyTable(units=units, blocks=blocks)
+    return LatencyTable(units=units, blocks=blocks, widths=widths)
+
+
+def _narrow_plans(structure: ViTStructure, members: list[tuple[int, UnitGroup]]) -> dict[float, PruningPlan]:
+    """Plans that narrow all heads of one kind, by the fraction of the width that is kept; none if they cannot be."""
+    full, group = PruningPlan.full(structure), members[0][1]
+    widths = {round(fraction * group.width) for fraction in COARSE_FRACTIONS} if group.directions else set()
+    plans = {}
+    for width in sorted(widths - {0, group.width}):
+        narrowed = {
+            block: KeptBlock.of(block, dict(full.blocks[block].items()), {other.key: width})
+            for block, other in members
+            if other.directions
+        }
+        blocks = tuple(narrowed.get(kept.block, kept) for kept in full.blocks)
+        plans[width / group.width] = replace(full, blocks=blocks)
+    return plans
 
 
 def _measure_multiple(model: nn.Module, settings: LatencySettings, fraction: float) -> int:

@@ -44,6 +44,8 @@ class ImportanceSettings:
         batch_size: images of one forward pass.
         steps: number of steps in which the model is narrowed. After each step but the last, the model is recovered (if
             recovery is on) and scored again, because the units that are left become more important.
+        joint: choose the units of a layer together, see `choose_jointly`. The scores then only decide how many units
+            each layer keeps.
 
     Raises:
         SettingError: unknown criterion, or a number below 1.
@@ -53,6 +55,7 @@ class ImportanceSettings:
     num_images: int = 2048
     batch_size: int = 128
     steps: int = 4
+    joint: bool = True
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:

@@ -12,8 +12,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vitrim.models.measuring import Measurement, measure
-from vitrim.structure import BlockStructure, TensorCut, UnitGroup, UnitKind, ViTStructure
+from vitrim.structure import BlockStructure, Directions, TensorCut, UnitGroup, UnitKind, ViTStructure
 
+NO_NARROW_FORM = "vitrim knows no narrow form of this attention"
 Macs = Mapping[str, int]
 """Multiply-adds of every module for one image, by module name."""
 
@@ -85,14 +86,19 @@ def heads(
     macs: int,
     first: int = 0,
     not_prunable: str = "",
+    narrowing: Directions | str = NO_NARROW_FORM,
 ) -> UnitGroup:
     """The heads of one attention.
 
     Args:
         cuts: the tensors that compute the heads; the columns of the output projection are added.
         macs: multiply-adds of all heads together.
+        narrowing: what narrowing the heads needs, or why they cannot be narrowed.
     """
-    return _units("heads", count, width, output_proj, cuts, macs, first, not_prunable)
+    group = _units("heads", count, width, output_proj, cuts, macs, first, not_prunable)
+    if isinstance(narrowing, str):
+        return replace(group, not_narrowable=narrowing)
+    return replace(group, directions=narrowing)
 
 
 def neurons(
@@ -102,9 +108,11 @@ def neurons(
     return _units("neurons", count, 1, output_proj, cuts, macs, first, not_prunable)
 
 
-def not_prunable_heads(count: int, reason: str) -> UnitGroup:
-    """The heads of an attention that is not pruned, with the reason."""
-    return UnitGroup(kind="heads", key="heads", count=count, not_prunable=reason)
+def not_prunable_heads(count: int, reason: str, not_narrowable: str = "") -> UnitGroup:
+    """The heads of an attention that is not pruned, with the reason; by default, it is also why they stay as wide."""
+    return UnitGroup(
+        kind="heads", key="heads", count=count, not_prunable=reason, not_narrowable=not_narrowable or reason
+    )
 
 
 def not_prunable_neurons(count: int, reason: str) -> UnitGroup:
@@ -213,21 +221,34 @@ def _complete(
     model: nn.Module, block: BlockParts, group: UnitGroup, measured: Measurement, owners: Mapping[int, list[str]]
 ) -> UnitGroup:
     """Add parameters, residual scale and general reasons: tensors that others use, or that do not run."""
-    not_prunable, params = group.not_prunable, 0
+    reason, params = "", 0
     for cut in group.cuts:
         tensor = _tensor(model, cut.name)
         if isinstance(tensor, nn.Parameter):
             params += tensor.numel() // tensor.shape[cut.dim] * cut.width * cut.repeats
             names = owners[id(tensor)]
-            if len(names) > 1 and not not_prunable:
-                not_prunable = f"`{names[0]}` and `{names[1]}` are the same tensor"
-    if group.output_proj and not measured.macs.get(group.output_proj) and not not_prunable:
-        not_prunable = f"`{group.output_proj}` does not run when the model classifies an image"
+            if len(names) > 1 and not reason:
+                reason = f"`{names[0]}` and `{names[1]}` are the same tensor"
+    if group.output_proj and not measured.macs.get(group.output_proj) and not reason:
+        reason = f"`{group.output_proj}` does not run when the model classifies an image"
+    not_prunable, directions = group.not_prunable or reason, group.directions
+    if directions and reason:
+        group, directions = replace(group, not_narrowable=reason), None
+    if directions:
+        directions = replace(directions, params=_params_of_direction(model, group, directions))
     scale = group.residual_scale
     if group.output_proj and group.kind in block.residual_scales:
         path = block.residual_scales[group.kind]
         scale = resolve_residual_scale(model.get_submodule(block.name), block.name, path)
-    return replace(group, params=params, residual_scale=scale, not_prunable=not_prunable)
+    return replace(group, params=params, residual_scale=scale, not_prunable=not_prunable, directions=directions)
+
+
+def _params_of_direction(model: nn.Module, group: UnitGroup, directions: Directions) -> int:
+    """Parameters of one direction of one head: rows of queries, keys and values, and an output column."""
+    rows = [_tensor(model, rows.name) for rows in (*directions.queries, *directions.keys, *directions.values)]
+    output = _tensor(model, f"{group.output_proj}.weight")
+    sizes = [tensor[0].numel() for tensor in rows if isinstance(tensor, nn.Parameter)]
+    return sum(sizes) + output.numel() // output.shape[1]
 
 
 def _qkv_of(groups: Sequence[UnitGroup]) -> str:

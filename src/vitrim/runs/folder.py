@@ -22,12 +22,13 @@ class RunFolder:
         path: of the folder.
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> None:
         """Open or create a run folder. All processes call this together.
 
         Args:
             path: of the folder.
             identity: what the run depends on, as plain data for JSON.
+            before: values of keys that earlier versions did not write, in the form of `identity`.
 
         Raises:
             FolderInUse: the folder has other files, or a run with another identity; the message lists the differences.
@@ -38,7 +39,7 @@ class RunFolder:
         file = self.path / RUN
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
         if file.is_file() and not self._is_fresh():
-            differences = list(_differences(read_json(file), identity))
+            differences = list(_differences(_with_missing(read_json(file), before or {}), identity))
             if differences:
                 raise FolderInUse(
                     f"{self.path} has a run with other settings: {'; '.join(differences[:8])}. Choose another folder "
@@ -109,6 +110,18 @@ class RunFolder:
             return PruningPlan.from_json(path.read_text(encoding="utf-8"))
 
         return self.once(name, make, lambda plan, path: path.write_text(plan.to_json()), read)
+
+
+def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:
+    """`old`, with the values in `before` where it lacks a key."""
+    if not isinstance(old, dict):
+        return old
+    for key, value in before.items():
+        if key not in old:
+            old[key] = value
+        elif isinstance(value, Mapping):
+            _with_missing(old[key], value)
+    return old
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

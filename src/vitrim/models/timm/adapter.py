@@ -21,6 +21,7 @@ from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.timm.families import BY_CLASS, Family, family_of
+from vitrim.models.timm.finders import set_head_width
 from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
 from vitrim.models.timm.renumbering import has_mixed_rope, renumber_blocks
 from vitrim.plan import PruningPlan
@@ -97,7 +98,7 @@ class TimmAdapter:
         """Run `Part.fit` on every attention and MLP that lost units."""
         for kept in plan.blocks:
             block = structure.blocks[kept.block]
-            smaller = [group for group in block.groups if len(kept.units(group.key)) < group.count]
+            smaller = [group for group in block.groups if kept.shrinks(group)]
             for name, module in _parts(model.get_submodule(block.name), block.name):
                 groups = [group for group in smaller if group.output_proj.startswith(f"{name}.")]
                 if not groups:
@@ -106,6 +107,11 @@ class TimmAdapter:
                 if groups[0].kind == "heads" and (part.needs_kept_heads or has_mixed_rope(model)):
                     before = getattr(module, "kept_heads", range(groups[0].count))
                     setattr(module, "kept_heads", tuple(before[head] for head in kept.units(groups[0].key)))  # noqa: B010
+                for group in groups:
+                    if group.directions and kept.width(group) < group.width:
+                        layer = group.directions.values[0].name.rpartition(".")[0]
+                        attention = model.get_submodule(layer.rpartition(".")[0])  # may be a part of `module`
+                        set_head_width(attention, group, kept.width(group))
                 part.fit(module)
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 from timm.layers.pos_embed_rel import RelPosBias, RelPosBiasTf, RelPosMlp
 from torch import nn
 
-from vitrim.models.describing import Macs, cut_of, heads, neurons, rows
-from vitrim.structure import TensorCut, UnitGroup
+from vitrim.models.describing import NO_NARROW_FORM, Macs, cut_of, heads, neurons, rows
+from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup
 
 Find = Callable[[str, nn.Module, Macs], list[UnitGroup]]
 Fit = Callable[[nn.Module], None]
+HEAD_WIDTH_ATTRIBUTES = ("head_dim", "dim_head", "key_dim", "val_dim")
+VALUE_WIDTH = "value_width"  # attribute of attentions in which only the values were narrowed
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ class HeadLayout:
         num_heads: number of heads; 0 means `num_heads` of the attention.
         more_cuts: other tensors that store a part of each head.
         fixed_macs: multiply-adds of the attention that do not depend on the number of heads.
+        bias_macs: multiply-adds of a position bias, of all heads, that no module of the attention counts and that do
+            not depend on the width of the values.
         output_proj: name of the output projection in the attention.
         not_prunable: why no head can be removed; empty if heads can be removed.
+        not_narrowable: why heads cannot be narrowed; empty if they can.
+        only_values: why queries and keys cannot be narrowed; empty if they can.
     """
 
     width: int
@@ -55,25 +61,107 @@ class HeadLayout:
     num_heads: int = 0
     more_cuts: Sequence[TensorCut] = ()
     fixed_macs: int = 0
+    bias_macs: int = 0
     output_proj: str = "proj"
     not_prunable: str = ""
+    not_narrowable: str = NO_NARROW_FORM
+    only_values: str = ""
 
 
 def heads_of(name: str, attn: Any, macs: Macs, layout: HeadLayout) -> list[UnitGroup]:
     """The heads of an attention with this layout."""
+    count = layout.num_heads or attn.num_heads
     cuts: list[TensorCut] = []
     for layer, (rows_per_head, repeats) in layout.producers.items():
-        cuts += rows(f"{name}.{layer}", attrgetter(layer)(attn), rows_per_head, repeats=repeats)
+        path, module = f"{name}.{layer}", attrgetter(layer)(attn)
+        if _values_are_narrower(layout, layer):
+            cuts += rows(path, module, rows_per_head, repeats=repeats - 1)
+            cuts += rows(path, module, layout.width, first=(repeats - 1) * count * rows_per_head)
+        else:
+            cuts += rows(path, module, rows_per_head, repeats=repeats)
     return [
         heads(
-            count=layout.num_heads or attn.num_heads,
+            count=count,
             width=layout.width,
             output_proj=f"{name}.{layout.output_proj}",
             cuts=[*cuts, *layout.more_cuts],
             macs=macs.get(name, 0) - layout.fixed_macs,
             not_prunable=layout.not_prunable,
+            narrowing=layout.not_narrowable or directions_of(name, attn, macs, layout, count),
         )
     ]
+
+
+def directions_of(name: str, attn: Any, macs: Macs, layout: HeadLayout, count: int) -> Directions:
+    """What narrowing the `count` heads of an attention with this layout needs."""
+    found: dict[str, list[HeadRows]] = {"q": [], "k": [], "v": []}
+    inputs = {"q": "", "k": "", "v": ""}
+    for layer, (rows_per_head, repeats) in layout.producers.items():
+        module, letters = attrgetter(layer)(attn), _letters(layer, repeats)
+        is_fused, first = repeats == len(letters), 0
+        for letter in letters if module else "":
+            width = layout.width if letter == "v" else rows_per_head // (1 if is_fused else len(letters))
+            stride = width if is_fused else rows_per_head
+            for key, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                found[letter].append(HeadRows(name=f"{name}.{layer}.{key}", width=width, stride=stride, first=first))
+            inputs[letter] = (
+                f"{name}.{layer}" if macs.get(f"{name}.{layer}") else name
+            )  # some pass weights to a function
+            first += count * width if is_fused else width
+    for letter, entries in found.items():
+        if entries and getattr(attn, f"{letter}_bias", None) is not None:
+            width = entries[0].width
+            entries.append(HeadRows(name=f"{name}.{letter}_bias", width=width, stride=width))
+    values, num_columns = tuple(found["v"]), count * layout.width
+    of_values, of_all = _narrowed_macs(name, attn, macs, layout, count)
+    if layout.only_values:
+        return Directions(values=values, only_values=layout.only_values, macs=of_values // num_columns)
+    return Directions(
+        queries=tuple(found["q"]),
+        keys=tuple(found["k"]),
+        values=values,
+        query_input=inputs["q"],
+        key_input=inputs["k"],
+        macs=of_all // num_columns,
+    )
+
+
+def _narrowed_macs(name: str, attn: Any, macs: Macs, layout: HeadLayout, count: int) -> tuple[int, int]:
+    """Multiply-adds of an attention that are proportional to the width of the values, and to that of all its heads."""
+    output = macs.get(f"{name}.{layout.output_proj}", 0)
+    num_tokens = output // attrgetter(layout.output_proj)(attn).weight.numel()
+    leaves = [key for key, module in attn.named_modules() if key and not any(module.children())]
+    products = macs.get(name, 0) - layout.bias_macs - sum(macs.get(f"{name}.{key}", 0) for key in leaves)
+    of_values, of_all, key_width = output, output + products, 0
+    for layer, (rows_per_head, repeats) in layout.producers.items():
+        module, letters = attrgetter(layer)(attn), _letters(layer, repeats)
+        if not module or not letters:
+            continue
+        layer_macs = macs.get(f"{name}.{layer}", 0)
+        of_all += layer_macs
+        if not layer_macs:  # the attention passes the weight to a function
+            layer_macs = num_tokens * module.weight.numel()
+            products -= layer_macs
+        if "v" in letters:
+            of_values += layer_macs * count * layout.width // len(module.weight)
+        if "k" in letters:
+            key_width = rows_per_head // (len(letters) if repeats == 1 else 1)
+    return of_values + products * layout.width // (key_width + layout.width), of_all
+
+
+def _letters(layer: str, repeats: int) -> str:
+    """What a layer computes, by its name: `qkv`, `q`, `kv`, ..., or nothing of these. A `qkv` of two parts has no q."""
+    letters = "".join(letter for letter in layer.removesuffix("_proj") if letter in "qkv")
+    if letters == "qkv" and repeats == 2:
+        return "kv"
+    return letters if letters in ("q", "k", "v", "qk", "kv", "qkv") else ""
+
+
+def _values_are_narrower(layout: HeadLayout, layer: str) -> bool:
+    """Whether a fused layer has fewer rows for the values of a head than for its queries."""
+    rows_per_head, repeats = layout.producers[layer]
+    letters = _letters(layer, repeats)
+    return letters.endswith("v") and repeats == len(letters) > 1 and rows_per_head != layout.width
 
 
 def fused_heads(name: str, attn: Any, macs: Macs, *, width: int, **others: Any) -> list[UnitGroup]:
@@ -83,7 +171,7 @@ def fused_heads(name: str, attn: Any, macs: Macs, *, width: int, **others: Any) 
 
 def plain_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Heads of an attention that has only `qkv` and `proj`."""
-    return fused_heads(name, attn, macs, width=head_width_from_scale(attn))
+    return fused_heads(name, attn, macs, width=head_width_from_scale(attn), not_narrowable="")
 
 
 def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
@@ -100,8 +188,13 @@ def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
             layer: (getattr(attn, layer).out_features // (repeats * num_heads), repeats)
             for layer, repeats in layers.items()
         }
-        fixed_macs = sum(macs.get(f"{name}.{submodule}", 0) for submodule in fixed)
-        layout = HeadLayout(width=attn.proj.in_features // num_heads, producers=producers, fixed_macs=fixed_macs)
+        width, key_width = attn.proj.in_features // num_heads, next(iter(producers.values()))[0]
+        layout = HeadLayout(
+            width=width,
+            producers=producers,
+            fixed_macs=sum(macs.get(f"{name}.{submodule}", 0) for submodule in fixed),
+            not_narrowable=other_value_width(name, key_width, width),
+        )
         return heads_of(name, attn, macs, layout)
 
     return find
@@ -110,7 +203,8 @@ def separate_heads(layers: Mapping[str, int], *fixed: str) -> Find:
 def temperature_heads(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Heads of a cross-covariance attention, with one temperature for each head."""
     temperature = cut_of(f"{name}.temperature", attn.temperature)
-    return fused_heads(name, attn, macs, width=attn.proj.in_features // attn.num_heads, more_cuts=temperature)
+    width = attn.proj.in_features // attn.num_heads
+    return fused_heads(name, attn, macs, width=width, more_cuts=temperature, not_narrowable=between_channels(name))
 
 
 def neurons_of(*producers: str, output_proj: str = "fc2", packed: int = 1, norm: str = "norm") -> Find:
@@ -185,10 +279,20 @@ def normalises_across(norm: nn.Module, name: str, units: str) -> str:
     return "" if isinstance(norm, nn.Identity) else f"`{name}` normalises across {units}"
 
 
-def qkv_biases(name: str, attn: Any, width: int) -> list[TensorCut]:
+def between_channels(name: str) -> str:
+    """The reason not to narrow the heads of an attention whose weights are between channels."""
+    return f"`{name}` attends between channels"
+
+
+def other_value_width(name: str, key_width: int, value_width: int) -> str:
+    """The reason not to narrow heads whose values are wider than their keys; empty if they have one width."""
+    return "" if key_width == value_width else f"in `{name}` keys have width {key_width} and values {value_width}"
+
+
+def qkv_biases(name: str, attn: Any, width: int, value_width: int) -> list[TensorCut]:
     """Cuts of the biases of a fused qkv layer that are parameters of the attention."""
-    biases = ("q_bias", "k_bias", "v_bias")
-    return [cut for bias in biases for cut in cut_of(f"{name}.{bias}", getattr(attn, bias), width=width)]
+    widths = {"q_bias": width, "k_bias": width, "v_bias": value_width}
+    return [cut for bias, size in widths.items() for cut in cut_of(f"{name}.{bias}", getattr(attn, bias), width=size)]
 
 
 def rel_pos_cuts(name: str, rel_pos: Any) -> list[TensorCut]:
@@ -202,6 +306,18 @@ def rel_pos_cuts(name: str, rel_pos: Any) -> list[TensorCut]:
     return cut_of(f"{name}.relative_position_bias_table", rel_pos.relative_position_bias_table, dim=1)
 
 
+def rel_pos_bias_macs(name: str, rel_pos: Any, macs: Macs) -> int:
+    """Multiply-adds with which TensorFlow's relative position bias selects its entries, if no module counts them.
+
+    Only unfused attention calls the bias as a module. Other kinds of biases need none.
+    """
+    if not isinstance(rel_pos, RelPosBiasTf) or macs.get(name, 0):
+        return 0
+    height, width = rel_pos.window_size
+    num_heads, rows, columns = rel_pos.relative_position_bias_table.shape
+    return int(num_heads * height**2 * columns * (rows + width**2))
+
+
 def rel_pos_fixed_macs(name: str, macs: Macs) -> int:
     """Multiply-adds of a relative position bias that do not depend on the number of heads."""
     return macs.get(f"{name}.mlp.fc1", 0)
@@ -212,18 +328,42 @@ def head_width_from_scale(attn: Any) -> int:
     return round(attn.scale**-2)
 
 
+def value_width(attn: Any, width: int) -> int:
+    """The width of the values of one head, which is `width` unless only the values were narrowed."""
+    return getattr(attn, VALUE_WIDTH, width)
+
+
+def set_head_width(attn: Any, group: UnitGroup, width: int) -> None:
+    """Note on an attention that its heads, or only their values, are narrower now.
+
+    Args:
+        group: the heads before.
+        width: their new width.
+    """
+    assert group.directions is not None
+    if group.directions.only_values:
+        setattr(attn, VALUE_WIDTH, width)
+        return
+    for attribute in HEAD_WIDTH_ATTRIBUTES:
+        if hasattr(attn, attribute):
+            setattr(attn, attribute, width)
+    if hasattr(attn, "scale"):
+        factor = attn.scale * group.width**0.5  # 1 in all models of timm, up to rounding
+        attn.scale = width**-0.5 * (1 if abs(factor - 1) < 1e-6 else factor)
+
+
 def no_fit(module: nn.Module) -> None:
     """Change nothing: the class has no attribute that repeats a size."""
 
 
 def fit_num_heads_by_head_dim(attn: Any) -> None:
     """Set `num_heads` of an attention that stores its head width as `head_dim`."""
-    attn.num_heads = attn.proj.in_features // attn.head_dim
+    attn.num_heads = attn.proj.in_features // value_width(attn, attn.head_dim)
 
 
 def fit_num_heads_by_scale(attn: Any) -> None:
     """Set `num_heads` of an attention that stores its head width only in `scale`."""
-    attn.num_heads = attn.proj.in_features // head_width_from_scale(attn)
+    attn.num_heads = attn.proj.in_features // value_width(attn, head_width_from_scale(attn))
 
 
 def fit_num_heads_by_temperature(attn: Any) -> None:

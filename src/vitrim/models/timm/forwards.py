@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionRope, DiffAttention, apply_rot_embed_cat
-from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
+from timm.layers import Attention, AttentionRope, DiffAttention, apply_rot_embed_cat
+from timm.models import beit, eva, vision_transformer, vision_transformer_relpos, vision_transformer_sam
+from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
 from torch import Tensor
 
 
@@ -27,7 +28,7 @@ def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = Non
         The heads side by side, `(B, N, H*K)`.
     """
     if attn.fused_attn:
-        dropout = attn.attn_drop.p if attn.training else 0.0
+        dropout = attn.attn_drop.p if attn.training and hasattr(attn, "attn_drop") else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal)
     else:
         out = attention_weights(attn, q, k, bias, causal) @ v
@@ -41,16 +42,25 @@ def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = Non
         bias = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     if bias is not None:
         scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
-    return attn.attn_drop(scores.softmax(dim=-1))
+    weights = scores.softmax(dim=-1)
+    return attn.attn_drop(weights) if hasattr(attn, "attn_drop") else weights
 
 
 def fused_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values `(B, H, N, K)` of a layer `qkv`, whose biases may be parameters of the attention."""
+    """Queries, keys and values `(B, H, N, K)` of a layer `qkv`, whose biases may be parameters of the attention.
+
+    If the values were narrowed, they have `attn.value_width` directions instead of K.
+    """
     qkv = attn.qkv(x)
     if getattr(attn, "q_bias", None) is not None:
         qkv = qkv + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-    q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+    if not hasattr(attn, "value_width"):
+        q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+    columns = attn.num_heads * attn.value_width
+    qk, v = qkv[..., :-columns], qkv[..., -columns:]
+    q, k = qk.unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
 
 
 def rope_of_kept_heads(attn: Any, rope: Tensor) -> Tensor:
@@ -67,23 +77,54 @@ def rotate(attn: Any, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
     return torch.cat([prefix, patches], dim=2).type_as(like)
 
 
+class CutAttention(Attention):
+    """timm's `Attention` for values that are narrower than queries and keys."""
+
+    def forward(self, x, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
+        q, k, v = fused_qkv(self, x)
+        return self.proj_drop(self.proj(attend(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)))
+
+
+def rotary_attention(attn: Any, x: Tensor, rope: Tensor | None, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention of tokens `(B, N, D)` with rotary positions, where each query head has keys and values of its own."""
+    gate = attn.gate(x).sigmoid() if attn.gate is not None else None
+    if attn.qkv is not None:
+        q, k, v = fused_qkv(attn, x)
+    else:
+        layers = (attn.q_proj, attn.k_proj, attn.v_proj)
+        q, k, v = (layer(x).unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for layer in layers)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        q, k = rotate(attn, q, rope, v), rotate(attn, k, rope, v)
+    x = attn.norm(attend(attn, q, k, v, mask, causal))
+    x = x * gate if gate is not None else x
+    return attn.proj_drop(attn.proj(x))
+
+
 class CutEvaAttention(eva.EvaAttention):
     """timm's `eva.EvaAttention` for any number of heads."""
 
     def forward(self, x, rope=None, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
         """Map tokens `(B, N, D)` to tokens of the same shape."""
-        gate = self.gate(x).sigmoid() if self.gate is not None else None
-        if self.qkv is not None:
-            q, k, v = fused_qkv(self, x)
-        else:
-            layers = (self.q_proj, self.k_proj, self.v_proj)
-            q, k, v = (layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer in layers)
+        return rotary_attention(self, x, rope, attn_mask, is_causal)
+
+
+class CutSamAttention(vision_transformer_sam.Attention):
+    """timm's `vision_transformer_sam.Attention` for values that are narrower than queries and keys."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Map images `(B, h, w, D)` to the same shape."""
+        size, bias = tuple(x.shape[1:3]), None
+        q, k, v = fused_qkv(self, x.flatten(1, 2))
         q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(self, q, rope, v), rotate(self, k, rope, v)
-        x = self.norm(attend(self, q, k, v, attn_mask, is_causal))
-        x = x * gate if gate is not None else x
-        return self.proj_drop(self.proj(x))
+        if self.use_rel_pos:
+            bias = get_decomposed_rel_pos_bias(q.flatten(0, 1), self.rel_pos_h, self.rel_pos_w, size, size)
+            bias = bias.unflatten(0, q.shape[:2])
+        elif self.rope is not None:
+            rope = self.rope.get_embed()
+            q, k = (apply_rot_embed_cat(t, rope).type_as(v) for t in (q, k))
+        return self.proj_drop(self.proj(attend(self, q, k, v, bias))).unflatten(1, size)
 
 
 class CutBeitAttention(beit.Attention):
@@ -176,5 +217,7 @@ class CutAttentionRope(AttentionRope):
 
     def forward(self, x, rope=None, attn_mask=None, is_causal=False):  # type: ignore[no-untyped-def]
         """Map tokens `(B, N, D)` to tokens of the same shape."""
+        if self.num_kv_groups == 1:
+            return rotary_attention(self, x, rope, attn_mask, is_causal)
         rope = None if rope is None else rope_of_kept_heads(self, rope)
         return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)

@@ -18,6 +18,8 @@ from timm.models import (
     edgenext,
     fastvit,
     gcvit,
+    hiera,
+    hieradet_sam2,
     metaformer,
     nextvit,
     pvt_v2,
@@ -60,6 +62,39 @@ class CutSwinV2Attention(swin_transformer_v2.WindowAttention):
         bias = table[self.relative_position_index].permute(2, 0, 1)  # (H, N, N)
         scores = cosines(q, k, self.logit_scale) + 16 * bias.sigmoid()
         return self.proj_drop(self.proj(weighted(self, mask_windows(scores, mask), v)))
+
+
+class CutMaskUnitAttention(hiera.MaskUnitAttention):
+    """timm's `hiera.MaskUnitAttention` for values that are narrower than queries and keys."""
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads, under the name that other attentions use."""
+        return int(self.heads)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` of all windows to fewer tokens if queries are pooled. Neighbours belong to windows."""
+        num_windows = x.shape[1] // (self.q_stride * self.window_size) if self.use_mask_unit_attn else 1
+        by_window = x.unflatten(1, (-1, num_windows)).transpose(1, 2).flatten(0, 1)  # (B*windows, N, D)
+        q, k, v = fused_qkv(self, by_window)
+        if self.q_stride > 1:
+            q = q.unflatten(2, (self.q_stride, -1)).amax(dim=2)
+        out = attend(self, q, k, v).unflatten(0, (len(x), num_windows))
+        return self.proj(out.transpose(1, 2).flatten(1, 2))
+
+
+class CutMultiScaleAttention(hieradet_sam2.MultiScaleAttention):
+    """timm's `hieradet_sam2.MultiScaleAttention` for values that are narrower than queries and keys."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Map images `(B, h, w, D)` to images that are smaller if queries are pooled."""
+        size = x.shape[1:3]
+        q, k, v = fused_qkv(self, x.flatten(1, 2))
+        if self.q_pool is not None:
+            pooled = self.q_pool(q.transpose(2, 3).flatten(1, 2).unflatten(2, size))  # (B, H*K, h, w)
+            size = pooled.shape[2:]
+            q = pooled.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+        return self.proj(attend(self, q, k, v).unflatten(1, size))
 
 
 class CutSwinV2CrAttention(swin_transformer_v2_cr.WindowMultiHeadAttention):
@@ -129,6 +164,17 @@ class CutClassAttn(cait.ClassAttn):
         q, k, v = self.q(x[:, :1]), self.k(x), self.v(x)
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return self.proj_drop(self.proj(attend(self, q, k, v)))
+
+
+class CutTalkingHeadAttn(cait.TalkingHeadAttn):
+    """timm's `cait.TalkingHeadAttn` for heads of any width."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Map tokens `(B, N, D)` to tokens of the same shape."""
+        q, k, v = fused_qkv(self, x)
+        scores = self.proj_l(((q * self.scale) @ k.transpose(-2, -1)).permute(0, 2, 3, 1))  # (B, N, N, H)
+        weights = self.attn_drop(self.proj_w(scores.softmax(dim=2)).permute(0, 3, 1, 2))
+        return self.proj_drop(self.proj((weights @ v).transpose(1, 2).flatten(2)))
 
 
 def self_attention(attn: Any, x: Tensor) -> Tensor:
@@ -259,12 +305,7 @@ class CutDaVitWindowAttention(davit.WindowAttention):
 
     def forward(self, x):  # type: ignore[no-untyped-def]
         """Map windows `(B*windows, N, D)` to the same shape."""
-        q, k, v = fused_qkv(self, x)
-        if self.fused_attn:
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            out = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(attend(self, *fused_qkv(self, x)))
 
 
 class CutChannelAttention(davit.ChannelAttention):
@@ -293,8 +334,11 @@ class CutWindowAttentionGlobal(gcvit.WindowAttentionGlobal):
 
     def forward(self, x, q_global=None):  # type: ignore[no-untyped-def]
         """Map windows `(B*windows, N, D)` to the same shape."""
-        parts = self.qkv(x).unflatten(2, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        k, v = parts[-2:]
+        qkv = self.qkv(x)
+        columns = self.num_heads * getattr(self, "value_width", self.head_dim)
+        v = qkv[..., -columns:].unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        parts = qkv[..., :-columns].unflatten(2, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        k = parts[-1]
         if self.use_global and q_global is not None:
             all_queries = q_global.flatten(1, 2).unflatten(2, (-1, self.head_dim))  # of the dense model's heads
             q = (

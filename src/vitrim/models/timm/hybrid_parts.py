@@ -1,33 +1,24 @@
 """Attentions of timm's models that mix them with convolutions: one entry for each class. MLPs are in `hybrid_mlps`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from timm.models import (
-    coat,
-    cpubone,
     crossvit,
     davit,
     edgenext,
     efficientformer,
     efficientformer_v2,
-    efficientvit_mit,
-    efficientvit_msra,
     fastvit,
     gcvit,
     gemma4_vit,
-    iformer,
     levit,
-    lowformer,
     mambaout,
     metaformer,
     mobilevit,
-    nest,
     nextvit,
     pvt_v2,
-    shvit,
-    swiftformer,
     tnt,
     twins,
     visformer,
@@ -36,13 +27,14 @@ from timm.models import (
 from timm.models.csatv2 import SpatialAttention
 from torch import nn
 
-from vitrim.models.describing import Macs, cut_of, heads, neurons, not_prunable_heads, rows
+from vitrim.models.describing import NO_NARROW_FORM, Macs, cut_of, heads, neurons, rows
 from vitrim.models.timm.finders import (
     Find,
     Fit,
     HeadLayout,
     Part,
-    chained_neurons,
+    between_channels,
+    fit_num_heads_by_head_dim,
     fit_num_heads_by_scale,
     fit_num_heads_by_temperature,
     fit_rel_pos,
@@ -51,11 +43,13 @@ from vitrim.models.timm.finders import (
     heads_of,
     layers_with_tensors,
     no_fit,
+    other_value_width,
     plain_heads,
     rel_pos_cuts,
     replaced_by,
     separate_heads,
     temperature_heads,
+    value_width,
 )
 from vitrim.models.timm.hierarchical_forwards import (
     CutChannelAttention,
@@ -73,34 +67,13 @@ from vitrim.models.timm.hierarchical_forwards import (
     CutVoloAttention,
     CutWindowAttentionGlobal,
 )
-from vitrim.models.timm.hybrid_mlps import HYBRID_MLPS, INVERTED_BOTTLENECKS
+from vitrim.models.timm.hybrid_mlps import HYBRID_MLPS
 from vitrim.structure import TensorCut, UnitGroup
-
-
-def _one_head(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
-    return [not_prunable_heads(1, f"`{name}` has one head")]
 
 
 def _no_units(name: str, module: nn.Module, macs: Macs) -> list[UnitGroup]:
     """No units: the attention works on one channel, and a norm over one channel is constant."""
     return []
-
-
-def _skipped_heads(count: Callable[[Any], int], reason: str) -> Find:
-    """Heads that are not prunable; `{}` in the reason stands for the name of the attention."""
-
-    def find(name: str, attn: nn.Module, macs: Macs) -> list[UnitGroup]:
-        return [not_prunable_heads(count(attn), reason.format(name))]
-
-    return find
-
-
-def _num_heads(attn: Any) -> int:
-    return attn.num_heads
-
-
-def _num_heads_by_width(attn: Any) -> int:
-    return attn.qkv.conv.out_channels // (3 * attn.dim)
 
 
 def _levit(qkv: str, q: str, output_proj: str, name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -122,8 +95,15 @@ def _levit(qkv: str, q: str, output_proj: str, name: str, attn: Any, macs: Macs)
             output_proj=f"{name}.{output_proj}",
             cuts=[*cuts, *cut_of(f"{name}.attention_biases", attn.attention_biases)],
             macs=macs.get(name, 0),
+            narrowing=_levit_reason(name, attn),
         )
     ]
+
+
+def _levit_reason(name: str, attn: Any) -> str:
+    if isinstance(attn, efficientformer.Attention):
+        return other_value_width(name, attn.key_dim, attn.val_dim) or NO_NARROW_FORM
+    return f"`{name}.proj` begins with an activation of each column of the heads"
 
 
 def _fit_levit(attn: Any) -> None:
@@ -146,6 +126,7 @@ def _downsampling(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             output_proj=f"{name}.proj.conv",
             cuts=[*cuts, *cut_of(f"{name}.attention_biases", attn.attention_biases)],
             macs=macs.get(name, 0) - macs.get(f"{name}.q.local", 0),
+            narrowing=f"`{name}.v_local` filters each column of the values",
         )
     ]
 
@@ -185,8 +166,13 @@ def _fit_mambaout(block: Any) -> None:
 
 
 def _outlook(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    width = head_width_from_scale(attn)
-    layout = HeadLayout(width=width, producers={"v": (width, 1), "attn": (attn.kernel_size**4, 1)})
+    width = value_width(attn, head_width_from_scale(attn))
+    layout = HeadLayout(
+        width=width,
+        producers={"v": (width, 1), "attn": (attn.kernel_size**4, 1)},
+        not_narrowable="",
+        only_values=f"`{name}` has no queries and keys",
+    )
     return heads_of(name, attn, macs, layout)
 
 
@@ -201,6 +187,7 @@ def _mobilevit_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
             output_proj=f"{name}.out_proj",
             cuts=rows(f"{name}.qkv_proj", attn.qkv_proj, repeats=2, first=1),
             macs=macs.get(name, 0) - query_macs,
+            narrowing=f"each head of `{name}` is one channel",
         )
     ]
 
@@ -209,8 +196,14 @@ def _fit_mobilevit_v2(attn: Any) -> None:
     attn.embed_dim = attn.out_proj.in_channels
 
 
+def _channel(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
+    width = head_width_from_scale(attn)
+    return fused_heads(name, attn, macs, width=width, not_narrowable=between_channels(name))
+
+
 def _channel_v2(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    return fused_heads(name, attn, macs, width=attn.head_dim, num_heads=attn.groups)
+    reason = between_channels(name)
+    return fused_heads(name, attn, macs, width=attn.head_dim, num_heads=attn.groups, not_narrowable=reason)
 
 
 def _fit_channel_v2(attn: Any) -> None:
@@ -220,79 +213,18 @@ def _fit_channel_v2(attn: Any) -> None:
 def _gcvit(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
     """Half of the blocks use global queries of the stage, one for each head of the dense model."""
     layout = HeadLayout(
-        width=attn.head_dim,
+        width=value_width(attn, attn.head_dim),
         producers={"qkv": (attn.head_dim, 2 if attn.use_global else 3)},
         more_cuts=rel_pos_cuts(f"{name}.rel_pos", attn.rel_pos),
+        not_narrowable="",
+        only_values=f"`{name}` uses the global queries of its stage" if attn.use_global else "",
     )
     return heads_of(name, attn, macs, layout)
 
 
 def _fit_gcvit(attn: Any) -> None:
-    fit_num_heads_by_scale(attn)
+    fit_num_heads_by_head_dim(attn)
     fit_rel_pos(attn.rel_pos, attn.num_heads)
-
-
-def _conv_attention(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    """LowFormer's and CPUBone's attention on a coarser grid. The output projection may be a part of the upsampling."""
-    candidates = [path for path in ("o_proj", "upsampling.0") if _is_convolution(attn, path)]
-    if not candidates:
-        reason = f"the output projection `{name}.upsampling` is a transposed convolution"
-        return [not_prunable_heads(attn.num_heads, reason)]
-    output_proj = f"{name}.{candidates[0]}"
-    fixed_macs = macs.get(f"{name}.conv_proj", 0) + macs.get(f"{name}.upsampling", 0)
-    if candidates[0] != "o_proj":
-        fixed_macs -= macs.get(output_proj, 0)
-    return [
-        heads(
-            count=attn.num_heads,
-            width=attn.head_dim,
-            output_proj=output_proj,
-            cuts=rows(f"{name}.pwise", attn.pwise, 3 * attn.head_dim),
-            macs=macs.get(name, 0) - fixed_macs,
-        )
-    ]
-
-
-def _is_convolution(module: nn.Module, path: str) -> bool:
-    try:
-        return isinstance(module.get_submodule(path), nn.Conv2d)
-    except AttributeError:
-        return False
-
-
-def _fit_conv_attention(attn: Any) -> None:
-    attn.o_proj_inpdim = attn.pwise.out_channels // attn.num_keys
-    attn.num_heads = attn.o_proj_inpdim // attn.head_dim
-
-
-def _block_of(attention: str, mlp: tuple[str, str]) -> Find:
-    """Find the units of a block whose MLP has no class of its own.
-
-    Args:
-        attention: name of the attention in the block.
-        mlp: names of the first layer and of the output projection of the MLP.
-    """
-    first_layer, output_proj = mlp
-    find_mlp = chained_neurons(first_layer, output_proj=output_proj)
-
-    def find(name: str, block: nn.Module, macs: Macs) -> list[UnitGroup]:
-        groups: list[UnitGroup] = []
-        for path, module in block.named_modules():
-            if path == attention:
-                groups += _conv_attention(f"{name}.{path}", module, macs)
-            elif path == output_proj:
-                groups += find_mlp(name, block, macs)
-            elif type(module) in INVERTED_BOTTLENECKS:
-                groups += INVERTED_BOTTLENECKS[type(module)](f"{name}.{path}", module, macs)
-        return groups
-
-    return find
-
-
-def _fit_block(block: nn.Module) -> None:
-    for module in block.modules():
-        if isinstance(module, lowformer.ConvAttention | cpubone.ConvAttention):
-            _fit_conv_attention(module)
 
 
 def _gemma(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
@@ -303,6 +235,7 @@ def _gemma(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
         producers={"q_proj.linear": (query_width, 1), "k_proj.linear": (width, 1), "v_proj.linear": (width, 1)},
         num_heads=attn.num_kv_heads,
         output_proj="o_proj.linear",
+        not_narrowable=f"`{name}.v_norm` normalises the values of each head",
     )
     return heads_of(name, attn, macs, layout)
 
@@ -313,7 +246,7 @@ def _fit_gemma(attn: Any) -> None:
 
 
 def _visformer(name: str, attn: Any, macs: Macs) -> list[UnitGroup]:
-    return fused_heads(name, attn, macs, width=attn.head_dim)
+    return fused_heads(name, attn, macs, width=attn.head_dim, not_narrowable="")
 
 
 def _fit_visformer(attn: Any) -> None:
@@ -342,7 +275,7 @@ _REPLACED: Sequence[tuple[type[nn.Module], type[nn.Module], Find, Fit]] = (  # a
     (nextvit.EfficientAttention, CutNextVitAttention, separate_heads({"q": 1, "k": 1, "v": 1}), fit_num_heads_by_scale),
     (edgenext.CrossCovarianceAttn, CutCrossCovarianceAttn, temperature_heads, fit_num_heads_by_temperature),
     (davit.WindowAttention, CutDaVitWindowAttention, plain_heads, fit_num_heads_by_scale),
-    (davit.ChannelAttention, CutChannelAttention, plain_heads, fit_num_heads_by_scale),
+    (davit.ChannelAttention, CutChannelAttention, _channel, fit_num_heads_by_scale),
     (davit.ChannelAttentionV2, CutChannelAttentionV2, _channel_v2, _fit_channel_v2),
 )
 HYBRID_PARTS: Mapping[type[nn.Module], Part] = {
@@ -358,25 +291,6 @@ HYBRID_PARTS: Mapping[type[nn.Module], Part] = {
     mobilevit.LinearSelfAttention: Part(_mobilevit_v2, _fit_mobilevit_v2),
     mambaout.GatedConvBlock: Part(_mambaout, _fit_mambaout),
     gemma4_vit.Gemma4Attention: Part(_gemma, _fit_gemma),
-    lowformer.LowFormerBlock: Part(_block_of("attn.main.1", ("mlp.main.1", "mlp.main.3")), _fit_block),
-    cpubone.CPUBoneBlock: Part(_block_of("total.0.0.main.1", ("total.0.1.main.1", "total.0.1.main.3")), _fit_block),
-    **dict.fromkeys((iformer.SHMA, shvit.SHSA, swiftformer.EfficientAdditiveAttention), Part(_one_head, no_fit)),
     SpatialAttention: Part(_no_units, no_fit),
-    coat.FactorAttnConvRelPosEnc: Part(_skipped_heads(_num_heads, "several blocks use the same `{}.crpe`"), no_fit),
-    nest.Attention: Part(
-        _skipped_heads(_num_heads, "the channels of all heads are interleaved before `{}.proj`"), no_fit
-    ),
-    efficientformer_v2.Attention2d: Part(
-        _skipped_heads(
-            _num_heads, "`{0}.talking_head1` and `{0}.talking_head2` mix the attention weights of all heads"
-        ),
-        no_fit,
-    ),
     efficientformer_v2.Attention2dDownsample: Part(_downsampling, _fit_downsampling),
-    efficientvit_msra.CascadedGroupAttention: Part(
-        _skipped_heads(_num_heads, "in `{}` each head takes the output of the previous head as input"), no_fit
-    ),
-    efficientvit_mit.LiteMLA: Part(
-        _skipped_heads(_num_heads_by_width, "`{}.proj` takes each head at several scales as input"), no_fit
-    ),
 }

@@ -10,13 +10,21 @@ from timm.models import vision_transformer_relpos as relpos
 from timm.models import vision_transformer_sam as sam
 from torch import nn
 
+from vitrim.models.timm.convolutional_parts import CONVOLUTIONAL_PARTS
 from vitrim.models.timm.finders import Part
 from vitrim.models.timm.hierarchical_parts import HIERARCHICAL_PARTS
 from vitrim.models.timm.hybrid_parts import HYBRID_PARTS
 from vitrim.models.timm.plain_parts import PLAIN_PARTS
+from vitrim.models.timm.skipped_parts import SKIPPED_PARTS
 from vitrim.structure import UnitKind
 
-PARTS: Mapping[type[nn.Module], Part] = {**PLAIN_PARTS, **HIERARCHICAL_PARTS, **HYBRID_PARTS}
+PARTS: Mapping[type[nn.Module], Part] = {
+    **PLAIN_PARTS,
+    **HIERARCHICAL_PARTS,
+    **HYBRID_PARTS,
+    **CONVOLUTIONAL_PARTS,
+    **SKIPPED_PARTS,
+}
 
 _LAYER_SCALE: Mapping[UnitKind, str] = {"heads": "ls1.gamma", "neurons": "ls2.gamma"}
 _GAMMA: Mapping[UnitKind, str] = {"heads": "gamma_1", "neurons": "gamma_2"}

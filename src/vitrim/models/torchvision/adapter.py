@@ -130,15 +130,17 @@ class TorchvisionAdapter:
         model.num_classes = num_classes
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
-        """Set `num_heads`, and replace attentions that lost heads by the classes of `forwards`."""
+        """Set the number and width of the heads, and replace smaller attentions by the classes of `forwards`."""
         setattr(model, ARCHITECTURE, structure.model)
         for kept in plan.blocks:
             block = structure.blocks[kept.block]
-            if len(kept.heads) == block.heads.count:
+            if not kept.shrinks(block.heads):
                 continue
             for attention in model.get_submodule(block.name).modules():
                 if isinstance(attention, nn.MultiheadAttention | ShiftedWindowAttention):
                     attention.num_heads = len(kept.heads)
+                    if isinstance(attention, nn.MultiheadAttention):
+                        attention.head_dim = kept.width(block.heads)
                     attention.__class__ = HOOKABLE.get(type(attention), type(attention))
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:

@@ -47,8 +47,8 @@ class HookableWindowAttentionV2(ShiftedWindowAttentionV2):
         """Map images `(B, h, w, D)` to the same shape."""
         bias = self.qkv.bias
         if bias is not None:  # keys have none
-            q_bias, k_bias, v_bias = bias.chunk(3)
-            bias = torch.cat([q_bias, torch.zeros_like(k_bias), v_bias])
+            columns = (len(bias) - self.proj.in_features) // 2  # of queries, and of keys
+            bias = torch.cat([bias[:columns], torch.zeros_like(bias[:columns]), bias[2 * columns :]])
         q, k, v = to_heads(self, to_windows(self, x), bias)
         scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
@@ -56,10 +56,11 @@ class HookableWindowAttentionV2(ShiftedWindowAttentionV2):
 
 
 def to_heads(attn: ShiftedWindowAttention, windows: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute queries, keys and values `(windows, H, N, K)` of windows `(windows, N, D)`."""
-    qkv = F.linear(windows, attn.qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1))
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+    """Compute queries, keys and values `(windows, H, N, K)` of windows `(windows, N, D)`. Values may be narrower."""
+    qkv, columns = F.linear(windows, attn.qkv.weight, bias), attn.proj.in_features  # of the values
+    qk, v = qkv[..., :-columns], qkv[..., -columns:]
+    q, k = qk.unflatten(-1, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
 
 
 def padding_and_shift(attn: ShiftedWindowAttention, x: Tensor) -> tuple[list[int], list[int]]:

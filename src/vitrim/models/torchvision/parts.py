@@ -13,7 +13,7 @@ from torchvision.models.vision_transformer import EncoderBlock, MLPBlock
 from torchvision.ops import MLP
 
 from vitrim.models.describing import Macs, cut_of, heads, neurons, rows
-from vitrim.structure import TensorCut, UnitGroup, UnitKind
+from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup, UnitKind
 
 Find = Callable[[str, Any, Macs], UnitGroup]
 
@@ -30,37 +30,84 @@ def find_groups(block: nn.Module, name: str, macs: Macs) -> list[UnitGroup]:
 
 def _vit_attention(name: str, attention: Any, macs: Macs) -> UnitGroup:
     width = attention.head_dim
+    cuts = [
+        TensorCut(name=f"{name}.in_proj_weight", dim=0, width=width, repeats=3),
+        *cut_of(f"{name}.in_proj_bias", attention.in_proj_bias, width=width, repeats=3),
+    ]
     return heads(
         count=attention.num_heads,
         width=width,
         output_proj=f"{name}.out_proj",
-        cuts=[
-            TensorCut(name=f"{name}.in_proj_weight", dim=0, width=width, repeats=3),
-            *cut_of(f"{name}.in_proj_bias", attention.in_proj_bias, width=width, repeats=3),
-        ],
+        cuts=cuts,
         macs=macs.get(name, 0),
+        narrowing=_directions(name, [cut.name for cut in cuts], attention.num_heads, width, macs.get(name, 0)),
     )
 
 
 def _swin_attention(name: str, attention: Any, macs: Macs) -> UnitGroup:
-    table = cut_of(f"{name}.relative_position_bias_table", attention.relative_position_bias_table, dim=1)
-    return _window_heads(name, attention, table, macs.get(name, 0))
+    width, count = attention.proj.in_features // attention.num_heads, attention.num_heads
+    cuts, tensors = rows(f"{name}.qkv", attention.qkv, width, repeats=3), _qkv_tensors(name, attention)
+    cuts += cut_of(f"{name}.relative_position_bias_table", attention.relative_position_bias_table, dim=1)
+    return heads(
+        count=count,
+        width=width,
+        output_proj=f"{name}.proj",
+        cuts=cuts,
+        macs=macs.get(name, 0),
+        narrowing=_directions(name, tensors, count, width, macs.get(name, 0)),
+    )
 
 
 def _swin_v2_attention(name: str, attention: Any, macs: Macs) -> UnitGroup:
-    cuts = [*rows(f"{name}.cpb_mlp.2", attention.cpb_mlp[2]), TensorCut(name=f"{name}.logit_scale", dim=0)]
-    fixed_macs = macs.get(f"{name}.cpb_mlp.0", 0)
-    return _window_heads(name, attention, cuts, macs.get(name, 0) - fixed_macs)
-
-
-def _window_heads(name: str, attention: Any, more_cuts: list[TensorCut], macs: int) -> UnitGroup:
-    width = attention.proj.in_features // attention.num_heads
+    """Scores are cosines of queries and keys, so only values can be narrowed."""
+    count, columns = attention.num_heads, attention.proj.in_features
+    qk_rows = len(attention.qkv.weight) - columns  # of queries and keys
+    cuts = rows(f"{name}.qkv", attention.qkv, qk_rows // (2 * count), repeats=2)
+    cuts += rows(f"{name}.qkv", attention.qkv, columns // count, first=qk_rows)
+    cuts += [*rows(f"{name}.cpb_mlp.2", attention.cpb_mlp[2]), TensorCut(name=f"{name}.logit_scale", dim=0)]
+    all_macs, output_macs = macs.get(name, 0) - macs.get(f"{name}.cpb_mlp.0", 0), macs.get(f"{name}.proj", 0)
+    num_tokens = output_macs // attention.proj.weight.numel()
+    products = all_macs - macs.get(f"{name}.cpb_mlp.2", 0) - output_macs - num_tokens * attention.qkv.weight.numel()
+    value_products = products * columns // (qk_rows // 2 + columns)
+    stride = columns // count
     return heads(
-        count=attention.num_heads,
-        width=width,
+        count=count,
+        width=columns // count,
         output_proj=f"{name}.proj",
-        cuts=[*rows(f"{name}.qkv", attention.qkv, width, repeats=3), *more_cuts],
-        macs=macs,
+        cuts=cuts,
+        macs=all_macs,
+        narrowing=Directions(
+            values=tuple(
+                HeadRows(name=tensor, width=stride, stride=stride, first=qk_rows)
+                for tensor in _qkv_tensors(name, attention)
+            ),
+            only_values=f"`{name}` normalises queries and keys",
+            macs=(2 * output_macs + value_products) // columns,
+        ),
+    )
+
+
+def _qkv_tensors(name: str, attention: Any) -> list[str]:
+    return [f"{name}.qkv.{key}" for key, _ in attention.qkv.named_parameters()]
+
+
+def _directions(name: str, tensors: list[str], count: int, width: int, macs: int) -> Directions:
+    """What narrowing `count` heads needs if each of the tensors stores queries, keys and values, in this order.
+
+    Args:
+        macs: multiply-adds of the attention.
+    """
+    queries, keys, values = (
+        tuple(HeadRows(name=tensor, width=width, stride=width, first=part * count * width) for tensor in tensors)
+        for part in range(3)
+    )
+    return Directions(
+        queries=queries,
+        keys=keys,
+        values=values,
+        query_input=name,  # no layer inside the attention runs as a module
+        key_input=name,
+        macs=macs // (count * width),
     )
 
 

@@ -141,11 +141,11 @@ class HuggingFaceAdapter:
             setattr(model, name, head)
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
-        """Set the number of heads in every block that lost heads."""
+        """Set the number and the width of the heads in every block that lost some of them."""
         for kept in plan.blocks:
             block = structure.blocks[kept.block]
-            if len(kept.heads) < block.heads.count:
-                fit_units(model.get_submodule(block.name))
+            if kept.shrinks(block.heads):
+                fit_units(model.get_submodule(block.name), block.heads, kept.width(block.heads))
 
     def fit_depth(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
         """Write the depth and the plan into the model's configuration."""

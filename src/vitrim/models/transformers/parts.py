@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.models.describing import Macs, heads, neurons, not_prunable_heads, rows
-from vitrim.structure import TensorCut, UnitGroup, UnitKind
+from vitrim.models.describing import NO_NARROW_FORM, Macs, heads, neurons, not_prunable_heads, rows
+from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup, UnitKind
 
 NUM_HEADS_ATTRIBUTES = ("num_attention_heads", "num_heads")
 HEAD_WIDTH_ATTRIBUTES = ("head_dim", "attention_head_size")
+SCALE_ATTRIBUTES = ("scale", "scaling")
+VALUE_WIDTH = "value_width"  # attribute of attentions in which only the values were narrowed
 BIAS_TABLE = "relative_position_bias_table"  # one column for each head
 
 
@@ -61,6 +63,29 @@ PARTS = (
 )
 MLP_OF_A_BLOCK = Layout(kind="neurons", producers=("intermediate.dense",), output_proj="output.dense")
 
+# attentions that can be narrowed, and for each, why only its values can; empty: queries and keys too. Other classes
+# keep the width of their heads, because vitrim does not know what they do with queries, keys and values.
+NARROWABLE: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "ViTAttention",
+            "DeiTAttention",
+            "Dinov2Attention",
+            "Dinov2WithRegistersAttention",
+            "BeitAttention",
+            "SiglipAttention",
+            "CLIPAttention",
+            "ViTMAEAttention",
+            "ViTMSNAttention",
+            "IJepaAttention",
+            "SwinAttention",
+        ),
+        "",
+    ),
+    "DINOv3ViTAttention": "rotary positions turn pairs of directions of queries and keys",
+    "Swinv2Attention": "the attention normalises queries and keys",
+}
+
 _UNSCALED: Mapping[UnitKind, str] = {"heads": "", "neurons": ""}
 _LAYER_SCALE: Mapping[UnitKind, str] = {"heads": "layer_scale1.lambda1", "neurons": "layer_scale2.lambda1"}
 # for each class of blocks, the path in the block of the parameter that multiplies the output of its attention and of
@@ -98,19 +123,39 @@ def find_units(block: nn.Module, name: str, macs: Macs, *, not_prunable: str = "
     return groups
 
 
-def fit_units(block: nn.Module) -> None:
-    """Set the attributes that hold the number of heads, in a block that lost heads."""
+def fit_units(block: nn.Module, group: UnitGroup, width: int) -> None:
+    """Set the attributes that hold the number and the width of heads, in a block that lost heads or directions.
+
+    Args:
+        group: the heads before.
+        width: their new width.
+    """
     for _, attention in _parts(block, ""):
         if not _is_attention(attention):
             continue
-        layout, width = _layout(attention, "heads"), _head_width(attention)
+        layout = _layout(attention, "heads")
         assert layout is not None
         attn_dim = _num_columns(attention, layout)
-        sizes = dict.fromkeys(NUM_HEADS_ATTRIBUTES, attn_dim // width) | {"all_head_size": attn_dim}
+        sizes: dict[str, float] = {"all_head_size": attn_dim}
+        sizes |= dict.fromkeys(NUM_HEADS_ATTRIBUTES, attn_dim // width)
+        if width < group.width and group.directions and not group.directions.only_values:
+            sizes |= dict.fromkeys(HEAD_WIDTH_ATTRIBUTES, width) | dict.fromkeys(SCALE_ATTRIBUTES, width**-0.5)
+        elif width < group.width:
+            replace_forward(attention, width)
         for module in attention.modules():
             for attribute, size in sizes.items():
                 if hasattr(module, attribute):
                     setattr(module, attribute, size)
+
+
+def replace_forward(attention: nn.Module, width: int) -> None:
+    """Note that the values of an attention are narrower, and give it a class of ours, which reads their width."""
+    from vitrim.models.transformers.forwards import WITH_NARROW_VALUES  # imports transformers
+
+    for module in attention.modules():
+        if type(module) in WITH_NARROW_VALUES:
+            module.__class__ = WITH_NARROW_VALUES[type(module)]
+    setattr(attention, VALUE_WIDTH, width)
 
 
 def has_units(module: nn.Module) -> bool:
@@ -183,21 +228,53 @@ def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: M
         reason = f"vitrim does not know which tensors store the heads of `{name}` ({type(attention).__name__})"
         return not_prunable_heads(_num_heads(attention), reason)
     width = _head_width(attention)
+    values = getattr(attention, VALUE_WIDTH, width)
     cuts: list[TensorCut] = []
-    for layer in layout.producers:
-        cuts += rows(f"{name}.{layer}", attention.get_submodule(layer), width)
+    for layer, layer_width in zip(layout.producers, (width, width, values), strict=True):
+        cuts += rows(f"{name}.{layer}", attention.get_submodule(layer), layer_width)
     cuts += [TensorCut(name=f"{name}.{tensor}", dim=0) for tensor in layout.per_unit]
     for table, _ in block.named_parameters():
         if table.endswith(BIAS_TABLE):
             cuts.append(TensorCut(name=f"{block_name}.{table}", dim=1))
     common_macs = sum(macs.get(f"{name}.{layer}", 0) for layer in layout.common)
     return heads(
-        count=_num_columns(attention, layout) // width,
-        width=width,
+        count=_num_columns(attention, layout) // values,
+        width=values,
         output_proj=f"{name}.{layout.output_proj}",
         cuts=cuts,
         macs=macs.get(name, 0) - common_macs,
         not_prunable=not_prunable,
+        narrowing=_narrowing(attention, name, layout, macs),
+    )
+
+
+def _narrowing(attention: Any, name: str, layout: Layout, macs: Macs) -> Directions | str:
+    """What narrowing the heads of an attention needs, or why they cannot be narrowed."""
+    only_values = NARROWABLE.get(type(attention).__name__.removeprefix("Cut"))
+    if only_values is None:
+        return NO_NARROW_FORM
+    width, columns = _head_width(attention), _num_columns(attention, layout)
+    values = getattr(attention, VALUE_WIDTH, width)
+    found: list[tuple[HeadRows, ...]] = []
+    for layer, layer_width in zip(layout.producers, (width, width, values), strict=True):
+        tensors = [f"{name}.{tensor}" for tensor in _tensors(attention, layer)]
+        found.append(tuple(HeadRows(name=tensor, width=layer_width, stride=layer_width) for tensor in tensors))
+    queries, keys, value_rows = found
+    query_layer, key_layer, value_layer = (f"{name}.{layer}" for layer in layout.producers)
+    leaves = [key for key, module in attention.named_modules() if key and not any(module.children())]
+    products = macs.get(name, 0) - sum(macs.get(f"{name}.{key}", 0) for key in leaves)
+    of_values = macs.get(value_layer, 0) + macs.get(f"{name}.{layout.output_proj}", 0)
+    if only_values:
+        of_values += products * values // (width + values)
+        return Directions(values=value_rows, only_values=only_values, macs=of_values // columns)
+    of_all = of_values + macs.get(query_layer, 0) + macs.get(key_layer, 0) + products
+    return Directions(
+        queries=queries,
+        keys=keys,
+        values=value_rows,
+        query_input=query_layer,
+        key_input=key_layer,
+        macs=of_all // columns,
     )
 
 
