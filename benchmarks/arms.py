@@ -119,9 +119,29 @@ def _prune_once(find: Callable[[_ArmRun], PruningPlan], arm: _ArmRun) -> Outcome
 
 
 def _plan_by_torch_pruning(arm: _ArmRun) -> PruningPlan:
-    from benchmarks.torch_pruning import plan_by_torch_pruning  # only this arm needs the package
+    from benchmarks.torch_pruning import plan_by_torch_pruning  # only two arms need the package
 
     return plan_by_torch_pruning(arm.dense, arm.calibration, arm.recipe.budget, seed=arm.job.seed)
+
+
+def _narrow_heads(arm: _ArmRun) -> Outcome:
+    """Distil the model that Torch-Pruning pruned, also in the dimensions of its heads."""
+    from benchmarks.torch_pruning_head_widths import narrow_by_torch_pruning, read_narrow_model, write_narrow_model
+
+    settings, files = (
+        student_training(arm.cell.config),
+        _Files(write_narrow_model, partial(read_narrow_model, arm.dense)),
+    )
+    folder = _open(arm, settings)
+
+    def find() -> nn.Module:
+        return narrow_by_torch_pruning(arm.dense, arm.calibration, arm.recipe.budget, seed=arm.job.seed)
+
+    student = folder.once("pruned.safetensors", find, files.write, files.read)
+    after_cut = folder.once_json(
+        "evaluation-cut.json", lambda: evaluate(student, arm.data).to_dict(), on_all_processes=True
+    )
+    return _train_and_evaluate(arm, folder, student, settings, after_cut=after_cut, files=files)
 
 
 def _uniform_plan(criterion: str, arm: _ArmRun) -> PruningPlan:
@@ -164,6 +184,21 @@ def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
     return RunFolder(arm.folder, Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe))
 
 
+@dataclass(frozen=True)
+class _Files:
+    """How the models of an arm are written to a path and read from it."""
+
+    write: Callable[[nn.Module, Path], Any]
+    read: Callable[[Path], nn.Module]
+
+
+def _model_folders(arm: _ArmRun) -> _Files:
+    def write(model: nn.Module, path: Path) -> None:
+        save(model, path, classes=arm.data.classes, provenance={"arm": arm.job.arm, "data": arm.data.name})
+
+    return _Files(write, partial(load, device=this_process().device))
+
+
 def _train_and_evaluate(
     arm: _ArmRun,
     folder: RunFolder,
@@ -173,8 +208,12 @@ def _train_and_evaluate(
     plan: PruningPlan | None = None,
     after_cut: dict[str, Any] | None = None,
     distil: bool = True,
+    files: _Files | None = None,
 ) -> Outcome:
-    """Train in one stage and evaluate. The dense model is the teacher; without `distil` only the labels are used."""
+    """Train in one stage and evaluate. The dense model is the teacher; without `distil` only the labels are used.
+
+    The model is written to the folder `model`, or by `files` to the file `model.safetensors`.
+    """
     name = "distil" if distil else "train"
 
     def make() -> nn.Module:
@@ -182,13 +221,8 @@ def _train_and_evaluate(
         options = {"plan": plan, "run_dir": arm.folder, "stage": name, "seed": arm.job.seed}
         return train(student, arm.data, settings, teacher=teacher, **options)  # type: ignore[arg-type]
 
-    def write(model: nn.Module, path: Path) -> None:
-        save(model, path, classes=arm.data.classes, provenance={"arm": arm.job.arm, "data": arm.data.name})
-
-    def read(path: Path) -> nn.Module:
-        return load(path, device=this_process().device)
-
-    model = folder.once("model", make, write, read, on_all_processes=True)
+    path, files = ("model.safetensors", files) if files else ("model", _model_folders(arm))
+    model = folder.once(path, make, files.write, files.read, on_all_processes=True)
     evaluation = folder.once_json(
         "evaluation-final.json", lambda: evaluate(model, arm.data).to_dict(), on_all_processes=True
     )
@@ -203,6 +237,7 @@ def _train_and_evaluate(
 _RUNNERS: dict[str, Callable[[_ArmRun], Outcome]] = {
     **dict.fromkeys(("vitrim", *PUBLISHED), _compress),
     "torch-pruning": partial(_prune_once, _plan_by_torch_pruning),
+    "torch-pruning-head-widths": _narrow_heads,
     **{criterion: partial(_prune_once, partial(_uniform_plan, criterion)) for criterion in ("random", "magnitude")},
     "scratch": _scratch,
     "timm-small": _timm_small,

@@ -18,7 +18,10 @@ from vitrim.recipe import Recipe, TrainRecipe, from_table, load_recipe, to_table
 from vitrim.training.settings import TrainingSettings
 
 CONTROL = "dense-control"
-ARMS = ("vitrim", "paper", "hard-labels", "torch-pruning", "random", "magnitude", "scratch", "timm-small", CONTROL)
+ARMS = (
+    *("vitrim", "paper", "hard-labels", "torch-pruning", "torch-pruning-head-widths", "random", "magnitude"),
+    *("scratch", "timm-small", CONTROL),
+)
 PUBLISHED = ("paper", "hard-labels")  # arms that follow the recipe `paper`
 CONFIGS = Path(__file__).parent / "configs"
 SET_BY_CELL = (  # refused in [recipe], [vitrim], [student], [scratch] and [dense]

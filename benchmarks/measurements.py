@@ -20,6 +20,7 @@ ARMS = (
     "paper",
     "hard-labels",
     "torch-pruning",
+    "torch-pruning-head-widths",
     "random",
     "magnitude",
     "scratch",

@@ -23,6 +23,7 @@ LOOKS = {
     "paper": ("#0072B2", "s"),
     "hard-labels": ("#009E73", "^"),
     "torch-pruning": ("#CC79A7", "D"),
+    "torch-pruning-head-widths": ("#E69F00", "d"),
     "random": ("#808080", "v"),
     "magnitude": ("#2E9BD6", "P"),
     "scratch": ("#B8860B", "X"),

@@ -93,9 +93,10 @@ def command_for(config: "CellConfig", path: Path) -> str:
 
 
 def _check_installed(arms: Sequence[str]) -> None:
-    if "torch-pruning" in arms and find_spec("torch_pruning") is None:
+    needing = [arm for arm in arms if arm.startswith("torch-pruning")]
+    if needing and find_spec("torch_pruning") is None:
         raise SettingError(
-            "The arm torch-pruning needs the package torch-pruning, which is not installed. "
+            f"The arm {needing[0]} needs the package torch-pruning, which is not installed. "
             "Install it by `pip install -e '.[bench]'`, or choose other arms with --arms."
         )
 

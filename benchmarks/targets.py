@@ -10,8 +10,8 @@ Row = dict[str, Any]
 
 # A target is met if the whole 95 % interval is at or above the minimum.
 MET, NOT_MET, WITHIN = "met", "not met", "within the interval"
-OTHER_ARMS = ("paper", "hard-labels", "torch-pruning", "random", "magnitude", "scratch", "timm-small")
-OTHER_PRUNING_ARMS = ("paper", "hard-labels", "torch-pruning", "random", "magnitude")
+OTHER_PRUNING_ARMS = ("paper", "hard-labels", "torch-pruning", "torch-pruning-head-widths", "random", "magnitude")
+OTHER_ARMS = (*OTHER_PRUNING_ARMS, "scratch", "timm-small")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,11 @@ class Settings:
     normalizer: Normalizer = None
     heads_fraction: float = 0.5
 
+    def make_criterion(self) -> Callable[[Any], Tensor]:
+        """Return the criterion of Torch-Pruning."""
+        criterion: Callable[[Any], Tensor] = CRITERIA[self.criterion](normalizer=self.normalizer)
+        return criterion
+
 
 # Highest mean top-1 right after pruning at keep 0.7, 0.5, 0.3: 23.6 %. With `taylor` 23.5 %, with heads_fraction=1
 # 17.5 %, with Torch-Pruning's defaults (`taylor`, normalizer "mean", heads_fraction=1) 11.0 %, with `local` 7.3 %.
@@ -99,11 +104,11 @@ def plan_by_torch_pruning(
         torch.manual_seed(seed)
         gradients, images = gradients_for(settings.criterion, model, batches)
         pruner = TorchPruner(model, structure, gradients, images[:1], budget, settings)
-        steps = (4 * sum(block.neurons.count for block in structure.blocks)).bit_length()  # finer than one neuron
+        steps = bisections(structure)
         max_ratio = 1 / heads_fraction if heads_fraction else 1.0  # above 1, only more heads are removed
-        both = _smallest_ratio(lambda ratio: fits(pruner.plan(heads_fraction * ratio, ratio)), 0.0, max_ratio, steps)
+        both = smallest_ratio(lambda ratio: fits(pruner.plan(heads_fraction * ratio, ratio)), 0.0, max_ratio, steps)
         low = min(MIN_RATIO, both)
-        neurons = _smallest_ratio(lambda ratio: fits(pruner.plan(heads_fraction * both, ratio)), low, both, steps)
+        neurons = smallest_ratio(lambda ratio: fits(pruner.plan(heads_fraction * both, ratio)), low, both, steps)
         pruned = pruner.prune(heads_fraction * both, neurons)
     plan = pruner.read(pruned)
     _check_same(pruned, prune(model, plan), images)
@@ -157,35 +162,15 @@ class TorchPruner:
         twin = copy.deepcopy(self.model).eval().requires_grad_(True)
         for parameter, gradient in zip(twin.parameters(), self.gradients, strict=True):
             parameter.grad = gradient.clone()
-        num_heads = {}
-        for block in twin.blocks:
-            block.attn.fused_attn = False  # the traced graph must show the products of queries, keys and values
-            num_heads[block.attn.qkv] = block.attn.num_heads
         min_units = {"heads": self.budget.min_heads, "neurons": self.budget.min_neurons}
-        criterion = CRITERIA[self.settings.criterion](normalizer=self.settings.normalizer)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # tokens, positions: not pruned
-            pruner = tp.pruner.BasePruner(
-                twin,
-                self.image,
-                importance=_WithMinimum(criterion, num_heads, min_units),
-                global_pruning=self.settings.ranking == "isomorphic",
-                isomorphic=self.settings.ranking == "isomorphic",
-                pruning_ratio=min(neurons_ratio, self._max_ratio("neurons")),
-                head_pruning_ratio=min(heads_ratio, self._max_ratio("heads")),
-                prune_num_heads=True,
-                prune_head_dims=False,
-                num_heads=num_heads,
-                ignored_layers=_not_prunable(twin),
-                in_channel_groups={},  # the defaults are global dictionaries, which would keep every copy alive
-                out_channel_groups={},
-            )
-        pruner.step()
-        twin.zero_grad()
-        for block, dense in zip(twin.blocks, self.model.blocks, strict=True):
-            block.attn.num_heads = pruner.num_heads[block.attn.qkv]
-            block.attn.attn_dim = block.attn.num_heads * block.attn.head_dim
-            block.attn.fused_attn = dense.attn.fused_attn
+        prune_in_place(
+            twin,
+            self.image,
+            _WithMinimum(self.settings.make_criterion(), num_heads_of(twin), min_units),
+            is_global=self.settings.ranking == "isomorphic",
+            ratio=min(neurons_ratio, self._max_ratio("neurons")),
+            heads_ratio=min(heads_ratio, self._max_ratio("heads")),
+        )
         return twin
 
     def _max_ratio(self, key: str) -> float:
@@ -206,6 +191,68 @@ class TorchPruner:
         return PruningPlan(model=self.structure.model, blocks=tuple(blocks))
 
 
+def prune_in_place(
+    model: Any,
+    image: Tensor,
+    importance: Callable[[Any], Tensor],
+    *,
+    is_global: bool,
+    ratio: float,
+    heads_ratio: float = 0.0,
+    of_head_dims: bool = False,
+) -> None:
+    """Run one step of Torch-Pruning on a model, and set the attributes of its attention layers.
+
+    Args:
+        model: changed in place. Its parameters have the gradients that the criterion needs.
+        image: input for the traced graph, `(1, 3, h, w)`.
+        importance: the criterion.
+        is_global: rank the units of all blocks together. Otherwise, each block is ranked alone.
+        ratio: fraction of neurons to prune, or of the dimensions of each head.
+        heads_ratio: fraction of heads to prune.
+        of_head_dims: prune dimensions of heads, and no neurons.
+    """
+    num_heads, fused = num_heads_of(model), [block.attn.fused_attn for block in model.blocks]
+    for block in model.blocks:
+        block.attn.fused_attn = False  # the traced graph must show the products of queries, keys and values
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unwrapped parameters detected")  # tokens, positions: not pruned
+        pruner = tp.pruner.BasePruner(
+            model,
+            image,
+            importance=importance,
+            global_pruning=is_global,
+            isomorphic=is_global,
+            pruning_ratio=ratio,
+            head_pruning_ratio=heads_ratio,
+            prune_num_heads=not of_head_dims,
+            prune_head_dims=of_head_dims,
+            num_heads=num_heads,
+            ignored_layers=_not_prunable(model, of_head_dims),
+            in_channel_groups={},  # the defaults are global dictionaries, which would keep every copy alive
+            out_channel_groups={},
+        )
+    pruner.step()
+    for block, was_fused in zip(model.blocks, fused, strict=True):
+        block.attn.num_heads, block.attn.fused_attn = pruner.num_heads[block.attn.qkv], was_fused
+        fit_attention(block.attn)
+
+
+def fit_attention(attn: Any) -> None:
+    """Set the sizes of timm's attention by its number of heads and its layers.
+
+    The fused attention divides by the root of the head width, and the plain one by `attn.scale`. Both do the same then.
+    """
+    attn.attn_dim = attn.proj.in_features
+    attn.head_dim = attn.attn_dim // attn.num_heads
+    attn.scale = attn.head_dim**-0.5
+
+
+def num_heads_of(model: Any) -> dict[nn.Module, int]:
+    """Return the number of heads by the layer that computes queries, keys and values."""
+    return {block.attn.qkv: block.attn.num_heads for block in model.blocks}
+
+
 class _WithMinimum:
     """A criterion of Torch-Pruning that gives infinite scores to the best units of each block.
 
@@ -224,9 +271,12 @@ class _WithMinimum:
         return scores
 
 
-def _not_prunable(model: Any) -> list[nn.Module]:
-    """Return the layers whose outputs are not pruned: those that add to the residual stream, and the classifiers."""
-    inside = {layer for block in model.blocks for layer in (block.attn.qkv, block.mlp.fc1)}
+def _not_prunable(model: Any, of_head_dims: bool) -> list[nn.Module]:
+    """Return the layers whose outputs are not pruned: those that add to the residual stream, and the classifiers.
+
+    The MLPs are among them if only dimensions of heads are pruned.
+    """
+    inside = {block.attn.qkv for block in model.blocks} | {block.mlp.fc1 for block in model.blocks if not of_head_dims}
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in inside]
 
 
@@ -246,7 +296,12 @@ def _kept_rows(dense: Tensor, pruned: Tensor) -> tuple[int, ...]:
     return tuple(kept)
 
 
-def _smallest_ratio(fits: Callable[[float], bool], low: float, high: float, steps: int) -> float:
+def bisections(structure: ViTStructure) -> int:
+    """Return how many bisections of a ratio between 0 and 1 are needed for steps finer than one neuron."""
+    return (4 * sum(block.neurons.count for block in structure.blocks)).bit_length()
+
+
+def smallest_ratio(fits: Callable[[float], bool], low: float, high: float, steps: int) -> float:
     """Return the smallest ratio between `low` and `high` that fits, by bisection."""
     if fits(low):
         return low
