@@ -37,6 +37,8 @@ CHANGES = (
     Change(name="squared scores instead of absolute scores", keys=("importance.criterion",)),
     Change(name="closed-form recovery after each pruning", keys=("recovery.enabled",)),
     Change(name="width pruned in several steps, with new scores after each step", keys=("importance.steps",)),
+    Change(name="units of a layer chosen together", keys=("importance.joint",)),
+    Change(name="rotation and narrow heads", keys=("heads",)),
     Change(
         name="loss on hidden states with the weight of the loss on logits, from the first stage",
         keys=("width_training.distillation", "depth_training.distillation"),

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.architectures import fresh_model, narrow_model, uniform_plan
 from benchmarks.cell import Cell, Job, is_finished, lock_folder, read_evaluation, record_times
-from benchmarks.config import CONTROL, PUBLISHED, recipe_for, scratch_training, student_training
+from benchmarks.config import CONTROL, PUBLISHED, WHOLE_HEADS, recipe_for, scratch_training, student_training
 from benchmarks.record import Outcome, write_record
 from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
@@ -88,7 +88,7 @@ class _ArmRun:
 
 
 def _compress(arm: _ArmRun) -> Outcome:
-    """Run the arms `vitrim`, `paper` and `hard-labels`: `vitrim.compress` with the recipe of the arm."""
+    """Run the arms of vitrim, `paper` and `hard-labels`: `vitrim.compress` with the recipe of the arm."""
     result = compress(arm.dense, arm.cell.data, arm.recipe, arm.folder)
     stages = [
         {**{key: row[key] for key in ("top1", "params", "macs")}, "name": row["name"].removeprefix("width ")}
@@ -235,7 +235,7 @@ def _train_and_evaluate(
 
 
 _RUNNERS: dict[str, Callable[[_ArmRun], Outcome]] = {
-    **dict.fromkeys(("vitrim", *PUBLISHED), _compress),
+    **dict.fromkeys(("vitrim", WHOLE_HEADS, *PUBLISHED), _compress),
     "torch-pruning": partial(_prune_once, _plan_by_torch_pruning),
     "torch-pruning-head-widths": _narrow_heads,
     **{criterion: partial(_prune_once, partial(_uniform_plan, criterion)) for criterion in ("random", "magnitude")},

@@ -18,9 +18,10 @@ from vitrim.recipe import Recipe, TrainRecipe, from_table, load_recipe, to_table
 from vitrim.training.settings import TrainingSettings
 
 CONTROL = "dense-control"
+WHOLE_HEADS = "vitrim-whole-heads"
 ARMS = (
-    *("vitrim", "paper", "hard-labels", "torch-pruning", "torch-pruning-head-widths", "random", "magnitude"),
-    *("scratch", "timm-small", CONTROL),
+    *("vitrim", WHOLE_HEADS, "paper", "hard-labels", "torch-pruning", "torch-pruning-head-widths", "random"),
+    *("magnitude", "scratch", "timm-small", CONTROL),
 )
 PUBLISHED = ("paper", "hard-labels")  # arms that follow the recipe `paper`
 CONFIGS = Path(__file__).parent / "configs"
@@ -165,6 +166,8 @@ def recipe_for(config: CellConfig, arm: str, *, keep: float, seed: int) -> Recip
     changes = [config.recipe, {"width_training": config.student, "depth_training": config.student}]
     if arm not in PUBLISHED:
         changes.append(config.vitrim)
+    if arm == WHOLE_HEADS:
+        changes.append({"heads": {"width": "full"}})
     for change in changes:
         table = merged(table, change)
     recipe = from_table(Recipe, table)

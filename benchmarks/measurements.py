@@ -17,6 +17,7 @@ from vitrim.errors import DataError
 VITRIM, CONTROL = "vitrim", "dense-control"
 ARMS = (
     VITRIM,
+    "vitrim-whole-heads",
     "paper",
     "hard-labels",
     "torch-pruning",

@@ -20,6 +20,7 @@ from benchmarks.results import Row
 # Colours by Okabe and Ito, which colour-blind people can tell apart. Markers differ too.
 LOOKS = {
     VITRIM: ("#D55E00", "o"),
+    "vitrim-whole-heads": ("#8C2D04", "p"),
     "paper": ("#0072B2", "s"),
     "hard-labels": ("#009E73", "^"),
     "torch-pruning": ("#CC79A7", "D"),

@@ -10,6 +10,7 @@ Row = dict[str, Any]
 
 # A target is met if the whole 95 % interval is at or above the minimum.
 MET, NOT_MET, WITHIN = "met", "not met", "within the interval"
+# arms of vitrim itself are not among the other arms
 OTHER_PRUNING_ARMS = ("paper", "hard-labels", "torch-pruning", "torch-pruning-head-widths", "random", "magnitude")
 OTHER_ARMS = (*OTHER_PRUNING_ARMS, "scratch", "timm-small")
 

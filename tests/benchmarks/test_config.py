@@ -62,6 +62,13 @@ def test_changes_for_vitrim_apply_to_its_arms_only_and_hard_labels_use_labels():
         assert recipe.width_training.augmentation.crop == "none"
 
 
+def test_the_arm_with_whole_heads_differs_from_vitrim_in_the_head_width_only():
+    cell = cell_config(vitrim={"heads": {"width": 2}})
+    ours, whole = (recipe_for(cell, arm, keep=0.5, seed=3) for arm in ("vitrim", "vitrim-whole-heads"))
+    assert (ours.heads.width, whole.heads.width) == (2, "full")
+    assert replace(whole, heads=ours.heads) == ours
+
+
 def _can_be_narrower(cell: CellConfig, structure: ViTStructure) -> bool:
     """Whether the arm timm-small can make a narrower model with the same number of heads and blocks."""
     width = structure.embed_dim - 2 * structure.blocks[0].heads.count

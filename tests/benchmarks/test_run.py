@@ -60,13 +60,14 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
     found, notes = read_measurements([finished_cell])
     assert notes == [] and {item.values["arm"] for item in found} == set(ARMS)
     for record in (item.values for item in found):
+        is_vitrim = record["arm"].startswith("vitrim")
         is_pruned = record["arm"] not in ("scratch", "timm-small", CONTROL)
         assert (record["after_cut"] is not None) == is_pruned
-        assert (record["after_recover"] is not None) == (record["arm"] == "vitrim")
+        assert (record["after_recover"] is not None) == is_vitrim
         assert record["stages"][-1]["top1"] == record["evaluation"]["top1"]
         assert len(record["against_dense"]["kl_images"].split()) == record["evaluation"]["num_images"]
-        assert (record["recovered_against_dense"] is not None) == (record["arm"] == "vitrim")
-        assert (record["search_epochs"] > 0) == (record["arm"] == "vitrim")
+        assert (record["recovered_against_dense"] is not None) == is_vitrim
+        assert (record["search_epochs"] > 0) == is_vitrim
         assert record["seconds"] > 0 and record["images_per_second"] > 0
         assert record["keep"] == (1.0 if record["arm"] == CONTROL else 0.5)
         assert max(record["params_ratio"], record["macs_ratio"]) <= record["keep"]

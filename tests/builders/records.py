@@ -14,7 +14,7 @@ from benchmarks.results import to_rows
 NUM_IMAGES = 200
 DENSE_TOP1 = 60.0
 TOP1 = {
-    **{"vitrim": 61.0, "paper": 58.0, "hard-labels": 55.0, "torch-pruning": 57.0},
+    **{"vitrim": 61.0, "vitrim-whole-heads": 60.5, "paper": 58.0, "hard-labels": 55.0, "torch-pruning": 57.0},
     **{
         "torch-pruning-head-widths": 57.5,
         "random": 50.0,
@@ -26,6 +26,7 @@ TOP1 = {
 }
 AFTER_CUT = {
     "vitrim": 50.0,
+    "vitrim-whole-heads": 45.0,
     "paper": 40.0,
     "hard-labels": 40.0,
     "torch-pruning": 30.0,
