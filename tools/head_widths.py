@@ -1,10 +1,11 @@
 """Write the section "Head widths" of `docs/models.md`: `python -m tools.head_widths`.
 
 For every class of attention that vitrim knows in timm, the section says whether its heads can be narrowed, and if not,
-why. Every model of timm is described, with few blocks if its arguments allow it. The weights hold no data. About ten
-minutes.
+why. Two models of each family of names are described, with few blocks if their arguments allow it. The weights hold no
+data. A few minutes.
 """
 
+import re
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -24,13 +25,23 @@ TITLE = "## Head widths"
 BOTH, ONLY_VALUES, NONE = "queries, keys and values", "values only", "nothing"
 HEADER = f"""{TITLE}
 
-Written by `python -m tools.head_widths` from the descriptions of all models of timm. Heads are narrowed in a rotated
-model, see `vitrim.rotation`. The table says for each class of attention which part of its heads can be narrowed, and
-why not more. Classes with several lines depend on their settings. `vitrim inspect` shows the same for one model.
+Written by `python -m tools.head_widths` from the descriptions of two models of each family of names in timm. Heads are
+narrowed in a rotated model, see `vitrim.rotation`. The table says for each class of attention which part of its heads
+can be narrowed, and why not more. Classes with several lines depend on their settings. `vitrim inspect` shows the same
+for one model.
 
 | attention | can be narrowed | why not more |
 |---|---|---|
 """
+
+
+def families() -> list[str]:
+    """The first and the last model of each family of names, such as `vit` or `swinv`, in each file of timm."""
+    names: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in timm.list_models():
+        if name != vitrim_cut.__name__:
+            names[timm.model_entrypoint(name).__module__, re.split(r"[_\d]", name)[0]].append(name)
+    return sorted({name for found in names.values() for name in (found[0], found[-1])})
 
 
 def without_data(name: str) -> nn.Module:
@@ -82,9 +93,7 @@ def answer(group: UnitGroup, name: str) -> tuple[str, str]:
 def section() -> str:
     """The text of the section."""
     answers: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for name in timm.list_models():
-        if name == vitrim_cut.__name__:
-            continue
+    for name in families():
         model = without_data(name)
         try:
             structure = describe(model)
