@@ -222,7 +222,7 @@ def prune_in_place(
             image,
             importance=importance,
             global_pruning=is_global,
-            isomorphic=is_global,
+            isomorphic=is_global and not of_head_dims,  # it would rank blocks with a single head separately
             pruning_ratio=ratio,
             head_pruning_ratio=heads_ratio,
             prune_num_heads=not of_head_dims,

@@ -90,7 +90,8 @@ def narrow_by_torch_pruning(
         steps = bisections(structure)
         max_ratio = 1 / min(fraction for fraction in fractions if fraction)  # above 1, only some of the ratios grow
         both = smallest_ratio(lambda ratio: fits(pruner.prune(ratio, ratio)), 0.0, max_ratio, steps)
-        neurons = smallest_ratio(lambda ratio: fits(pruner.prune(both, ratio)), 0.0, both, steps)
+        low = min(MIN_RATIO, both)
+        neurons = smallest_ratio(lambda ratio: fits(pruner.prune(both, ratio)), low, both, steps)
         return pruner.prune(both, neurons)
 
 

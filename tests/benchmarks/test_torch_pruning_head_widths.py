@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("torch_pruning")
 
+from benchmarks.torch_pruning import TorchPruner, gradients_for
 from benchmarks.torch_pruning_head_widths import (
+    HeadWidthPruner,
     HeadWidthSettings,
     narrow_by_torch_pruning,
     read_narrow_model,
@@ -19,6 +21,7 @@ from builders.models import build, random_batches, same_tensors
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost, count_cost_by_running
 from vitrim.errors import BudgetError
+from vitrim.models import describe
 
 SIZES = {"patch_size": 4, "mlp_ratio": 4.0, "depth": 2}
 BUDGET = Budget(params=0.6, macs=0.6, min_neurons=5)
@@ -97,6 +100,16 @@ def test_the_same_inputs_produce_the_same_model(dense: nn.Module, narrow: Any) -
     state = torch.get_rng_state()
     assert same_tensors(narrow, narrow_by_torch_pruning(dense, random_batches(), BUDGET, seed=1))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_dimensions_of_all_blocks_are_ranked_together() -> None:
+    dense = build(**SIZES, num_heads=2)
+    settings = HeadWidthSettings(heads_fraction=0.1, dims_fraction=1.0)
+    gradients, images = gradients_for(settings.criterion, dense, random_batches())
+    whole = TorchPruner(dense, describe(dense), gradients, images[:1], BUDGET, settings)
+    blocks = HeadWidthPruner(whole, settings).prune(0.3, 0.3).blocks
+    assert sorted(block.attn.num_heads for block in blocks) == [1, 2]  # isomorphic ranking would separate these two
+    assert sum(block.attn.head_dim for block in blocks) == int(0.7 * 2 * dense.blocks[0].attn.head_dim)
 
 
 @pytest.mark.parametrize(
