@@ -243,7 +243,7 @@ def measure_rotation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     its mean over the tokens of its image, and G_q^(1/2) G_k^(1/2) = U S V'. Queries become S^(1/2) U' G_q^(-1/2) q, and
     keys S^(1/2) V' G_k^(-1/2) k. With the covariance G_o of o and the head's columns W_o of the output projection,
     G_o^(1/2) W_o' = U S V'. Values become U' G_o^(-1/2) v, and the columns W_o G_o^(1/2) U (compare
-    A3, arXiv 2505.12942). Eigenvalues below `MIN_EIGENVALUE` of the largest are raised to it.
+    Wong et al. 2025, arXiv 2505.12942). Eigenvalues below `MIN_EIGENVALUE` of the largest are raised to it.
 
     Args:
         batches: of images `(B, C, h, w)` and labels; the labels are not used.
