@@ -95,6 +95,7 @@ def test_auto_takes_the_smallest_divergence_and_of_equal_ones_the_larger_width()
     planner = planner_for(digits_model(), short_recipe())
     assert choose_head_width(planner, lambda: {4: 0.3, 2: 0.1, 1: 0.2}) == 2
     assert choose_head_width(planner, lambda: {4: 0.1001, 2: 0.1}) == 4
+    assert choose_head_width(planner, lambda: {4: -1e-9, 2: 0.1}) == 4  # rounding
     assert choose_head_width(planner, lambda: {}) == 2  # no plan meets the budget yet; the smallest of [4, 2]
 
 

@@ -12,6 +12,7 @@ from vitrim.planning import Planner
 from vitrim.runs.progress import log
 from vitrim.source import head_widths
 
+NEGLIGIBLE = 1e-6  # divergence in nats; rounding errors of equal models are smaller
 TOLERANCE = 1.02  # of two widths whose divergences differ by less than 2 %, the larger one is taken
 
 
@@ -52,7 +53,7 @@ def choose_head_width(planner: Planner, divergences: Callable[[], dict[int, floa
     if len(widths) == 1:
         return widths[0]
     found = divergences()
-    limit = TOLERANCE * min(found.values(), default=0.0)
+    limit = TOLERANCE * min(found.values(), default=0.0) + NEGLIGIBLE
     best = max((width for width, divergence in found.items() if divergence <= limit), default=widths[-1])
     log(f"heads keep {best} of {widths[0]} directions")
     return best

@@ -142,7 +142,6 @@ FAST = {  # one row for each kind of attention; the others meet the laws in the 
     "ViT, scaling blocks with biases",
     "NaFlexViT, rotary learned for each head",
     "SAM",
-    "relative position",
     "EVA-02",
     "BEiT",
     "Swin",
@@ -150,10 +149,8 @@ FAST = {  # one row for each kind of attention; the others meet the laws in the 
     "Hiera",
     "CaiT",
     "transformers ViT",
-    "transformers Swin v2",
     "backbone DINOv3",
     "torchvision ViT",
-    "torchvision Swin",
     "torchvision Swin v2",
 }
 

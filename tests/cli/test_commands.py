@@ -55,6 +55,7 @@ def test_plan_refuses_at_once_what_only_fewer_blocks_can_meet(
     place: CommandFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--recipe", str(place.recipe), "--keep", only_with_two_blocks(), "--set", "depth.max_share=0.4"]
+    options += ["--head-width", "full"]  # narrow heads could meet it
     status, out, err = call(capsys, "plan", place.dense, *options)
     assert (status, out) == (2, "")
     assert len(err.splitlines()) == 1  # no images were read
@@ -82,7 +83,7 @@ def test_an_unreachable_budget_names_what_was_given_and_what_can_help(
 ) -> None:
     words = [word.format(only_with_two_blocks(macs="--keep-macs" in options)) for word in options]
     depth = [] if "--depth" in words else ["--depth", "0"]
-    assert_refused(place, capsys, place.compress(*words, *depth), advice)
+    assert_refused(place, capsys, place.compress(*words, *depth, "--head-width", "full"), advice)
 
 
 def test_a_latency_limit_is_predicted_by_plan_and_met_by_compress(

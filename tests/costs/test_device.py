@@ -50,7 +50,7 @@ def test_measurements_are_read_from_json_as_they_were_written(found: DeviceTimes
         data = json.loads(json.dumps(times.to_dict()))
         assert data.keys() == {"multiple_of", "dense_ms", "table"}
         assert DeviceTimes.from_dict(data) == times
-    assert found.to_dict()["table"].keys() == {"units", "blocks"}
+    assert found.to_dict()["table"].keys() == {"units", "blocks", "widths"}
 
 
 def test_a_slow_model_is_compared_in_fewer_rounds() -> None:

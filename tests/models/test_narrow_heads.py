@@ -12,7 +12,6 @@ from torch import nn
 
 from builders.counting import count_macs
 from builders.exactness import EXACT, images_for, plans, relative_distance, set_fused
-from builders.families_hybrids import TIMM_HYBRIDS
 from builders.families_timm import build_row
 from builders.models import random_plan, same_tensors
 from builders.narrowing import (
@@ -70,10 +69,10 @@ def set_mode(model: nn.Module, mode: tuple[bool, bool]) -> None:
     model.train(mode[1])
 
 
-QUICK = {name for name in ALL_ROWS.keys() - TIMM_HYBRIDS.keys() if "," not in name} - {"ViTamin"}
+REFUSED = {"MViT v2", "BEiT-3"}  # the other rows whose heads keep their width are tested in the slow run
 
 
-@pytest.mark.parametrize("family", slow_unless(QUICK, list(ALL_ROWS)))
+@pytest.mark.parametrize("family", slow_unless(FAST | REFUSED | {"XCiT"}, list(ALL_ROWS)))
 def test_every_attention_can_be_narrowed_or_states_the_reason(family: str) -> None:
     groups = list(groups_of_heads(describe(build_row(ALL_ROWS[family]))))
     reasons = [NOT_NARROWABLE[family]] if family in NOT_NARROWABLE else []
@@ -93,7 +92,7 @@ def test_every_attention_can_be_narrowed_or_states_the_reason(family: str) -> No
     assert bool(groups) == (family not in NO_HEADS)
 
 
-@pytest.mark.parametrize("family", slow_unless({"MViT v2", "BEiT-3"}, sorted(NOT_NARROWABLE)))
+@pytest.mark.parametrize("family", slow_unless(REFUSED, sorted(NOT_NARROWABLE)))
 def test_narrowing_heads_that_must_keep_their_width_is_refused_with_the_reason(family: str) -> None:
     model = build_row(ALL_ROWS[family])
     structure = describe(model)

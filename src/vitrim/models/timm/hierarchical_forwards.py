@@ -79,7 +79,7 @@ class CutMaskUnitAttention(hiera.MaskUnitAttention):
         q, k, v = fused_qkv(self, by_window)
         if self.q_stride > 1:
             q = q.unflatten(2, (self.q_stride, -1)).amax(dim=2)
-        out = attend(self, q, k, v).unflatten(0, (len(x), num_windows))
+        out = attend(self, q, k, v).unflatten(0, (-1, num_windows))
         return self.proj(out.transpose(1, 2).flatten(1, 2))
 
 
