@@ -6,7 +6,7 @@ from torch import Tensor
 
 from builders.models import build, random_batches
 from vitrim.errors import DataError
-from vitrim.importance.joint import choose_jointly, keep_jointly
+from vitrim.importance.joint import SecondMoments, choose_jointly, keep_jointly
 from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import ViTStructure
@@ -101,3 +101,13 @@ def test_the_model_stays_as_it_was() -> None:
     choose_jointly(model, plan_with(describe(model), 2, 9), random_batches())
     assert model.training and not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
+def test_inputs_that_hardly_vary_are_no_error(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    group = describe(build()).blocks[0].neurons
+    moments, layer = SecondMoments(group), torch.nn.Linear(group.count, 5)
+    for _ in range(3):
+        moments.hook(layer, (100 + spread * torch.randn(2, 9, group.count, generator=generator),))
+    assert len(keep_jointly(moments.weight_of(layer), moments.matrix(), 3, 1)) == 3

@@ -18,8 +18,9 @@ from vitrim.models import describe, hookable
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UnitGroup
 
+ROUNDING = 1e-5  # of the mean squared input: an upper bound on the errors of sums in float32
 RIDGE = 1e-2  # added to the diagonal of the second moment, as a fraction of its mean
-STEPS_PER_HALVING = 44  # units are removed in small portions, which is much faster than one by one
+PORTION = 44  # one in so many of the remaining units is removed at a time, which is much faster than one by one
 
 
 @torch.no_grad()
@@ -82,7 +83,7 @@ def keep_jointly(weight: Tensor, moment: Tensor, count: int, width: int) -> tupl
     alive = torch.arange(weight.shape[1] // width)
     inverse, weight = torch.cholesky_inverse(torch.linalg.cholesky(moment)), weight.clone()
     while len(alive) > count:
-        num = min(len(alive) - count, max(1, len(alive) // STEPS_PER_HALVING))
+        num = min(len(alive) - count, max(1, len(alive) // PORTION))
         removed = _changes(weight, inverse, width).argsort(stable=True)[:num]
         is_removed = torch.zeros(len(alive), dtype=torch.bool)
         is_removed[removed] = True
@@ -109,17 +110,22 @@ class SecondMoments:
 
     Attributes:
         count: T.
-        total: sum of the inputs, `(n * w,)`.
-        squares: sum of x x', `(n * w, n * w)`.
+        shift: mean input of the first batch, `(n * w,)`. It is subtracted from all inputs, because inputs that hardly
+            vary would lose their differences in the sums.
+        total: sum of the shifted inputs, `(n * w,)`.
+        squares: sum of x x' of the shifted inputs, `(n * w, n * w)`.
     """
 
     def __init__(self, group: UnitGroup) -> None:
         self.group, self.count = group, 0
-        self.total = self.squares = torch.zeros(())
+        self.shift = self.total = self.squares = torch.zeros(())
 
     def hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """A forward pre-hook that adds the input of the output projection."""
         values = args[0].detach().movedim(columns_dim(module), -1).flatten(0, -2).float()[:, self._columns()]
+        if not self.count:
+            self.shift = values.mean(dim=0)
+        values = values - self.shift
         self.count += len(values)
         self.total = self.total.to(values.device) + values.sum(dim=0)
         self.squares = self.squares.to(values.device) + values.T @ values
@@ -129,8 +135,9 @@ class SecondMoments:
         mean = self.total.double() / self.count
         moment = self.squares.double() / self.count - mean[:, None] * mean
         diagonal = moment.diagonal().clamp_min(0)
-        ridge = RIDGE * diagonal.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        moment.diagonal().copy_(diagonal + ridge)
+        rounding = ROUNDING * (self.shift.double().square() + self.squares.diagonal().double() / self.count).mean()
+        ridge = RIDGE * diagonal.mean() + rounding
+        moment.diagonal().copy_(diagonal + ridge.clamp_min(torch.finfo(torch.float32).tiny))
         return moment
 
     def weight_of(self, layer: nn.Module) -> Tensor:
