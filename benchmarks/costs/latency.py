@@ -103,8 +103,8 @@ SMOKE = Case(
     name="a tiny ViT",
     architecture="vit_tiny_patch16_224",
     arguments={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 10},
-    lines=(Line(batch_size=2, rounds=2, cuts=FEW[1:]),),
-    compiled=(Line(batch_size=2, rounds=2, cuts=FEW[1:]),),
+    lines=(Line(batch_size=2, rounds=2, cuts=(Cut(0.7, 8), Cut(0.7, 8, head_width=6))),),
+    compiled=(Line(batch_size=2, rounds=2, cuts=(Cut(0.7, 8),)),),
 )
 
 
