@@ -73,7 +73,7 @@ def test_settings_below_one_are_refused(settings: dict[str, int]) -> None:
 
 def test_a_loss_on_relations_needs_heads_of_full_width() -> None:
     losses = DistillationSettings(relations=1.0, relation_heads=2)
-    recipe = short_recipe(width_training=short_training(distillation=losses))
+    recipe = short_recipe(width_training=short_training(distillation=losses), heads=HeadSettings())
     with pytest.raises(SettingError, match="relations compares heads of equal width"):
         check(Source.of(digits_model()), recipe)
     check(Source.of(digits_model()), replace(recipe, heads=HeadSettings(width="full")))
@@ -92,7 +92,7 @@ def divergences_of(model: nn.Module, recipe: Any, num_images: int = 60) -> dict[
 
 
 def test_auto_takes_the_smallest_divergence_and_of_equal_ones_the_larger_width() -> None:
-    planner = planner_for(digits_model(), short_recipe())
+    planner = planner_for(digits_model(), short_recipe(heads=HeadSettings()))
     assert choose_head_width(planner, lambda: {4: 0.3, 2: 0.1, 1: 0.2}) == 2
     assert choose_head_width(planner, lambda: {4: 0.1001, 2: 0.1}) == 4
     assert choose_head_width(planner, lambda: {4: -1e-9, 2: 0.1}) == 4  # rounding
@@ -100,7 +100,7 @@ def test_auto_takes_the_smallest_divergence_and_of_equal_ones_the_larger_width()
 
 
 def test_statistics_come_from_the_scoring_or_from_passes_of_their_own() -> None:
-    planner, statistics = planner_for(digits_model(), short_recipe()), RotationStatistics()
+    planner, statistics = planner_for(digits_model(), short_recipe(heads=HeadSettings())), RotationStatistics()
     scores = planner.score_dense(statistics)
     gathered, measured = planner.measure_rotation(statistics), planner.measure_rotation(RotationStatistics())
     assert gathered.maps.keys() == measured.maps.keys()
@@ -122,7 +122,7 @@ def test_a_run_narrows_the_heads_and_can_be_read_again(tmp_path: Path) -> None:
 
 
 def test_auto_notes_the_divergence_of_each_width(tmp_path: Path) -> None:
-    compress(digits_model(), digits(), short_recipe(keep=0.5), tmp_path)
+    compress(digits_model(), digits(), short_recipe(keep=0.5, heads=HeadSettings()), tmp_path)
     assert json.loads((tmp_path / "head-widths.json").read_text()).keys() == {"4", "2"}
     assert (tmp_path / "rotation.safetensors").is_file()
 
@@ -153,7 +153,7 @@ def trained() -> nn.Module:
 def test_narrow_heads_lose_at_most_half_of_what_whole_heads_lose(trained: nn.Module) -> None:
     """On digits at keep 0.3, after recovery and before any training."""
     settings = ImportanceSettings(num_images=400, batch_size=100, steps=2)
-    recipe = short_recipe(keep=0.3, importance=settings)
+    recipe = short_recipe(keep=0.3, importance=settings, heads=HeadSettings())
     assert evaluate(trained, digits(400, 450)).top1 > 80
     found = divergences_of(trained, recipe, 600)
     assert min(found.values()) <= 0.5 * found[8], found

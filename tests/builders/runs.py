@@ -19,7 +19,7 @@ from vitrim.data.loading import load_data
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.models import describe
 from vitrim.pipeline import Compressed, compress
-from vitrim.recipe import DepthSettings, Recipe
+from vitrim.recipe import DepthSettings, HeadSettings, Recipe
 from vitrim.recovery.recover import RecoverySettings
 from vitrim.saving.checkpoint import save
 from vitrim.training.settings import TrainingSettings
@@ -59,7 +59,7 @@ def short_training(**changes: Any) -> TrainingSettings:
 
 
 def short_recipe(*, keep: float = 0.6, blocks: Any = 0, budget: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-    """A recipe of `compress` for digits. The width is narrowed in two steps.
+    """A recipe of `compress` for digits. The width is narrowed in two steps, and heads keep their width.
 
     Args:
         keep: fraction of parameters and multiply-adds.
@@ -71,6 +71,7 @@ def short_recipe(*, keep: float = 0.6, blocks: Any = 0, budget: dict[str, Any] |
     values = {
         "budget": Budget(**{"params": keep, "macs": keep, "min_neurons": 4, **(budget or {})}),
         "importance": ImportanceSettings(num_images=40, batch_size=20, steps=2),
+        "heads": HeadSettings(width="full"),
         "depth": DepthSettings(blocks=blocks, search_images=40, search_epochs=1),
         "width_training": training,
         "depth_training": training,
