@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,15 +17,14 @@ from builders.families_hybrids import TIMM_HYBRIDS
 from builders.families_timm import TIMM, build_row
 from builders.models import random_plan, same_tensors
 from builders.rows import EACH_KIND, MADE_BY_HAND, NOT_PRUNABLE, ROWS
-from builders.standalone import modeling_of
+from builders.standalone import assert_loads_with_and_without_vitrim
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.hooks import logits_of
 from vitrim.importance.blocks import losses_without, mean_loss
 from vitrim.importance.criteria import score
-from vitrim.models import describe, origin_of
+from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.recovery.recover import recover
-from vitrim.saving.checkpoint import load, save
 from vitrim.silencing import gated, silence, skipping, unit_gate
 from vitrim.surgery import prune
 
@@ -206,14 +204,4 @@ def test_saved_files_load_with_and_without_vitrim(family: str, tmp_path: Path) -
     structure = describe(model)
     student = prune(model, list(plans(structure).values())[-1])
     images = images_for(structure, dtype=torch.float32)
-    logits = logits_of(student(images))
-    save(student, tmp_path)
-    assert torch.equal(logits_of(load(tmp_path)(images)), logits)
-    if origin_of(model).library == "timm":
-        through_timm = timm.create_model(f"local-dir:{tmp_path}").eval()
-        assert same_tensors(through_timm, student)
-        assert torch.equal(logits_of(through_timm(images)), logits)
-    if (tmp_path / "modeling.py").exists():
-        without_vitrim = modeling_of(tmp_path).load_model()
-        assert same_tensors(without_vitrim, student)
-        assert torch.equal(logits_of(without_vitrim(images)), logits)
+    assert_loads_with_and_without_vitrim(student, images, tmp_path)

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -27,14 +26,13 @@ from builders.narrowing import (
     random_head_widths,
 )
 from builders.rows import MADE_BY_HAND
-from builders.standalone import modeling_of
+from builders.standalone import assert_loads_with_and_without_vitrim
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.errors import PlanMismatch
 from vitrim.hooks import logits_of
-from vitrim.models import describe, origin_of
+from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.rotation import measure_rotation, rotate
-from vitrim.saving.checkpoint import load, save
 from vitrim.silencing import silence
 from vitrim.surgery import prune
 
@@ -184,14 +182,4 @@ def test_saved_narrow_models_load_with_and_without_vitrim(family: str, tmp_path:
     images = images_for(structure, dtype=torch.float32)
     model = rotate(model, measure_rotation(model, [(images, torch.zeros(2, dtype=torch.long))]))
     student = prune(model, random_head_widths(structure, list(plans(structure).values())[-1], 5))
-    logits = logits_of(student(images))
-    save(student, tmp_path)
-    assert torch.equal(logits_of(load(tmp_path)(images)), logits)
-    if origin_of(model).library == "timm":
-        through_timm = timm.create_model(f"local-dir:{tmp_path}").eval()
-        assert same_tensors(through_timm, student)
-        assert torch.equal(logits_of(through_timm(images)), logits)
-    if (tmp_path / "modeling.py").exists():
-        without_vitrim = modeling_of(tmp_path).load_model()
-        assert same_tensors(without_vitrim, student)
-        assert torch.equal(logits_of(without_vitrim(images)), logits)
+    assert_loads_with_and_without_vitrim(student, images, tmp_path)
