@@ -7,7 +7,7 @@ to the CPU, and a copy from memory that is not pinned.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -30,14 +30,17 @@ class DeviceCounts:
     """What happened on the device.
 
     Attributes:
-        bytes_to_device: size of all tensors that were copied from the CPU.
-        copies_to_device: number of these copies.
+        sent: the tensors that were copied to it from the CPU, in order.
         calls: number of operations with tensors of the device.
     """
 
-    bytes_to_device: int = 0
-    copies_to_device: int = 0
+    sent: list[Tensor] = field(default_factory=list)
     calls: int = 0
+
+    @property
+    def bytes_to_device(self) -> int:
+        """Size of all tensors that were copied from the CPU."""
+        return sum(tensor.nbytes for tensor in self.sent)
 
 
 class _FakeGpu(TorchDispatchMode):
@@ -86,6 +89,8 @@ class _FakeGpu(TorchDispatchMode):
             raise HostWaits("a tensor is copied to the CPU")
         if func in INDEXED:
             waits = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+            fills = func is not aten.index.Tensor and len(args[1]) == 1 and args[2].numel() == 1
+            waits = waits and not fills  # one value at a mask: torch uses masked_fill
         elif func is aten.repeat_interleave.Tensor:
             waits = kwargs.get("output_size") is None
         else:
@@ -94,8 +99,7 @@ class _FakeGpu(TorchDispatchMode):
             raise HostWaits(f"{func} needs values of the device")
 
     def _count_copy(self, func: Any, args: Any, kwargs: Any, source: Tensor) -> None:
-        self.counts.copies_to_device += 1
-        self.counts.bytes_to_device += source.nbytes
+        self.counts.sent.append(source)
         if self.device != "cuda":
             return
         shape = tuple(source.shape)

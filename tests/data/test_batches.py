@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.fake_gpu import fake_gpu
 from builders.images import (
     AUGMENTATIONS,
     NO_AUGMENTATION,
@@ -161,6 +162,36 @@ def test_the_parts_are_exact_for_sides_that_are_no_multiple_of_a_vector(side: in
         positions = part.positions(64)
         found = batches_of(images, augmentation, batch_size=64, preprocessing=model, part=part)
         assert equal_batches(found, [(pixels[positions], targets[positions]) for pixels, targets in whole])
+
+
+# On a GPU
+
+
+@every_augmentation
+@pytest.mark.parametrize("stored_on", ["cuda", "cpu"])
+def test_making_batches_sends_few_bytes_and_never_waits_for_the_gpu(
+    augmentation: AugmentationSettings, stored_on: str
+) -> None:
+    with fake_gpu() as counts:
+        pixels = torch.zeros(128, 3, 32, 32, dtype=torch.uint8, device=stored_on)
+        images = ImageSet(labels=torch.arange(128) % 4, pixels=pixels)
+        made = batches_of(images, augmentation, batch_size=64, preprocessing=preprocessing(48), device="cuda")
+        assert [(len(batch), batch.device.type, targets.device.type) for batch, targets in made] == 2 * [
+            (64, "cuda", "cuda")
+        ]
+    own_bytes = 3 * 32 * 32 if stored_on == "cpu" else 0
+    assert counts.bytes_to_device <= 128 * (own_bytes + 96)
+    assert len(counts.sent) <= 4 + 2 * 2  # for both batches together, and for each of them
+
+
+@pytest.mark.parametrize("stored_on", ["cuda", "cpu"])
+def test_evaluating_sends_pixels_and_labels_and_never_waits_for_the_gpu(stored_on: str) -> None:
+    with fake_gpu() as counts:
+        pixels = torch.zeros(128, 3, 32, 32, dtype=torch.uint8, device=stored_on)
+        images = ImageSet(labels=torch.arange(128) % 4, pixels=pixels)
+        made = list(eval_batches(images, preprocessing(48), batch_size=64, device="cuda"))
+        assert [batch.device.type for batch, _ in made] == ["cuda", "cuda"]
+    assert counts.bytes_to_device <= 128 * (8 + (3 * 32 * 32 if stored_on == "cpu" else 0)) + 2 * 32
 
 
 # Workers

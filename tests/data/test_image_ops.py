@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from builders.images import memory_set
 from vitrim.data.augmentation import random_boxes
-from vitrim.data.image_ops import OPS, move, rand_augment, shift, zoom
+from vitrim.data.image_ops import OPS, move, move_matrices, rand_augment, sharpen, shift, zoom
 
 
 def test_shift_is_a_crop_after_padding_by_reflection() -> None:
@@ -29,6 +29,14 @@ def test_zoom_is_a_resized_crop() -> None:
         crop = F.resized_crop(images[i : i + 1], top, left, height, width, [16, 12], antialias=True)
         # Only the border differs: a crop repeats its edge, a zoom uses the pixels next to the box.
         assert (zoomed[i].int() - crop[0].int())[:, 3:-3, 3:-3].abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(9, 7), (3, 3), (2, 8)])
+@pytest.mark.parametrize("factor", [0.1, 1.0, 1.9])
+def test_sharpen_equals_torchvision(size: tuple[int, int], factor: float) -> None:
+    images = memory_set(6, *size).pixels
+    before = images.clone()
+    assert torch.equal(sharpen(images, factor), F.adjust_sharpness(images, factor)) and torch.equal(images, before)
 
 
 def test_rand_augment_keeps_type_and_shape_and_its_input() -> None:
@@ -68,7 +76,8 @@ def test_rand_augment_changes_each_image_by_itself() -> None:
 )
 def test_move_equals_torchvision_except_at_the_edge(op: int, strength: float, reference: Callable) -> None:
     images = torch.nn.functional.interpolate(memory_set(4, 4, 5).pixels, (16, 20), mode="bilinear")
-    moved = move(images, torch.full((4,), op), torch.full((4,), strength), (90.0,) * 3)
+    matrix = move_matrices(torch.full((4,), op), torch.full((4,), strength), (16, 20))
+    moved = move(images, matrix, torch.full((3,), 90.0))
     differs = (moved.int() - reference(images).int()).abs() > 1
     assert differs.float().mean() < 0.15  # torchvision mixes in the fill colour twice for pixels across the edge
 

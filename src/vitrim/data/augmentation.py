@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from vitrim.data.image_ops import OPS, rand_augment, shift, zoom
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for, numpy_seeded, seed_for
+from vitrim.data.transfer import send, send_images, send_together
 
 Crop = Literal["none", "pad", "resized"]
 
@@ -135,12 +136,13 @@ class Augmenter:
         ]
         draws = _Draws(*(torch.cat(values) for values in zip(*own, strict=True)))
         index = torch.cat([step.images[positions] for step in steps])
-        batch = pixels[index.to(pixels.device, non_blocking=True)].to(device, non_blocking=True)
+        batch = send_images(pixels, index, device)
+        offset, flip = send_together([draws.box[:, :2], draws.flip], device)
         if self.settings.crop == "pad":
-            batch = shift(batch, draws.box)
+            batch = shift(batch, offset)
         elif self.settings.crop == "resized":
             batch = zoom(batch, draws.box, self.preprocessing.interpolation)
-        return self._resize(self._flip_and_rand_augment(batch, draws))
+        return self._resize(self._flip_and_rand_augment(batch, flip, draws))
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
         """Change one streamed image: `(3, H, W)` to `(3, h, w)`, uint8. Its draws depend on its index, not its step."""
@@ -154,7 +156,7 @@ class Augmenter:
             top, left, height, width = draws.box[0].tolist()
             size = list(self.preprocessing.img_size)
             image = F.resized_crop(image, top, left, height, width, size, interpolation, antialias=True)
-        return self._flip_and_rand_augment(image[None], draws)[0]
+        return self._flip_and_rand_augment(image[None], draws.flip, draws)[0]
 
     def mix(self, images: Tensor, labels: Tensor, step: Step, num_classes: int) -> tuple[Tensor, Tensor]:
         """Normalise the images, and mix each with its mirror image in the batch (mixup or CutMix).
@@ -168,7 +170,7 @@ class Augmenter:
         Returns:
             Images `(b, 3, h, w)` float32 and soft targets `(b, C)`.
         """
-        images = normalise(images.to(labels.device, non_blocking=True), self.preprocessing)
+        images = normalise(send(images, labels.device), self.preprocessing)
         settings = self.settings
         if not settings.mixes:
             return images, mixup_target(labels, num_classes, lam=1.0, smoothing=settings.label_smoothing)
@@ -197,9 +199,9 @@ class Augmenter:
         sign = torch.randint(2, shape, generator=generator) * 2 - 1
         return _Draws(box, flip, ops, sign)
 
-    def _flip_and_rand_augment(self, images: Tensor, draws: _Draws) -> Tensor:
-        flip = draws.flip.to(images.device, non_blocking=True)[:, None, None, None]
-        images = torch.where(flip, images.flip(-1), images)
+    def _flip_and_rand_augment(self, images: Tensor, flip: Tensor, draws: _Draws) -> Tensor:
+        """Change `(b, 3, H, W)` images; `flip`, `(b,)` bool, is on their device, the draws are on the CPU."""
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         fill = tuple(float(round(255 * value)) for value in self.preprocessing.mean)
         return rand_augment(images, draws.ops, draws.sign, self.settings.rand_augment_magnitude, fill)
 

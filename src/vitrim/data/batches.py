@@ -3,7 +3,7 @@
 A batch is a pure function of the images, the settings, the seed, the epoch and the step. Resuming in the middle, the
 number of workers or processes, and the state of the global random generators make no difference. That state is not
 changed. Batches continue over the end of an epoch, so workers start once. Copies to the device do not wait for it
-(`non_blocking`). What happens to the pixels is in `augmentation` and `preprocessing`.
+(`transfer`). What happens to the pixels is in `augmentation` and `preprocessing`.
 
 Shapes: `B` batch, `b` the images of one part of it, `C` classes, `H` and `W` stored height and width, `h` and `w` the
 model's.
@@ -27,6 +27,7 @@ from vitrim.data.images import ImageSet
 from vitrim.data.loading import BROKEN_IMAGE, read_image
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
+from vitrim.data.transfer import send
 from vitrim.errors import DataError, SettingError
 
 MAX_VALUES_TOGETHER = 2**22  # pixel values augmented in one go; several small batches, where calls cost most
@@ -136,7 +137,7 @@ def train_batches(
             num_workers = default_num_workers(preprocessing, len(positions), num_batches, part.count)
         pixels = _stream(images, augmenter, keys, device, num_workers)
     return (
-        augmenter.mix(batch, images.labels[step.images[positions]].to(device, non_blocking=True), step, num_classes)
+        augmenter.mix(batch, send(images.labels[step.images[positions]], device), step, num_classes)
         for batch, step in zip(pixels, steps, strict=True)
     )
 
@@ -189,16 +190,13 @@ def eval_batches(
     pixels: Iterable[Tensor]
     if images.pixels is not None:
         stored = images.pixels
-        pixels = (geometry(stored[index[0] : index[-1] + 1].to(device)) for index in batches)
+        pixels = (geometry(send(stored[index[0] : index[-1] + 1], device)) for index in batches)
     else:
         if num_workers == "auto":
             num_workers = default_num_workers(preprocessing, batch_size, len(batches), part.count)
         pixels = _stream(images, geometry, ([(0, image) for image in index] for index in batches), device, num_workers)
     return (
-        (
-            normalise(batch.to(device, non_blocking=True), preprocessing),
-            images.labels[index].to(device, non_blocking=True),
-        )
+        (normalise(send(batch, device), preprocessing), send(images.labels[index], device))
         for batch, index in zip(pixels, batches, strict=True)
     )
 

@@ -9,6 +9,7 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
+from vitrim.data.transfer import send_together
 from vitrim.errors import SettingError
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # those that torchvision has for tensors
@@ -89,8 +90,8 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Returns:
         `(B, 3, h, w)` float32, on the same device.
     """
-    mean = torch.tensor(preprocessing.mean).to(images.device, non_blocking=True)[:, None, None]
-    std = torch.tensor(preprocessing.std).to(images.device, non_blocking=True)[:, None, None]
+    constants = [torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)]
+    mean, std = send_together(constants, images.device)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
