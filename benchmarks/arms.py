@@ -72,9 +72,8 @@ class _ArmRun:
 
     @cached_property
     def data(self) -> ImageData:
-        """The cell's images, with the validation images on the device and labels in the model's order of classes."""
-        data = match_labels(self.cell.data, self.dense)
-        return replace(data, validation=data.validation.to(this_process().device))
+        """The cell's images, with labels in the model's order of classes."""
+        return match_labels(self.cell.data, self.dense)
 
     @property
     def calibration(self) -> Calibration:

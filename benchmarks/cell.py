@@ -33,7 +33,7 @@ from vitrim.pipeline import fit
 from vitrim.recipe import to_table
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder
-from vitrim.runs.processes import is_main_process, wait_for_all
+from vitrim.runs.processes import is_main_process, this_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.source import Source, check
 from vitrim.training.job import check_training
@@ -125,6 +125,7 @@ def open_cell(config: CellConfig, out: Path, data_path: Path | None, command: st
     data = load_images(config, data_path)
     with lock_folder(out):
         RunFolder(out, identity(config, data))
+    data = data.to(this_process().device)  # once for all arms
     return Cell(config=config, data=data, out=out, command=command, commit=commit())
 
 

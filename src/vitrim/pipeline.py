@@ -169,7 +169,7 @@ class CompressRun:
     def __init__(self, run_dir: str | Path, source: Source, recipe: Recipe) -> None:
         self.folder = open_folder(run_dir, source, "compress", recipe)
         self.source, self.recipe = source, recipe
-        self.data = replace(source.data, validation=source.data.validation.to(source.device))
+        self.data = source.data
         self.stages: list[dict[str, Any]] = []  # rows of the report
         self.evaluations: list[Evaluation] = []
 

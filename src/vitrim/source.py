@@ -40,14 +40,15 @@ class Source:
 
     @classmethod
     def of(cls, model: nn.Module, data: ImageData | None = None) -> "Source":
-        """Describe the model, match the labels of the data to it, and move the model to this process' device.
+        """Describe the model, match the labels of the data to it, and move both to this process' device.
 
         Raises:
             UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks.
         """
-        structure = describe(model)
+        structure, device = describe(model), this_process().device
         images = match_labels(data, model) if data is not None else None
-        return cls(model=model.to(this_process().device), structure=structure, images=images)
+        model = model.to(device)  # first: images take only what it leaves free
+        return cls(model=model, structure=structure, images=images.to(device) if images is not None else None)
 
     @property
     def data(self) -> ImageData:

@@ -46,8 +46,9 @@ class DeviceCounts:
 class _FakeGpu(TorchDispatchMode):
     """Runs operations on CPU tensors, and lets those on the device compute shapes only."""
 
-    def __init__(self, device: str, fake: FakeTensorMode | None, counts: DeviceCounts) -> None:
+    def __init__(self, device: str, fake: FakeTensorMode | None, counts: DeviceCounts, waiting_copies: bool) -> None:
         super().__init__()
+        self.waiting_copies = waiting_copies
         self.device, self.fake, self.counts = device, fake, counts
         self.pinned: dict[int, Tensor] = {}  # by address; kept until the end, so no address is used twice
 
@@ -100,7 +101,7 @@ class _FakeGpu(TorchDispatchMode):
 
     def _count_copy(self, func: Any, args: Any, kwargs: Any, source: Tensor) -> None:
         self.counts.sent.append(source)
-        if self.device != "cuda":
+        if self.waiting_copies:
             return
         shape = tuple(source.shape)
         if not self._is_pinned(source):
@@ -111,12 +112,14 @@ class _FakeGpu(TorchDispatchMode):
 
 
 @contextmanager
-def fake_gpu(device: Literal["cuda", "meta"] = "cuda") -> Iterator[DeviceCounts]:
+def fake_gpu(device: Literal["cuda", "meta"] = "cuda", *, waiting_copies: bool = False) -> Iterator[DeviceCounts]:
     """In the block, `device` is a GPU without memory. Make models and images for it with `device=...` in the block.
 
     Args:
         device: `cuda` also checks that copies are made from pinned memory; its tensors have no backward pass. `meta`
             has one, but code for CUDA does not recognise it.
+        waiting_copies: allow copies to the device that wait, as those of a model before its training. `meta` always
+            does.
 
     Yields:
         The counts, which grow in the block.
@@ -124,5 +127,5 @@ def fake_gpu(device: Literal["cuda", "meta"] = "cuda") -> Iterator[DeviceCounts]
     counts = DeviceCounts()
     with ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True)) if device == "cuda" else None
-        stack.enter_context(_FakeGpu(device, fake, counts))
+        stack.enter_context(_FakeGpu(device, fake, counts, waiting_copies or device == "meta"))
         yield counts

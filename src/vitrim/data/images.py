@@ -6,12 +6,22 @@ Reading files is in `loading`, making batches in `batches`.
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from vitrim.data.transfer import send
+
+MAX_DEVICE_FRACTION = 0.5  # of the free memory of a GPU, which images may take
+
+
+class _Content:
+    """Stands for the labels and images of a set, wherever its pixels are. Keeps the fingerprints of data sets."""
+
+    def __init__(self) -> None:
+        self.fingerprints: dict[tuple[tuple[str, ...], _Content], str] = {}  # by classes and validation images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +37,7 @@ class ImageSet:
     labels: Tensor
     pixels: Tensor | None = None
     files: tuple[str, ...] = ()
+    _content: _Content = field(init=False, repr=False, default_factory=_Content)
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == torch.int64 and self.labels.ndim == 1 and self.labels.device.type == "cpu"
@@ -50,7 +61,7 @@ class ImageSet:
         """Return the images at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         files = tuple(self.files[i] for i in index.tolist()) if self.pixels is None else ()
-        pixels = None if self.pixels is None else self.pixels[index.to(self.pixels.device)]
+        pixels = None if self.pixels is None else self.pixels[send(index, self.pixels.device)]
         return ImageSet(labels=self.labels[index], pixels=pixels, files=files)
 
     def sample(self, num_images: int, seed: int) -> "ImageSet":
@@ -67,8 +78,20 @@ class ImageSet:
         return self.subset(shuffled[rank[shuffled].argsort(stable=True)][:num_images])
 
     def to(self, device: str | torch.device) -> "ImageSet":
-        """Return the same images with their pixels on `device`. Labels remain on the CPU, files on disk."""
-        return self if self.pixels is None else replace(self, pixels=self.pixels.to(device))
+        """Return the same images with their pixels on `device`. Labels remain on the CPU, files on disk.
+
+        Pixels that would take more than half of the free memory of a GPU remain where they are; batches are then copied
+        one by one.
+        """
+        device = torch.device(device)
+        if self.pixels is None or self.pixels.device == device or not _fits(self.pixels, device):
+            return self
+        pixels = self.pixels.to(device)
+        if pixels is self.pixels:  # `cuda` is the device with the index of this process
+            return self
+        moved = replace(self, pixels=pixels)
+        object.__setattr__(moved, "_content", self._content)
+        return moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +117,32 @@ class ImageData:
         sizes = f"{len(self.train)} training and {len(self.validation)} validation images"
         return [f"{self.name}: {len(self.classes)} classes, {sizes}", *(f"  {note}" for note in self.notes)]
 
+    def to(self, device: str | torch.device) -> "ImageData":
+        """Return the same data set with its pixels on `device`, as far as they fit there (see `ImageSet.to`).
+
+        Call it once, and use the result for all trainings and evaluations. The fingerprint is computed before pixels
+        are moved, so they are not copied back for it.
+        """
+        if torch.device(device).type == "cuda" and self.train.in_memory:
+            self.fingerprint()
+        train, validation = self.train.to(device), self.validation.to(device)
+        if train is self.train and validation is self.validation:
+            return self
+        return replace(self, train=train, validation=validation)
+
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits of a SHA-256 over classes, labels and images. Computed once for each object.
+        """Return 16 hexadecimal digits of a SHA-256 over classes, labels and images.
 
         Images in memory are read by their pixels, files by their name in the folder and their size. Moving the folder
-        does not change the fingerprint.
+        does not change the fingerprint. It is computed once for the same images and classes, also if the images were
+        moved to another device or are part of another `ImageData`.
         """
-        return self._fingerprint
+        known, key = self.train._content.fingerprints, (self.classes, self.validation._content)
+        if key not in known:
+            known[key] = self._compute_fingerprint()
+        return known[key]
 
-    @cached_property
-    def _fingerprint(self) -> str:
+    def _compute_fingerprint(self) -> str:
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for images in (self.train, self.validation):
             digest.update(images.labels.numpy().tobytes())
@@ -115,6 +154,11 @@ class ImageData:
                 for file in images.files:
                     digest.update(f"{Path(os.path.relpath(file, root)).as_posix()} {os.path.getsize(file)}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def _fits(pixels: Tensor, device: torch.device) -> bool:
+    """Whether pixels, `(n, 3, H, W)`, take at most a fraction of the free memory of a GPU; True for other devices."""
+    return device.type != "cuda" or pixels.nbytes <= MAX_DEVICE_FRACTION * torch.cuda.mem_get_info(device)[0]
 
 
 def rank_in_class(labels: Tensor, seed: int) -> Tensor:
