@@ -116,6 +116,15 @@ def test_images_that_do_not_fit_on_a_gpu_stay_in_memory(monkeypatch: pytest.Monk
             assert moved.pixels.is_cuda == on_gpu and moved.labels is data.train.labels
 
 
+def test_pixels_are_read_for_the_fingerprint_before_they_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**30))
+    in_memory = image_data(("cat", "dog"))
+    for data in (in_memory, replace(in_memory, train=ImageSet(labels=torch.arange(1), files=(__file__,)))):
+        with fake_gpu(waiting_copies=True):
+            moved = data.to("cuda:0")
+            assert moved.validation.pixels.is_cuda and moved.fingerprint() == data.fingerprint()
+
+
 def test_subsets_and_samples_are_taken_where_the_pixels_are() -> None:
     labels = memory_set(40).labels
     with fake_gpu() as counts:

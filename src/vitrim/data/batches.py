@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitrim.data.augmentation import AugmentationSettings, Augmenter, Step
+from vitrim.data.decoding import BROKEN_IMAGE, num_cores
 from vitrim.data.images import ImageSet
-from vitrim.data.loading import BROKEN_IMAGE, read_image
+from vitrim.data.loading import read_image
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send
@@ -280,8 +281,7 @@ def _lower_priority(worker: int) -> None:
 
 def default_num_workers(preprocessing: Preprocessing, batch_size: int, num_batches: int, num_parts: int) -> int:
     """Number of decoding processes of one part: its cores, limited by the batches and by the free shared memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_workers = min(max(1, cores // num_parts), num_batches)
+    num_workers = min(max(1, num_cores() // num_parts), num_batches)
     if SHARED_MEMORY.is_dir():
         bytes_per_worker = BATCHES_PER_WORKER * batch_size * 3 * math.prod(preprocessing.img_size)
         num_workers = min(num_workers, shutil.disk_usage(SHARED_MEMORY).free // num_parts // bytes_per_worker)

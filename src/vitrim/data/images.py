@@ -123,7 +123,7 @@ class ImageData:
         Call it once, and use the result for all trainings and evaluations. The fingerprint is computed before pixels
         are moved, so they are not copied back for it.
         """
-        if torch.device(device).type == "cuda" and self.train.in_memory:
+        if torch.device(device).type == "cuda" and (self.train.in_memory or self.validation.in_memory):
             self.fingerprint()
         train, validation = self.train.to(device), self.validation.to(device)
         if train is self.train and validation is self.validation:

@@ -1,0 +1,140 @@
+"""Keep the decoded pixels of large data sets on disk, so that each set is decoded once on a machine.
+
+An entry is a folder with `pixels.npy` and `broken.npy`. It is written completely or not at all, and mapped into memory
+when it is used, so several processes share it. How files are decoded is in `decoding`.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from vitrim.data.decoding import MIN_FILES_FOR_PROCESSES, decode_files, spread_over
+from vitrim.runs.progress import log
+
+DECODER = 1  # to be raised when `decoding` computes other pixels or reports other files
+MIN_FILES = MIN_FILES_FOR_PROCESSES  # smaller sets are decoded in seconds, and not kept
+MAX_BYTES = 20 * 10**9  # of all entries; those that were not used for the longest time are removed
+PARTIAL = ".partial-"  # in the name of a folder that is being written
+Decoded = tuple[np.ndarray, np.ndarray]
+
+
+def decode_or_read(files: Sequence[str], size: tuple[int, int], folder: Path, description: str) -> Decoded:
+    """Decode files, or read what was decoded before if no file has changed since.
+
+    A set is the same if its files have the same names, sizes and times of change, and 32 of them the same content. The
+    folder that holds them may have been moved. If nothing can be written to the cache, the files are decoded into
+    memory, and a line says so.
+
+    Args:
+        files: n paths.
+        size: height and width of all images.
+        folder: of the cache; made if it does not exist.
+        description: shown before the progress bar.
+
+    Returns:
+        Pixels `(n, 3, H, W)` uint8, zero for unreadable files, and which files are unreadable, `(n,)` bool.
+
+    Raises:
+        SizesDiffer: an image has another size.
+    """
+    shape = (len(files), 3, *size)
+    if len(files) >= MIN_FILES:
+        entry = folder / _key(files, size)
+        found = _read(entry, shape)
+        try:
+            found = found or _decode_to(entry, files, shape, description)
+        except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+            log(f"{description}: the pixels cannot be kept in {folder} ({error})")
+        if found is not None:
+            return found
+    pixels = np.zeros(shape, dtype=np.uint8)
+    return pixels, decode_files(files, pixels, description)
+
+
+def _key(files: Sequence[str], size: tuple[int, int]) -> str:
+    """A name that differs between sets of files, between versions of a file, and between decoders."""
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    digest = hashlib.sha256(f"{DECODER} {PIL.__version__} {size}\n".encode())
+    for file in files:
+        name = file.removeprefix(root).replace(os.sep, "/")
+        try:
+            status = os.stat(file)
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{name} missing\n".encode())
+    for file in spread_over(files):  # archives may set all times to the same value, and bitmaps have equal sizes
+        if os.path.isfile(file):
+            digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return digest.hexdigest()[:32]
+
+
+def _read(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
+    """The arrays of an entry; None if there is none, or if it is damaged. Changes to the pixels are not written."""
+    file = entry / "pixels.npy"
+    try:
+        pixels, broken = np.load(file, mmap_mode="c"), np.load(entry / "broken.npy")
+        complete = file.stat().st_size == pixels.offset + pixels.nbytes
+        os.utime(entry)  # when it was used
+    except (OSError, ValueError, EOFError):
+        return None
+    valid = pixels.shape == shape and pixels.dtype == np.uint8 and broken.shape == shape[:1] and broken.dtype == bool
+    return (pixels, broken) if complete and valid else None
+
+
+def _decode_to(entry: Path, files: Sequence[str], shape: tuple[int, ...], description: str) -> Decoded | None:
+    """Decode files into a new entry, and return its arrays. Only one process at a time does so.
+
+    Raises:
+        OSError: it cannot be written. SizesDiffer: an image has another size.
+    """
+    from filelock import FileLock
+
+    folder = entry.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        found = _read(entry, shape)
+        if found is not None:  # made by another process in the meantime
+            return found
+        for path in (entry, *folder.glob(f"{PARTIAL}*")):  # damaged, and left by processes that were killed
+            shutil.rmtree(path, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL, ignore_cleanup_errors=True) as partial:
+            made = Path(partial) / "made"
+            made.mkdir()
+            pixels = _new_file(made / "pixels.npy", shape)
+            broken = decode_files(files, pixels, description)
+            np.save(made / "broken.npy", broken)
+            pixels.flush()
+            del pixels  # a file that is mapped cannot be moved on Windows
+            made.rename(entry)
+        _limit(folder, entry)
+    return _read(entry, shape)
+
+
+def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new `.npy` file of zeros, mapped into memory, with its space on the disk.
+
+    Raises:
+        OSError: there is not enough space. Without the reservation, a write to the map would end the process.
+    """
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return pixels
+
+
+def _limit(folder: Path, used: Path) -> None:
+    """Remove the entries that were used least recently, until all together have at most `MAX_BYTES`."""
+    entries = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+    sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries}
+    total = sum(sizes.values())
+    for entry in entries:
+        if total > MAX_BYTES and entry != used:
+            shutil.rmtree(entry, ignore_errors=True)
+            total -= sizes[entry]
