@@ -25,7 +25,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few files are many, so that processes decode them."""
     monkeypatch.setattr(decoding, "MIN_FILES_FOR_PROCESSES", 12)
     monkeypatch.setattr(decoding, "FILES_PER_TASK", 5)
-    monkeypatch.setattr(decoding, "num_cores", lambda: 2)
+    monkeypatch.setattr(decoding, "num_cores", lambda: 3)
 
 
 def mapped(folder: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -57,7 +57,7 @@ def test_a_script_needs_no_guard_around_its_calls(files: list[str], tmp_path: Pa
     script.write_text(
         "import sys, numpy as np\n"
         "from vitrim.data import decoding\n"
-        "decoding.MIN_FILES_FOR_PROCESSES, decoding.num_cores = 1, lambda: 2\n"
+        "decoding.MIN_FILES_FOR_PROCESSES, decoding.num_cores = 1, lambda: 3\n"
         "pixels = np.lib.format.open_memmap(sys.argv[1], mode='w+', dtype=np.uint8, shape=(12, 3, 8, 6))\n"
         "print('broken', decoding.decode_files(sys.argv[2:], pixels, '').sum())\n"
     )

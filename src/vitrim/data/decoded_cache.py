@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from vitrim.data.decoding import MIN_FILES_FOR_PROCESSES, decode_files, spread_over
+from vitrim.data.decoding import decode_files, spread_over
 from vitrim.runs.progress import log
 
 DECODER = 1  # to be raised when `decoding` computes other pixels or reports other files
-MIN_FILES = MIN_FILES_FOR_PROCESSES  # smaller sets are decoded in seconds, and not kept
+MIN_FILES = 5_000  # smaller sets are decoded in a second or two, and not kept
 MAX_BYTES = 20 * 10**9  # of all entries; those that were not used for the longest time are removed
 PARTIAL = ".partial-"  # in the name of a folder that is being written
 Decoded = tuple[np.ndarray, np.ndarray]

@@ -26,7 +26,8 @@ BROKEN_IMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-MIN_FILES_FOR_PROCESSES = 5_000  # fewer are decoded by threads before processes have started
+MIN_FILES_FOR_PROCESSES = 20_000  # fewer are decoded by threads in a few seconds; processes start in one or two
+MIN_CORES_FOR_PROCESSES = 3  # on two cores, threads are as fast (docs/log.md)
 FILES_PER_TASK = 256
 MAX_THREADS = 4  # they wait for the disk and decode at the same time, but only one of them runs Python code
 
@@ -58,7 +59,10 @@ def rgb_array(file: str) -> np.ndarray:
 
 
 def decode_files(files: Sequence[str], pixels: np.ndarray, description: str) -> np.ndarray:
-    """Decode all files into an array: by processes if it is mapped from a file and there are many, else by threads.
+    """Decode all files into an array.
+
+    Processes do it if the array is mapped from a file, there are many files, and there are more than two cores. Else
+    threads do it.
 
     Args:
         files: n paths.
@@ -71,10 +75,10 @@ def decode_files(files: Sequence[str], pixels: np.ndarray, description: str) -> 
     Raises:
         SizesDiffer: an image has another size than `(H, W)`.
     """
-    if isinstance(pixels, np.memmap) and _many(files):
+    if isinstance(pixels, np.memmap):
         place = (pixels.filename, pixels.dtype, "r+", pixels.offset, pixels.shape)
-        return _run(_processes(num_cores()), partial(_decode_mapped, place), files, description)
-    return _run(_threads(), partial(_decode_chunk, pixels), files, description)
+        return _run(_pool(len(files), num_cores()), partial(_decode_mapped, place), files, description)
+    return _run(_pool(0, 0), partial(_decode_chunk, pixels), files, description)
 
 
 def check_files(files: Sequence[str], decode: bool, description: str) -> np.ndarray:
@@ -88,9 +92,8 @@ def check_files(files: Sequence[str], decode: bool, description: str) -> np.ndar
     Returns:
         Which files are unreadable, `(n,)` bool.
     """
-    num_processes = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process of `torchrun` checks
-    pool = _processes(num_processes) if decode and _many(files) and num_processes > 1 else _threads()
-    return _run(pool, partial(_check_chunk, decode), files, description)
+    cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process of `torchrun` checks all files
+    return _run(_pool(len(files) if decode else 0, cores), partial(_check_chunk, decode), files, description)
 
 
 def common_size(files: Sequence[str]) -> tuple[int, int] | None:
@@ -110,19 +113,17 @@ def spread_over(files: Sequence[str]) -> list[str]:
     return [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 32).astype(int))]
 
 
-def _many(files: Sequence[str]) -> bool:
-    return len(files) >= MIN_FILES_FOR_PROCESSES and num_cores() > 1
+def _pool(num_files: int, cores: int) -> Executor:
+    """Processes if there are many files and enough cores, else threads.
 
-
-def _threads() -> Executor:
-    return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
-
-
-def _processes(count: int) -> Executor:
-    """New processes that import what they are given, and not the main module, which may have no guard against that."""
+    Each process imports the function that it is given. It does not import the main module, as Python's own processes
+    would: a script would need a guard against that.
+    """
+    if num_files < MIN_FILES_FOR_PROCESSES or cores < MIN_CORES_FOR_PROCESSES:
+        return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     from joblib.externals.loky import ProcessPoolExecutor  # takes 0.5 s to import
 
-    return ProcessPoolExecutor(count)
+    return ProcessPoolExecutor(cores)
 
 
 def _run(
