@@ -106,7 +106,7 @@ def _search_epochs(rows: list[dict[str, Any]], cell: Cell) -> float:
         if row["stage"].startswith(SEARCH):
             last_steps[row["stage"]] = max(row["step"], last_steps.get(row["stage"], 0))
     num_images = len(cell.data.train)
-    batch_size = min(student_training(cell.config).batch_size, num_images)
+    batch_size = min(student_training(cell.config).batch_for(num_images), num_images)
     return sum(last_steps.values()) * batch_size / num_images
 
 

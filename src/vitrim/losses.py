@@ -5,6 +5,7 @@ A new term is a field of `DistillationSettings` (its weight), a function, and a 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -62,6 +63,7 @@ class LossInputs:
         targets: probabilities of the classes, `(B, C)`.
         student_states, teacher_states: hidden states after matched blocks, `(B, N, D)` each, in order.
         student_qkv, teacher_qkv: outputs of the fused qkv layers of the last block, `(B, N, 3*H*K)`; H may differ.
+        compiled: compute the loss on hidden states with `torch.compile`, which reads them fewer times.
     """
 
     student_logits: Tensor
@@ -71,6 +73,7 @@ class LossInputs:
     teacher_states: tuple[Tensor, ...] = ()
     student_qkv: Tensor | None = None
     teacher_qkv: Tensor | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +168,14 @@ def _hard(inputs: LossInputs, settings: DistillationSettings) -> Tensor:
 
 
 def _hidden(inputs: LossInputs, settings: DistillationSettings) -> Tensor:
+    loss = _compiled_hidden_loss() if inputs.compiled else hidden_loss
     pairs = zip(inputs.student_states, inputs.teacher_states, strict=True)
-    return torch.stack([hidden_loss(student.float(), teacher.float()) for student, teacher in pairs]).mean()
+    return torch.stack([loss(student.float(), teacher.float()) for student, teacher in pairs]).mean()
+
+
+@cache
+def _compiled_hidden_loss() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(hidden_loss, fullgraph=True)
 
 
 def _relation(inputs: LossInputs, settings: DistillationSettings) -> Tensor:
@@ -270,6 +279,8 @@ class DistillationLoss:
         targets: Tensor,
         student_outputs: Mapping[str, Tensor],
         teacher_outputs: Mapping[str, Tensor],
+        *,
+        compiled: bool = False,
     ) -> dict[str, Tensor]:
         """The weighted terms by name; their sum is the loss.
 
@@ -279,6 +290,7 @@ class DistillationLoss:
             targets: probabilities of the classes, `(B, C)`.
             student_outputs: outputs of the modules `recorded_in_student()`, by name.
             teacher_outputs: outputs of the modules `recorded_in_teacher()`, by name.
+            compiled: compute the loss on hidden states with `torch.compile`.
         """
         states, qkv = self.needs("hidden states"), self.needs("qkv")
         inputs = LossInputs(
@@ -289,6 +301,7 @@ class DistillationLoss:
             teacher_states=tuple(teacher_outputs[name] for name in self.teacher_names) if states else (),
             student_qkv=student_outputs[self.student_qkv] if qkv else None,
             teacher_qkv=teacher_outputs[self.teacher_qkv] if qkv else None,
+            compiled=compiled,
         )
         return {
             name: getattr(self.settings, name) * term.compute(inputs, self.settings)

@@ -34,6 +34,11 @@ SETTINGS_OF_0_1 = {  # what version 0.1.0 did, which had no such settings
     "importance": {"joint": False},
 }
 
+CHANGED_DEFAULTS = {  # default of version 0.1.0, and today's; a run of one is continued with the other
+    "recipe.budget.multiple_of": (1, "auto"),
+    **{f"recipe.{table}.compile": (False, "auto") for table in ("training", "width_training", "depth_training")},
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DepthSettings:

@@ -78,13 +78,12 @@ def log_batch_sizes(data: "ImageData", trainings: "Sequence[TrainingSettings]") 
     from vitrim.runs.processes import this_process
     from vitrim.runs.progress import log
 
-    sizes = {
-        training.batch_size: check_batch_size(
-            data.train, training.batch_size, this_process().num_processes * training.accumulate, len(data.classes)
-        )
-        for training in trainings
-        if training.epochs
-    }
+    num_processes = this_process().num_processes
+    sizes = {}
+    for training in trainings:
+        if training.epochs:
+            size = training.batch_for(len(data.train), num_processes)
+            sizes[size] = check_batch_size(data.train, size, num_processes * training.accumulate, len(data.classes))
     for size, used in sizes.items():
         if used < size:
             log(f"batch_size {size} is larger than the training set; {used} images are used for each update")

@@ -22,13 +22,21 @@ class RunFolder:
         path: of the folder.
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        before: Mapping[str, Any] | None = None,
+        changed: Mapping[str, tuple[Any, Any]] | None = None,
+    ) -> None:
         """Open or create a run folder. All processes call this together.
 
         Args:
             path: of the folder.
             identity: what the run depends on, as plain data for JSON.
             before: values of keys that earlier versions did not write, in the form of `identity`.
+            changed: by the key with dots, a value of an earlier version and the value that has replaced it. They count
+                as equal.
 
         Raises:
             FolderInUse: the folder has other files, or a run with another identity; the message lists the differences.
@@ -39,7 +47,8 @@ class RunFolder:
         file = self.path / RUN
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
         if file.is_file() and not self._is_fresh():
-            differences = list(_differences(_with_missing(read_json(file), before or {}), identity))
+            old = _with_missing(read_json(file), before or {})
+            differences = list(_differences(old, identity, changed or {}))
             if differences:
                 raise FolderInUse(
                     f"{self.path} has a run with other settings: {'; '.join(differences[:8])}. Choose another folder "
@@ -124,9 +133,9 @@ def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:
     return old
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+def _differences(old: Any, new: Any, changed: Mapping[str, tuple[Any, Any]], name: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
+            yield from _differences(old.get(key), new.get(key), changed, f"{name}.{key}" if name else key)
+    elif old != new and (old, new) != changed.get(name):
         yield f"{name} was {json.dumps(old)}, now {json.dumps(new)}"

@@ -10,10 +10,14 @@ from torch import nn
 from vitrim.data.batches import check_batch_size
 from vitrim.data.images import ImageData
 from vitrim.losses import DistillationLoss, check_terms
+from vitrim.models import describe
+from vitrim.plan import PruningPlan
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.training.settings import TrainingSettings
+
+ONLY_SPEED = ("compile",)  # settings that change the speed, and the result by rounding only
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +32,7 @@ class TrainingJob:
         run_dir: folder of the checkpoint and of `metrics.jsonl`; None to write nothing.
         stage: name of the training in these files.
         seed: decides batches and augmentation.
+        checkpoint_at_end: write a checkpoint after the last update. Not needed if the caller keeps the result.
     """
 
     model: nn.Module
@@ -38,12 +43,14 @@ class TrainingJob:
     run_dir: Path | None = None
     stage: str = "train"
     seed: int = 0
+    checkpoint_at_end: bool = True
 
     @cached_property
     def identity(self) -> str:
         """Everything that the result depends on, as JSON. A checkpoint of another identity is refused."""
+        settings = asdict(self.settings)
         about = {
-            "settings": asdict(self.settings),
+            "settings": {name: value for name, value in settings.items() if name not in ONLY_SPEED},
             "seed": self.seed,
             "weights": fingerprint(self.model),
             "teacher": fingerprint(self.teacher) if self.teacher is not None else None,
@@ -51,6 +58,30 @@ class TrainingJob:
             "data": self.data.fingerprint(),
         }
         return json.dumps(about, sort_keys=True)
+
+
+def loss_between(
+    student: nn.Module, teacher: nn.Module, plan: PruningPlan | None, settings: TrainingSettings
+) -> DistillationLoss:
+    """The loss with which `student` learns from `teacher`.
+
+    Args:
+        plan: which blocks of the teacher the student's blocks are; by default all of them.
+
+    Raises:
+        SettingError: a loss term does not fit the student.
+    """
+    dense = describe(teacher)
+    return DistillationLoss.between(settings.distillation, describe(student), dense, plan or PruningPlan.full(dense))
+
+
+def is_same_training(first: str, second: str) -> bool:
+    """Whether two identities are of one training. Those of version 0.1.0 also have the settings `ONLY_SPEED`."""
+    abouts = [json.loads(identity) for identity in (first, second)]
+    for about in abouts:
+        for name in ONLY_SPEED:
+            about["settings"].pop(name, None)
+    return abouts[0] == abouts[1]
 
 
 def check_training(settings: TrainingSettings, structure: ViTStructure, data: ImageData | None = None) -> None:
@@ -65,5 +96,6 @@ def check_training(settings: TrainingSettings, structure: ViTStructure, data: Im
     """
     if settings.epochs and data is not None:
         num_parts = this_process().num_processes * settings.accumulate
-        check_batch_size(data.train, settings.batch_size, num_parts, structure.num_classes)
+        batch_size = settings.batch_for(len(data.train), this_process().num_processes)
+        check_batch_size(data.train, batch_size, num_parts, structure.num_classes)
     check_terms(settings.distillation, structure)

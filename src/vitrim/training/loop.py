@@ -11,31 +11,34 @@ import json
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.data.batches import BatchSchedule, Part, num_train_steps, train_batches
+from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
 from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
-from vitrim.losses import DistillationLoss
 from vitrim.models import adapter_for, describe
 from vitrim.plan import PruningPlan
+from vitrim.precision import autocast, computes_in_bf16, with_bf16_products
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
-from vitrim.training.job import TrainingJob
+from vitrim.training.batch_memory import micro_batches_that_fit
+from vitrim.training.compiling import CompileSchedule
+from vitrim.training.job import TrainingJob, loss_between
+from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.state import TrainingState, delete_metrics_after
 
@@ -71,35 +74,34 @@ def train(
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         DataError: the data does not fit the model.
     """
-    data = match_labels(data, model)
-    model = copy.deepcopy(model)
-    if settings.epochs == 0:
-        return model.eval()
-    model.requires_grad_(True)  # a teacher may be frozen; its student learns
-    adapter_for(model).set_drop_path(model, settings.drop_path)
     job = TrainingJob(
         model=model,
-        data=data,
+        data=match_labels(data, model),
         settings=settings,
-        loss=_loss_of(model, teacher, plan, settings),
+        loss=loss_between(model, teacher, plan, settings) if teacher else None,
         teacher=teacher,
         run_dir=Path(run_dir) if run_dir else None,
         stage=stage,
         seed=seed,
     )
-    loop = TrainingLoop(job)
+    return run_job(job)
+
+
+def run_job(job: TrainingJob) -> nn.Module:
+    """Train a copy of `job.model`, as `train` does.
+
+    Raises:
+        NonFiniteLoss, FolderInUse, DataError: as `train`.
+    """
+    model = copy.deepcopy(job.model)
+    if job.settings.epochs == 0:
+        return model.eval()
+    model.requires_grad_(True)  # a teacher may be frozen; its student learns
+    adapter_for(model).set_drop_path(model, job.settings.drop_path)
+    loop = TrainingLoop(replace(job, model=model))
     devices = [loop.device] if loop.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         return loop.run()
-
-
-def _loss_of(
-    model: nn.Module, teacher: nn.Module | None, plan: PruningPlan | None, settings: TrainingSettings
-) -> DistillationLoss | None:
-    if teacher is None:
-        return None
-    dense = describe(teacher)
-    return DistillationLoss.between(settings.distillation, describe(model), dense, plan or PruningPlan.full(dense))
 
 
 class TrainingLoop:
@@ -115,12 +117,15 @@ class TrainingLoop:
         self.device = self.accelerator.device
         self.images = job.data.train.to(self.device)
         self.model = job.model.to(self.device)
-        self.teacher = job.teacher.to(self.device) if job.teacher is not None else None
+        self.teacher = self._teacher()
         self.preprocessing = preprocessing_of(self.model)
         self.num_classes = describe(self.model).num_classes
-        self.steps_per_epoch = num_train_steps(self.images, settings.batch_size)
+        self.batch_size = settings.batch_for(len(self.images), self.accelerator.num_processes)
+        self.steps_per_epoch = num_train_steps(self.images, self.batch_size)
         self.total_steps = settings.epochs * self.steps_per_epoch
-        self.optimizer, self.scheduler = _optimizer_and_scheduler(self.model, settings, self.steps_per_epoch)
+        self.optimizer, self.scheduler = optimizer_and_scheduler(
+            self.model, settings, self.batch_size, self.steps_per_epoch
+        )
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.student_outputs: dict[str, Tensor] = {}
         self.teacher_outputs: dict[str, Tensor] = {}
@@ -129,11 +134,15 @@ class TrainingLoop:
         self.metrics = job.run_dir / "metrics.jsonl" if job.run_dir else None
         self.state = TrainingState(
             path=job.run_dir / f"{job.stage}.checkpoint.safetensors" if job.run_dir else None,
-            identity=job.identity,
+            identity=job.identity if job.run_dir else "",  # reads all weights and images
             model=self.model,
             ema=self.ema,
             optimizer=self.optimizer,
         )
+        models = [self.model] if self.teacher is None else [self.model, self.teacher]
+        structures = {model: describe(model) for model in models}
+        self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
+        self.accumulate = self._accumulate() if settings.batch_size == "auto" else settings.accumulate
         self.step = 0
         self.first_bad_step = torch.full((), math.inf, device=self.device)  # on the device, so no update waits for it
 
@@ -154,12 +163,16 @@ class TrainingLoop:
                     advance(1)
                     if self.step % STEPS_BETWEEN_CHECKS == 0:
                         self._check_finite()
+                        self.compiling.observe(self.step, self.total_steps)
                     if time.monotonic() - saved_at >= 60 * self.job.settings.checkpoint_minutes:
                         self.save()
+                        self.compiling.restart_clock(self.step)
                         saved_at = time.monotonic()
                 self._check_finite()
+                self.compiling.observe(self.step, self.total_steps)
                 self._log_epoch(sums, self.step - first, time.monotonic() - begun)
-        if self.step > started:
+                self.compiling.restart_clock(self.step)  # the evaluation is no part of an update
+        if self.step > started and self.job.checkpoint_at_end:
             self.save()
         result = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
         result.requires_grad_(True)
@@ -172,6 +185,15 @@ class TrainingLoop:
         Each pass leaves the outputs that the loss terms read in `student_outputs` and `teacher_outputs`.
         """
         with ExitStack() as stack:
+            stack.enter_context(closing(self.compiling))
+            stack.enter_context(self._recording())
+            student = self.accelerator.prepare(self.model.train())
+            yield student, self.teacher
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """A context in which passes leave the outputs that the loss terms read, and the teacher is in eval mode."""
+        with ExitStack() as stack:
             if self.job.loss is not None and self.teacher is not None:
                 loss = self.job.loss
                 stack.enter_context(eval_mode(self.teacher))
@@ -179,18 +201,30 @@ class TrainingLoop:
                 self.student_outputs = stack.enter_context(student_hooks)
                 teacher_hooks = recorded_states(self.teacher, loss.recorded_in_teacher())
                 self.teacher_outputs = stack.enter_context(teacher_hooks)
-            student = self.accelerator.prepare(self.model.train())
-            if self.job.settings.compile:
-                yield torch.compile(student), torch.compile(self.teacher) if self.teacher is not None else None
-            else:
-                yield student, self.teacher
+            yield
+
+    def _accumulate(self) -> int:
+        """The number of micro-batches of one update with which it fits into memory, on every process."""
+        smallest, num_processes = self.job.settings.accumulate, self.accelerator.num_processes
+        batch_size = check_batch_size(self.images, self.batch_size, num_processes * smallest, self.num_classes)
+
+        def train_on(num_images: int) -> None:
+            images = torch.randn(num_images, 3, *self.preprocessing.img_size, device=self.device)
+            targets = torch.full((num_images, self.num_classes), 1 / self.num_classes, device=self.device)
+            sum(self.loss_terms(images, targets, self.model, self.teacher).values()).backward()  # type: ignore
+
+        with self._recording():
+            count = micro_batches_that_fit(self.model, train_on, batch_size // num_processes, smallest)
+        found = int(self.accelerator.gather(torch.tensor([count], device=self.device)).max())
+        log(f"{self.job.stage}: {batch_size} images for each update, in {num_processes * found} parts")
+        return found
 
     def batches(self) -> Generator[list[tuple[Tensor, Tensor]], None, None]:
         """The micro-batches of this process, update by update, from the current step to the last."""
         epoch, first_step = divmod(self.step, self.steps_per_epoch)
         settings, rank = self.job.settings, self.accelerator.process_index
         schedule = BatchSchedule(
-            batch_size=settings.batch_size,
+            batch_size=self.batch_size,
             seed=self.job.seed,
             epoch=epoch,
             num_epochs=settings.epochs - epoch,
@@ -204,13 +238,13 @@ class TrainingLoop:
                 schedule,
                 num_classes=self.num_classes,
                 part=Part(
-                    index=rank * settings.accumulate + index,
-                    count=self.accelerator.num_processes * settings.accumulate,
+                    index=rank * self.accumulate + index,
+                    count=self.accelerator.num_processes * self.accumulate,
                 ),
                 device=self.device,
                 num_workers=settings.num_workers,
             )
-            for index in range(settings.accumulate)
+            for index in range(self.accumulate)
         ]
         yield from map(list, zip(*micro, strict=True))
 
@@ -224,7 +258,15 @@ class TrainingLoop:
             student: the student and, next, the teacher, from `forward_functions`.
             teacher: None for a training on labels.
             sums: the loss terms are added to it, by name.
+
+        Raises:
+            SettingError: `compile` is true, and the blocks cannot be compiled.
         """
+        self.compiling.run(partial(self._update, micro_batches, student, teacher, sums), self._discard_gradient)
+
+    def _update(
+        self, micro_batches: list[tuple[Tensor, Tensor]], student: Any, teacher: Any, sums: dict[str, Tensor]
+    ) -> None:
         torch.manual_seed(_mixed_seed(self.job.seed, self.step, self.accelerator.process_index))
         self.scheduler.step_update(self.step)
         loss = torch.zeros((), device=self.device)
@@ -246,6 +288,9 @@ class TrainingLoop:
             self.ema.update(self.model, step=self.step)
         self.step += 1
 
+    def _discard_gradient(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
     def loss_terms(self, images: Tensor, targets: Tensor, student: Any, teacher: Any) -> dict[str, Tensor]:
         """The terms of the loss by name, for images `(b, 3, h, w)` and targets `(b, C)`.
 
@@ -259,7 +304,8 @@ class TrainingLoop:
             logits = logits_of(student(images)).float()
         if loss is None:
             return {"hard": F.cross_entropy(logits, targets)}
-        terms = loss(logits, teacher_logits, targets, self.student_outputs, self.teacher_outputs)
+        outputs = self.student_outputs, self.teacher_outputs
+        terms = loss(logits, teacher_logits, targets, *outputs, compiled=self.compiling.is_compiled)
         self.student_outputs.clear()
         self.teacher_outputs.clear()
         return terms
@@ -274,13 +320,16 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.state.save(self.step)
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        on_gpu, precision = self.device.type == "cuda", self.job.settings.precision
-        auto = on_gpu and torch.cuda.is_bf16_supported()
-        enabled = precision == "bf16" or (precision == "auto" and auto)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            yield
+    def _autocast(self) -> AbstractContextManager[None]:
+        return autocast(self.device, self.job.settings.precision)
+
+    def _teacher(self) -> nn.Module | None:
+        """The teacher on this device: with bf16 weights, where autocast would convert them in each step."""
+        if self.job.teacher is None:
+            return None
+        teacher = self.job.teacher.to(self.device)
+        in_bf16 = computes_in_bf16(self.device, self.job.settings.precision)
+        return with_bf16_products(teacher) if in_bf16 else teacher
 
     def _check_finite(self) -> None:
         if not math.isfinite(bad := self.first_bad_step.item()):
@@ -304,11 +353,12 @@ class TrainingLoop:
             "loss": sum(means.values()),
             **means,
             "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
-            "images_per_second": steps * min(settings.batch_size, len(self.images)) / seconds,
+            "images_per_second": steps * min(self.batch_size, len(self.images)) / seconds,
         }
         every = settings.evaluate_every
         if every and (epoch % every == 0 or self.step == self.total_steps):
-            found = evaluate(self.ema.module if self.ema else self.model, self.job.data)
+            with self.compiling.suspended():  # other batches would be compiled anew
+                found = evaluate(self.ema.module if self.ema else self.model, self.job.data)
             row |= {"top1": found.top1, "validation_loss": found.loss}
         if self.metrics and self.accelerator.is_main_process:
             with self.metrics.open("a", encoding="utf-8") as file:
@@ -329,32 +379,6 @@ class TrainingLoop:
             log(f"{self.job.stage}: resuming at step {self.step} of {self.total_steps}")
         if self.metrics and self.accelerator.is_main_process:  # an earlier start may have ended before its checkpoint
             delete_metrics_after(self.metrics, self.job.stage, self.step)
-
-
-def _optimizer_and_scheduler(
-    model: nn.Module, settings: TrainingSettings, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, Any]:
-    optimizer = create_optimizer_v2(
-        model,
-        opt="adamw",
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
-        fused=next(model.parameters()).device.type in ("cpu", "cuda") or None,  # one call for all weights
-    )
-    warmup = min(settings.warmup_epochs, settings.epochs - 1)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=settings.epochs - warmup,
-        warmup_epochs=warmup,
-        warmup_prefix=True,  # the cosine begins at its peak, after the warm-up
-        warmup_lr=settings.learning_rate / 100,
-        min_lr=settings.min_learning_rate,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    return optimizer, scheduler
 
 
 def _mixed_seed(seed: int, step: int, rank: int) -> int:

@@ -1,5 +1,6 @@
 """How a model is trained. The loop that follows these settings is in `loop`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,12 @@ from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationSettings
+from vitrim.precision import Precision
+from vitrim.training.compiling import Compile
+
+REFERENCE_BATCH = 128  # images of an update, to which the learning rate belongs where the batch size is `auto`
+MAX_AUTO_BATCH = 1024
+MIN_AUTO_UPDATES = 50  # in an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +23,13 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the training images; 0 returns the model unchanged.
         batch_size: images of one update, over all processes and `accumulate` micro-batches together. It is a multiple
-            of 2 x processes x accumulate. A smaller training set makes one batch of all its images.
-        accumulate: micro-batches of one update.
+            of 2 x processes x accumulate. A smaller training set makes one batch of all its images. `auto` is the
+            largest of 128, 256, 512 and 1024 that leaves 50 updates in an epoch, and at least 128. It does not depend
+            on the device. `auto` also divides the batch into as many micro-batches as memory needs.
+        accumulate: micro-batches of one update; with a batch size of `auto`, the minimum of them.
         learning_rate: peak learning rate of AdamW. It rises over `warmup_epochs`, then follows a cosine down to
-            `min_learning_rate`.
+            `min_learning_rate`. With a batch size of `auto`, it is that of 128 images, and is multiplied by
+            sqrt(batch size / 128) (Malladi et al. 2022, arXiv:2205.10287, square root scaling rule for Adam).
         min_learning_rate: learning rate at the end.
         warmup_epochs: epochs of the linear warm-up.
         weight_decay: weight decay of AdamW.
@@ -28,7 +38,8 @@ class TrainingSettings:
         drop_path: rate of stochastic depth at the last block. It grows linearly from 0 at the first block.
         ema_decay: decay of the moving average of the weights, which is what is returned; 0 for no average.
         precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and else fp32.
-        compile: run student and teacher through `torch.compile`.
+        compile: run the blocks of student and teacher through `torch.compile`. `auto` does it on a GPU, in trainings
+            that are long enough for it to pay.
         evaluate_every: epochs between evaluations on the validation images; 0 for none. They decide nothing.
         checkpoint_minutes: minutes between checkpoints.
         num_workers: processes that decode images that do not fit in memory. `auto` is one for each core of the machine,
@@ -41,7 +52,7 @@ class TrainingSettings:
     """
 
     epochs: int = 20
-    batch_size: int = 128
+    batch_size: int | Literal["auto"] = 128
     accumulate: int = 1
     learning_rate: float = 5e-4
     min_learning_rate: float = 1e-6
@@ -51,8 +62,8 @@ class TrainingSettings:
     clip_gradient: float = 1.0
     drop_path: float = 0.0
     ema_decay: float = 0.9998
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
+    precision: Precision = "auto"
+    compile: Compile = "auto"
     evaluate_every: int = 0
     checkpoint_minutes: float = 3.0
     num_workers: int | Literal["auto"] = "auto"
@@ -67,7 +78,8 @@ class TrainingSettings:
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
-        check_divisible(self.batch_size, self.accumulate)
+        if self.batch_size != "auto":
+            check_divisible(self.batch_size, self.accumulate)
         if not self.learning_rate > 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
             raise SettingError(
                 f"learning_rate is {self.learning_rate:g} and min_learning_rate {self.min_learning_rate:g}; "
@@ -76,3 +88,23 @@ class TrainingSettings:
         for name in ("layer_decay", "drop_path", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+
+    def batch_for(self, num_images: int, num_processes: int = 1) -> int:
+        """The batch size for so many training images; a smaller training set makes one batch of all its images.
+
+        Args:
+            num_images: of the training set.
+            num_processes: that divide each batch.
+        """
+        if self.batch_size != "auto":
+            return self.batch_size
+        batch_size = REFERENCE_BATCH
+        while 2 * batch_size <= min(MAX_AUTO_BATCH, num_images // MIN_AUTO_UPDATES):
+            batch_size *= 2
+        multiple = 2 * num_processes * self.accumulate
+        return max(1, batch_size // multiple) * multiple
+
+    def rate_for(self, batch_size: int) -> float:
+        """The peak learning rate for this batch size: scaled where the setting of the batch size is `auto`."""
+        scale = math.sqrt(batch_size / REFERENCE_BATCH) if self.batch_size == "auto" else 1.0
+        return self.learning_rate * scale

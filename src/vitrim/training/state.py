@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitrim.errors import FolderInUse
 from vitrim.runs.files import write_tensors, writing
+from vitrim.training.job import is_same_training
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +59,7 @@ class TrainingState:
         with safe_open(self.path, framework="pt") as file:
             about = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["identity"] != self.identity:
+        if not is_same_training(about["identity"], self.identity):
             raise FolderInUse(
                 f"{self.path} was made from another model or teacher, with other settings, another seed or other data. "
                 "Use another folder."
