@@ -50,7 +50,7 @@ def test_auto_starts_at_zero_even_if_the_max_number_of_blocks_cannot_meet_the_bu
 def test_a_number_of_blocks_in_the_recipe_needs_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = short_recipe(blocks=2)
     planner = planner_for(recipe)
-    for name in ("train", "rank_blocks_for_removal"):
+    for name in ("run_job", "rank_blocks_for_removal"):
         monkeypatch.setattr(depth, name, stop)
     folder = open_folder(tmp_path, planner.source, "compress", recipe)
     assert choose_num_blocks(folder, planner, planner.score(planner.source.model)) == 2
@@ -71,3 +71,26 @@ def test_the_divergence_is_zero_for_equal_models_and_positive_for_others(finishe
     batches = planner_for(run.recipe).calibration
     assert mean_divergence(run.dense, run.dense, batches) == pytest.approx(0, abs=1e-7)
     assert mean_divergence(student, run.dense, batches) > 0
+
+
+def test_short_candidates_leave_no_checkpoint(tmp_path: Path) -> None:
+    recipe = short_recipe(blocks="auto")
+    planner = planner_for(recipe)
+    folder = open_folder(tmp_path, planner.source, "compress", recipe)
+    choose_num_blocks(folder, planner, planner.score(planner.source.model))
+    assert list(tmp_path.glob("depth-search-*.json")) and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_the_width_plan_without_removed_blocks_is_that_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = short_recipe(blocks="auto")
+    planner = planner_for(recipe)
+    folder = open_folder(tmp_path, planner.source, "compress", recipe)
+    scores = planner.score(planner.source.model)
+    expected = planner.plan_width(scores, 0)
+    choose_num_blocks(folder, planner, scores)
+    with monkeypatch.context() as patch:
+        patch.setattr(Planner, "plan_width", stop)
+        assert depth.plan_width(folder, planner, scores, 0) == expected
+    assert depth.plan_width(folder, planner, scores, 1) == planner.plan_width(scores, 1)

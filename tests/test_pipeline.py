@@ -34,6 +34,7 @@ from vitrim.plan import PruningPlan
 from vitrim.recipe import TrainRecipe, load_recipe
 from vitrim.saving.checkpoint import load
 from vitrim.surgery import prune
+from vitrim.training.loop import TrainingLoop
 
 RANDOM = short_training(  # everything that uses random numbers
     epochs=2, drop_path=0.2, ema_decay=0.9, checkpoint_minutes=0.0, augmentation=AugmentationSettings()
@@ -51,7 +52,7 @@ def test_the_result_meets_the_budget(name: str, finished_run: Any) -> None:
         cost = count_cost(model)
         assert cost.params == sum(value.numel() for value in model.parameters())
         assert cost.params <= limit.params and cost.macs <= limit.macs
-        params, macs = smallest_step(run.dense, run.recipe.budget.multiple_of)
+        params, macs = smallest_step(run.dense, run.recipe.budget.neuron_step)
         near_params = limit.params - cost.params < max(0.005 * whole.params, params)
         near_macs = limit.macs - cost.macs < max(0.005 * whole.macs, macs)
         assert near_params or near_macs
@@ -59,7 +60,7 @@ def test_the_result_meets_the_budget(name: str, finished_run: Any) -> None:
     if num_removed != "auto":
         assert len(run.result.model.blocks) == len(run.result.plan.blocks) == 4 - num_removed
     for block in run.result.plan.blocks:
-        assert len(block.neurons) % run.recipe.budget.multiple_of == 0
+        assert len(block.neurons) % run.recipe.budget.neuron_step == 0
 
 
 def test_the_plan_in_the_folder_is_the_plan_of_the_model(finished_run: Any) -> None:
@@ -111,15 +112,15 @@ def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
     blocks = "auto" if "search" in stage else 1
     recipe = short_recipe(blocks=blocks, width_training=RANDOM, depth_training=RANDOM)
     dense, expected = digits_model(depth=4), uninterrupted(blocks)
-    train = pipeline.train
+    train = TrainingLoop.run
 
-    def crashing(*arguments: Any, **options: Any) -> Any:
-        if options["stage"] == stage:
+    def crashing(self: TrainingLoop) -> Any:
+        if self.job.stage == stage:
             raise Stopped
-        return train(*arguments, **options)
+        return train(self)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(depth if "search" in stage else pipeline, "train", crashing)
+        patch.setattr(TrainingLoop, "run", crashing)
         compress(dense, digits(), recipe, tmp_path / "run")
     before = files_in(tmp_path / "run")
     assert "report.json" not in before and "model/config.json" not in before
@@ -145,7 +146,7 @@ def test_a_finished_run_is_read_and_not_repeated(finished_run: Any, monkeypatch:
         monkeypatch.setattr(pipeline, name, stop)
     for name in ("score", "recover", "allocate", "measure_latencies", "rank_blocks_for_removal"):
         monkeypatch.setattr(planning, name, stop)
-    for name in ("train", "rank_blocks_for_removal"):
+    for name in ("run_job", "rank_blocks_for_removal"):
         monkeypatch.setattr(depth, name, stop)
     second = compress(run.dense, digits(), run.recipe, run.folder)
     assert same_tensors(run.result.model, second.model)

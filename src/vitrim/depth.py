@@ -1,4 +1,7 @@
-"""How many blocks are removed. `auto` gives each number of blocks the same short distillation and compares them."""
+"""How many blocks are removed, and the plan of the width stage that follows from it.
+
+`auto` gives each number of blocks the same short distillation and compares them.
+"""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,11 +17,13 @@ from vitrim.hooks import eval_mode, logits_of
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
 from vitrim.losses import soft_loss
-from vitrim.planning import Planner
+from vitrim.plan import PruningPlan
+from vitrim.planning import Planner, Proposal
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.progress import log
 from vitrim.source import max_removed_blocks
-from vitrim.training.loop import train
+from vitrim.training.job import TrainingJob, loss_between
+from vitrim.training.loop import run_job
 
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on
 PATIENCE = 2  # the search ends when so many numbers in a row are no better
@@ -71,23 +76,47 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
     except BudgetError:
         return None  # the other blocks cannot become so small; fewer blocks make it possible
     recipe, dense = planner.recipe, planner.source.model
-    stage = f"depth-search-{len(remove_blocks)}"
     plan = folder.once_plan(  # only one process plans: rounding on several GPUs could give different plans
-        f"depth-plan-{len(remove_blocks)}.json", lambda: planner.plan_one_shot(scores, tuple(remove_blocks)).plan
+        _plan_file(len(remove_blocks)), lambda: planner.plan_one_shot(scores, tuple(remove_blocks)).plan
     )
     few, held_out = _search_images(planner)
-    student = train(
-        planner.cut(plan, planner.calibration),
-        replace(planner.source.data, train=few),
-        replace(recipe.width_training, epochs=recipe.depth.search_epochs, evaluate_every=0),
+    student = planner.cut(plan, planner.calibration)
+    settings = replace(recipe.width_training, epochs=recipe.depth.search_epochs, evaluate_every=0)
+    job = TrainingJob(
+        model=student,
+        data=replace(planner.source.data, train=few),
+        settings=settings,
+        loss=loss_between(student, dense, plan, settings),
         teacher=dense,
-        plan=plan,
         run_dir=folder.path,
-        stage=stage,
+        stage=f"depth-search-{len(remove_blocks)}",
         seed=recipe.seed,
+        checkpoint_at_end=False,  # the divergence is what is kept
     )
+    student = run_job(job)
     batches = Calibration(images=held_out, model=dense, batch_size=recipe.importance.batch_size)
     return mean_divergence(student, dense, batches)
+
+
+def plan_width(folder: RunFolder, planner: Planner, scores: Scores, num_blocks: int) -> Proposal:
+    """The plan of the width stage. If no block will be removed, the search has made it, and it is read.
+
+    Args:
+        folder: of the run.
+        scores: of the dense model.
+        num_blocks: how many blocks will be removed afterwards.
+
+    Raises:
+        BudgetError: no plan meets the budget.
+    """
+    file = folder.path / _plan_file(0)
+    if num_blocks == 0 and not planner.recipe.budget.latency_ms and file.is_file():
+        return Proposal(plan=PruningPlan.from_json(file.read_text(encoding="utf-8")))
+    return planner.plan_width(scores, num_blocks)
+
+
+def _plan_file(num_blocks: int) -> str:
+    return f"depth-plan-{num_blocks}.json"
 
 
 def _search_images(planner: Planner) -> tuple[ImageSet, ImageSet]:

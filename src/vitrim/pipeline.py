@@ -16,14 +16,15 @@ from vitrim import report as reports
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import measure_latencies
 from vitrim.data.images import ImageData
-from vitrim.depth import choose_num_blocks
+from vitrim.depth import choose_num_blocks, plan_width
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
-from vitrim.recipe import SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
+from vitrim.precision import computes_in_bf16
+from vitrim.recipe import CHANGED_DEFAULTS, SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
@@ -82,7 +83,7 @@ def compress(
     planner = run.with_head_width(planner, scores, statistics)
     num_blocks = choose_num_blocks(run.folder, planner, scores)
 
-    proposal = run.plan("width-plan.json", lambda: planner.plan_width(scores, num_blocks))
+    proposal = run.plan("width-plan.json", lambda: plan_width(run.folder, planner, scores, num_blocks))
     plan = proposal.plan
     student = run.cut_and_recover("width", planner.base, plan, planner)
     student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
@@ -106,7 +107,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
         BudgetError: no plan meets the budget. DataError: the data has classes that the model lacks.
     """
     source = Source.of(model, data)
-    timings = DeviceTimes.measure(source.model, recipe.budget, recipe.latency)
+    timings = _device_times(source, recipe)
     planner = Planner(source=source, recipe=recipe, timings=timings)
     blocks = recipe.depth.blocks
     planner.check(() if blocks == "auto" else None)
@@ -157,7 +158,7 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
         FolderInUse: it holds something else, or a run made from something else.
     """
     before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
-    folder = RunFolder(run_dir, source.identity(command, recipe), before)
+    folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS)
     if is_main_process():
         write_text(folder.path / "recipe.toml", to_toml(recipe))
     return folder
@@ -176,8 +177,7 @@ class CompressRun:
     def device_times(self) -> DeviceTimes:
         """What the budget needs to know about the device: latency table and fast multiple."""
         file = "device.json"
-        budget, settings = self.recipe.budget, self.recipe.latency
-        found = self.folder.once_json(file, lambda: DeviceTimes.measure(self.source.model, budget, settings).to_dict())
+        found = self.folder.once_json(file, lambda: _device_times(self.source, self.recipe).to_dict())
         return DeviceTimes.from_dict(found)
 
     def scores(self, make: Callable[[], Scores]) -> Scores:
@@ -301,6 +301,11 @@ class CompressRun:
             dense_ms=timings.dense_ms,
         )
         return reports.build(self.source, self.recipe, outcome)
+
+
+def _device_times(source: Source, recipe: Recipe) -> DeviceTimes:
+    in_bf16 = computes_in_bf16(source.device, recipe.width_training.precision)
+    return DeviceTimes.measure(source.model, recipe.budget, recipe.latency, in_bf16=in_bf16)
 
 
 def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], provenance: Any) -> None:
