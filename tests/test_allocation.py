@@ -66,7 +66,7 @@ def assert_law(structure: ViTStructure, plan: PruningPlan, budget: Budget, limit
     for kept in plan.blocks:
         for kind, minimum, step in (
             ("heads", budget.min_heads, 1),
-            ("neurons", budget.min_neurons, budget.multiple_of),
+            ("neurons", budget.min_neurons, budget.neuron_step),
         ):
             group, count = structure.blocks[kept.block].group(kind), len(kept.units(kind))
             assert count >= min(minimum, group.count)
@@ -251,7 +251,7 @@ def test_what_the_budget_refuses_is_refused() -> None:
     with pytest.raises(BudgetError, match=f"{params:.2%} of the parameters and {macs:.2%} of the multiply-adds"):
         allocate(structure, scores, replace(TINY, params=0.2, macs=0.2))
     allocate(structure, scores, replace(TINY, params=params + 1e-9, macs=macs + 1e-9))
-    for budget, message in ((Budget(latency_ms=3.0), "needs the times"), (Budget(multiple_of="auto"), "auto")):
+    for budget, message in ((Budget(latency_ms=3.0), "needs the times"), (Budget(multiple_of="measured"), "measured")):
         with pytest.raises(SettingError, match=message):
             allocate(structure, scores, budget)
 

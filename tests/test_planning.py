@@ -34,7 +34,7 @@ from vitrim.source import Source, check
 from vitrim.surgery import prune
 
 Clock = Callable[[nn.Module], float]
-CLOCKS = {"steady": (steady, 1), "in eights": (in_eights, "auto"), "uneven": (uneven, 1)}
+CLOCKS = {"steady": (steady, 1), "in eights": (in_eights, "measured"), "uneven": (uneven, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_rerun_on_a_slower_machine_has_the_same_plan_and_prediction(
 
 def test_widths_are_multiples_of_the_measured_multiple(tmp_path: Path, use_clock: Callable[[Clock], None]) -> None:
     use_clock(in_eights)
-    recipe = short_recipe(keep=0.6, budget={"multiple_of": "auto"})
+    recipe = short_recipe(keep=0.6, budget={"multiple_of": "measured"})
     result = compress(dense_model(), digits(), recipe, tmp_path)
     assert json.loads((tmp_path / "device.json").read_text())["multiple_of"] == 8
     assert all(len(block.neurons) % 8 == 0 for block in result.plan.blocks)

@@ -143,7 +143,7 @@ def test_a_folder_with_the_name_of_a_shipped_recipe_is_ignored(tmp_path: Path, m
         ("[budget]\nmacs = 30", "budget.macs is 30; expected a fraction above 0 and at most 1. For 30 %, write 0.3."),
         ("[budget]\nlatency_ms = -1", "budget.latency_ms is -1; expected"),
         ("[budget]\nmin_heads = 0", "budget.min_heads is 0; expected at least 1"),
-        ("[budget]\nmultiple_of = 0", "budget.multiple_of is 0; expected at least 1, or auto"),
+        ("[budget]\nmultiple_of = 0", "budget.multiple_of is 0; expected at least 1, auto or measured"),
         ("[importance]\nsteps = 0", "importance.steps is 0; expected at least 1"),
         ("[recovery]\nridge = 0", "recovery.ridge is 0; expected"),
         ("[latency]\nrounds = 0", "latency.rounds is 0; expected at least 1"),

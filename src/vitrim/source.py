@@ -107,7 +107,7 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
     """
     check_runtime(recipe.latency)
     _check_depth(source.structure, recipe)
-    multiple = 1 if recipe.budget.multiple_of == "auto" else recipe.budget.multiple_of  # the smallest that it can be
+    multiple = recipe.budget.multiple_of if isinstance(recipe.budget.multiple_of, int) else 1  # the smallest it can be
     check_heads(source.structure, recipe)
     width = min_head_width(source.structure, recipe)
     check_reachable(

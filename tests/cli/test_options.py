@@ -70,8 +70,14 @@ REFUSED: dict[str, tuple[Words, str]] = {
         r"--on is tpu; expected cpu, cuda or onnxruntime\. `",
     ),
     "on gpu": (lambda p: p.compress("--on", "gpu"), r"--on is gpu; .*\. Did you mean cuda\? `"),
-    "multiple of 0": (lambda p: p.compress("--multiple-of", "0"), "--multiple-of is 0; expected at least 1, or auto"),
-    "multiple of a word": (lambda p: p.compress("--multiple-of", "odd"), "--multiple-of is odd; .* number or auto"),
+    "multiple of 0": (
+        lambda p: p.compress("--multiple-of", "0"),
+        "--multiple-of is 0; expected at least 1, auto or measured",
+    ),
+    "multiple of a word": (
+        lambda p: p.compress("--multiple-of", "odd"),
+        "--multiple-of is odd; .* number, auto or measured",
+    ),
     "learning rate too high": (
         lambda p: p.train("--learning-rate", "1e30"),
         r"not a number at step \d+ \(epoch 1\) of train",
@@ -115,7 +121,9 @@ def test_every_whole_number_is_refused_with_a_fraction_in_it(name: str, capsys: 
     for option in options:
         status, out, err = call(capsys, name, "model", option, "1.9", *(["-o", "out"] if name != "inspect" else []))
         assert (status, out) == (2, "")
-        assert re.match(rf"vitrim: {option} is 1\.9; expected a whole number( or auto|, auto or full)?\.", err), err
+        assert re.match(
+            rf"vitrim: {option} is 1\.9; expected a whole number( or auto|, auto or (full|measured))?\.", err
+        ), err
 
 
 @pytest.mark.parametrize(("command", "option"), RENAMED)
@@ -167,7 +175,7 @@ def test_the_options_of_train_set_the_recipe() -> None:
 
 def test_the_defaults_in_the_help_are_those_of_the_recipes() -> None:
     compress, train = load_recipe("default"), load_recipe("train")
-    assert (compress.budget.params, compress.budget.macs, compress.budget.multiple_of) == (0.7, 0.7, 1)
+    assert (compress.budget.params, compress.budget.macs, compress.budget.multiple_of) == (0.7, 0.7, "auto")
     assert (compress.latency.batch_size, compress.latency.on, compress.depth.blocks) == (1, "model", "auto")
     assert compress.width_training.epochs + compress.depth_training.epochs == 40
     assert {compress.width_training.batch_size, compress.depth_training.batch_size, train.training.batch_size} == {128}

@@ -34,7 +34,7 @@ def test_a_latency_is_a_number_of_milliseconds(latency_ms: float) -> None:
 
 def test_a_budget_that_needs_measurements_says_so() -> None:
     structure = make_structure(EVEN)
-    for budget, message in ((Budget(latency_ms=3.0), "needs the times"), (Budget(multiple_of="auto"), "auto")):
+    for budget, message in ((Budget(latency_ms=3.0), "needs the times"), (Budget(multiple_of="measured"), "measured")):
         with pytest.raises(SettingError, match=message):
             check_reachable(structure, budget)
 

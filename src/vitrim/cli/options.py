@@ -72,9 +72,13 @@ def words_of(kind: Any) -> tuple[str, ...]:
 
 WHOLE = Parameter(converter=whole_number)
 TrainingBatch = Annotated[
-    int | None,
+    Literal["auto"] | int | None,
     WHOLE,
-    Parameter(help="images of one training update, over all processes (default: 128, from the recipe)"),
+    Parameter(
+        show_choices=False,
+        help="images of one training update, over all processes; auto is 128 to 1024 by the number of images, in parts "
+        "that fit into memory, with a scaled learning rate (default: 128, from the recipe)",
+    ),
 ]
 
 
@@ -164,12 +168,12 @@ class BudgetOptions:
         int | None, WHOLE, Parameter(help="images of one timed forward pass (default: 1, from the recipe)")
     ] = None
     multiple_of: Annotated[
-        Literal["auto"] | int | None,
+        Literal["auto", "measured"] | int | None,
         WHOLE,
         Parameter(
             show_choices=False,
-            help="number that divides the kept neurons of each block, e.g. 8; auto measures which is fast (default: 1, "
-            "from the recipe)",
+            help="number that divides the kept neurons of each block, e.g. 8; auto is 8 on a GPU that trains in bf16 "
+            "and else 1; measured finds which is fast (default: auto, from the recipe)",
         ),
     ] = None
     head_width: Annotated[

@@ -42,7 +42,8 @@ class Budget:
         min_heads: minimum number of heads in every block that is kept (or all of them, if the block has fewer).
         min_neurons: minimum number of neurons in every MLP that is kept (or all of them).
         multiple_of: the number of neurons is a multiple of this. It is rounded down in a block whose dense width is not
-            a multiple. `auto`: `compress` measures which multiple is fast.
+            a multiple. `auto` is 8 where `compress` trains in bf16, because products of other widths are slow there,
+            and else 1. With `measured`, `compress` measures which multiple is fast.
         latency_ms: maximum milliseconds of one forward pass, timed as the latency settings say; 0 for no limit.
 
     Raises:
@@ -53,7 +54,7 @@ class Budget:
     macs: float = 0.7
     min_heads: int = 1
     min_neurons: int = 16
-    multiple_of: int | Literal["auto"] = 1
+    multiple_of: int | Literal["auto", "measured"] = "auto"
     latency_ms: float = 0.0
 
     def __post_init__(self) -> None:
@@ -63,8 +64,8 @@ class Budget:
         for name in ("min_heads", "min_neurons"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if self.multiple_of != "auto" and self.multiple_of < 1:
-            raise SettingError(f"multiple_of is {self.multiple_of}; expected at least 1, or auto.")
+        if isinstance(self.multiple_of, int) and self.multiple_of < 1:
+            raise SettingError(f"multiple_of is {self.multiple_of}; expected at least 1, auto or measured.")
         if not 0 <= self.latency_ms < math.inf:
             raise BudgetError(f"latency_ms is {self.latency_ms:g}; expected milliseconds above 0, or 0 for no limit.")
 
@@ -82,14 +83,16 @@ class Budget:
 
     @property
     def neuron_step(self) -> int:
-        """The number of neurons by which widths differ.
+        """The number of neurons by which widths differ; 1 for `auto`.
 
         Raises:
-            SettingError: `multiple_of` is `auto`, and nothing has been measured.
+            SettingError: `multiple_of` is `measured`, and nothing has been measured.
         """
-        if self.multiple_of == "auto":
-            raise SettingError("budget.multiple_of is auto, which `compress` and `plan` measure; here give a number.")
-        return self.multiple_of
+        if self.multiple_of == "measured":
+            raise SettingError(
+                "budget.multiple_of is measured, which `compress` and `plan` replace by a number; here give a number."
+            )
+        return self.multiple_of if isinstance(self.multiple_of, int) else 1
 
     def limit(self, whole: Cost) -> Cost:
         """The maximum parameters and multiply-adds, rounded down; `whole` is the cost of the dense model."""

@@ -15,6 +15,7 @@ from vitrim.costs.latency_table import LatencyTable, fast_multiple, latency_tabl
 from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 
+BF16_MULTIPLE = 8  # columns; NVIDIA's tensor cores read bf16 in units of 16 bytes (NVIDIA, Matrix Multiplication Guide)
 MAX_COMPARISON_ROUNDS, MIN_COMPARISON_ROUNDS = 101, 15
 SECONDS_PER_COMPARISON = 12.0  # of a smaller model with the dense model
 
@@ -34,16 +35,19 @@ class DeviceTimes:
     table: LatencyTable | None = None
 
     @classmethod
-    def measure(cls, dense: nn.Module, budget: Budget, settings: LatencySettings) -> "DeviceTimes":
+    def measure(
+        cls, dense: nn.Module, budget: Budget, settings: LatencySettings, *, in_bf16: bool = False
+    ) -> "DeviceTimes":
         """Measure what the budget needs, and nothing else.
 
-        A budget in milliseconds needs the latency table and the dense latency. `multiple_of = "auto"` needs the fast
-        multiple.
+        A budget in milliseconds needs the latency table and the dense latency. `multiple_of = "measured"` needs the
+        fast multiple.
 
         Args:
             dense: the dense model. It is not changed.
             budget: of the compressed model.
             settings: runtime and batch size.
+            in_bf16: whether the student is trained in bf16. Then `multiple_of = "auto"` is 8.
 
         Raises:
             SettingError: the runtime is missing. ExportFailed: a model cannot be exported to ONNX.
@@ -56,6 +60,10 @@ class DeviceTimes:
             log(f"latency: the dense model needs {dense_ms:.4g} ms {_runtime_in_words(settings)}")
         multiple = budget.multiple_of
         if multiple == "auto":
+            multiple = BF16_MULTIPLE if in_bf16 else 1
+            if in_bf16:
+                log(f"each block keeps a multiple of {multiple} neurons, because training in bf16 is slow otherwise")
+        elif multiple == "measured":
             latency_fraction = min(1.0, budget.latency_ms / dense_ms) if budget.latency_ms else 1.0
             multiple = fast_multiple(dense, settings, round(min(budget.params, budget.macs, latency_fraction), 1))
             log(f"latency: multiples of {multiple} neurons are fast {_runtime_in_words(settings)}")
