@@ -1,6 +1,7 @@
 """The command `python -m benchmarks.speed`, which measures the cost of vitrim itself.
 
     OUT/SECTION.json        one section, written after it is measured; a section with a file is not measured again
+    OUT/SECTION.part.json   a section that is not complete; written after each measurement, and continued
     DOCS/performance.json   all sections; a section that is not in OUT is kept, so a GPU's measurements are not lost
     DOCS/performance.md     made from performance.json
     DOCS/plots/growth.svg   made from performance.json
@@ -14,21 +15,21 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Parameter
 
+from benchmarks.costs.found import Found, Parts
 from benchmarks.run import status_of
 from vitrim.errors import SettingError
 
-if TYPE_CHECKING:
-    from benchmarks.costs.ratios import Ratio
-
-Section = Literal["scoring", "distillation", "latency", "budget", "growth", "gpu"]
+Section = Literal[
+    "scoring", "distillation", "latency", "budget", "growth", "gpu-scoring", "gpu-latency", "gpu-training"
+]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 Record = dict[str, Any]
+GPU = "gpu-"  # sections that begin with it need a GPU
 PERFORMANCE = "performance.json"
 
 app = App(
@@ -50,6 +51,8 @@ def speed(
     measure: bool = True,
 ) -> None:
     """Measure sections. The same command continues after an interruption. Measured sections are not measured again.
+
+    Sections that begin with `gpu-` are measured on a CUDA device, or with --smoke.
 
     Example: `python -m benchmarks.speed scoring distillation --docs docs`
 
@@ -85,59 +88,67 @@ def speed(
 # Measuring
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """The result of a section: lines of its table, points of its plot, and texts by their titles."""
-
-    ratios: "Sequence[Ratio]"
-    points: Sequence[Mapping[str, Any]] = ()
-    texts: Mapping[str, str] = field(default_factory=dict)
-
-
-def _scoring(smoke: bool) -> Found:
+def _scoring(smoke: bool) -> Parts:
     from benchmarks.costs.scoring import measure_scoring
 
-    return Found(ratios=measure_scoring(smoke=smoke))
+    return {"all": lambda: [Found(ratios=measure_scoring(smoke=smoke))]}
 
 
-def _distillation(smoke: bool) -> Found:
+def _distillation(smoke: bool) -> Parts:
     from benchmarks.costs.distillation import measure_distillation
 
-    return Found(ratios=measure_distillation(smoke=smoke, device="cuda" if has_gpu() else "cpu"))
+    return {"all": lambda: [Found(ratios=measure_distillation(smoke=smoke, device=device()))]}
 
 
-def _latency(smoke: bool) -> Found:
+def _latency(smoke: bool) -> Parts:
     from benchmarks.costs.latency import measure_compressed_latency
 
-    return Found(ratios=measure_compressed_latency(smoke=smoke))
+    return {"all": lambda: [Found(ratios=measure_compressed_latency(smoke=smoke))]}
 
 
-def _budget(smoke: bool) -> Found:
+def _budget(smoke: bool) -> Parts:
     from benchmarks.costs.budget import measure_latency_budget
 
-    return Found(ratios=measure_latency_budget(smoke=smoke))
+    return {"all": lambda: [Found(ratios=measure_latency_budget(smoke=smoke))]}
 
 
-def _growth(smoke: bool) -> Found:
+def _growth(smoke: bool) -> Parts:
     from benchmarks.costs.growth import measure_growth
 
-    ratios, points = measure_growth(smoke=smoke)
-    return Found(ratios=ratios, points=points)
+    def measure() -> Iterable[Found]:
+        ratios, points = measure_growth(smoke=smoke)
+        yield Found(ratios=ratios, points=points)
+
+    return {"all": measure}
 
 
-def _gpu(smoke: bool) -> Found:
-    from benchmarks.costs.gpu import measure_gpu, profile_gpu
+def _gpu_scoring(smoke: bool) -> Parts:
+    from benchmarks.costs.gpu_scoring import parts
 
-    return Found(ratios=measure_gpu(smoke=smoke, device="cuda"), texts=profile_gpu(smoke=smoke, device="cuda"))
+    return parts(smoke=smoke, device=device())
 
 
-MEASURES: dict[Section, Callable[[bool], Found]] = {
+def _gpu_latency(smoke: bool) -> Parts:
+    from benchmarks.costs.gpu_latency import parts
+
+    return parts(smoke=smoke, device=device())
+
+
+def _gpu_training(smoke: bool) -> Parts:
+    from benchmarks.costs.gpu_training import parts
+
+    return parts(smoke=smoke, device=device())
+
+
+MEASURES: dict[Section, Callable[[bool], Parts]] = {
     "scoring": _scoring,
     "distillation": _distillation,
     "latency": _latency,
     "budget": _budget,
     "growth": _growth,
-    "gpu": _gpu,
+    "gpu-scoring": _gpu_scoring,
+    "gpu-latency": _gpu_latency,
+    "gpu-training": _gpu_training,
 }
 
 
@@ -148,10 +159,15 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def device() -> str:
+    """Return the device on which vitrim trains on this machine."""
+    return "cuda" if has_gpu() else "cpu"
+
+
 def _measure_all(chosen: Iterable[Section], out: Path, *, smoke: bool) -> None:
     """Measure the sections that are not in `out`. A second command waits, because it would disturb the times."""
     from benchmarks.cell import lock_folder
-    from vitrim.runs.files import read_json, write_text
+    from vitrim.runs.files import read_json
     from vitrim.runs.progress import log
 
     with lock_folder(out):
@@ -160,43 +176,87 @@ def _measure_all(chosen: Iterable[Section], out: Path, *, smoke: bool) -> None:
             if file.is_file():
                 record = read_json(file)
                 log(f"{name}: measured on {record['date']} at commit {record['commit']}; remove {file} to repeat it")
-            elif name != "gpu" or has_gpu():
+            elif smoke or has_gpu() or not name.startswith(GPU):
                 log(f"{name}: measuring")
-                record = _record(name, MEASURES[name], smoke=smoke)
-                write_text(file, _to_text(record))
+                record = _measure(name, out, smoke=smoke)
                 log(f"{name}: measured in {record['seconds']:.0f} s, written to {file}")
 
 
-def _record(name: Section, measure: Callable[[bool], Found], *, smoke: bool) -> Record:
-    """Measure one section and return its record."""
+def _measure(name: Section, out: Path, *, smoke: bool) -> Record:
+    """Measure one section and write its record. An incomplete record is continued after its last complete part."""
+    from vitrim.runs.files import read_json, write_text
+    from vitrim.runs.progress import log
+
+    file, incomplete = out / f"{name}.json", out / f"{name}.part.json"
+    record = _new_record(name, smoke=smoke)
+    if incomplete.is_file():
+        earlier = read_json(incomplete)
+        if all(earlier[key] == record[key] for key in ("commit", "environment")):
+            record = _complete_parts(earlier)
+            log(f"{name}: {len(record['parts'])} parts were measured before: {'; '.join(record['parts']) or 'none'}")
+    for part, measure in MEASURES[name](smoke).items():
+        if part in record["parts"]:
+            continue
+        start, before = time.perf_counter(), record["seconds"]
+        for found in measure():
+            record = _with(record, found)
+            record["seconds"] = round(before + time.perf_counter() - start, 1)
+            write_text(incomplete, _to_text(record))
+        del found
+        record["parts"][part] = {key: len(record[key]) for key in ("ratios", "points")}
+        write_text(incomplete, _to_text(record))
+        gc.collect()  # the next part must start without the models of this one
+        if has_gpu():
+            import torch
+
+            torch.cuda.empty_cache()
+    del record["parts"]
+    write_text(file, _to_text(record))
+    incomplete.unlink(missing_ok=True)
+    return record
+
+
+def _new_record(name: Section, *, smoke: bool) -> Record:
+    """Return a record without measurements.
+
+    Its key `parts` has the number of results at the end of each complete part. A complete record lacks this key.
+    """
     import torch
 
     from benchmarks.cell import commit
     from vitrim.runs.environment import environment
 
-    commit_at_start = commit()  # the commit of the code that runs; it may change while measuring
-    start = time.perf_counter()
-    found = measure(smoke)
-    seconds = time.perf_counter() - start
-    where = environment(torch.device("cuda" if has_gpu() else "cpu"))
+    where = environment(torch.device(device()))
     del where["dtype"]  # the setting of each line has it
-    record = {
+    return {
         "section": name,
         "smoke": smoke,
         "command": f"python -m benchmarks.speed {name}{' --smoke' if smoke else ''}",
-        "commit": commit_at_start,
+        "commit": commit(),  # of the code that runs; it may change while measuring
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "seconds": round(seconds, 1),
+        "seconds": 0.0,
         "environment": where,
-        "ratios": [ratio.to_dict() for ratio in found.ratios],
-        "points": [dict(point) for point in found.points],
-        "texts": dict(found.texts),
+        "parts": {},
+        "ratios": [],
+        "points": [],
+        "texts": {},
     }
-    del found
-    gc.collect()  # the next section must start without the models of this one
-    if has_gpu():
-        torch.cuda.empty_cache()
-    return record
+
+
+def _complete_parts(record: Record) -> Record:
+    """Return the record without the results of a part that was interrupted. That part is measured again."""
+    counts = list(record["parts"].values())[-1] if record["parts"] else {"ratios": 0, "points": 0}
+    return {**record, **{key: record[key][:count] for key, count in counts.items()}}
+
+
+def _with(record: Record, found: Found) -> Record:
+    """Return the record with more results."""
+    return {
+        **record,
+        "ratios": [*record["ratios"], *(ratio.to_dict() for ratio in found.ratios)],
+        "points": [*record["points"], *map(dict, found.points)],
+        "texts": {**record["texts"], **found.texts},
+    }
 
 
 def _to_text(value: Any) -> str:
@@ -210,8 +270,9 @@ def _to_text(value: Any) -> str:
 def _read_output(out: Path) -> dict[str, Record]:
     from vitrim.runs.files import read_json
 
-    files = {name: out / f"{name}.json" for name in SECTIONS}
-    return {name: read_json(file) for name, file in files.items() if file.is_file()}
+    files = {name: [out / f"{name}.json", out / f"{name}.part.json"] for name in SECTIONS}
+    found = {name: next((file for file in both if file.is_file()), None) for name, both in files.items()}
+    return {name: read_json(file) for name, file in found.items() if file}
 
 
 def _read_docs(docs: Path) -> dict[str, Record]:
@@ -239,9 +300,10 @@ def _print(records: Sequence[Record], missing: Sequence[Section]) -> None:
 
     for record in records:
         title = f"{record['section']}: {hardware(record)}; commit {record['commit']}, {record['date']}"
+        title += "; not complete" if "parts" in record else ""
         print_table(title, HEADER, [line_of(ratio) for ratio in ratios_of(record)])
     for name in missing:
-        reason = ", because this machine has no GPU" if name == "gpu" and not has_gpu() else " yet"
+        reason = ", because this machine has no GPU" if name.startswith(GPU) and not has_gpu() else " yet"
         print(f"{name}: not measured{reason}")
     print(summary(records))
 

@@ -1,8 +1,9 @@
 """Models, plans and images for the measurements of training: a teacher, a student and random pixels.
 
-How they are trained belongs to `loops`, what is measured to `distillation` and `gpu`.
+How they are trained belongs to `loops`, what is measured to `distillation` and `gpu_training`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ LARGE = {"img_size": 224, "patch_size": 16, "num_classes": 1000}
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A teacher, a student with the fraction KEEP of its units, and images for one epoch of `steps` steps."""
+    """A teacher, a student pruned from it, and images for one epoch of `steps` steps."""
 
     name: str
     teacher: nn.Module
@@ -39,7 +40,14 @@ class Case:
 
     @classmethod
     def make(
-        cls, name: str, architecture: str, sizes: dict[str, int], *, batch_size: int, steps: int, compile: bool = False
+        cls,
+        name: str,
+        architecture: str,
+        sizes: dict[str, int],
+        *,
+        batch_size: int,
+        steps: int,
+        plan_of: Callable[[nn.Module], PruningPlan] | None = None,
     ) -> "Case":
         """Make a case with random weights and random pixels.
 
@@ -49,18 +57,18 @@ class Case:
             sizes: arguments of the architecture, with `img_size` and `num_classes`.
             batch_size: images per step.
             steps: steps per epoch.
-            compile: train with `torch.compile`.
+            plan_of: makes the student's plan (default: `even_plan`).
         """
         torch.manual_seed(0)
         teacher = create_model(architecture, **sizes).eval()  # type: ignore[arg-type]
-        plan = even_plan(teacher)
+        plan = (plan_of or even_plan)(teacher)
         return cls(
             name=name,
             teacher=teacher,
             student=prune(teacher, plan),
             plan=plan,
             data=random_data(batch_size * steps, sizes["img_size"], sizes["num_classes"]),
-            settings=TrainingSettings(batch_size=batch_size, epochs=1, warmup_epochs=0, compile=compile),
+            settings=TrainingSettings(batch_size=batch_size, epochs=1, warmup_epochs=0),
             steps=steps,
         )
 

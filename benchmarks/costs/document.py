@@ -139,6 +139,7 @@ def _section(record: Record) -> dict[str, Any]:
         "points": [_point_line(point) for point in record["points"]],
         "texts": {title: text.splitlines() for title, text in record["texts"].items()},
         "hardware": hardware(record),
+        "incomplete": "parts" in record,
         **{name: record[name] for name in ("commit", "date", "command")},
         "time": _time(record["seconds"]),
     }

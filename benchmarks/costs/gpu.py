@@ -1,214 +1,166 @@
-"""The section `gpu`: the fraction of the GPU's bf16 peak in training, a profile, and the latency of pruned models.
+"""What the sections `gpu-training`, `gpu-scoring` and `gpu-latency` have in common: students, peaks, the compiler.
 
-On a CPU everything runs too. This tests the code; the figures mean nothing.
+The device is an argument. On the CPU everything runs too. This tests the code; the figures mean nothing.
 """
 
-import argparse
-import time
+import gc
+import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from benchmarks.costs.cases import LARGE, SMALL, TINY, VIT_B, VIT_S, VIT_TI, Case
-from benchmarks.costs.loops import VitrimLoop
-from benchmarks.costs.ratios import Ratio, seconds_in_turns
-from vitrim.costs.counting import count_cost
+from benchmarks.costs.cases import LARGE, SMALL, VIT_B, VIT_S
+from benchmarks.costs.latency import missing_for_compile, uneven_scores
+from benchmarks.costs.ratios import seconds_in_turns
+from vitrim.allocation import allocate
+from vitrim.costs.budget import Budget
+from vitrim.models import describe
+from vitrim.plan import PruningPlan
 
 VIT_S_8 = ("ViT-S/8 at 64 x 64", VIT_S, SMALL)
 VIT_B_16 = ("ViT-B/16 at 224 x 224", VIT_B, LARGE)
-KERNELS_SHOWN = 10
-# Dense bf16 in TFLOP/s from NVIDIA's data sheets. For devices after the A100 they state twice that, with sparsity.
-# A device matches by the beginning of its name, so longer names come first.
+KEEP = 0.7
+MULTIPLE = 8
+STUDENT = f"students with {KEEP:.0%} of parameters and multiply-adds, neurons in multiples of {MULTIPLE}"
+# Dense bf16 in TFLOP/s from NVIDIA's data sheets. For most devices after the A100 they state twice that, with sparsity.
 PEAKS = {
-    "NVIDIA H200 NVL": 835.5,
+    "NVIDIA B200": 2250.0,
+    "NVIDIA GH200": 989.4,
     "NVIDIA H200": 989.4,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H200 NVL": 835.5,
     "NVIDIA H100": 989.4,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H100 PCIe": 756.0,
     "NVIDIA A100": 312.0,
+    "NVIDIA A40": 149.7,
+    "NVIDIA A30": 165.0,
     "NVIDIA L40S": 362.0,
+    "NVIDIA L40": 181.0,
     "NVIDIA L4": 121.0,
 }
 
 
-def peak_flops(device: str) -> tuple[float, str]:
-    """Return the device's peak of dense bf16 FLOP/s, and its source as text.
+@dataclass(frozen=True)
+class Peak:
+    """The peak of a device: FLOP/s of dense bf16 arithmetic, and where the number is from."""
 
-    The source is a data sheet. For an unknown device, it is the fastest of some large matrix products.
+    flops: float
+    source: str
+
+
+def uneven_plan(model: nn.Module, *, seed: int = 0) -> PruningPlan:
+    """Return a plan with other widths in each block, as real scores lead to. Each seed leads to other widths."""
+    structure = describe(model)
+    budget = Budget(params=KEEP, macs=KEEP, multiple_of=MULTIPLE)
+    return allocate(structure, uneven_scores(structure, seed), budget)
+
+
+def peak_flops(device: str) -> Peak | None:
+    """Return the peak of a device. None for the CPU.
+
+    The source is a data sheet. For an unknown GPU, the peak is the fastest of some large matrix products.
     """
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
-    for known, tera in PEAKS.items():
-        if name.startswith(known):
-            return tera * 1e12, f"{name}, {tera:g} TFLOP/s by its data sheet"
-    side = 8192 if device.startswith("cuda") else 512
+    if torch.device(device).type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    tera = peak_by_name(name)
+    if tera is not None:
+        return Peak(tera * 1e12, f"{name}, {tera:g} TFLOP/s by its data sheet")
+    return measured_peak(device, name)
+
+
+def peak_by_name(name: str) -> float | None:
+    """Return the TFLOP/s of a device by the beginning of its name. The longest known name counts."""
+    known = [beginning for beginning in PEAKS if name.startswith(beginning)]
+    return PEAKS[max(known, key=len)] if known else None
+
+
+def measured_peak(device: str, name: str, *, side: int = 8192) -> Peak:
+    """Return the speed of the fastest of ten bf16 matrix products."""
     square = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     seconds = seconds_in_turns({"product": lambda: square @ square}, rounds=10, warmup=3, device=device)["product"]
     found = 2 * side**3 / float(seconds.min())
-    return found, f"{name}, {found / 1e12:.2g} TFLOP/s measured by a bf16 matrix product of side {side}"
+    return Peak(found, f"{name}, {found / 1e12:.2g} TFLOP/s measured by a bf16 matrix product of side {side}")
 
 
-def cases(*, smoke: bool, compile: bool) -> list[Case]:
-    """Make the cases: ViT-S/8 at 64 x 64 with a small and a large batch, and ViT-B/16 at 224 x 224.
+def peak_bytes(run: Callable[[], object], device: str, *, base: int = 0) -> int | None:
+    """Return the maximum of the bytes that torch's allocator holds for tensors during a run. None on the CPU.
 
     Args:
-        smoke: only a tiny ViT.
-        compile: train with `torch.compile`.
+        base: bytes of tensors that do not belong to the run; subtracted.
     """
-    if smoke:
-        return [Case.make("a tiny ViT", VIT_TI, TINY, batch_size=8, steps=3, compile=compile)]
-    shapes = [(*VIT_S_8, 128), (*VIT_S_8, 1024), (*VIT_B_16, 128)]
-    return [
-        Case.make(name, architecture, sizes, batch_size=batch_size, steps=20, compile=compile)
-        for name, architecture, sizes, batch_size in shapes
-    ]
+    if torch.device(device).type != "cuda":
+        run()
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - base
 
 
-def measure_gpu(*, smoke: bool = False, device: str = "cuda") -> list[Ratio]:
-    """Measure the fraction of the peak in training, eager and compiled, and latency against multiply-adds."""
-    peak, source = peak_flops(device)
-    rows = []
-    for compile in (False,) if smoke else (False, True):
-        for case in cases(smoke=smoke, compile=compile):
-            with opened() as stack:
-                rows += _training(case, VitrimLoop(case, stack), peak, source, rounds=1 if smoke else 3)
-    return rows + _latency(smoke=smoke, device=device)
+def allocated_bytes(device: str) -> int:
+    """Return the bytes of all tensors on a GPU, after unused ones are deleted. 0 on the CPU."""
+    gc.collect()
+    return torch.cuda.memory_allocated(device) if torch.device(device).type == "cuda" else 0
 
 
-@contextmanager
-def opened() -> Iterator[ExitStack]:
-    """Reset the compiler for one case, because torch compiles a function for at most eight models."""
-    torch.compiler.reset()
-    with ExitStack() as stack:
-        yield stack
-
-
-def step_flops(ours: VitrimLoop) -> int:
-    """Return the floating-point operations of a step: two per multiply-add of products, convolutions and attention."""
-    batch = next(ours.batches())
-    with FlopCounterMode(display=False) as counter:
-        ours.loop.update(batch, ours.loop.model, ours.loop.teacher, ours.sums)
-    return counter.get_total_flops()
-
-
-def _training(case: Case, ours: VitrimLoop, peak: float, source: str, *, rounds: int) -> list[Ratio]:
-    flops = step_flops(ours)
-    ours.epoch()  # compiles, and allocates the optimiser's moments
-    seconds = np.array([_seconds_of_epoch(ours) for _ in range(rounds)]) / case.steps
-    how = "compiled" if case.settings.compile else "eager"
-    setting = f"{case.setting}, {how}, {rounds} epochs of {case.steps} steps, with augmentation; {source}"
-    name = f"{case.name}, batch {case.settings.batch_size}, {how}"
-    about = {"section": "gpu", "against": "", "setting": setting, "at_least": True}
-    return [
-        Ratio.timed(
-            100 * flops / seconds / peak,
-            measure=f"training, in % of the bf16 peak: {name}",
-            unit="%",
-            limit=45.0,
-            **about,
-        ),
-        Ratio.timed(case.settings.batch_size / seconds, measure=f"training speed: {name}", unit="images/s", **about),
-    ]
-
-
-def _seconds_of_epoch(ours: VitrimLoop) -> float:
-    _wait(ours.loop.device)
-    start = time.perf_counter()
-    ours.epoch()
-    _wait(ours.loop.device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
+def wait(device: str) -> None:
+    """Wait until a GPU has finished."""
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def profile_gpu(*, smoke: bool = False, device: str = "cuda") -> dict[str, str]:
-    """Return for each case a text with the slowest kernels and the fraction of the time that the device is busy."""
-    found = {}
-    for compile in (False,) if smoke else (False, True):
-        for case in cases(smoke=smoke, compile=compile):
-            with opened() as stack:
-                ours = VitrimLoop(case, stack)
-                ours.epoch()
-                how = "compiled" if compile else "eager"
-                found[f"{case.name}, batch {case.settings.batch_size}, {how}"] = _profile(ours, case.steps)
-    return found
+def precision(device: str) -> str:
+    """Return the precision of training on the device as text."""
+    return "bf16 autocast" if torch.device(device).type == "cuda" else "float32"
 
 
-def _profile(ours: VitrimLoop, steps: int) -> str:
-    on_gpu = ours.loop.device.type == "cuda"
-    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with profile(activities=activities) as profiler:
-        seconds = _seconds_of_epoch(ours)
-    times = {
-        event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
-        for event in profiler.key_averages()
-    }
-    busy = sum(times.values())
-    slowest = sorted(times.items(), key=lambda item: -item[1])[:KERNELS_SHOWN]
-    lines = [f"{100 * spent / busy:5.1f} %  {1e3 * spent / steps:8.3f} ms  {name[:90]}" for name, spent in slowest]
-    return "\n".join([f"{1e3 * seconds / steps:.2f} ms per step, device busy {busy / seconds:.0%} of the time", *lines])
+def largest_batch(batch_size: int, run: Callable[[int], object]) -> int:
+    """Return the largest batch size for which `run` does not run out of memory: the given one, a half, a quarter, ...
+
+    Raises:
+        torch.OutOfMemoryError: not even two images fit.
+    """
+    while True:
+        try:
+            run(batch_size)
+            return batch_size
+        except torch.OutOfMemoryError:
+            if batch_size <= 2:
+                raise
+        batch_size = batch_size // 4 * 2  # a training batch is even
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
-@torch.no_grad()
-def _latency(*, smoke: bool, device: str) -> list[Ratio]:
-    """Measure the relative latency of the pruned model, divided by its relative multiply-adds. Weights are bf16."""
-    rows = []
-    for shape in [("a tiny ViT", VIT_TI, TINY)] if smoke else [VIT_S_8, VIT_B_16]:
-        case = Case.make(*shape, batch_size=2, steps=1)
-        fraction = count_cost(case.student).macs / count_cost(case.teacher).macs
-        models = {
-            "dense": case.teacher.to(device, torch.bfloat16).eval(),
-            "cut": case.student.to(device, torch.bfloat16).eval(),
-        }
-        for compiled in (False,) if smoke else (False, True):
-            torch.compiler.reset()
-            run = {key: torch.compile(model, disable=not compiled) for key, model in models.items()}
-            for batch_size in (8,) if smoke else (64, 256):
-                rows.append(
-                    _latency_row(case, run, fraction, batch_size, compiled=compiled, smoke=smoke, device=device)
-                )
-    return rows
+@contextmanager
+def fresh_compiler(*, smoke: bool) -> Iterator[None]:
+    """Forget everything that was compiled, and compile into an empty cache folder within the context.
+
+    torch compiles a function for at most eight models. Without the empty folder, a second run of a benchmark would
+    compile less than the first.
+
+    Args:
+        smoke: `torch.compile` traces the model and does not compile it.
+    """
+    torch.compiler.reset()
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": str(Path(folder) / "triton")}
+        compile = partial(torch.compile, backend="eager") if smoke else torch.compile
+        with patch.dict(os.environ, caches), patch.object(torch, "compile", compile):
+            yield
+    torch.compiler.reset()
 
 
-def _latency_row(
-    case: Case,
-    models: dict[str, Callable[[Tensor], Tensor]],
-    fraction: float,
-    batch_size: int,
-    *,
-    compiled: bool,
-    smoke: bool,
-    device: str,
-) -> Ratio:
-    side = case.data.train.pixels.shape[-1]  # type: ignore[union-attr]
-    images = torch.randn(batch_size, 3, side, side, device=device, dtype=torch.bfloat16)
-    rounds = 3 if smoke else 50
-    runs = {key: (lambda model=model: model(images)) for key, model in models.items()}
-    seconds = seconds_in_turns(runs, rounds=rounds, warmup=5, device=device)
-    how = "compiled" if compiled else "eager"
-    return Ratio.timed(
-        seconds["cut"] / seconds["dense"] / fraction,
-        section="gpu",
-        measure=f"relative latency: {case.name}, batch {batch_size}, {how}",
-        against="relative multiply-adds",
-        limit=1.10,
-        setting=f"bf16 weights, {fraction:.1%} of the multiply-adds, {rounds} rounds",
-    )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="use a tiny model")
-    parser.add_argument("--device", default="cuda", help="device to measure (default: cuda)")
-    chosen = vars(parser.parse_args())
-    for row in measure_gpu(**chosen):
-        print(f"{row.measure}: {row.value:.3f} {row.unit} [{row.low:.3f}, {row.high:.3f}], holds: {row.holds}")
-    for title, text in profile_gpu(**chosen).items():
-        print(f"\n{title}\n{text}")
+def reason_not_to_compile(*, smoke: bool) -> str | None:
+    """Return why `torch.compile` cannot be measured on this machine, as a sentence. None if it can."""
+    missing = None if smoke else missing_for_compile()
+    return f"torch.compile is not measured, because this machine has no {missing}" if missing else None

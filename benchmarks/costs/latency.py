@@ -1,7 +1,7 @@
 """The section `latency`: the relative latency of pruned models, divided by their relative multiply-adds.
 
 The runtimes are PyTorch on the CPU, ONNX Runtime and `torch.compile`. All models of a line run in turns. Latency on a
-GPU belongs to `gpu`, latency budgets to `budget`.
+GPU belongs to `gpu_latency`, latency budgets to `budget`.
 """
 
 import os

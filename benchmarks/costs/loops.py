@@ -20,18 +20,30 @@ from vitrim.training.loop import TrainingLoop
 
 
 class VitrimLoop:
-    """vitrim's training loop, opened so that epochs and single steps can be run."""
+    """vitrim's training loop, opened so that epochs and single steps can be run.
 
-    def __init__(self, case: Case, stack: ExitStack, *, data: ImageData | None = None) -> None:
-        student, teacher = copy.deepcopy(case.student).requires_grad_(True), copy.deepcopy(case.teacher)
-        loss = DistillationLoss.between(
-            case.settings.distillation, describe(student), describe(case.teacher), case.plan
-        )
+    Args:
+        case: models, plan, images and settings.
+        stack: closes the loop.
+        data: images to train on (default: those of the case).
+        distil: train the student with the teacher. If False, a copy of the teacher is trained on the labels.
+
+    Attributes:
+        opening_seconds: seconds of making the functions that run the models.
+    """
+
+    def __init__(self, case: Case, stack: ExitStack, *, data: ImageData | None = None, distil: bool = True) -> None:
+        model = copy.deepcopy(case.student if distil else case.teacher).requires_grad_(True)
+        teacher = copy.deepcopy(case.teacher) if distil else None
+        between = (describe(model), describe(case.teacher), case.plan)
+        loss = DistillationLoss.between(case.settings.distillation, *between) if distil else None
         job = TrainingJob(
-            model=student, data=data or case.data, settings=case.settings, loss=loss, teacher=teacher, stage="benchmark"
+            model=model, data=data or case.data, settings=case.settings, loss=loss, teacher=teacher, stage="benchmark"
         )
         self.loop = TrainingLoop(job)
+        start = time.perf_counter()
         self.forwards = stack.enter_context(self.loop.forward_functions())
+        self.opening_seconds = time.perf_counter() - start
         self.sums: dict[str, Tensor] = {}
 
     def batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:

@@ -25,7 +25,7 @@ class Ratio:
     """One line of a table.
 
     Attributes:
-        section: `scoring`, `distillation`, `latency`, `budget`, `growth` or `gpu`.
+        section: name of the section, such as `scoring`.
         measure: what was measured.
         against: what it was divided by. Empty for a number that is not a ratio.
         value: the median of the paired ratios.
@@ -82,7 +82,12 @@ class Ratio:
 
 
 def seconds_in_turns(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, device: str = "cpu"
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    device: str = "cpu",
+    collect_each: bool = True,
 ) -> dict[str, np.ndarray]:
     """Time several runs in turns, and return the seconds of each, `(rounds,)`.
 
@@ -93,12 +98,14 @@ def seconds_in_turns(
         rounds: number of rounds that count.
         warmup: number of rounds before them that do not count.
         device: the device that the runs use. A GPU is synchronised after each run.
+        collect_each: collect garbage before each run. This may take longer than a short run, and the GPU is idle then.
     """
     names: Sequence[str] = list(runs)
     found: dict[str, list[float]] = {name: [] for name in names}
     for index in track(range(warmup + rounds), f"timing {', '.join(names)}"):
         for name in names if index % 2 == 0 else reversed(names):
-            gc.collect()  # so that no run pays for the garbage of another one
+            if collect_each:
+                gc.collect()  # so that no run pays for the garbage of another one
             start = time.perf_counter()
             runs[name]()
             if device.startswith("cuda"):

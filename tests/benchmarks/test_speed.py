@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import speed
-from benchmarks.speed import SECTIONS, Found, main
+from benchmarks.costs.found import Found, Parts
+from benchmarks.speed import SECTIONS, main
 from builders.ratios import growth_points, ratio
 from builders.records import exit_status
 
 PROFILE = {"ViT-S, eager": "2.00 ms per step\n 50.0 %  a_kernel"}
+GPU = ("gpu-scoring", "gpu-latency", "gpu-training")
 
 
 @pytest.fixture
@@ -23,8 +25,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> list[str]:
     """The names of sections in the order of measuring. The measurements are made up, and there is no GPU."""
     names: list[str] = []
 
-    def measure(name: str) -> Callable[[bool], Found]:
-        def made_up(smoke: bool) -> Found:
+    def measure(name: str) -> Callable[[bool], Parts]:
+        def made_up() -> Iterator[Found]:
             names.append(name)
             ratios = [
                 ratio(np.float64(1.1), section=name, limit=1.2),  # JSON has no type for numpy's bool
@@ -33,11 +35,11 @@ def measured(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> list[str]:
             ]
             points, texts = (
                 growth_points("size", "images") if name == "growth" else (),
-                PROFILE if name == "gpu" else {},
+                PROFILE if name == "gpu-training" else {},
             )
-            return Found(ratios=ratios, points=points, texts=texts)
+            yield Found(ratios=ratios, points=points, texts=texts)
 
-        return made_up
+        return lambda smoke: {"all": made_up}
 
     monkeypatch.setattr(speed, "MEASURES", {name: measure(name) for name in SECTIONS})
     monkeypatch.setattr(speed, "has_gpu", lambda: False)
@@ -47,7 +49,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, drawn_once: None) -> list[str]:
 
 @pytest.fixture
 def with_gpu(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The section `gpu` is measured too, even if this machine has no GPU."""
+    """The sections of a GPU are measured too, even if this machine has no GPU."""
     environment = {"device": "NVIDIA H100", "cpu": "AMD EPYC", "cores": 2, "threads": 2, "dtype": "float32"}
     monkeypatch.setattr(
         "vitrim.runs.environment.environment", lambda device: environment | {"versions": {"torch": "2.14.1"}}
@@ -75,13 +77,70 @@ def test_a_measured_section_is_not_measured_again(tmp_path: Path, measured: list
 def test_sections_measured_before_an_error_are_kept(
     tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(smoke: bool) -> Found:
+    def fail(smoke: bool) -> Parts:
         raise ZeroDivisionError
 
     monkeypatch.setitem(speed.MEASURES, "distillation", fail)
     with pytest.raises(ZeroDivisionError):
         main(["-o", str(tmp_path)])
     assert list(contents(tmp_path)) == ["scoring.json"]
+
+
+def test_results_before_an_interruption_are_kept_and_complete_parts_are_not_measured_again(
+    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, docs, interrupted = tmp_path / "out", tmp_path / "docs", True
+
+    def part(name: str) -> Callable[[], Iterator[Found]]:
+        def measure() -> Iterator[Found]:
+            measured.append(name)
+            yield Found(ratios=[ratio(1.0, measure=f"{name}, time")])
+            if name == "second" and interrupted:
+                raise KeyboardInterrupt
+            yield Found(ratios=[ratio(2.0, measure=f"{name}, bytes")])
+
+        return measure
+
+    names = ("first", "second", "third")
+    monkeypatch.setitem(speed.MEASURES, "scoring", lambda smoke: {name: part(name) for name in names})
+    assert exit_status(main, "scoring", "-o", out) != 0
+    assert list(contents(out)) == ["scoring.part.json"]
+    assert exit_status(main, "scoring", "-o", out, "--docs", docs, "--no-measure") == 0
+    assert "not complete" in capsys.readouterr().out
+    text = (docs / "performance.md").read_text()
+    assert "**This section is not complete" in text and "second, time" in text and "second, bytes" not in text
+
+    interrupted = False
+    assert exit_status(main, "scoring", "-o", out, "--docs", docs) == 0
+    assert measured == ["first", "second", "second", "third"]
+    assert list(contents(out)) == ["scoring.json"]
+    rows = json.loads(contents(out)["scoring.json"])["ratios"]
+    assert [row["measure"] for row in rows] == [f"{name}, {what}" for name in names for what in ("time", "bytes")]
+    assert "not complete" not in (docs / "performance.md").read_text()
+
+
+def test_an_interrupted_section_of_another_commit_is_measured_from_its_beginning(
+    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parts(smoke: bool) -> Parts:
+        def fail() -> Iterator[Found]:
+            raise ZeroDivisionError
+            yield
+
+        return {**made_up(smoke), "second": fail}
+
+    made_up = speed.MEASURES["scoring"]
+    monkeypatch.setitem(speed.MEASURES, "scoring", parts)
+    for commit in ("abc1234+", "abc1234+", "def5678"):
+        monkeypatch.setattr("benchmarks.cell.commit", lambda commit=commit: commit)
+        with pytest.raises(ZeroDivisionError):
+            main(["scoring", "-o", str(tmp_path)])
+    assert measured == ["scoring", "scoring"]
+
+
+def test_a_smoke_run_measures_the_sections_of_a_gpu_without_one(tmp_path: Path, measured: list[str]) -> None:
+    assert exit_status(main, *GPU, "-o", tmp_path, "--smoke") == 0
+    assert measured == list(GPU)
 
 
 def test_a_record_has_command_commit_date_and_environment(tmp_path: Path, measured: list[str]) -> None:
@@ -125,11 +184,14 @@ def test_values_outside_their_limits_are_printed_and_are_no_failure(
 def test_the_output_says_that_there_is_no_gpu(
     tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_status(main, "scoring", "gpu", "-o", tmp_path / "out", "--docs", tmp_path / "docs") == 0
+    assert exit_status(main, "scoring", *GPU, "-o", tmp_path / "out", "--docs", tmp_path / "docs") == 0
     assert measured == ["scoring"]
-    assert "gpu: not measured, because this machine has no GPU" in capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     text = (tmp_path / "docs" / "performance.md").read_text()
-    assert "* gpu, because no GPU was available." in text and "`python -m benchmarks.speed gpu --docs docs`" in text
+    for name in GPU:
+        assert f"{name}: not measured, because this machine has no GPU" in printed
+        assert f"* {name}, because no GPU was available." in text
+        assert f"`python -m benchmarks.speed {name} --docs docs`" in text
     assert "* latency. To measure it: `python -m benchmarks.speed latency --docs docs`" in text
 
 
@@ -154,17 +216,17 @@ def test_sections_of_another_machine_are_kept(
     tmp_path: Path, measured: list[str], with_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docs = tmp_path / "docs"
-    assert exit_status(main, "gpu", "scoring", "-o", tmp_path / "there", "--docs", docs) == 0
+    assert exit_status(main, "gpu-training", "scoring", "-o", tmp_path / "there", "--docs", docs) == 0
     theirs = {record["section"]: record for record in json.loads((docs / "performance.json").read_text())}
     monkeypatch.setattr(speed, "has_gpu", lambda: False)
-    changed = Found(ratios=[ratio(7.0)])
+    changed = {"all": lambda: [Found(ratios=[ratio(7.0)])]}
     monkeypatch.setattr(speed, "MEASURES", dict.fromkeys(SECTIONS, lambda smoke: changed))
     assert exit_status(main, "scoring", "-o", tmp_path / "here", "--docs", docs) == 0
     ours = {record["section"]: record for record in json.loads((docs / "performance.json").read_text())}
-    assert ours["gpu"] == theirs["gpu"]
+    assert ours["gpu-training"] == theirs["gpu-training"]
     assert [row["value"] for row in ours["scoring"]["ratios"]] == [7.0]
     text = (docs / "performance.md").read_text()
-    assert "Hardware: NVIDIA H100; AMD EPYC, 2 cores, 2 threads" in text and "no GPU was available" not in text
+    assert "Hardware: NVIDIA H100; AMD EPYC, 2 cores, 2 threads" in text and "gpu-training, because" not in text
 
 
 def test_the_document_shows_lines_profiles_points_commit_and_command(
