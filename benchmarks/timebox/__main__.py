@@ -104,11 +104,13 @@ def speeds(*, output: Output, model: ModelName = "vit-s", data: str = "tiny-imag
     compiled
         Also measure compiled training.
     """
-    from benchmarks.timebox.configuration import data_set_of
+    from benchmarks.timebox.configuration import DATA_SETS
     from benchmarks.timebox.speeds import SPEEDS, Probe, measure_speeds
+    from vitrim.errors import SettingError
 
-    sizes = data_set_of(data, None)
-    assert sizes.num_classes, "data_set_of refuses folders without the size of their images"
+    if data not in DATA_SETS:
+        raise SettingError(f"--data is {data!r}; speeds are measured before only for {', '.join(DATA_SETS)}.")
+    sizes = DATA_SETS[data]
     probe = Probe(model=model, data=sizes, num_classes=sizes.num_classes)
     measure_speeds(probe, output / SPEEDS, compiled=compiled)
 

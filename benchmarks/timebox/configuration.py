@@ -75,13 +75,13 @@ class DataSet:
         title: name in the tables.
         img_size: side of the images in pixels.
         patch_size: side of the patches in pixels.
-        num_classes: number of classes; None if only the images tell it.
+        num_classes: number of classes; 0 if only the images tell it.
     """
 
     title: str
     img_size: int
     patch_size: int
-    num_classes: int | None = None
+    num_classes: int = 0
 
 
 DATA_SETS = {

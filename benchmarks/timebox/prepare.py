@@ -112,7 +112,9 @@ def _download(folder: Path) -> Path:
 
 
 def _build_own_wheel(call: Path) -> None:
-    """Build the wheel of the code, because versions are read from installed packages."""
+    """Build the wheel of the code if there is none, because versions are read from installed packages."""
+    if list((call / "wheels" / "need").glob("vitrim-*.whl")):
+        return
     with tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch) / "code"
         shutil.copytree(call / "repo", code)

@@ -207,7 +207,7 @@ def make_dense_schedule(seconds: float, speeds: Speeds, work: Work) -> Schedule:
             besides = _besides(DENSE, speeds.distil, work) + rate.compile_seconds(DENSE)
             fits[compiled] = int((USABLE * seconds - besides) / rate.seconds(work.num_images))
     compiled = max(fits, key=lambda key: (fits[key], not key))
-    epochs = min(MAX_DENSE_EPOCHS, fits[compiled])
+    epochs = min(MAX_DENSE_EPOCHS, round(work.dense_ratio * work.max_epochs), fits[compiled])
     if epochs < 2:
         raise SettingError(f"{seconds:.0f} seconds are too few for two epochs of the dense model; allow more seconds.")
     rate = speeds.dense_compiled if compiled and speeds.dense_compiled else speeds.dense
