@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ class Machine:
         """Use the folder `root`, which need not exist."""
         self.root, self.out = root, root / "out"
         self.options_file = root / "options.json"
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     # Files
 
@@ -69,7 +71,7 @@ class Machine:
         """Start `python -m benchmarks.timebox` in the background. It outlives this call and writes `out/NAME.log`."""
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
+            self._started[name] = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.timebox", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -78,12 +80,14 @@ class Machine:
                 cwd=self.root,
                 start_new_session=True,
             )
-        (self.root / f"{name}.pid").write_text(str(process.pid))
+        (self.root / f"{name}.pid").write_text(str(self._started[name].pid))
 
     def stop(self, name: str) -> None:
         """Stop a process that `start` started, and its children."""
         if self.is_alive(name):
-            os.killpg(int((self.root / f"{name}.pid").read_text()), 9)
+            os.killpg(int((self.root / f"{name}.pid").read_text()), signal.SIGKILL)
+        if name in self._started:
+            self._started.pop(name).wait()
 
     def is_alive(self, name: str) -> bool:
         """Return whether a process that `start` started still runs. A killed process that nobody waits for does not."""

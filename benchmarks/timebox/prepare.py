@@ -22,7 +22,7 @@ from vitrim.runs.progress import log
 
 CODE = ("src", "benchmarks", "recipes", "pyproject.toml", "README.md", "LICENSE")
 NEED = ("cyclopts", "docstring-parser", "rich-rst", "tomli-w", "platformdirs", "torch-pruning", "pooch", "docutils")
-MAYBE = ("filelock", "lazy-loader", "wrapt", "timm==1.0.31", "pillow<13", "attrs", "accelerate", "safetensors")
+MAYBE = ("filelock", "lazy-loader", "wrapt", "timm==1.0.31", "pillow<13", "attrs")
 PYTHON = "3.12"  # of the machine
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PIECE_BYTES = 16_000_000
