@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,22 +21,67 @@ app = App(
 )
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Where the images are."""
+
+    data: Annotated[
+        str, Parameter(help="images: tiny-imagenet, cifar100, digits, or a folder of square images of one size")
+    ] = "tiny-imagenet"
+    data_dir: Annotated[
+        Path | None, Parameter(help="folder of a named data set (default: the cache, or a download)")
+    ] = None
+    arrays: Annotated[
+        Path | None,
+        Parameter(help="folder that `feed` writes, used instead of image files (default: none); may still be written"),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What is run in the time."""
+
+    weights: Annotated[
+        Path | None,
+        Parameter(
+            help="weights of the dense model from an earlier run: a file, or its pieces by the name before .piece- "
+            "(default: the dense model is trained)"
+        ),
+    ] = None
+    dense_only: Annotated[
+        bool, Parameter(negative="", help="train the dense model only, for a later run with --weights")
+    ] = False
+    keeps: Annotated[
+        str, Parameter(help="fractions to keep whose arms must fit the time, e.g. 0.7,0.5; others run if time is left")
+    ] = "0.7"
+    max_epochs: Annotated[
+        int, Parameter(help="max epochs of a student; the dense model has 2 to 2.5 times as many")
+    ] = 50
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Limits on the packed files."""
+
+    pack_mb: Annotated[float, Parameter(help="max megabytes of one packed file")] = 16.0
+    pack_files: Annotated[int, Parameter(help="max number of packed files")] = 8
+    pack_weights: Annotated[str, Parameter(help="models whose weights are packed, e.g. dense,keep-0.7/vitrim")] = (
+        "dense"
+    )
+
+
 @app.default
 def timebox(
     *,
     output: Output,
     seconds: float | None = None,
     model: ModelName = "vit-s",
-    data: str = "tiny-imagenet",
-    data_dir: Path | None = None,
-    arrays: Path | None = None,
-    weights: Path | None = None,
-    dense_only: Annotated[bool, Parameter(negative="")] = False,
-    keeps: str = "0.7",
-    max_epochs: int = 50,
-    pack_mb: float = 16.0,
-    pack_files: int = 8,
-    pack_weights: str = "dense",
+    images: ImageOptions | None = None,
+    plan: PlanOptions | None = None,
+    packing: PackOptions | None = None,
 ) -> None:
     """Train a dense model and run the arms that fit the time. The same command continues after it was killed.
 
@@ -49,42 +95,22 @@ def timebox(
         Time for everything, from the first start (default: wait until another command sets the deadline).
     model
         Model to train.
-    data
-        Images: tiny-imagenet, cifar100, digits, or a folder of square images of one size.
-    data_dir
-        Folder of a named data set (default: the cache, or a download).
-    arrays
-        Folder that `feed` writes, used instead of image files (default: none). It may still be written.
-    weights
-        Weights of the dense model from an earlier run: a file, or its pieces by the name before .piece-
-        (default: the dense model is trained).
-    dense_only
-        Train the dense model only, for a later run with --weights.
-    keeps
-        Fractions to keep whose arms must fit the time, e.g. 0.7,0.5. Others run if time is left.
-    max_epochs
-        Max epochs of a student. The dense model gets 2 to 2.5 times as many.
-    pack_mb
-        Max megabytes of one packed file.
-    pack_files
-        Max number of packed files.
-    pack_weights
-        Models whose weights are packed, e.g. dense,keep-0.7/vitrim.
     """
     from benchmarks.timebox.pack import PackLimits
     from benchmarks.timebox.work import Settings, run_timebox
 
+    images, plan, packing = images or ImageOptions(), plan or PlanOptions(), packing or PackOptions()
     settings = Settings(
         model=model,
-        data=data,
-        data_dir=data_dir,
-        arrays=arrays,
-        weights=weights,
-        dense_only=dense_only,
-        keeps=_fractions(keeps),
-        max_epochs=max_epochs,
-        pack_models=_words(pack_weights),
-        limits=PackLimits(files=pack_files, megabytes=pack_mb),
+        data=images.data,
+        data_dir=images.data_dir,
+        arrays=images.arrays,
+        weights=plan.weights,
+        dense_only=plan.dense_only,
+        keeps=_fractions(plan.keeps),
+        max_epochs=plan.max_epochs,
+        pack_models=_words(packing.pack_weights),
+        limits=PackLimits(files=packing.pack_files, megabytes=packing.pack_mb),
     )
     run_timebox(settings, output, seconds)
 
@@ -136,9 +162,7 @@ def feed(parts: list[Path], /, *, output: Output, timeout: float = 900.0) -> Non
 
 
 @app.command
-def pack(
-    run: Path, to: Path, /, *, pack_mb: float = 16.0, pack_files: int = 8, weights: str = "dense", first_piece: int = 0
-) -> None:
+def pack(run: Path, to: Path, /, *, packing: PackOptions | None = None, first_piece: int = 0) -> None:
     """Write the results of a run into a few small files: records first, then weights in half precision.
 
     Parameters
@@ -147,20 +171,15 @@ def pack(
         Folder of the run. It may still be written.
     to
         Folder for the files.
-    pack_mb
-        Max megabytes of one file.
-    pack_files
-        Max number of files.
-    weights
-        Models whose weights are packed, e.g. dense,keep-0.7/vitrim.
     first_piece
         First piece of the first model; earlier pieces are left out.
     """
     from benchmarks.timebox.pack import PackLimits
     from benchmarks.timebox.pack import pack as write
 
-    limits = PackLimits(files=pack_files, megabytes=pack_mb)
-    write(run, to, limits, models=_words(weights), first_piece=first_piece)
+    packing = packing or PackOptions()
+    limits = PackLimits(files=packing.pack_files, megabytes=packing.pack_mb)
+    write(run, to, limits, models=_words(packing.pack_weights), first_piece=first_piece)
 
 
 @app.command
@@ -168,7 +187,7 @@ def prepare(
     output: Path,
     /,
     *,
-    archive: list[Path] | None = None,
+    archive: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
     weights: Path | None = None,
     wheels: Path | None = None,
     commit: str = "HEAD",

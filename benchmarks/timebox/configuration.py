@@ -158,8 +158,6 @@ def cell_table(
     dense_text = "unknown" if dense is None else str(dense)
     slug = source if source in DATA_SETS else Path(source).name
     label = f"short schedule: {dense_text} dense and {schedule.student_epochs} student epochs"
-    training = {"batch_size": model.batch_size, "checkpoint_minutes": CHECKPOINT_MINUTES}
-    augmentation = dict(model.augmentation)
     return {
         "name": f"{name}-{slug}-short-{dense_text}-{schedule.student_epochs}",
         "model_name": f"{model.title}/{data.patch_size} ({label})",
@@ -177,30 +175,39 @@ def cell_table(
             "model_args": dict(model.args),
             **({"weights": str(start.weights)} if start else {}),
         },
-        "dense": {
-            "training": {
-                **training,
-                "epochs": schedule.dense_epochs if start is None else 0,
-                "learning_rate": 1e-3,
-                "warmup_epochs": max(1, schedule.dense_epochs // 10),
-                "drop_path": 0.0,  # for 100 epochs 0.1; a short training has no use for it
-                "compile": compile_setting(schedule.compile_dense),
-                "evaluate_every": max(1, schedule.dense_epochs // 4),
-                "augmentation": {"mix_probability": 0.5, **augmentation},
-            }
-        },
-        "student": {
-            **training,
-            "learning_rate": 5e-4,
-            "warmup_epochs": 1,
-            "compile": compile_setting(schedule.compile_students),
-            **({"augmentation": augmentation} if augmentation else {}),
-        },
+        "dense": {"training": _dense_training(model, schedule, trained=start is not None)},
+        "student": _student_training(model, schedule),
         "recipe": {
             "budget": {"multiple_of": model.multiple_of},
             "importance": {"num_images": model.calibration_images},
             "depth": {"search_images": model.search_images, "search_epochs": Work.search_epochs},
         },
+    }
+
+
+def _dense_training(model: Model, schedule: Schedule, *, trained: bool) -> dict[str, Any]:
+    epochs = schedule.dense_epochs
+    return {
+        "epochs": 0 if trained else epochs,
+        "batch_size": model.batch_size,
+        "learning_rate": 1e-3,
+        "warmup_epochs": max(1, epochs // 10),
+        "drop_path": 0.0,  # for 100 epochs 0.1; a short training has no use for it
+        "compile": compile_setting(schedule.compile_dense),
+        "evaluate_every": max(1, epochs // 4),
+        "checkpoint_minutes": CHECKPOINT_MINUTES,
+        "augmentation": {"mix_probability": 0.5, **model.augmentation},
+    }
+
+
+def _student_training(model: Model, schedule: Schedule) -> dict[str, Any]:
+    return {
+        "batch_size": model.batch_size,
+        "learning_rate": 5e-4,
+        "warmup_epochs": 1,
+        "compile": compile_setting(schedule.compile_students),
+        "checkpoint_minutes": CHECKPOINT_MINUTES,
+        "augmentation": dict(model.augmentation),
     }
 
 

@@ -41,7 +41,7 @@ class ArrivingParts(io.RawIOBase):
     """The parts of a file as one stream. A part that has not arrived yet is waited for."""
 
     def __init__(self, parts: Sequence[Path], timeout: float) -> None:
-        """Open the stream.
+        """Read the parts one after the other.
 
         Args:
             parts: in their order. A part must appear whole, for example by moving it.
@@ -146,9 +146,9 @@ def _decode_archive(parts: ArrivingParts, scratch: Path) -> dict[str, np.ndarray
     """
     tasks: list[Future[dict[str, np.ndarray]]] = []
     waiting: list[tuple[str, bytes]] = []
-    with parts, ThreadPoolExecutor(NUM_THREADS) as pool, io.BufferedReader(parts, 1 << 20) as stream:  # type: ignore[type-var]
+    with parts, ThreadPoolExecutor(NUM_THREADS) as pool:
         try:
-            with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            with tarfile.open(fileobj=parts, mode="r|*", bufsize=1 << 20) as archive:
                 for member in archive:
                     content = archive.extractfile(member)
                     if content is None or _is_hidden(member.name):

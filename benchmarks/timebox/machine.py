@@ -154,9 +154,9 @@ class Machine:
 
 def _is_installed(wheel: Path) -> bool:
     """Return whether the machine has the version of a wheel."""
-    name, wanted = wheel.name.split("-")[:2]
+    name, carried = wheel.name.split("-")[:2]
     try:
-        return version(name) == wanted
+        return version(name) == carried
     except PackageNotFoundError:
         return False
 
@@ -208,10 +208,9 @@ def run(machine: Machine, call: Path, seconds: float) -> None:
     machine.set_deadline(seconds)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one call."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    split = words.index("--") if "--" in words else len(words)
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read the arguments of a call. Those after `--` are for `python -m benchmarks.timebox`, or for its command `pack`."""
+    split = list(words).index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("start", "part", "run", "wait"))
     parser.add_argument("call", type=Path, nargs="?", help="folder that was carried, made by `prepare`")
@@ -222,10 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="run: seconds until the deadline")
     parser.add_argument("--wait", type=float, default=0.0, help="run, wait: seconds to wait for the run")
     parser.add_argument("--to", type=Path, help="run, wait: folder for the packed files")
-    found = parser.parse_args(words[:split])
+    found = parser.parse_args(list(words[:split]))
     if found.call is None and found.what != "wait":
         parser.error(f"{found.what} needs the folder that was carried")
-    machine, rest = Machine(found.root.absolute()), words[split + 1 :]
+    if found.what == "run" and found.seconds <= 0:
+        parser.error("run needs --seconds, the time until the deadline")
+    return found, list(words[split + 1 :])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one call."""
+    found, rest = parse(sys.argv[1:] if arguments is None else arguments)
+    machine = Machine(found.root.absolute())
     if found.what == "start":
         start(machine, found.call, found.parts, rest)
     elif found.what == "part":

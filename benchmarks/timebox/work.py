@@ -268,7 +268,7 @@ class _Run:
         return ""
 
     def _needed(self, step: Step, folder: Path) -> float:
-        """Return the seconds that a step still needs; a step that was begun has a part of them behind it."""
+        """Return the seconds that a step still needs. Those of an earlier start are subtracted."""
         estimates = {other.name: other.seconds for other in self.schedule.steps}
         begun = folder.with_name(f"{folder.name}.times.jsonl").is_file()
         return max(0.0, needed_seconds(step, self.took, estimates) - (seconds_in(folder) if begun else 0.0))
