@@ -209,7 +209,7 @@ def run(machine: Machine, call: Path, seconds: float) -> None:
 
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Read the arguments of a call. Those after `--` are for `python -m benchmarks.timebox`, or for its command `pack`."""
+    """Read the arguments of a call. Those after `--` are returned as they are, for the benchmark or for `pack`."""
     split = list(words).index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("start", "part", "run", "wait"))
