@@ -27,7 +27,7 @@ from vitrim.errors import CheckpointMismatch, SettingError
 from vitrim.runs.files import read_json
 from vitrim.runs.progress import log
 
-PLAN, CELL, PACK = "plan.json", "cell", "pack"
+PLAN, STATE, CELL, PACK = "plan.json", "state.json", "cell", "pack"
 KEPT_SUFFIXES = (".json", ".jsonl", ".toml", ".log", ".md")
 PIECE = re.compile(r"\.piece-(\d+)-of-(\d+)$")
 SUMMARY = "summary.json"
@@ -155,9 +155,10 @@ def to_half(file: Path, *, about: Mapping[str, Any]) -> bytes:
 
 
 def summary(run: Path) -> dict[str, Any]:
-    """Return speeds, plan, epochs and accuracies of everything that has been written so far."""
+    """Return speeds, plan, times, epochs and accuracies of everything that has been written so far."""
     cell, speeds, plan = run / CELL, _read(run / SPEEDS), _read(run / PLAN)
-    found: dict[str, Any] = {"speeds": speeds, "plan": plan, "trainings": {}, "arms": []}
+    found: dict[str, Any] = {"speeds": speeds, "plan": plan, "state": _read(run / STATE)}
+    found |= {"trainings": {}, "arms": []}
     for file in sorted(cell.rglob("metrics.jsonl")):
         rows = _rows(file)
         for stage in dict.fromkeys(row["stage"] for row in rows):

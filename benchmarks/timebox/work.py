@@ -37,7 +37,7 @@ from benchmarks.timebox.configuration import (
     work_for,
 )
 from benchmarks.timebox.feed import read_arrays, wait_for
-from benchmarks.timebox.pack import CELL, PACK, PLAN, PackLimits, pack, read_weights
+from benchmarks.timebox.pack import CELL, PACK, PLAN, STATE, PackLimits, pack, read_weights
 from benchmarks.timebox.schedule import (
     DENSE,
     MAIN_KEEP,
@@ -56,7 +56,7 @@ from vitrim.runs.files import read_json, write_tensors, write_text
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 
-SETTINGS, DEADLINE, STATE, WEIGHTS = "settings.json", "deadline.json", "state.json", "weights.safetensors"
+SETTINGS, DEADLINE, WEIGHTS = "settings.json", "deadline.json", "weights.safetensors"
 MIN_SECONDS_TO_COMPILE = 300.0  # with less time, compiled training is not measured
 WAIT_SECONDS = 900.0  # for arrays and for the deadline
 

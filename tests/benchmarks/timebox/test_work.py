@@ -15,6 +15,7 @@ from benchmarks.measurements import read_measurements
 from benchmarks.run import status_of
 from benchmarks.timebox.__main__ import app
 from benchmarks.timebox.work import Settings, run_timebox, set_deadline
+from builders.records import write_arm
 from vitrim.errors import DataError, FolderInUse, SettingError
 
 SMOKE = Settings(model="smoke", data="digits", max_epochs=1)
@@ -97,6 +98,28 @@ def test_without_time_nothing_is_trained_and_the_record_says_why(dense_run, tmp_
     assert [row["arm"] for row in state["omitted"]] == ["dense"]
     assert "0 s are left" in state["omitted"][0]["reason"]
     assert not list((out / "cell").rglob("metrics.jsonl"))
+
+
+def test_after_a_slow_arm_like_arms_are_left_out_and_the_record_says_why(tmp_path, monkeypatch):
+    """The arms are replaced by their records, and `vitrim` by one that took longer than the time that is left."""
+    ran = []
+
+    def recorded(cell, job):
+        ran.append((job.arm, job.keep))
+        folder = cell.folder(job)
+        write_arm(cell.out, arm=job.arm, keep=job.keep, seed=job.seed)
+        rows = [{"began": 0.0, "last": 0.0}, {"ended": 1e4 if job.arm == "vitrim" else 1.0, "last": 0.0}]
+        times = folder.with_name(f"{folder.name}.times.jsonl")
+        times.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    monkeypatch.setattr("benchmarks.timebox.work.run_job", recorded)
+    run_timebox(SMOKE, tmp_path / "out", 600)
+    assert [job for job in ran if job[0] == "vitrim"] == [("vitrim", 0.7)]
+    state = read(tmp_path / "out" / "state.json")
+    omitted = {(row["arm"], row["keep"]): row["reason"] for row in state["omitted"]}
+    assert {("vitrim", 0.5), ("vitrim", 0.3)} <= set(omitted)
+    assert "10500 are needed" in omitted["vitrim", 0.5]
+    assert not set(ran) & set(omitted)
 
 
 def test_too_short_a_time_is_one_sentence(tmp_path, capsys):
