@@ -2,6 +2,7 @@
 # make test         run the tests
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
 # make speed-smoke  run every section of the measurement of costs on tiny models
+# make timebox-smoke  run the time-boxed benchmark with a tiny model
 # make lint         check format and lint
 # make types        check types
 # make check        all that CI does: tests, the smoke runs of the benchmarks, format, lint, types
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOKE := runs/bench-smoke
 
-.PHONY: demo test bench-smoke speed-smoke lint types check
+.PHONY: demo test bench-smoke speed-smoke timebox-smoke lint types check
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -32,6 +33,11 @@ speed-smoke: $(INSTALLED)
 	rm -rf $(SMOKE)-speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --smoke -o $(SMOKE)-speed --docs $(SMOKE)-speed/docs
 
+timebox-smoke: $(INSTALLED)
+	rm -rf $(SMOKE)-timebox
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.timebox --seconds 120 --max-epochs 1 --model smoke --data digits -o $(SMOKE)-timebox
+	$(BIN)/python -m benchmarks.table $(SMOKE)-timebox/cell --docs $(SMOKE)-timebox/docs
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,7 +45,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-check: test bench-smoke speed-smoke lint types
+check: test bench-smoke speed-smoke timebox-smoke lint types
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitrim needs Python 3.11 or newer; try make PYTHON=python3.11")'

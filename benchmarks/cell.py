@@ -41,6 +41,7 @@ from vitrim.training.job import check_training
 ROOT = Path(__file__).parent.parent
 NAMED_DATA = ("cifar10", "cifar100", "tiny-imagenet")  # data sets with a separate setting for their folder
 RECORD = "arm.json"
+COMMIT_FILE = ROOT / "COMMIT"  # in a copy of the code without git
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,15 @@ def open_cell(config: CellConfig, out: Path, data_path: Path | None, command: st
         FolderInUse: the folder holds something else, or a cell with other settings or images.
         DataError: the images are not found.
     """
-    data = load_images(config, data_path)
+    return open_cell_with(load_images(config, data_path), config, out, command)
+
+
+def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str) -> Cell:
+    """Open or create the folder of a cell, with images that are already loaded. The arguments are those of `open_cell`.
+
+    Raises:
+        FolderInUse: the folder holds something else, or a cell with other settings or images.
+    """
     with lock_folder(out):
         RunFolder(out, identity(config, data))
     data = data.to(this_process().device)  # once for all arms
@@ -256,7 +265,12 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
 
 
 def commit() -> str:
-    """Return the short name of the commit, with `+` if the working tree differs from it; `unknown` outside git."""
+    """Return the short name of the commit, with `+` if the working tree differs from it.
+
+    Outside git, the file COMMIT tells it, which a copy of the code may have. Without this file it is `unknown`.
+    """
+    if COMMIT_FILE.is_file():
+        return COMMIT_FILE.read_text(encoding="utf-8").strip()
     try:
         name = _git("rev-parse", "--short", "HEAD")
         return name + ("+" if _git("status", "--porcelain") else "")

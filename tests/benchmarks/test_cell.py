@@ -6,7 +6,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from benchmarks.cell import load_images, lock_folder, seconds_in
+from benchmarks.cell import commit, load_images, lock_folder, seconds_in
 from builders.cells import cell_config
 
 
@@ -47,3 +47,11 @@ def test_seconds_are_summed_over_runs_including_a_killed_one(tmp_path):
     rows = [{"began": 100.0, "last": 0.0}, {"began": 500.0, "last": 130.0}, {"ended": 507.0, "last": 506.0}]
     (tmp_path / "arm.times.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert seconds_in(folder) == 30.0 + 7.0
+
+
+def test_a_copy_of_the_code_without_git_tells_its_commit(tmp_path, monkeypatch):
+    file = tmp_path / "COMMIT"
+    monkeypatch.setattr("benchmarks.cell.COMMIT_FILE", file)
+    assert commit() != "abc1234"
+    file.write_text("abc1234\n")
+    assert commit() == "abc1234"

@@ -7,6 +7,7 @@ are read in `layouts`, how files are decoded in `decoding`, and random changes t
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def load_data(
     return ImageData(name=title, classes=found.classes, train=train, validation=validation, notes=notes)
 
 
-def read_image(file: str) -> Tensor:
+def read_image(file: str | BinaryIO) -> Tensor:
     """Decode a file to `(3, H, W)` uint8 RGB.
 
     Grey is repeated, alpha is dropped, 16 bits are scaled to 8, EXIF is ignored. Decoded by Pillow: the decoders of
