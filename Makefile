@@ -6,15 +6,25 @@
 # make lint         check format and lint
 # make types        check types
 # make check        all that CI does: tests, the smoke runs of the benchmarks, format, lint, types
+# make test-lowest  run the tests with the oldest packages that pyproject.toml allows
+# make test-newest  run the tests with the newest packages of the package index
 #
-# Each of them creates .venv first, if it does not exist.
+# Each of them creates .venv first, if it does not exist. The last two create an environment of their own for each version
+# of Python, such as .venv-lowest-3.12: make test-lowest PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOKE := runs/bench-smoke
 
-.PHONY: demo test bench-smoke speed-smoke timebox-smoke lint types check
+# Tests start processes. Without bytecode, each process compiles the package again, and pytest rewrites all tests again.
+unexport PYTHONDONTWRITEBYTECODE
+
+UV ?= .venv-uv/bin/uv
+PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+PRINT_VERSIONS := import platform, torch, timm; print("Python", platform.python_version(), "torch", torch.__version__, "timm", timm.__version__)
+
+.PHONY: demo test bench-smoke speed-smoke timebox-smoke lint types check test-lowest test-newest
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -46,6 +56,19 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 check: test bench-smoke speed-smoke timebox-smoke lint types
+
+test-lowest test-newest: test-%: $(UV)
+	test -e .venv-$*-$(PYTHON_VERSION) || $(PYTHON) -m venv .venv-$*-$(PYTHON_VERSION)
+	$(UV) pip install --python .venv-$*-$(PYTHON_VERSION)/bin/python $(RESOLUTION) --editable '.[dev]'
+	.venv-$*-$(PYTHON_VERSION)/bin/python -c '$(PRINT_VERSIONS)'
+	.venv-$*-$(PYTHON_VERSION)/bin/python -m pytest
+
+test-lowest: RESOLUTION = --resolution lowest-direct
+test-newest: RESOLUTION = --resolution highest --upgrade
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitrim needs Python 3.11 or newer; try make PYTHON=python3.11")'

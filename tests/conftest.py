@@ -1,9 +1,10 @@
-"""What all tests need: one thread for each process, a cache of their own, and finished runs.
+"""What all tests need: one thread for each process, a cache of their own, fast garbage collection, finished runs.
 
 With more threads, two test processes would compete for the cores. With one thread, sums are also rounded in the same
 order on every machine. The variable is set before torch is imported, and commands that tests start inherit it.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -25,16 +26,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _fast_collection() -> None:
+    """Garbage collection skips what exists before the tests of a file: the libraries alone make a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], FinishedRun]":
     """Returns the run with a recipe of `builders.runs.RECIPES`. It is made once; no test changes its folder."""
     from builders.runs import finish_run
 
     return cache(lambda name: finish_run(name, tmp_path_factory.mktemp("finished") / "run"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests that use finished runs, so that no run is made twice."""
-    for item in items:
-        if "finished_run" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("finished runs"))

@@ -104,7 +104,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], p
     return cache(compressed)
 
 
-@pytest.mark.xdist_group("interrupted runs")
 @pytest.mark.parametrize("stage", ["depth-search-1", "width", "depth"])
 def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
     stage: str, uninterrupted: Callable[[Any], pipeline.Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,12 @@ from vitrim.surgery import prune
 
 Clock = Callable[[nn.Module], float]
 CLOCKS = {"steady": (steady, 1), "in eights": (in_eights, "measured"), "uneven": (uneven, 1)}
+FAST = {("steady", 0), ("in eights", 1), ("uneven", "auto")}  # each clock and each number of blocks
+CASES = [
+    pytest.param(*clock, blocks, id=f"{name}-{blocks}", marks=[] if (name, blocks) in FAST else [pytest.mark.slow])
+    for name, clock in CLOCKS.items()
+    for blocks in (0, 1, "auto")
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +68,7 @@ def recipe_for(fraction: float, clock: Clock, *, blocks: Any = 0, **budget: Any)
 # Budgets in milliseconds
 
 
-@pytest.mark.parametrize("blocks", [0, 1, "auto"])
-@pytest.mark.parametrize(("clock", "multiple_of"), CLOCKS.values(), ids=CLOCKS)
+@pytest.mark.parametrize(("clock", "multiple_of", "blocks"), CASES)
 def test_the_result_needs_the_predicted_time_within_the_budget(
     clock: Clock, multiple_of: Any, blocks: Any, tmp_path: Path, use_clock: Callable[[Clock], None]
 ) -> None:

@@ -1,21 +1,13 @@
-"""Fixtures for tests of the benchmark: rows made once, plots drawn once, and fast garbage collection."""
+"""Fixtures for tests of the benchmark: rows made once, and plots drawn once."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from builders.garbage import frozen_garbage
 from builders.records import rows_of, write_cell
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _fast_collection() -> Iterator[None]:
-    """All tests of this folder measure."""
-    with frozen_garbage():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -99,8 +99,11 @@ def test_help_is_fast_and_imports_no_model_library() -> None:
     code += "used = resource.getrusage(resource.RUSAGE_SELF)\n"
     code += "heavy = {'torch', 'timm', 'numpy', 'transformers'} & sys.modules.keys()\n"
     code += "print(status, len(heavy), used.ru_utime + used.ru_stime, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    status, num_heavy, seconds = done.stderr.split()
-    assert (status, num_heavy) == ("0", "0")
-    assert float(seconds) < 0.5
+    times = []
+    for _ in range(3):  # the first run may have to compile the modules
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        status, num_heavy, seconds = done.stderr.split()
+        assert (status, num_heavy) == ("0", "0")
+        times.append(float(seconds))
+    assert min(times) < 0.5
     assert all(command.__name__ in done.stdout for command in COMMANDS)

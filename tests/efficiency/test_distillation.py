@@ -11,8 +11,6 @@ from benchmarks.costs.ratios import OperationCounter, count_operations
 from vitrim.data import batches as data
 from vitrim.data.preprocessing import Preprocessing
 
-pytestmark = pytest.mark.xdist_group("training loops")  # one worker makes them
-
 
 @pytest.fixture(scope="module")
 def loops() -> Iterator[tuple[VitrimLoop, MinimalLoop]]:

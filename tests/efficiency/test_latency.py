@@ -12,8 +12,6 @@ from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.models import describe
 
-PRUNED_MODELS = pytest.mark.xdist_group("pruned models")  # one worker makes them
-
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, nn.Module]:
@@ -30,7 +28,6 @@ def test_random_scores_lead_to_uneven_widths() -> None:
     assert any(count % 8 for count in neurons)
 
 
-@PRUNED_MODELS
 @pytest.mark.parametrize("cut", ALL, ids=str)
 def test_every_pruned_model_is_within_its_budget(cut: Cut, models: dict[str, nn.Module]) -> None:
     cost, dense = count_cost(models[str(cut)]), count_cost(models[DENSE])
