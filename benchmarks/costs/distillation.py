@@ -81,7 +81,7 @@ def _timed(case: Case, ours: VitrimLoop, minimal: MinimalLoop, *, rounds: int, d
 
 def _parts(case: Case, ours: VitrimLoop, minimal: MinimalLoop) -> dict[str, Callable[[], object]]:
     """Return the parts of an epoch, each as a run of its own."""
-    labels = torch.arange(len(minimal.images), device=minimal.images.device) % case.settings.batch_size
+    labels = torch.arange(len(minimal.images), device=minimal.images.device) % len(minimal.images)
     labels %= int(describe(minimal.student).num_classes)
 
     def student() -> None:

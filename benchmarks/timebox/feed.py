@@ -22,9 +22,10 @@ from typing import IO
 import numpy as np
 import torch
 
+from vitrim.data.decoding import BROKEN_IMAGE
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.layouts import IMAGE_SUFFIXES, Found
-from vitrim.data.loading import BROKEN_IMAGE, read_image
+from vitrim.data.loading import read_image
 from vitrim.data.sources import find
 from vitrim.errors import DataError
 from vitrim.runs.files import read_json, write_text, writing

@@ -139,11 +139,11 @@ class _Models:
     def about(self) -> dict[str, Any]:
         """Return the device, its peak and the multiply-adds of one image, to compute fractions of the peak."""
         on_gpu = torch.cuda.is_available()
-        peak = peak_flops("cuda")[0] if on_gpu else None
+        peak = peak_flops("cuda" if on_gpu else "cpu")
         return {
             "device": torch.cuda.get_device_name(0) if on_gpu else "CPU",
             "torch": torch.__version__,
-            "peak_flops": peak,
+            "peak_flops": peak.flops if peak else None,
             "batch_size": self.batch_size,
             "dense_macs": count_cost(self.dense).macs,
             "student_macs": count_cost(prune(self.dense, self.plans[0])).macs,

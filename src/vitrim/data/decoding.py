@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -41,7 +42,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def rgb_array(file: str) -> np.ndarray:
+def rgb_array(file: str | BinaryIO) -> np.ndarray:
     """Decode a file to `(H, W, 3)` uint8 RGB, as `loading.read_image`.
 
     Raises:
