@@ -73,7 +73,7 @@ def measure_speeds(probe: Probe, file: Path, *, compiled: bool) -> None:
     for name in names:
         try:
             found[name] = _measure(models, teacher=name.startswith("distil"), compiled=name in COMPILED)
-        except RuntimeError as problem:  # what torch raises for a compiler that does not work, or for too little memory
+        except (RuntimeError, SettingError) as problem:  # too little memory, or a compiler that does not work
             if name in EAGER:
                 raise
             found[name] = {"error": str(problem).strip().splitlines()[0][:300]}

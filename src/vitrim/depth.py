@@ -19,11 +19,14 @@ from vitrim.importance.scores import Scores
 from vitrim.losses import soft_loss
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
+from vitrim.recipe import Recipe
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.progress import log
 from vitrim.source import max_removed_blocks
+from vitrim.training.compiling import Compile
 from vitrim.training.job import TrainingJob, loss_between
 from vitrim.training.loop import run_job
+from vitrim.training.settings import TrainingSettings
 
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on
 PATIENCE = 2  # the search ends when so many numbers in a row are no better
@@ -81,7 +84,7 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
     )
     few, held_out = _search_images(planner)
     student = planner.cut(plan, planner.calibration)
-    settings = replace(recipe.width_training, epochs=recipe.depth.search_epochs, evaluate_every=0)
+    settings = _search_settings(recipe)
     job = TrainingJob(
         model=student,
         data=replace(planner.source.data, train=few),
@@ -117,6 +120,13 @@ def plan_width(folder: RunFolder, planner: Planner, scores: Scores, num_blocks: 
 
 def _plan_file(num_blocks: int) -> str:
     return f"depth-plan-{num_blocks}.json"
+
+
+def _search_settings(recipe: Recipe) -> TrainingSettings:
+    """Those of the width stage, for few epochs. Candidates are compiled where it pays, also if the stage always is."""
+    settings = recipe.width_training
+    compiled: Compile = "auto" if settings.compile else False
+    return replace(settings, epochs=recipe.depth.search_epochs, evaluate_every=0, compile=compiled)
 
 
 def _search_images(planner: Planner) -> tuple[ImageSet, ImageSet]:

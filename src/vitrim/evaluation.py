@@ -107,7 +107,7 @@ def evaluate(
     """
     images = data.validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
-    num_batches, divided = None, isinstance(images, ImageSet)
+    num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     if isinstance(images, ImageSet):
         state = this_process()
         part = Part(index=state.process_index, count=state.num_processes)
@@ -120,10 +120,12 @@ def evaluate(
             num_workers=num_workers,
         )
         num_batches = math.ceil(len(images) / (batch_size * part.count))
+        max_label = int(images.labels.max()) if len(images) else None
     else:
         batches = images
     with eval_mode(model):
-        results = [_judge(model, *batch) for batch in track(batches, description, num_batches)]
+        judged = [_judge(model, *batch, max_label) for batch in track(batches, description, num_batches)]
+    results = [tuple(values.cpu() for values in batch) for batch in judged]  # after all batches: each copy waits
     if divided and this_process().num_processes > 1:
         results = gather_object(results)
     if not results:
@@ -158,28 +160,31 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
     )
 
 
-def _judge(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluate one batch.
 
     Args:
         images: `(B, 3, H, W)`.
         labels: `(B,)` int64.
+        max_label: of all batches; None if it is not known. Then it is read from the device, which takes time.
 
     Returns:
-        Whether top-1 is right, whether top-5 is right (NaN for fewer than six outputs), and the loss, `(B,)` each.
+        Whether top-1 is right, whether top-5 is right (NaN for fewer than six outputs), and the loss, `(B,)` each, on
+        the model's device.
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
     logits = logits_of(model(images.to(dtype))).float()
-    if int(labels.max()) >= logits.shape[-1]:
+    max_label = int(labels.max()) if max_label is None else max_label
+    if max_label >= logits.shape[-1]:
         raise DataError(
-            f"The data has the label {int(labels.max())}, but the model has outputs 0..{logits.shape[-1] - 1}. "
+            f"The data has the label {max_label}, but the model has outputs 0..{logits.shape[-1] - 1}. "
             "Use a model with an output for each class of the data set."
         )
     best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices  # (B, 5), or fewer columns
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="none")
     top5 = hits.double().sum(dim=1) if logits.shape[-1] > 5 else torch.full_like(loss, torch.nan).double()
-    return hits[:, 0].cpu(), top5.cpu(), loss.double().cpu()
+    return hits[:, 0], top5, loss.double()
 
 
 def _summarise(top1: Tensor, top5: Tensor, loss: Tensor) -> Evaluation:

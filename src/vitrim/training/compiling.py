@@ -52,7 +52,7 @@ def has_equal_blocks(model: nn.Module, structure: ViTStructure) -> bool:
 
 
 @contextmanager
-def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str = "inductor") -> Iterator[None]:
+def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str | None = None) -> Iterator[None]:
     """A context in which blocks run compiled. Hooks of the blocks run as before, outside the compiled code.
 
     torch compiles at the first call. A block that cannot be compiled as one graph raises one of `compile_errors()`,
@@ -60,7 +60,7 @@ def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str = 
 
     Args:
         models: models, and their structures.
-        backend: of `torch.compile`.
+        backend: of `torch.compile`; by default its own default.
     """
     import torch._dynamo
     import torch._inductor.config
@@ -72,7 +72,7 @@ def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str = 
         stack.enter_context(torch._inductor.config.patch(fallback_random=True))  # the same random numbers as eager
         for block in _blocks(models):
             stack.callback(_restore, block, vars(block).get("forward"))
-            block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)
+            block.forward = torch.compile(block.forward, fullgraph=True, **({"backend": backend} if backend else {}))
         yield
 
 
