@@ -66,13 +66,14 @@ def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str | 
     import torch._inductor.config
 
     sizes = DYNAMIC_WIDTHS if all(has_equal_blocks(*item) for item in models.items()) else CONSTANT_SIZES
+    options: dict[str, Any] = {"backend": backend} if backend else {}
     limits = {"recompile_limit": MAX_GRAPHS, "accumulated_recompile_limit": MAX_GRAPHS}
     with ExitStack() as stack:
         stack.enter_context(torch._dynamo.config.patch({**limits, **sizes, "fail_on_recompile_limit_hit": True}))
         stack.enter_context(torch._inductor.config.patch(fallback_random=True))  # the same random numbers as eager
         for block in _blocks(models):
             stack.callback(_restore, block, vars(block).get("forward"))
-            block.forward = torch.compile(block.forward, fullgraph=True, **({"backend": backend} if backend else {}))
+            block.forward = torch.compile(block.forward, fullgraph=True, **options)
         yield
 
 
