@@ -5,7 +5,7 @@ import torch
 
 from builders.exactness import images_for
 from builders.families_timm import build_row
-from builders.models import build, same_tensors
+from builders.models import build, random_images, same_tensors
 from builders.rows import EACH_KIND, ROWS
 from vitrim.hooks import logits_of, recorded_states
 from vitrim.models import describe
@@ -46,3 +46,12 @@ def test_auto_is_bf16_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> N
         assert computes_in_bf16(torch.device("cuda"), "auto") is has_it
     assert not computes_in_bf16(CPU, "auto")
     assert computes_in_bf16(CPU, "bf16") and not computes_in_bf16(torch.device("cuda"), "fp32")
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_bf16_weights_change_no_output_on_a_gpu() -> None:
+    device = torch.device("cuda")
+    model, images = build(dtype=torch.float32).to(device).eval(), random_images(dtype=torch.float32).to(device)
+    with autocast(device, "bf16"):
+        assert torch.equal(model(images), with_bf16_products(model)(images))

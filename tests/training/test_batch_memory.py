@@ -63,3 +63,18 @@ def test_the_result_does_not_depend_on_the_memory(
     assert "60 images for each update, in 2 parts" in capsys.readouterr().err
     assert not same_tensors(much, student)
     assert max_difference(much, little) < 2e-5
+
+
+@pytest.mark.gpu
+def test_the_measured_bytes_of_a_pass_on_a_gpu_grow_with_the_images() -> None:
+    device = torch.device("cuda")
+    model = nn.Sequential(nn.Linear(1000, 5000), nn.GELU(), nn.Linear(5000, 10)).to(device)
+
+    def run(num_images: int) -> None:
+        model(torch.randn(num_images, 1000, device=device)).square().sum().backward()
+
+    run(8)
+    few, more, most = (batch_memory.bytes_of(lambda count=count: run(count), device) for count in (64, 128, 256))
+    assert 0 < few < more < most
+    assert (most - more) == pytest.approx(2 * (more - few), rel=0.2)
+    assert 0 < batch_memory.free_bytes(device) < torch.cuda.mem_get_info(device)[1]

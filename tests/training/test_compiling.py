@@ -190,3 +190,14 @@ def test_compiled_and_eager_training_compute_the_same() -> None:
     compiled = train(small, digits(), short_training(**settings, compile=True), **arguments)
     assert max_difference(eager, compiled) < 1e-4
     assert list(eager.state_dict()) == list(compiled.state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_and_eager_training_compute_the_same_on_a_gpu() -> None:
+    small, arguments = student_and_teacher()
+    settings = {"epochs": 1, "distillation": ALL_TERMS, "ema_decay": 0.0, "drop_path": 0.3, "precision": "fp32"}
+    eager = train(small, digits(), short_training(**settings), **arguments)
+    compiled = train(small, digits(), short_training(**settings, compile=True), **arguments)
+    assert max_difference(eager, compiled) < 1e-3
+    assert num_graphs() > 0

@@ -181,6 +181,23 @@ def test_an_update_on_a_gpu_never_waits_for_the_device_and_sends_few_bytes(monke
     assert counts.bytes_to_device - sent < 200 * settings.batch_size
 
 
+@pytest.mark.gpu
+def test_an_update_does_not_wait_for_a_real_gpu() -> None:
+    student, arguments = student_and_teacher()
+    teacher = arguments["teacher"]
+    loss = DistillationLoss.between(ALL_TERMS, describe(student), describe(teacher), arguments["plan"])
+    data = digits().to("cuda")
+    loop = TrainingLoop(TrainingJob(model=student, data=data, settings=EVERYTHING, loss=loss, teacher=teacher))
+    with loop.forward_functions() as forwards, closing(loop.batches()) as batches:
+        sums: dict[str, Any] = {}
+        loop.update(next(batches), *forwards, sums)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loop.update(next(batches), *forwards, sums)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_min() -> None:
     settings = short_training(epochs=6, warmup_epochs=2, learning_rate=1e-3, min_learning_rate=1e-5)
     loop = TrainingLoop(TrainingJob(model=digits_model(), data=digits(), settings=settings))

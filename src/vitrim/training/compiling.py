@@ -154,8 +154,8 @@ class CompileSchedule:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             if self.setting is True:
                 raise SettingError(
-                    f"compile is true, but torch.compile cannot compile the model's blocks: {reason} Set compile to "
-                    "auto or false."
+                    f"compile is true, but torch.compile cannot compile the model's blocks: {reason.rstrip('.')}. "
+                    "Set compile to auto or false."
                 ) from error
             self.close()
             self.may_start = False

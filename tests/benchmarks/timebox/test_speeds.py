@@ -44,7 +44,6 @@ def test_speeds_of_another_model_are_refused(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_compiled_training_is_measured_on_a_gpu(tmp_path):
     probe = Probe(model="vit-s", data=DATA_SETS["tiny-imagenet"], num_classes=200)
     measure_speeds(probe, tmp_path / "speeds.json", compiled=True)
