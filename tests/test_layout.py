@@ -17,7 +17,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"structure"},
     {"plan"},
     {"runs"},
-    {"hooks"},
+    {"hooks", "precision"},
     {"models"},
     {"surgery", "silencing", "rotation"},
     {"costs", "data"},

@@ -201,3 +201,16 @@ def test_compiled_and_eager_training_compute_the_same_on_a_gpu() -> None:
     compiled = train(small, digits(), short_training(**settings, compile=True), **arguments)
     assert max_difference(eager, compiled) < 1e-3
     assert num_graphs() > 0
+
+
+def test_a_system_without_a_compiler_trains_eager(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unsupported(*arguments: object, **options: object) -> None:
+        raise RuntimeError("torch.compile is not supported here.")
+
+    monkeypatch.setattr(torch, "compile", unsupported)
+    assert not any(run(schedule("auto"), 300, 1.0, 0.5, monkeypatch))
+    assert "cannot do it: torch.compile is not supported here\n" in capsys.readouterr().err
+    with pytest.raises(SettingError, match=r"not supported here\. Set compile to auto or false"):
+        run(schedule(True), 3, 1.0, 0.5, monkeypatch)

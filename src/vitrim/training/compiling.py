@@ -72,8 +72,9 @@ def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str | 
         stack.enter_context(torch._dynamo.config.patch({**limits, **sizes, "fail_on_recompile_limit_hit": True}))
         stack.enter_context(torch._inductor.config.patch(fallback_random=True))  # the same random numbers as eager
         for block in _blocks(models):
+            compiled = torch.compile(block.forward, fullgraph=True, **options)
             stack.callback(_restore, block, vars(block).get("forward"))
-            block.forward = torch.compile(block.forward, fullgraph=True, **options)
+            block.forward = compiled
         yield
 
 
@@ -151,15 +152,7 @@ class CompileSchedule:
         try:
             update()
         except compile_errors() as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            if self.setting is True:
-                raise SettingError(
-                    f"compile is true, but torch.compile cannot compile the model's blocks: {reason.rstrip('.')}. "
-                    "Set compile to auto or false."
-                ) from error
-            self.close()
-            self.may_start = False
-            log(f"{self.stage}: the blocks are not compiled, because torch.compile cannot do it: {reason}")
+            self._give_up(error)
             discard()
             update()
 
@@ -186,9 +179,24 @@ class CompileSchedule:
         self._clock = step, time.monotonic()
 
     def _start(self) -> None:
-        self._stack.enter_context(compiled_blocks(self.models))
+        self.may_start = False
+        try:
+            self._stack.enter_context(compiled_blocks(self.models))
+        except RuntimeError as error:  # torch.compile does not exist for this system or this version of Python
+            return self._give_up(error)
         _compiled_before.add(self._classes)
-        self.is_compiled, self.may_start, self._is_warm = True, False, False
+        self.is_compiled, self._is_warm = True, False
+
+    def _give_up(self, error: Exception) -> None:
+        """Let the blocks run eager from now on, and say why; raise SettingError if the setting is True."""
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        if self.setting is True:
+            raise SettingError(
+                f"compile is true, but torch.compile cannot compile the model's blocks: {reason}. Set compile to auto "
+                "or false."
+            ) from error
+        self.close()
+        log(f"{self.stage}: the blocks are not compiled, because torch.compile cannot do it: {reason}")
 
     def _compare(self, seconds: float) -> None:
         """End compiled training if an update takes longer than eager."""
