@@ -33,7 +33,7 @@ def test_a_compiler_that_fails_is_recorded_and_leaves_eager_training(tmp_path, m
     measure_speeds(PROBE, tmp_path / "speeds.json", compiled=True)
     found = read_speeds(tmp_path / "speeds.json")
     assert found.dense.images_per_second > 0 and found.dense_compiled is None and found.distil_compiled is None
-    assert json.loads((tmp_path / "speeds.json").read_text())["dense_compiled"] == {"error": "no C compiler"}
+    assert "no C compiler. Set" in json.loads((tmp_path / "speeds.json").read_text())["dense_compiled"]["error"]
 
 
 def test_speeds_of_another_model_are_refused(tmp_path):
