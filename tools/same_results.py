@@ -34,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "budget.macs": 0.6,
         "depth.blocks": 1,
         "importance.criterion": "taylor",
+        "heads.width": "full",  # the relations compare heads of equal width
         "width_training.distillation.relations": 1.0,
         "width_training.distillation.hard": 0.5,
         "depth_training.distillation.temperature": 2.0,
