@@ -63,7 +63,7 @@ test-lowest test-newest: test-%: $(UV)
 	.venv-$*-$(PYTHON_VERSION)/bin/python -c '$(PRINT_VERSIONS)'
 	.venv-$*-$(PYTHON_VERSION)/bin/python -m pytest
 
-test-lowest: RESOLUTION = --resolution lowest-direct
+test-lowest: RESOLUTION = --resolution lowest-direct --upgrade
 test-newest: RESOLUTION = --resolution highest --upgrade
 
 .venv-uv/bin/uv:

@@ -62,7 +62,8 @@ def test_a_file_that_cannot_be_written_is_named(
 
 
 def test_after_a_full_disk_the_same_command_continues(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit = "import resource, signal, sys\nsys.dont_write_bytecode = True  # Python would keep truncated .pyc files\n"
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     status, _, err = call_in_new_process(place.compress("--depth", "0"), limit)
     assert status == 2
