@@ -194,7 +194,7 @@ def prepare(
     limit_mib: float = 64.0,
     besides_mib: float = 0.0,
 ) -> None:
-    """Make the folders that are carried to a rented machine: code, wheels, parts of an archive, and weights.
+    """Make the folders that are copied to a rented machine: code, wheels, parts of an archive, and weights.
 
     Parameters
     ----------
@@ -209,9 +209,9 @@ def prepare(
     commit
         Commit of the code.
     limit_mib
-        Max MiB carried with one call.
+        Max MiB copied for one call.
     besides_mib
-        MiB that each call carries besides its folder.
+        MiB that are copied for each call besides its folder.
     """
     from benchmarks.timebox.prepare import make_calls
 

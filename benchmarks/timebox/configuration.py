@@ -212,7 +212,7 @@ def _student_training(model: Model, schedule: Schedule) -> dict[str, Any]:
 
 
 def _arms(schedule: Schedule) -> list[str]:
-    """Return the arms of the schedule in the order of their worth. A schedule of the dense model has the main arms."""
+    """Return the arms of the schedule in order of importance. A schedule of the dense model has the main arms."""
     arms = [arm for arm in dict.fromkeys(step.arm for step in schedule.steps) if arm != DENSE]
     return arms or ["vitrim", "paper", CONTROL]
 

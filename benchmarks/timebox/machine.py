@@ -154,9 +154,9 @@ class Machine:
 
 def _is_installed(wheel: Path) -> bool:
     """Return whether the machine has the version of a wheel."""
-    name, carried = wheel.name.split("-")[:2]
+    name, copied = wheel.name.split("-")[:2]
     try:
-        return version(name) == carried
+        return version(name) == copied
     except PackageNotFoundError:
         return False
 
@@ -179,7 +179,7 @@ def start(machine: Machine, call: Path, parts: Sequence[str], options: Sequence[
 
     Args:
         machine: where.
-        call: folder that was carried.
+        call: folder that was copied.
         parts: names of all parts of the archive, in their order; empty if the images come from elsewhere.
         options: of `python -m benchmarks.timebox`.
     """
@@ -213,7 +213,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     split = list(words).index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("start", "part", "run", "wait"))
-    parser.add_argument("call", type=Path, nargs="?", help="folder that was carried, made by `prepare`")
+    parser.add_argument("call", type=Path, nargs="?", help="folder that was copied, made by `prepare`")
     parser.add_argument("--root", type=Path, default=ROOT, help=f"folder for everything (default: {ROOT})")
     parser.add_argument(
         "--parts", nargs="*", default=(), help="start: names of all parts of the archive, in their order"
@@ -223,7 +223,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--to", type=Path, help="run, wait: folder for the packed files")
     found = parser.parse_args(list(words[:split]))
     if found.call is None and found.what != "wait":
-        parser.error(f"{found.what} needs the folder that was carried")
+        parser.error(f"{found.what} needs the folder that was copied")
     if found.what == "run" and found.seconds <= 0:
         parser.error("run needs --seconds, the time until the deadline")
     return found, list(words[split + 1 :])

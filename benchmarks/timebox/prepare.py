@@ -1,4 +1,4 @@
-"""The folders that are carried to a rented machine, one for each call: code, wheels, parts of an archive, weights.
+"""The folders that are copied to a rented machine, one for each call: code, wheels, parts of an archive, weights.
 
     OUTPUT/call0/repo/        the code of a commit, with the file COMMIT
     OUTPUT/call0/wheels/      need: installed always; maybe: installed where the machine has another version
@@ -76,7 +76,7 @@ def _distribute(items: Sequence[tuple[str, Path]], output: Path, max_bytes: int)
         size = path.stat().st_size
         if size > max_bytes:
             raise SettingError(
-                f"{path} has {size / 2**20:.1f} MiB, more than one call carries. Cut it into smaller parts."
+                f"{path} has {size / 2**20:.1f} MiB, more than is copied for one call. Cut it into smaller parts."
             )
         if used + size > max_bytes:
             folders.append(output / f"call{len(folders)}")

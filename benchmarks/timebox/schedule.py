@@ -124,7 +124,7 @@ class Schedule:
         student_epochs: of each arm.
         compile_dense: compile the training of the dense model.
         compile_students: compile the training of the arms.
-        steps: in the order of their worth.
+        steps: in order of importance.
         options: for each way to compile, the largest number of student epochs that fits.
     """
 
@@ -283,7 +283,7 @@ def _required_seconds(way: _Way, student_epochs: int, work: Work) -> float:
 
 
 def _steps(way: _Way, student_epochs: int, work: Work) -> tuple[Step, ...]:
-    """Return all steps in the order of their worth."""
+    """Return all steps in order of importance."""
     order = [(DENSE, 1.0), ("vitrim", MAIN_KEEP), ("paper", MAIN_KEEP), (CONTROL, 1.0)]
     order += [(arm, keep) for keep in (0.5, 0.3) for arm in ("vitrim", "paper")]
     if work.with_torch_pruning:
@@ -297,7 +297,7 @@ def _steps(way: _Way, student_epochs: int, work: Work) -> tuple[Step, ...]:
         )
         for arm, keep in order
     ]
-    return tuple(sorted(steps, key=lambda step: not step.required))  # stable: the order of worth is kept
+    return tuple(sorted(steps, key=lambda step: not step.required))  # stable: the order of importance is kept
 
 
 def _seconds(arm: str, way: _Way, student_epochs: int, work: Work) -> float:

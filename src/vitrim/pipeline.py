@@ -24,7 +24,7 @@ from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.precision import computes_in_bf16
-from vitrim.recipe import CHANGED_DEFAULTS, SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
+from vitrim.recipe import CHANGED_DEFAULTS, ONLY_SPEED, SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
@@ -158,7 +158,7 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
         FolderInUse: it holds something else, or a run made from something else.
     """
     before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
-    folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS)
+    folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
     if is_main_process():
         write_text(folder.path / "recipe.toml", to_toml(recipe))
     return folder

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -22,7 +22,10 @@ def computes_in_bf16(device: torch.device, precision: Precision) -> bool:
 @contextmanager
 def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
     """A context in which forward passes on `device` compute in this precision."""
-    with torch.autocast(device.type, torch.bfloat16) if computes_in_bf16(device, precision) else nullcontext():
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device, precision)):
         yield
 
 

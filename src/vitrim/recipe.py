@@ -36,8 +36,12 @@ SETTINGS_OF_0_1 = {  # what version 0.1.0 did, which had no such settings
 
 CHANGED_DEFAULTS = {  # default of version 0.1.0, and today's; a run of one is continued with the other
     "recipe.budget.multiple_of": (1, "auto"),
-    **{f"recipe.{table}.compile": (False, "auto") for table in ("training", "width_training", "depth_training")},
 }
+ONLY_SPEED = tuple(  # settings that change the result by rounding only; a run is continued with another value
+    f"recipe.{table}.{name}"
+    for table in ("training", "width_training", "depth_training")
+    for name in TrainingSettings.ONLY_SPEED
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Laws of the cache of decoded pixels: a set is decoded once, a changed set again, and an entry is whole or absent."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from builders.images import image_folder, save_image
-from vitrim.data import decoded_cache
+from vitrim.data import decoded_cache, decoding
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
 from vitrim.errors import DataError
@@ -156,6 +157,24 @@ def test_broken_files_are_remembered(load: Load, decoded: list[int], root: Path)
     with pytest.raises(DataError, match=r"01\.png cannot be decoded"):
         load(strict=True)
     assert len(decoded) == 2
+
+
+def test_a_file_that_could_not_be_read_once_is_not_lost(
+    load: Load, decoded: list[int], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_data(root, cache_dir=root.parent / "other cache")
+    rgb_array, failing = decoding.rgb_array, {"left": 1}
+
+    def sometimes(file: str) -> Any:
+        if failing["left"]:
+            failing["left"] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return rgb_array(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "rgb_array", sometimes)
+        assert any("skipped 1 file" in note for note in load().notes)
+    assert same(load(), expected)
 
 
 def test_images_of_different_sizes_leave_no_entry(load: Load, cache: Path, decoded: list[int], root: Path) -> None:

@@ -116,6 +116,19 @@ def test_images_that_do_not_fit_on_a_gpu_stay_in_memory(monkeypatch: pytest.Monk
             assert moved.pixels.is_cuda == on_gpu and moved.labels is data.train.labels
 
 
+def test_training_and_validation_images_together_take_half_of_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = image_data(("cat", "dog"))
+    train, validation = data.train.pixels.nbytes, data.validation.pixels.nbytes
+    for free, on_gpu in ((2 * (train + validation), (True, True)), (2 * (train + validation) - 1, (True, False))):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
+        with fake_gpu(waiting_copies=True):
+            moved = data.to("cuda:0")
+            assert (moved.train.pixels.is_cuda, moved.validation.pixels.is_cuda) == on_gpu
+        assert ("the validation images are not moved" in capsys.readouterr().err) != on_gpu[1]
+
+
 def test_pixels_are_read_for_the_fingerprint_before_they_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**30))
     in_memory = image_data(("cat", "dog"))

@@ -107,6 +107,18 @@ def test_a_folder_without_results_may_be_reused_with_another_identity(tmp_path: 
         RunFolder(tmp_path, IDENTITY)
 
 
+def test_ignored_keys_and_defaults_that_have_changed_are_no_difference(tmp_path: Path) -> None:
+    old = {"width": 1, "compile": False, "seed": 0}
+    RunFolder(tmp_path, old).once_json("stage.json", lambda: 1)
+    new = {"width": "auto", "compile": True, "seed": 0}
+    with pytest.raises(FolderInUse, match=r'compile was false, now true; width was 1, now "auto"'):
+        RunFolder(tmp_path, new)
+    with pytest.raises(FolderInUse, match="width was 1, now 2"):
+        RunFolder(tmp_path, {**new, "width": 2}, changed={"width": (1, "auto")}, ignored=["compile"])
+    RunFolder(tmp_path, new, changed={"width": (1, "auto")}, ignored=["compile"])
+    assert read_json(tmp_path / RUN) == new
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FolderInUse, match="has no vitrim run"):

@@ -9,25 +9,30 @@ from builders.runs import digits, short_training
 from builders.trainings import ALL_TERMS, max_difference, student_and_teacher
 from vitrim.errors import SettingError
 from vitrim.training import batch_memory
-from vitrim.training.batch_memory import micro_batches_that_fit, num_micro_batches
+from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
 from vitrim.training.loop import train
 
-LINEAR = {2: 100 + 2 * 10, 4: 100 + 4 * 10}  # bytes of a pass: 100, and 10 for each image
+
+def linear(free: float) -> Memory:
+    """A pass needs 100 bytes, and 10 for each image."""
+    return Memory(few=100 + 2 * 10, more=100 + 4 * 10, free=free)
 
 
 @pytest.mark.parametrize("free", [170, 200, 431, 740, 741, 10_000])
-@pytest.mark.parametrize("smallest", [1, 3])
-def test_the_micro_batches_fit_and_fewer_would_not(free: int, smallest: int) -> None:
-    num_images = 192
-    count = num_micro_batches(num_images, LINEAR, free, smallest)
+@pytest.mark.parametrize(("num_images", "smallest"), [(192, 1), (192, 3), (42, 1), (126, 3)])
+def test_the_micro_batches_fit_and_fewer_would_not(free: int, num_images: int, smallest: int) -> None:
+    count = num_micro_batches(num_images, linear(free), smallest)
+    fewer = [other for other in range(smallest, count, smallest) if num_images % (2 * other) == 0]
+    assert num_images % (2 * count) == count % smallest == 0
     assert 100 + 10 * num_images / count <= free
-    assert count == smallest or 100 + 10 * num_images / (count // 2) > free
-    assert num_images % (2 * count) == 0
+    assert all(100 + 10 * num_images / other > free for other in fewer)
 
 
 def test_if_two_images_do_not_fit_the_error_says_what_is_needed() -> None:
     with pytest.raises(SettingError, match=r"batch_size is auto, but 2 images of one micro-batch need .* GB"):
-        num_micro_batches(64, LINEAR, 110)
+        num_micro_batches(64, linear(110))
+    with pytest.raises(SettingError, match="batch_size is auto, but 2 images"):
+        num_micro_batches(64, Memory(few=float("inf"), more=float("inf"), free=1e9))  # they ran out of memory
 
 
 def test_measuring_changes_neither_weights_nor_buffers() -> None:
@@ -40,9 +45,30 @@ def test_measuring_changes_neither_weights_nor_buffers() -> None:
         passes.append(num_images)
         model(torch.randn(num_images, 3).double()).square().sum().backward()
 
-    assert micro_batches_that_fit(model, train_on, 64) == 1
-    assert passes == [2, 4] and same_tensors(model, before)
+    memory = measure_memory(model, train_on)
+    assert 0 < memory.few < memory.more < memory.free
+    assert passes == [2, 2, 4] and same_tensors(model, before)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_both_passes_begin_without_gradients() -> None:
+    model, found = nn.Linear(3, 5), []
+
+    def train_on(num_images: int) -> None:
+        found.append(model.weight.grad is None)
+        model(torch.randn(num_images, 3)).square().sum().backward()
+
+    measure_memory(model, train_on)
+    assert found == [True, True, True]
+
+
+def test_too_little_memory_for_two_images_is_no_traceback() -> None:
+    def train_on(num_images: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    memory = measure_memory(nn.Linear(3, 5), train_on)
+    with pytest.raises(SettingError, match="batch_size is auto"):
+        num_micro_batches(8, memory)
 
 
 def test_the_result_does_not_depend_on_the_memory(
@@ -57,8 +83,8 @@ def test_the_result_does_not_depend_on_the_memory(
     needed: list[int] = []
     bytes_of = batch_memory.bytes_of
     monkeypatch.setattr(batch_memory, "bytes_of", lambda *a: needed.append(bytes_of(*a)) or needed[-1])
-    moments = 8 * sum(weight.numel() for weight in student.parameters())
-    monkeypatch.setattr(batch_memory, "free_bytes", lambda device: moments + 20 * (needed[1] - needed[0]))
+    later = 12 * sum(weight.numel() for weight in student.parameters())
+    monkeypatch.setattr(batch_memory, "free_bytes", lambda device: later + 20 * (needed[-1] - needed[-2]))
     little = train(student, digits(), settings, **arguments)
     assert "60 images for each update, in 2 parts" in capsys.readouterr().err
     assert not same_tensors(much, student)

@@ -76,8 +76,8 @@ TrainingBatch = Annotated[
     WHOLE,
     Parameter(
         show_choices=False,
-        help="images of one training update, over all processes; auto is 128 to 1024 by the number of images, in parts "
-        "that fit into memory, with a scaled learning rate (default: 128, from the recipe)",
+        help="images of one training update, over all processes; auto is 128 to 1024, by the number of training images "
+        "(default: 128, from the recipe)",
     ),
 ]
 

@@ -5,16 +5,18 @@ when it is used, so several processes share it. How files are decoded is in `dec
 """
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 import PIL
 
-from vitrim.data.decoding import decode_files, spread_over
+from vitrim.data.decoding import BROKEN_IMAGE, decode_files, rgb_array, spread_over
 from vitrim.runs.progress import log
 
 DECODER = 1  # to be raised when `decoding` computes other pixels or reports other files
@@ -29,7 +31,7 @@ def decode_or_read(files: Sequence[str], size: tuple[int, int], folder: Path, de
 
     A set is the same if its files have the same names, sizes and times of change, and 32 of them the same content. The
     folder that holds them may have been moved. If nothing can be written to the cache, the files are decoded into
-    memory, and a line says so.
+    memory, and this is logged.
 
     Args:
         files: n paths.
@@ -44,9 +46,12 @@ def decode_or_read(files: Sequence[str], size: tuple[int, int], folder: Path, de
         SizesDiffer: an image has another size.
     """
     shape = (len(files), 3, *size)
-    if len(files) >= MIN_FILES:
+    if len(files) >= MIN_FILES and math.prod(shape) <= MAX_BYTES:
         entry = folder / _key(files, size)
         found = _read(entry, shape)
+        if found is not None and _any_readable(files, found[1]):
+            shutil.rmtree(entry, ignore_errors=True)
+            found = None
         try:
             found = found or _decode_to(entry, files, shape, description)
         except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
@@ -55,6 +60,15 @@ def decode_or_read(files: Sequence[str], size: tuple[int, int], folder: Path, de
             return found
     pixels = np.zeros(shape, dtype=np.uint8)
     return pixels, decode_files(files, pixels, description)
+
+
+def _any_readable(files: Sequence[str], broken: np.ndarray) -> bool:
+    """Whether a file that was unreadable can be read now: a network or a permission may have failed before."""
+    for file in (files[i] for i in broken.nonzero()[0].tolist()):
+        with suppress(*BROKEN_IMAGE):
+            rgb_array(file)
+            return True
+    return False
 
 
 def _key(files: Sequence[str], size: tuple[int, int]) -> str:
@@ -80,11 +94,14 @@ def _read(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
     try:
         pixels, broken = np.load(file, mmap_mode="c"), np.load(entry / "broken.npy")
         complete = file.stat().st_size == pixels.offset + pixels.nbytes
-        os.utime(entry)  # when it was used
     except (OSError, ValueError, EOFError):
         return None
     valid = pixels.shape == shape and pixels.dtype == np.uint8 and broken.shape == shape[:1] and broken.dtype == bool
-    return (pixels, broken) if complete and valid else None
+    if not (complete and valid):
+        return None
+    with suppress(OSError):  # the entry of another user
+        os.utime(entry)  # when it was used
+    return pixels, broken
 
 
 def _decode_to(entry: Path, files: Sequence[str], shape: tuple[int, ...], description: str) -> Decoded | None:
@@ -93,11 +110,17 @@ def _decode_to(entry: Path, files: Sequence[str], shape: tuple[int, ...], descri
     Raises:
         OSError: it cannot be written. SizesDiffer: an image has another size.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     folder = entry.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    lock = FileLock(folder / ".lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.acquire(blocking=False))
+        except Timeout:
+            log(f"{description}: waiting for another process that decodes images")
+            stack.enter_context(lock.acquire())
         found = _read(entry, shape)
         if found is not None:  # made by another process in the meantime
             return found

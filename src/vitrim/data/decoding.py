@@ -8,13 +8,14 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from vitrim.runs.progress import track
+from vitrim.runs.progress import log, track
 
 # What Pillow raises for files that are truncated, damaged or not images (found by trying).
 BROKEN_IMAGE = (
@@ -78,7 +79,10 @@ def decode_files(files: Sequence[str], pixels: np.ndarray, description: str) -> 
     """
     if isinstance(pixels, np.memmap):
         place = (pixels.filename, pixels.dtype, "r+", pixels.offset, pixels.shape)
-        return _run(_pool(len(files), num_cores()), partial(_decode_mapped, place), files, description)
+        try:
+            return _run(_pool(len(files), num_cores()), partial(_decode_mapped, place), files, description)
+        except BrokenProcessPool as error:  # such as a process that was ended because memory is short
+            log(f"{description}: threads decode them, because a process ended ({str(error).splitlines()[0]})")
     return _run(_pool(0, 0), partial(_decode_chunk, pixels), files, description)
 
 
@@ -122,9 +126,9 @@ def _pool(num_files: int, cores: int) -> Executor:
     """
     if num_files < MIN_FILES_FOR_PROCESSES or cores < MIN_CORES_FOR_PROCESSES:
         return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
-    from joblib.externals.loky import ProcessPoolExecutor  # takes 0.5 s to import
+    from joblib.externals.loky import ProcessPoolExecutor, cpu_count  # takes 0.5 s to import
 
-    return ProcessPoolExecutor(cores)
+    return ProcessPoolExecutor(min(cores, cpu_count()))  # a container may have fewer than it shows
 
 
 def _run(

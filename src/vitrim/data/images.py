@@ -4,6 +4,7 @@ Reading files is in `loading`, making batches in `batches`.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitrim.data.transfer import send
+from vitrim.runs.progress import log
 
 MAX_DEVICE_FRACTION = 0.5  # of the free memory of a GPU, which images may take
 
@@ -84,7 +86,7 @@ class ImageSet:
         one by one.
         """
         device = torch.device(device)
-        if self.pixels is None or self.pixels.device == device or not _fits(self.pixels, device):
+        if self.pixels is None or self.pixels.device == device or self.pixels.nbytes > _room(device):
             return self
         pixels = self.pixels.to(device)
         if pixels is self.pixels:  # `cuda` is the device with the index of this process
@@ -118,17 +120,26 @@ class ImageData:
         return [f"{self.name}: {len(self.classes)} classes, {sizes}", *(f"  {note}" for note in self.notes)]
 
     def to(self, device: str | torch.device) -> "ImageData":
-        """Return the same data set with its pixels on `device`, as far as they fit there (see `ImageSet.to`).
+        """Return the same data set with its pixels on `device`.
 
-        Call it once, and use the result for all trainings and evaluations. The fingerprint is computed before pixels
-        are moved, so they are not copied back for it.
+        Training and validation images together take at most half of the free memory of a GPU. Others remain where they
+        are, and this is logged. Call it once, and use the result for all trainings and evaluations. The fingerprint is
+        computed before pixels are moved, so they are not copied back for it.
         """
         if torch.device(device).type == "cuda" and (self.train.in_memory or self.validation.in_memory):
             self.fingerprint()
-        train, validation = self.train.to(device), self.validation.to(device)
-        if train is self.train and validation is self.validation:
+        room, sets = _room(torch.device(device)), {"training": self.train, "validation": self.validation}
+        for name, images in sets.items():
+            if images.pixels is None or images.pixels.device.type == torch.device(device).type:
+                continue
+            if images.pixels.nbytes > room:
+                log(f"{self.name}: the {name} images are not moved to the GPU, because they would take half its memory")
+                continue
+            room -= images.pixels.nbytes
+            sets[name] = images.to(device)
+        if sets["training"] is self.train and sets["validation"] is self.validation:
             return self
-        return replace(self, train=train, validation=validation)
+        return replace(self, train=sets["training"], validation=sets["validation"])
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of a SHA-256 over classes, labels and images.
@@ -156,9 +167,9 @@ class ImageData:
         return digest.hexdigest()[:16]
 
 
-def _fits(pixels: Tensor, device: torch.device) -> bool:
-    """Whether pixels, `(n, 3, H, W)`, take at most a fraction of the free memory of a GPU; True for other devices."""
-    return device.type != "cuda" or pixels.nbytes <= MAX_DEVICE_FRACTION * torch.cuda.mem_get_info(device)[0]
+def _room(device: torch.device) -> float:
+    """The bytes that images may take: a fraction of the free memory of a GPU; no limit on other devices."""
+    return MAX_DEVICE_FRACTION * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def rank_in_class(labels: Tensor, seed: int) -> Tensor:

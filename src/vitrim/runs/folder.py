@@ -1,7 +1,7 @@
 """The folder of a run: it keeps the result of each stage, so the same command continues an interrupted run."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ class RunFolder:
         identity: Mapping[str, Any],
         before: Mapping[str, Any] | None = None,
         changed: Mapping[str, tuple[Any, Any]] | None = None,
+        ignored: Collection[str] = (),
     ) -> None:
         """Open or create a run folder. All processes call this together.
 
@@ -37,6 +38,7 @@ class RunFolder:
             before: values of keys that earlier versions did not write, in the form of `identity`.
             changed: by the key with dots, a value of an earlier version and the value that has replaced it. They count
                 as equal.
+            ignored: keys with dots that are written and not compared.
 
         Raises:
             FolderInUse: the folder has other files, or a run with another identity; the message lists the differences.
@@ -48,7 +50,12 @@ class RunFolder:
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
         if file.is_file() and not self._is_fresh():
             old = _with_missing(read_json(file), before or {})
-            differences = list(_differences(old, identity, changed or {}))
+            changed = changed or {}
+            differences = [
+                f"{name} was {json.dumps(earlier)}, now {json.dumps(now)}"
+                for name, earlier, now in _differences(old, identity)
+                if name not in ignored and (earlier, now) != changed.get(name)
+            ]
             if differences:
                 raise FolderInUse(
                     f"{self.path} has a run with other settings: {'; '.join(differences[:8])}. Choose another folder "
@@ -133,9 +140,10 @@ def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:
     return old
 
 
-def _differences(old: Any, new: Any, changed: Mapping[str, tuple[Any, Any]], name: str = "") -> Iterator[str]:
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys with dots that differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), changed, f"{name}.{key}" if name else key)
-    elif old != new and (old, new) != changed.get(name):
-        yield f"{name} was {json.dumps(old)}, now {json.dumps(new)}"
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield name, old, new

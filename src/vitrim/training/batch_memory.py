@@ -1,6 +1,8 @@
 """Into how many micro-batches a batch is divided so that an update fits into memory."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import psutil
@@ -11,32 +13,52 @@ from vitrim.errors import SettingError
 
 FRACTION_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # the rest is for what is not measured, and for other programs
 TRIED = (2, 4)  # images of the two passes that are measured
-MOMENTS_BYTES = 8  # of each weight; AdamW makes them at its first update
+BYTES_OF_WEIGHT = 12  # moments of AdamW and buckets of several processes; both are made at the first update
 
 
-def micro_batches_that_fit(
-    model: nn.Module, train_on: Callable[[int], object], num_images: int, smallest: int = 1
-) -> int:
-    """Measure the smallest number of micro-batches with which one update of a training fits into memory.
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What was measured on one process, in bytes.
+
+    Attributes:
+        few: of a forward and backward pass of `TRIED[0]` images; infinite if it did not fit.
+        more: the same for `TRIED[1]` images.
+        free: what a pass may take.
+    """
+
+    few: float
+    more: float
+    free: float
+
+    def needed(self, num_images: float) -> float:
+        """Bytes of a pass of so many images, which grow linearly."""
+        slope = max(0.0, (self.more - self.few) / (TRIED[1] - TRIED[0]))
+        return max(0.0, self.few - slope * TRIED[0]) + slope * num_images
+
+
+def measure_memory(model: nn.Module, train_on: Callable[[int], object]) -> Memory:
+    """Measure the memory of two small passes.
 
     Args:
         model: the model that is trained. Its weights and buffers are not changed.
         train_on: makes a forward and backward pass of so many images.
-        num_images: images of one update on this process.
-        smallest: the result is this times a power of 2.
-
-    Raises:
-        SettingError: not even two images fit.
     """
     device = next(model.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    moments = MOMENTS_BYTES * sum(weight.numel() for weight in model.parameters())
+    found = []
     model.train()
-    bytes_with = {count: bytes_of(partial(train_on, count), device) for count in TRIED}
+    try:
+        train_on(TRIED[0])  # the first pass prepares the device
+        for num_images in TRIED:
+            model.zero_grad(set_to_none=True)  # so that both passes make the gradients
+            found.append(float(bytes_of(partial(train_on, num_images), device)))
+    except torch.OutOfMemoryError:
+        found = [math.inf, math.inf]
     model.zero_grad(set_to_none=True)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-    return num_micro_batches(num_images, bytes_with, free_bytes(device) - moments, smallest)
+    later = BYTES_OF_WEIGHT * sum(weight.numel() for weight in model.parameters())
+    return Memory(few=found[0], more=found[1], free=free_bytes(device) - later)
 
 
 def free_bytes(device: torch.device) -> float:
@@ -68,27 +90,23 @@ def bytes_of(run: Callable[[], object], device: torch.device) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def num_micro_batches(num_images: int, bytes_with: Mapping[int, float], free: float, smallest: int = 1) -> int:
+def num_micro_batches(num_images: int, memory: Memory, smallest: int = 1) -> int:
     """The smallest number of equal micro-batches with which an update fits.
 
     Args:
         num_images: images of one update on this process.
-        bytes_with: bytes of a forward and backward pass, by the number of images, for two numbers. They grow linearly.
-        free: bytes that the pass may take.
-        smallest: the result is this times a power of 2.
+        memory: what was measured; with several processes, the worst of them.
+        smallest: the result is a multiple of this.
 
     Raises:
-        SettingError: not even the smallest micro-batch fits.
+        SettingError: not even two images fit.
     """
-    few, more = sorted(bytes_with)
-    slope = max(0.0, (bytes_with[more] - bytes_with[few]) / (more - few))
-    fixed = max(0.0, bytes_with[few] - slope * few)
-    count = smallest
-    while (needed := fixed + slope * num_images / count) > free:
-        if num_images % (4 * count):  # mixing needs pairs of images
-            raise SettingError(
-                f"batch_size is auto, but {num_images // count} images of one micro-batch need {needed / 1e9:.2g} GB "
-                f"and {max(0.0, free) / 1e9:.2g} GB are free. Use a smaller model or smaller images, or free memory."
-            )
-        count *= 2
-    return count
+    possible = [count for count in range(smallest, num_images // 2 + 1, smallest) if num_images % (2 * count) == 0]
+    for count in possible:  # each micro-batch has pairs of images, because mixing needs them
+        if memory.needed(num_images / count) <= memory.free:
+            return count
+    least = num_images // possible[-1] if possible else num_images
+    raise SettingError(
+        f"batch_size is auto, but {least} images of one micro-batch need {memory.needed(least) / 1e9:.2g} GB and "
+        f"{max(0.0, memory.free) / 1e9:.2g} GB are free. Use a smaller model or smaller images, or free memory."
+    )

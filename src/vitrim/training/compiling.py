@@ -24,7 +24,8 @@ Compile = bool | Literal["auto"]
 MAX_GRAPHS = 256  # of one `forward`: train and eval mode, with and without gradient, types, constant sizes
 MIN_SECONDS_TO_COMPILE = 150.0  # of eager training that are left. Compiling takes up to a minute and saves a third.
 MIN_SECONDS_COMPILED_BEFORE = 20.0  # the same, if this process has compiled blocks of these classes before
-MIN_STEPS_TIMED = 5  # updates in an interval whose speed is believed
+MIN_STEPS_TIMED = 5  # updates in an interval whose speed is used
+MIN_STEPS_COMPARED = 20  # updates in an interval that is compared with the eager ones
 MAX_SLOWER = 1.05  # compiled training that takes longer than this times eager training is ended
 # Settings of torch._dynamo. By default, sizes of weights and whole numbers of modules are constants, others are not.
 DYNAMIC_WIDTHS: dict[str, Any] = {
@@ -35,6 +36,7 @@ DYNAMIC_WIDTHS: dict[str, Any] = {
 CONSTANT_SIZES: dict[str, Any] = {"automatic_dynamic_shapes": False}
 
 _compiled_before: set[frozenset[type[nn.Module]]] = set()
+_not_worth_compiling: set[frozenset[type[nn.Module]]] = set()  # it failed, or was slower
 
 
 def has_equal_blocks(model: nn.Module, structure: ViTStructure) -> bool:
@@ -69,7 +71,12 @@ def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str | 
     options: dict[str, Any] = {"backend": backend} if backend else {}
     limits = {"recompile_limit": MAX_GRAPHS, "accumulated_recompile_limit": MAX_GRAPHS}
     with ExitStack() as stack:
-        stack.enter_context(torch._dynamo.config.patch({**limits, **sizes, "fail_on_recompile_limit_hit": True}))
+        checks = {
+            "fail_on_recompile_limit_hit": True,
+            "skip_nnmodule_hook_guards": False,  # else a hook in a block is ignored where another block has none
+            "optimize_ddp": False,  # it would split each block
+        }
+        stack.enter_context(torch._dynamo.config.patch({**limits, **sizes, **checks}))
         stack.enter_context(torch._inductor.config.patch(fallback_random=True))  # the same random numbers as eager
         for block in _blocks(models):
             compiled = torch.compile(block.forward, fullgraph=True, **options)
@@ -123,6 +130,7 @@ class CompileSchedule:
         self._clock = (0, 0.0)  # a number of updates, and when the device had finished them
         self._is_warm = False  # the first updates prepare the device or compile
         self._classes = frozenset(type(block) for block in _blocks(models))
+        self.may_start &= self._classes not in _not_worth_compiling
 
     def close(self) -> None:
         """Let the blocks run as before."""
@@ -154,7 +162,8 @@ class CompileSchedule:
         except compile_errors() as error:
             self._give_up(error)
             discard()
-            update()
+            return update()
+        _compiled_before.add(self._classes)
 
     def observe(self, step: int, total_steps: int) -> None:
         """Note that the device has finished `step` updates, and start or end compiled training if that is faster."""
@@ -164,7 +173,7 @@ class CompileSchedule:
         if not is_warm or step < before[0] + MIN_STEPS_TIMED:
             return
         seconds = (now - before[1]) / (step - before[0])
-        if self.is_compiled and self._eager_seconds:
+        if self.is_compiled and self._eager_seconds and step >= before[0] + MIN_STEPS_COMPARED:
             self._compare(seconds)
         elif self.may_start:
             known = self._classes in _compiled_before
@@ -184,7 +193,6 @@ class CompileSchedule:
             self._stack.enter_context(compiled_blocks(self.models))
         except RuntimeError as error:  # torch.compile does not exist for this system or this version of Python
             return self._give_up(error)
-        _compiled_before.add(self._classes)
         self.is_compiled, self._is_warm = True, False
 
     def _give_up(self, error: Exception) -> None:
@@ -196,6 +204,7 @@ class CompileSchedule:
                 "or false."
             ) from error
         self.close()
+        _not_worth_compiling.add(self._classes)
         log(f"{self.stage}: the blocks are not compiled, because torch.compile cannot do it: {reason}")
 
     def _compare(self, seconds: float) -> None:
@@ -205,4 +214,5 @@ class CompileSchedule:
         log(f"{self.stage}: a compiled update takes {ratio:.2f} times as long as an eager one")
         if ratio > MAX_SLOWER:
             self.close()
+            _not_worth_compiling.add(self._classes)
             log(f"{self.stage}: the blocks are not compiled any more")

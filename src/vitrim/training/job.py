@@ -17,8 +17,6 @@ from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.training.settings import TrainingSettings
 
-ONLY_SPEED = ("compile",)  # settings that change the speed, and the result by rounding only
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingJob:
@@ -50,13 +48,15 @@ class TrainingJob:
         """Everything that the result depends on, as JSON. A checkpoint of another identity is refused."""
         settings = asdict(self.settings)
         about = {
-            "settings": {name: value for name, value in settings.items() if name not in ONLY_SPEED},
+            "settings": {name: value for name, value in settings.items() if name not in TrainingSettings.ONLY_SPEED},
             "seed": self.seed,
             "weights": fingerprint(self.model),
             "teacher": fingerprint(self.teacher) if self.teacher is not None else None,
             "loss": repr(self.loss),
             "data": self.data.fingerprint(),
         }
+        if self.settings.batch_size == "auto":  # it depends on the images and on the number of processes
+            about["batch"] = self.settings.batch_for(len(self.data.train), this_process().num_processes)
         return json.dumps(about, sort_keys=True)
 
 
@@ -79,7 +79,7 @@ def is_same_training(first: str, second: str) -> bool:
     """Whether two identities are of one training. Those of version 0.1.0 also have the settings `ONLY_SPEED`."""
     abouts = [json.loads(identity) for identity in (first, second)]
     for about in abouts:
-        for name in ONLY_SPEED:
+        for name in TrainingSettings.ONLY_SPEED:
             about["settings"].pop(name, None)
     return abouts[0] == abouts[1]
 

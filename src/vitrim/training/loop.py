@@ -35,7 +35,7 @@ from vitrim.plan import PruningPlan
 from vitrim.precision import autocast, computes_in_bf16, with_bf16_products
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
-from vitrim.training.batch_memory import micro_batches_that_fit
+from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
 from vitrim.training.compiling import CompileSchedule
 from vitrim.training.job import TrainingJob, loss_between
 from vitrim.training.optimizer import optimizer_and_scheduler
@@ -78,7 +78,7 @@ def train(
         model=model,
         data=match_labels(data, model),
         settings=settings,
-        loss=loss_between(model, teacher, plan, settings) if teacher else None,
+        loss=loss_between(model, teacher, plan, settings) if teacher and settings.epochs else None,
         teacher=teacher,
         run_dir=Path(run_dir) if run_dir else None,
         stage=stage,
@@ -98,10 +98,9 @@ def run_job(job: TrainingJob) -> nn.Module:
         return model.eval()
     model.requires_grad_(True)  # a teacher may be frozen; its student learns
     adapter_for(model).set_drop_path(model, job.settings.drop_path)
-    loop = TrainingLoop(replace(job, model=model))
-    devices = [loop.device] if loop.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        return loop.run()
+    device = this_process().device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return TrainingLoop(replace(job, model=model)).run()
 
 
 class TrainingLoop:
@@ -214,8 +213,10 @@ class TrainingLoop:
             sum(self.loss_terms(images, targets, self.model, self.teacher).values()).backward()  # type: ignore
 
         with self._recording():
-            count = micro_batches_that_fit(self.model, train_on, batch_size // num_processes, smallest)
-        found = int(self.accelerator.gather(torch.tensor([count], device=self.device)).max())
+            own = measure_memory(self.model, train_on)
+        measured = torch.tensor([[own.few, own.more, -own.free]], dtype=torch.float64, device=self.device)
+        few, more, used = self.accelerator.gather(measured).max(dim=0).values.tolist()  # all processes decide alike
+        found = num_micro_batches(batch_size // num_processes, Memory(few=few, more=more, free=-used), smallest)
         log(f"{self.job.stage}: {batch_size} images for each update, in {num_processes * found} parts")
         return found
 
@@ -318,7 +319,7 @@ class TrainingLoop:
         """
         self._check_finite()
         if self.accelerator.is_main_process:
-            self.state.save(self.step)
+            self.state.save(self.step, self.accumulate)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.device, self.job.settings.precision)
@@ -375,7 +376,9 @@ class TrainingLoop:
         """Go on from the checkpoint, and drop the lines of `metrics.jsonl` that were written after it."""
         self.accelerator.wait_for_everyone()
         if self.state.exists():
-            self.step = self.state.load()
+            self.step, parts = self.state.load()
+            if self.job.settings.batch_size == "auto":  # as before, if the memory is enough
+                self.accumulate = max(parts, self.accumulate)
             log(f"{self.job.stage}: resuming at step {self.step} of {self.total_steps}")
         if self.metrics and self.accelerator.is_main_process:  # an earlier start may have ended before its checkpoint
             delete_metrics_after(self.metrics, self.job.stage, self.step)

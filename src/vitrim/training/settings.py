@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
@@ -24,8 +24,9 @@ class TrainingSettings:
         epochs: passes over the training images; 0 returns the model unchanged.
         batch_size: images of one update, over all processes and `accumulate` micro-batches together. It is a multiple
             of 2 x processes x accumulate. A smaller training set makes one batch of all its images. `auto` is the
-            largest of 128, 256, 512 and 1024 that leaves 50 updates in an epoch, and at least 128. It does not depend
-            on the device. `auto` also divides the batch into as many micro-batches as memory needs.
+            largest of 128, 256, 512 and 1024 that leaves 50 updates in an epoch, and at least 128. `auto` also divides
+            the batch into as many micro-batches as memory needs. Their number changes the result by rounding, and by
+            the masks of stochastic depth and dropout, which are drawn for each.
         accumulate: micro-batches of one update; with a batch size of `auto`, the minimum of them.
         learning_rate: peak learning rate of AdamW. It rises over `warmup_epochs`, then follows a cosine down to
             `min_learning_rate`. With a batch size of `auto`, it is that of 128 images, and is multiplied by
@@ -38,8 +39,8 @@ class TrainingSettings:
         drop_path: rate of stochastic depth at the last block. It grows linearly from 0 at the first block.
         ema_decay: decay of the moving average of the weights, which is what is returned; 0 for no average.
         precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and else fp32.
-        compile: run the blocks of student and teacher through `torch.compile`. `auto` does it on a GPU, in trainings
-            that are long enough for it to pay.
+        compile: run the blocks of student and teacher through `torch.compile`. `auto` does it on a GPU if at least
+            150 seconds of the training are left.
         evaluate_every: epochs between evaluations on the validation images; 0 for none. They decide nothing.
         checkpoint_minutes: minutes between checkpoints.
         num_workers: processes that decode images that do not fit in memory. `auto` is one for each core of the machine,
@@ -50,6 +51,8 @@ class TrainingSettings:
     Raises:
         SettingError: a setting is out of range.
     """
+
+    ONLY_SPEED: ClassVar = ("compile",)  # settings that change the result by rounding only
 
     epochs: int = 20
     batch_size: int | Literal["auto"] = 128

@@ -34,8 +34,8 @@ class TrainingState:
         """Whether there is a checkpoint."""
         return self.path is not None and self.path.exists()
 
-    def save(self, step: int) -> None:
-        """Write the state after `step` updates as one safetensors file, whole or not at all."""
+    def save(self, step: int, parts: int = 1) -> None:
+        """Write the state after `step` updates, in `parts` micro-batches each, as one file, whole or not at all."""
         if not self.path:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -44,13 +44,13 @@ class TrainingState:
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.path, tensors, {"step": str(step), "identity": self.identity})
+        write_tensors(self.path, tensors, {"step": str(step), "parts": str(parts), "identity": self.identity})
 
-    def load(self) -> int:
+    def load(self) -> tuple[int, int]:
         """Read the checkpoint into model, moving average and optimiser.
 
         Returns:
-            The number of updates that were made.
+            The number of updates that were made, and the number of micro-batches of each.
 
         Raises:
             FolderInUse: the checkpoint is of another training.
@@ -73,7 +73,7 @@ class TrainingState:
             moments.setdefault(int(index), {})[moment] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        return int(about["step"])
+        return int(about["step"]), int(about.get("parts", 1))  # version 0.1.0 does not write the parts
 
 
 def delete_metrics_after(file: Path, stage: str, step: int) -> None:
