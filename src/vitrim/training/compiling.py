@@ -55,7 +55,7 @@ def has_equal_blocks(model: nn.Module, structure: ViTStructure) -> bool:
 
 @contextmanager
 def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str | None = None) -> Iterator[None]:
-    """A context in which blocks run compiled. Hooks of the blocks run as before, outside the compiled code.
+    """A context in which blocks run compiled. Hooks of a block run outside the compiled code, those in it are compiled.
 
     torch compiles at the first call. A block that cannot be compiled as one graph raises one of `compile_errors()`,
     and so does a block with more than `MAX_GRAPHS` graphs: nothing runs uncompiled unnoticed.
