@@ -14,12 +14,14 @@ from typing import Any
 
 import timm
 import timm.data
-from timm.layers import DropPath, calculate_drop_path_rates
+import timm.layers
+from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.origin import Origin
+from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.timm.families import BY_CLASS, Family, family_of
 from vitrim.models.timm.finders import set_head_width
 from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
@@ -128,7 +130,7 @@ class TimmAdapter:
         for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
             for module in list(block.modules()):
                 for name, child in list(module.named_children()):
-                    if name.startswith("drop_path") and isinstance(child, DropPath | nn.Identity):
+                    if name.startswith("drop_path") and isinstance(child, timm.layers.DropPath | nn.Identity):
                         setattr(module, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())
 
     def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:

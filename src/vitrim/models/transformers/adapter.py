@@ -14,12 +14,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import calculate_drop_path_rates
 from torch import nn
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.origin import Origin
+from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
 from vitrim.models.transformers.families import BY_CLASS, Family
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
