@@ -26,7 +26,7 @@ def uninterrupted() -> nn.Module:
     return train(student, digits(), EVERYTHING, **arguments)
 
 
-@pytest.mark.parametrize("step", [0, 1, 4, 8])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 1, 8))])
 def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     step: int, uninterrupted: nn.Module, tmp_path: Path
 ) -> None:
