@@ -45,6 +45,13 @@ CASES = [
     for variant in VARIANTS
     for plan in PLANS
 ]
+few_variants = pytest.mark.parametrize(
+    "variant",
+    [
+        name if name in (PLAIN, "distilled token", "gated attention") else pytest.param(name, marks=pytest.mark.slow)
+        for name in VARIANTS
+    ],
+)
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -94,7 +101,7 @@ def test_keeping_everything_changes_nothing(variant: str) -> None:
     assert torch.equal(student(images), model(images))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@few_variants
 @torch.no_grad()
 def test_pruning_twice_equals_pruning_by_the_composed_plan(variant: str) -> None:
     model, images = build(variant), random_images()

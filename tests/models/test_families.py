@@ -27,7 +27,8 @@ from vitrim.silencing import gated, silence, skipping, unit_gate
 from vitrim.surgery import prune
 
 ROWS_WITH_VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
-IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | ROWS_WITH_VARIANTS) - EACH_KIND
+LARGE = {"ViTamin", "MaxViT of TensorFlow", "MaxxViT", "MaxxViT v2", "Hiera of SAM 2"}
+IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | ROWS_WITH_VARIANTS | LARGE) - EACH_KIND
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SLOW_RUN else name for name in ROWS]
 REPRESENTATIVES = [name if name in EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 every_family = pytest.mark.parametrize("family", PARAMETERS)
