@@ -83,7 +83,7 @@ def test_the_result_needs_the_predicted_time_within_the_budget(
     assert len(result.model.blocks) == 4 - blocks if blocks != "auto" else len(result.model.blocks) >= 3
 
 
-@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize("blocks", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_wrong_table_is_corrected(
     blocks: int, use_clock: Callable[[Clock], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ def test_after_a_full_disk_the_same_command_continues(place: CommandFolder, caps
 
 
 def test_after_ctrl_c_the_same_command_continues(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["--depth", "0", "--set", "width_training.checkpoint_minutes=0", "--epochs", "40"]
+    settings = ["--depth", "0", "--set", "width_training.checkpoint_minutes=0", "--epochs", "20"]
     # A shell that runs tests in the background makes its children ignore Ctrl-C.
     process = start(
         place.compress(*settings), "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"

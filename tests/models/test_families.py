@@ -81,8 +81,15 @@ def test_pruning_equals_silencing(family: str) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+@pytest.mark.parametrize(
+    ("fused", "training"),
+    [
+        (True, False),
+        (False, True),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_pruning_equals_silencing_in_every_mode(family: str, fused: bool, training: bool) -> None:
     """On the fused attention path in eval mode, by every plan."""
     model = built(family)

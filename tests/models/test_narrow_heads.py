@@ -53,8 +53,13 @@ few_narrowable = pytest.mark.parametrize("family", slow_unless(FEW, NARROWABLE))
 
 
 @cache
+def _built(family: str) -> nn.Module:
+    return build_row(ALL_ROWS[family])
+
+
+@cache
 def _pair(family: str) -> tuple[nn.Module, nn.Module]:
-    model = build_row(ALL_ROWS[family])
+    model = _built(family)
     images = images_for(describe(model), 3)
     return model, rotate(model, measure_rotation(model, [(images, torch.zeros(3, dtype=torch.long))]))
 
@@ -74,7 +79,7 @@ REFUSED = {"MViT v2", "BEiT-3"}  # the other rows whose heads keep their width a
 
 @pytest.mark.parametrize("family", slow_unless(FAST | REFUSED | {"XCiT"}, list(ALL_ROWS)))
 def test_every_attention_can_be_narrowed_or_states_the_reason(family: str) -> None:
-    groups = list(groups_of_heads(describe(build_row(ALL_ROWS[family]))))
+    groups = list(groups_of_heads(describe(_built(family))))
     reasons = [NOT_NARROWABLE[family]] if family in NOT_NARROWABLE else []
     expected = ONLY_VALUES.get(family, {BOTH})
     for group in groups:
