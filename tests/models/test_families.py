@@ -30,7 +30,8 @@ ROWS_WITH_VARIANTS = {name for name in ROWS.keys() - TIMM.keys() if "," in name}
 LARGE = {"ViTamin", "MaxViT of TensorFlow", "MaxxViT", "MaxxViT v2", "Hiera of SAM 2"}
 IN_SLOW_RUN = (TIMM_HYBRIDS.keys() | ROWS_WITH_VARIANTS | LARGE) - EACH_KIND
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SLOW_RUN else name for name in ROWS]
-REPRESENTATIVES = [name if name in EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+FAST_KINDS = EACH_KIND - {"MaxViT"}  # it needs as long as five other rows
+REPRESENTATIVES = [name if name in FAST_KINDS else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 every_family = pytest.mark.parametrize("family", PARAMETERS)
 every_kind = pytest.mark.parametrize("family", REPRESENTATIVES)
 SAVED_IN_FAST_RUN = {"ViT, SwiGLU packed", "EVA-02", "BEiT", "Swin", "XCiT", "transformers Swin", "torchvision ViT"}
