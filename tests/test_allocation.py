@@ -101,7 +101,7 @@ def test_a_plan_is_within_the_budget_and_no_further_unit_fits(uneven: bool) -> N
 
 
 @pytest.mark.usefixtures("integer_program")
-@pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])
+@pytest.mark.parametrize("uneven", [pytest.param(False, marks=pytest.mark.slow), True], ids=["even", "uneven"])
 def test_plans_of_the_integer_program_are_within_the_budget_and_no_further_unit_fits(uneven: bool) -> None:
     for seed in range(75):
         structure, scores, budget = random_case(seed, uneven=uneven)
@@ -234,8 +234,15 @@ def test_the_budget_is_a_fraction_of_the_cost_that_is_passed() -> None:
     assert not within(count_cost(cut, plan), budget.limit(count_cost(cut)))
 
 
-@pytest.mark.parametrize("model", ["vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
-@pytest.mark.parametrize("keep", [0.9, 0.7, 0.5])
+@pytest.mark.parametrize(
+    ("model", "keep"),
+    [
+        ("vit_small_patch16_224", 0.5),
+        ("swin_tiny_patch4_window7_224", 0.7),
+        *(pytest.param("vit_small_patch16_224", keep, marks=pytest.mark.slow) for keep in (0.9, 0.7)),
+        *(pytest.param("swin_tiny_patch4_window7_224", keep, marks=pytest.mark.slow) for keep in (0.9, 0.5)),
+    ],
+)
 def test_the_scarcer_of_parameters_and_multiply_adds_is_used_to_99_5_percent(model: str, keep: float) -> None:
     with torch.device("meta"):
         structure = describe(create_model(model))

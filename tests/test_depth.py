@@ -23,7 +23,7 @@ def planner_for(recipe: Any, num_images: int = 60) -> Planner:
     return Planner(source=source, recipe=recipe, timings=DeviceTimes(multiple_of=1))
 
 
-@pytest.mark.parametrize("num_images", [40, 64, 70])
+@pytest.mark.parametrize("num_images", [70, *(pytest.param(number, marks=pytest.mark.slow) for number in (40, 64))])
 def test_auto_works_with_few_images(num_images: int, tmp_path: Path) -> None:
     recipe = short_recipe(blocks="auto", width_training=short_training(batch_size=4))
     planner = planner_for(recipe, num_images)

@@ -36,6 +36,9 @@ from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
 
 FORMATS = tuple(SUFFIXES)
+every_format = pytest.mark.parametrize(  # onnx needs some seconds to import and to translate
+    "format", [pytest.param("onnx", marks=pytest.mark.slow), "torch-export"]
+)
 QUICK = LatencySettings(rounds=2, warmup=1)
 CLASSES = tuple(f"class {index}" for index in range(7))
 
@@ -209,7 +212,7 @@ def test_a_model_too_large_for_one_onnx_file_gets_a_second_file_for_its_weights(
 # Refused files
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@every_format
 def test_a_file_with_other_weights_is_refused_and_the_earlier_file_is_kept(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +272,7 @@ class Unknown(nn.Module):
         return torch.special.bessel_j0(x)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@every_format
 def test_a_model_that_cannot_be_exported_is_refused_in_one_sentence(
     format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

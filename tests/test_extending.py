@@ -42,7 +42,8 @@ from builders.runs import digits
 run = Path(sys.argv[2])
 data = digits(40, 20)
 changes = ["importance.criterion=widest", "importance.num_images=20", "importance.steps=1", "importance.joint=false"]
-changes += ["depth.blocks=0", "budget.params=0.6", "budget.macs=0.6", "budget.min_neurons=4", "latency.rounds=1"]
+changes += ["heads.width=full", "depth.blocks=0"]
+changes += ["budget.params=0.6", "budget.macs=0.6", "budget.min_neurons=4", "latency.rounds=1"]
 for stage in ("width_training", "depth_training"):
     changes += [f"{stage}.epochs=1", f"{stage}.batch_size=20", f"{stage}.distillation.logits=0.5"]
 result = vitrim.compress(vitrim.load(sys.argv[1]), data, vitrim.load_recipe("default", changes), run)

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -75,10 +76,16 @@ def imports(node: ast.AST) -> Iterator[str]:
                 yield name if is_module else child.module
 
 
-IMPORTS = [
-    (module, name) for module, file in MODULES.items() for name in imports(ast.parse(file.read_text(encoding="utf-8")))
-]
-OWN = [(module, name.removeprefix("vitrim.")) for module, name in IMPORTS if name.startswith("vitrim.")]
+@cache
+def all_imports() -> list[tuple[str, str]]:
+    """Pairs of a module of the package and a module that it imports. Only the process that checks them reads them."""
+    trees = {module: ast.parse(file.read_text(encoding="utf-8")) for module, file in MODULES.items()}
+    return [(module, name) for module, tree in trees.items() for name in imports(tree)]
+
+
+def own_imports() -> list[tuple[str, str]]:
+    """As `all_imports`, within the package and without its name."""
+    return [(module, name.removeprefix("vitrim.")) for module, name in all_imports() if name.startswith("vitrim.")]
 
 
 def entry_of(module: str) -> str:
@@ -90,20 +97,20 @@ def test_every_entry_of_the_package_has_a_layer() -> None:
 
 
 def test_imports_point_downwards() -> None:
-    upwards = [(one, other) for one, other in OWN if HEIGHT[entry_of(other)] > HEIGHT[entry_of(one)]]
+    upwards = [(one, other) for one, other in own_imports() if HEIGHT[entry_of(other)] > HEIGHT[entry_of(one)]]
     assert upwards == []
 
 
 def test_imports_form_no_cycle() -> None:
     graph: dict[str, set[str]] = {}
-    for one, other in OWN:
+    for one, other in own_imports():
         graph.setdefault(one, set()).add(other)
     TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
 
 def test_model_libraries_are_imported_by_their_adapters_only() -> None:
     outside = []
-    for module, name in IMPORTS:
+    for module, name in all_imports():
         known = [library for library in MODEL_LIBRARIES if name == library or name.startswith(f"{library}.")]
         if known and not module.startswith(MODEL_LIBRARIES[max(known, key=len)]):
             outside.append((module, name))
@@ -113,7 +120,7 @@ def test_model_libraries_are_imported_by_their_adapters_only() -> None:
 def test_the_lowest_layers_need_the_standard_library_only() -> None:
     unknown_files = [
         (module, name)
-        for module, name in IMPORTS
+        for module, name in all_imports()
         if module in STANDARD_LIBRARY_ONLY and name.split(".")[0] not in {*sys.stdlib_module_names, "vitrim"}
     ]
     assert unknown_files == []

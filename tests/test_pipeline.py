@@ -39,12 +39,15 @@ from vitrim.training.loop import TrainingLoop
 RANDOM = short_training(  # everything that uses random numbers
     epochs=2, drop_path=0.2, ema_decay=0.9, checkpoint_minutes=0.0, augmentation=AugmentationSettings()
 )
+SLOW = {"two blocks", "parameters", "multiple of 8"}  # recipes like others, which are tested in the slow run
 
 
 # The result
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
+)
 def test_the_result_meets_the_budget(name: str, finished_run: Any) -> None:
     run: FinishedRun = finished_run(name)
     whole, limit = count_cost(run.dense), run.recipe.budget.limit(count_cost(run.dense))
@@ -104,7 +107,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], p
     return cache(compressed)
 
 
-@pytest.mark.parametrize("stage", ["depth-search-1", "width", "depth"])
+@pytest.mark.parametrize("stage", ["depth-search-1", pytest.param("width", marks=pytest.mark.slow), "depth"])
 def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
     stage: str, uninterrupted: Callable[[Any], pipeline.Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +198,7 @@ def test_scores_of_an_earlier_run_are_used(finished_run: Any, tmp_path: Path, mo
     assert count_cost(other.model).params < count_cost(again.model).params
 
 
-@pytest.mark.parametrize("blocks", [0, 2, "auto"])
+@pytest.mark.parametrize("blocks", [pytest.param(0, marks=pytest.mark.slow), 2, "auto"])
 def test_plan_only_returns_a_plan_within_the_budget(blocks: Any) -> None:
     dense, recipe = digits_model(depth=4), short_recipe(keep=0.4, blocks=blocks)
     plan = plan_only(dense, digits(), recipe).plan

@@ -35,7 +35,7 @@ from vitrim.surgery import prune
 
 Clock = Callable[[nn.Module], float]
 CLOCKS = {"steady": (steady, 1), "in eights": (in_eights, "measured"), "uneven": (uneven, 1)}
-FAST = {("steady", 0), ("in eights", 1), ("uneven", "auto")}  # each clock and each number of blocks
+FAST = {("uneven", "auto")}  # the other cases are tested in the slow run
 CASES = [
     pytest.param(*clock, blocks, id=f"{name}-{blocks}", marks=[] if (name, blocks) in FAST else [pytest.mark.slow])
     for name, clock in CLOCKS.items()
@@ -83,7 +83,7 @@ def test_the_result_needs_the_predicted_time_within_the_budget(
     assert len(result.model.blocks) == 4 - blocks if blocks != "auto" else len(result.model.blocks) >= 3
 
 
-@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize("blocks", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_wrong_table_is_corrected(
     blocks: int, use_clock: Callable[[Clock], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +222,14 @@ def test_every_budget_that_is_accepted_has_a_width_plan(depth: int, blocks: int,
     plan.check(describe(model))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("multiple_of", [1, 4])
+@pytest.mark.parametrize(
+    ("steps", "multiple_of"),
+    [
+        (2, 4),
+        (3, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 1), (1, 4), (2, 1), (5, 1), (5, 4)]),
+    ],
+)
 def test_each_step_cuts_what_the_step_before_has_left_and_the_last_one_meets_the_budget(
     steps: int, multiple_of: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

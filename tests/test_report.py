@@ -12,7 +12,7 @@ from vitrim.costs.latency import LatencySettings
 from vitrim.report import latency_line, latency_row, table_rows, to_markdown
 
 
-@pytest.mark.parametrize("name", ["depth", "auto"])
+@pytest.mark.parametrize("name", ["depth", pytest.param("auto", marks=pytest.mark.slow)])
 def test_the_report_has_the_keys_of_the_format(name: str, finished_run: Any) -> None:
     run: FinishedRun = finished_run(name)
     report = json.loads((run.folder / "report.json").read_text())

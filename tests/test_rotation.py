@@ -20,6 +20,7 @@ from vitrim.rotation import Rotation, RotationStatistics, measure_rotation, rota
 from vitrim.surgery import prune
 
 EXACT = 1e-9  # relative; the inverse matrices are rounded
+FAST = {"class token", "distilled token", "qk-norm", "no bias", "gated attention"}  # the others: in the slow run
 HEADS_OF_16 = {"embed_dim": 32, "num_heads": 2, "depth": 2}
 
 
@@ -57,7 +58,9 @@ def test_the_model_does_not_change_and_keeps_no_hooks() -> None:
     assert describe(rotated) == describe(model)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 @torch.no_grad()
 def test_a_rotated_model_computes_what_the_model_computes(variant: str) -> None:
     model, images = build(variant), random_images(3, seed=7)

@@ -80,7 +80,7 @@ def _can_be_narrower(cell: CellConfig, structure: ViTStructure) -> bool:
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=pytest.mark.slow) if path.stem.startswith("vit-b") else path
+        pytest.param(path, marks=pytest.mark.slow) if path.stem.startswith("vit-") else path
         for path in sorted(CONFIGS.glob("*.toml"))
     ],
     ids=lambda path: path.stem,

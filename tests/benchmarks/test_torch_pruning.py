@@ -21,7 +21,7 @@ def plan_of(*, budget: Budget = BUDGET, settings: Settings = BEST) -> PruningPla
     return plan_by_torch_pruning(build(**SIZES), random_batches(), budget, settings=settings)
 
 
-@pytest.mark.parametrize("variant", ["distilled token", "layer scale"])
+@pytest.mark.parametrize("variant", ["distilled token", pytest.param("layer scale", marks=pytest.mark.slow)])
 def test_the_plan_is_within_the_budget_and_close_to_it(variant):
     model = build(variant, **{**SIZES, "mlp_ratio": 4.0})
     plan = plan_by_torch_pruning(model, random_batches(), BUDGET)
@@ -30,7 +30,7 @@ def test_the_plan_is_within_the_budget_and_close_to_it(variant):
     assert 0.98 <= max(fractions) <= 1
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "l2"])
+@pytest.mark.parametrize("criterion", [pytest.param("taylor", marks=pytest.mark.slow), "l2"])
 def test_other_criteria_can_rank_within_blocks(criterion):
     settings = Settings(criterion=criterion, ranking="local")
     sizes = {(len(block.heads), len(block.neurons)) for block in plan_of(settings=settings).blocks}

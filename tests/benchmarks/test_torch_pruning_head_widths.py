@@ -113,7 +113,13 @@ def test_dimensions_of_all_blocks_are_ranked_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"heads_fraction": 0.5}, {"ranking": "local", "criterion": "l2"}, {"dims_fraction": 0.0}]
+    "changes",
+    [
+        {"heads_fraction": 0.5, "ranking": "local", "criterion": "l2"},
+        pytest.param({"heads_fraction": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"ranking": "local", "criterion": "l2"}, marks=pytest.mark.slow),
+        pytest.param({"dims_fraction": 0.0}, marks=pytest.mark.slow),
+    ],
 )
 def test_other_settings_meet_the_budget(dense: nn.Module, changes: dict[str, Any]) -> None:
     found = narrow_by_torch_pruning(dense, random_batches(), BUDGET, settings=HeadWidthSettings(**changes))

@@ -91,6 +91,8 @@ def test_a_latency_limit_is_predicted_by_plan_and_met_by_compress(
 ) -> None:
     monkeypatch.setattr(latency_table, "MIN_TABLE_ROUNDS", 1)
     monkeypatch.setattr(latency_table, "SECONDS_PER_MODEL", 0.0)
+    monkeypatch.setattr(latency_table, "FRACTIONS", (0.5,))
+    monkeypatch.setattr(latency_table, "COARSE_FRACTIONS", (0.5,))
     monkeypatch.setattr(device, "MAX_COMPARISON_ROUNDS", 1)
     limit = ["--latency", "10s", "--keep", "0.6", "--on", "cpu", "--latency-batch", "2", "--depth", "0"]
     status, out, err = call(capsys, "plan", place.dense, *SMALL_DIGITS, "--recipe", place.recipe, *limit)
@@ -153,7 +155,7 @@ def test_training_on_other_classes_makes_a_new_classifier(
     assert json.loads((place.out / "model" / "config.json").read_text())["label_names"] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_weights_in_half_precision_can_be_compressed(
     dtype: torch.dtype, place: CommandFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,7 +130,7 @@ def test_an_exported_file_is_written_beside_the_config(place: CommandFolder) -> 
     assert export_folder("vit_tiny_patch16_224") == Path()
 
 
-@pytest.mark.parametrize("command", ["compress", "plan", "evaluate", "inspect"])
+@pytest.mark.parametrize("command", [pytest.param("compress", marks=pytest.mark.slow), "plan", "evaluate", "inspect"])
 def test_random_weights_are_named_where_trained_weights_are_expected(
     command: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +64,23 @@ def test_a_file_that_cannot_be_written_is_named(
     assert place.nothing_written()
 
 
-def test_after_a_full_disk_the_same_command_continues(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    limit = "import resource, signal, sys\nsys.dont_write_bytecode = True  # Python would keep truncated .pyc files\n"
-    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
-    status, _, err = call_in_new_process(place.compress("--depth", "0"), limit)
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A context in which this process cannot write more bytes to a file. Python ignores the signal that comes then."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_after_a_full_disk_the_same_command_continues(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would keep truncated .pyc files
+    with files_of_at_most(20_000):
+        status, _, err = call(capsys, *place.compress("--depth", "0"))
     assert status == 2
     line = error_line(err)
     assert "File too large" in line and "model.safetensors" in line
@@ -74,7 +89,7 @@ def test_after_a_full_disk_the_same_command_continues(place: CommandFolder, caps
 
 
 def test_after_ctrl_c_the_same_command_continues(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["--depth", "0", "--set", "width_training.checkpoint_minutes=0", "--epochs", "40"]
+    settings = ["--depth", "0", "--set", "width_training.checkpoint_minutes=0", "--epochs", "20"]
     # A shell that runs tests in the background makes its children ignore Ctrl-C.
     process = start(
         place.compress(*settings), "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"

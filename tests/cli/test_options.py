@@ -62,7 +62,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     ),
     "latency a word": (lambda p: p.compress("--latency", "soon"), "--latency is 'soon'"),
     "latency too short": (
-        lambda p: p.compress("--latency", "0.1us", "--on", "cpu", "--set", "latency.warmup=0"),
+        lambda p: p.compress("--latency", "0.1us", "--on", "cpu", "--latency-batch", "1", "--set", "latency.warmup=0"),
         "budget allows 0.0001 ms. The smallest possible model with .* blocks needs",
     ),
     "unknown runtime": (

@@ -10,12 +10,19 @@ from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.surgery import prune
 
+FAST = {"class token", "distilled token", "average pooling, fc_norm", "qk-norm", "registers", "gated attention"}
 CASES = [*((variant, {}) for variant in VARIANTS), ("class token", {"num_classes": 0})]
 CASES += [("class token", {"img_size": (32, 64)}), ("class token", {"in_chans": 1}), ("class token", {"depth": 1})]
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
-@pytest.mark.parametrize(("variant", "changes"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("variant", "changes", "fused"),
+    [
+        pytest.param(*case, fused, marks=[] if (fused and case[0] in FAST) or case == CASES[0] else [pytest.mark.slow])
+        for case in CASES
+        for fused in (True, False)
+    ],
+)
 def test_arithmetic_agrees_with_running(variant: str, changes: dict, fused: bool) -> None:
     model = build(variant, **{"depth": 2, **changes})
     for block in model.blocks:

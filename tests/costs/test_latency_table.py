@@ -43,7 +43,7 @@ def test_the_parts_add_up_to_the_dense_model(monkeypatch: pytest.MonkeyPatch) ->
     assert times_of(model, 12.0).total(PruningPlan.full(describe(model))) == pytest.approx(12.0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_linear_times_are_predicted_exactly(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     install(steady, monkeypatch)
     model = wide_model()
@@ -109,7 +109,9 @@ def test_a_measurement_is_used_again_under_the_same_conditions_only(
     assert len(list(own_cache.iterdir())) == 1
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"found": '])
+@pytest.mark.parametrize(
+    "text", ["", "[]", *(pytest.param(text, marks=pytest.mark.slow) for text in ("{}", '{"found": '))]
+)
 def test_a_broken_file_in_the_cache_is_replaced(text: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(steady, monkeypatch)
     model = wide_model(depth=2)

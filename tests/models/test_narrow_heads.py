@@ -48,11 +48,18 @@ def slow_unless(names: set[str], rows: list[str]) -> list[object]:
 HOOKED = {"backbone MAE"}  # a hook, which no file stores, hides the same patches in every pass
 
 every_narrowable = pytest.mark.parametrize("family", slow_unless(FAST, NARROWABLE))
+FEW = {"ViT, SwiGLU packed", "SAM", "EVA-02", "Swin V2", "transformers ViT", "torchvision Swin v2"}  # of FAST
+few_narrowable = pytest.mark.parametrize("family", slow_unless(FEW, NARROWABLE))
+
+
+@cache
+def _built(family: str) -> nn.Module:
+    return build_row(ALL_ROWS[family])
 
 
 @cache
 def _pair(family: str) -> tuple[nn.Module, nn.Module]:
-    model = build_row(ALL_ROWS[family])
+    model = _built(family)
     images = images_for(describe(model), 3)
     return model, rotate(model, measure_rotation(model, [(images, torch.zeros(3, dtype=torch.long))]))
 
@@ -72,7 +79,7 @@ REFUSED = {"MViT v2", "BEiT-3"}  # the other rows whose heads keep their width a
 
 @pytest.mark.parametrize("family", slow_unless(FAST | REFUSED | {"XCiT"}, list(ALL_ROWS)))
 def test_every_attention_can_be_narrowed_or_states_the_reason(family: str) -> None:
-    groups = list(groups_of_heads(describe(build_row(ALL_ROWS[family]))))
+    groups = list(groups_of_heads(describe(_built(family))))
     reasons = [NOT_NARROWABLE[family]] if family in NOT_NARROWABLE else []
     expected = ONLY_VALUES.get(family, {BOTH})
     for group in groups:
@@ -138,7 +145,7 @@ def test_narrowing_equals_silencing(family: str) -> None:
     assert relative_distance(logits_of(model(images)), expected) > 1e-6  # the removed directions matter
 
 
-@every_narrowable
+@few_narrowable
 @pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fused", "unfused"])
 def test_the_predicted_cost_of_narrow_heads_equals_an_independent_count(family: str, fused: bool) -> None:
     model, _ = pair(family)
@@ -153,7 +160,7 @@ def test_the_predicted_cost_of_narrow_heads_equals_an_independent_count(family: 
         assert count_cost(student) == count_cost(structure, plan)
 
 
-@every_narrowable
+@few_narrowable
 @torch.no_grad()
 def test_narrowing_twice_equals_narrowing_by_the_composed_plan(family: str) -> None:
     """Up to rounding: the queries are multiplied by two factors instead of one."""
@@ -173,7 +180,7 @@ def test_narrowing_twice_equals_narrowing_by_the_composed_plan(family: str) -> N
 
 
 @pytest.mark.parametrize(
-    "family", slow_unless(FAST, [name for name in NARROWABLE if name not in MADE_BY_HAND | SETTINGS.keys() | HOOKED])
+    "family", slow_unless(FEW, [name for name in NARROWABLE if name not in MADE_BY_HAND | SETTINGS.keys() | HOOKED])
 )
 @torch.no_grad()
 def test_saved_narrow_models_load_with_and_without_vitrim(family: str, tmp_path: Path) -> None:

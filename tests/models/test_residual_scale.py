@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pytest
@@ -10,26 +10,32 @@ import torch
 from torch import Tensor, nn
 
 from builders.exactness import images_for, relative_distance
-from builders.families_hybrids import TIMM_HYBRIDS
 from builders.families_timm import build_row
 from builders.families_transformers import BACKBONES
-from builders.rows import ROWS
+from builders.rows import EACH_KIND, ROWS
 from vitrim.hooks import input_state, output_state
 from vitrim.models import describe, hookable
 from vitrim.structure import BlockStructure, UnitGroup
 
 ALL_ROWS = {**ROWS, **{f"{name}, backbone": row for name, row in BACKBONES.items()}}
 TOLERANCE = 1e-9  # relative
+FAST = EACH_KIND | {"DINOv3, backbone"}  # one row for each kind of layout, and one without a classifier
 every_family = pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.slow) if name in TIMM_HYBRIDS else name for name in ALL_ROWS]
+    "family", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ALL_ROWS]
 )
 IN_WINDOWS = ("Swin", "SAM")  # the attention's projection sees tokens in another order, and padding
+
+
+@lru_cache(maxsize=2)
+def built(family: str) -> nn.Module:
+    """The row's model. No test changes it."""
+    return build_row(ALL_ROWS[family])
 
 
 @cache
 def stated_groups(family: str) -> dict[int, list[UnitGroup]]:
     """The groups of each block that state a residual scale."""
-    blocks = describe(build_row(ALL_ROWS[family])).blocks
+    blocks = describe(built(family)).blocks
     stated = {
         index: [group for group in block.groups if group.residual_scale is not None]
         for index, block in enumerate(blocks)
@@ -92,10 +98,11 @@ def added_by(model: nn.Module, block: BlockStructure, images: Tensor) -> Tensor:
 def test_a_block_adds_the_scaled_outputs_of_its_output_projections(family: str) -> None:
     if any(word in family for word in IN_WINDOWS):
         pytest.skip("attention in windows: the next test holds")
-    model = build_row(ALL_ROWS[family])
+    stated = groups_or_skip(family)
+    model = built(family)
     structure = describe(model)
     images = images_for(structure)
-    for index, groups in groups_or_skip(family).items():
+    for index, groups in stated.items():
         block, outputs = structure.blocks[index], {}
         if len(groups) < len(block.groups):
             continue  # an attention of this block has no output projection in the description
@@ -109,11 +116,12 @@ def test_a_block_adds_the_scaled_outputs_of_its_output_projections(family: str) 
 @torch.no_grad()
 def test_a_block_adds_scaled_vectors_where_output_projections_return_them(family: str) -> None:
     """The order of the tokens does not matter, so this holds for attention in windows too."""
-    model = build_row(ALL_ROWS[family])
+    stated = groups_or_skip(family)
+    model = built(family)
     structure = describe(model)
     images = images_for(structure)
     generator = torch.Generator().manual_seed(0)
-    for index, groups in groups_or_skip(family).items():
+    for index, groups in stated.items():
         block = structure.blocks[index]
         widths = {group.output_proj: len(model.get_submodule(group.output_proj).weight) for group in groups}
         vectors = {name: torch.randn(width, generator=generator).double() for name, width in widths.items()}

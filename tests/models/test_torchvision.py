@@ -113,7 +113,9 @@ def test_blocks_keep_their_names() -> None:
     assert student.state_dict().keys() <= model.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "swin_v2_t"])
+@pytest.mark.parametrize(
+    "name", ["vit_b_32", *(pytest.param(n, marks=pytest.mark.slow) for n in ("swin_t", "swin_v2_t"))]
+)
 def test_models_are_recognised_by_their_sizes(name: str) -> None:
     """No matter how they were made. On the meta device, because they are large."""
     with torch.device("meta"):

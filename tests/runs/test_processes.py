@@ -16,6 +16,8 @@ RECIPE = """
 [importance]
 num_images = 40
 batch_size = 20
+[heads]
+width = 2
 [latency]
 rounds = 1
 warmup = 0

@@ -21,6 +21,7 @@ from vitrim.runs.files import read_json
 from vitrim.saving.checkpoint import file_bytes, fingerprint, is_model_folder, load, load_weights, save
 from vitrim.surgery import prune
 
+FAST = {"distilled token", "average pooling, fc_norm", "qk-norm", "registers"}  # the others: in the slow run
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
@@ -65,7 +66,9 @@ def test_a_saved_model_is_loaded_with_the_same_weights_and_logits(how: str, dtyp
     ]
 
 
-@pytest.mark.parametrize("variant", BY_FACTORY)
+@pytest.mark.parametrize(
+    "variant", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BY_FACTORY]
+)
 def test_every_variant_can_be_saved_and_loaded(variant: str, tmp_path: Path) -> None:
     model = cut(build(variant))
     assert_same_model(model, load(save(model, tmp_path / "model")))

@@ -52,7 +52,7 @@ def test_required_steps_never_exceed_the_seconds_by_their_own_estimate(speeds, w
 @ALL_WORK
 def test_more_seconds_never_give_fewer_epochs(speeds, work):
     found = []
-    for seconds in range(100, 4000, 50):
+    for seconds in range(100, 4000, 130):
         try:
             schedule = make_schedule(seconds, speeds, work)
         except SettingError:

@@ -13,10 +13,16 @@ from vitrim.errors import SettingError
 PROBE = Probe(model="smoke", data=DATA_SETS["digits"], num_classes=10)
 
 
-def test_eager_speeds_are_measured_once(tmp_path):
-    file = tmp_path / "new" / "speeds.json"
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """The eager speeds of the probe, measured once."""
+    file = tmp_path_factory.mktemp("speeds") / "new" / "speeds.json"
     assert not has_speeds(file)
     measure_speeds(PROBE, file, compiled=False)
+    return file
+
+
+def test_eager_speeds_are_measured_once(file):
     found = read_speeds(file)
     assert has_speeds(file) and found.dense_compiled is None and found.distil_compiled is None
     assert found.dense.images_per_second > 0 and found.distil.images_per_second > 0
@@ -36,9 +42,7 @@ def test_a_compiler_that_fails_is_recorded_and_leaves_eager_training(tmp_path, m
     assert "no C compiler. Set" in json.loads((tmp_path / "speeds.json").read_text())["dense_compiled"]["error"]
 
 
-def test_speeds_of_another_model_are_refused(tmp_path):
-    file = tmp_path / "speeds.json"
-    measure_speeds(PROBE, file, compiled=False)
+def test_speeds_of_another_model_are_refused(file):
     with pytest.raises(SettingError, match="another model"):
         measure_speeds(replace(PROBE, model="vit-s"), file, compiled=False)
 

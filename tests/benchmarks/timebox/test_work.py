@@ -100,7 +100,8 @@ def test_without_time_nothing_is_trained_and_the_record_says_why(dense_run, tmp_
     assert not list((out / "cell").rglob("metrics.jsonl"))
 
 
-def test_after_a_slow_arm_like_arms_are_left_out_and_the_record_says_why(tmp_path, monkeypatch):
+@pytest.mark.xdist_group("one dense run")
+def test_after_a_slow_arm_like_arms_are_left_out_and_the_record_says_why(dense_run, tmp_path, monkeypatch):
     """The arms are replaced by their records, and `vitrim` by one that took longer than the time that is left."""
     ran = []
 
@@ -113,6 +114,8 @@ def test_after_a_slow_arm_like_arms_are_left_out_and_the_record_says_why(tmp_pat
         times.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     monkeypatch.setattr("benchmarks.timebox.work.run_job", recorded)
+    (tmp_path / "out").mkdir()
+    shutil.copy(dense_run / "speeds.json", tmp_path / "out")  # they are measured once
     run_timebox(SMOKE, tmp_path / "out", 600)
     assert [job for job in ran if job[0] == "vitrim"] == [("vitrim", 0.7)]
     state = read(tmp_path / "out" / "state.json")
