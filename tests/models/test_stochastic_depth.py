@@ -18,7 +18,9 @@ def test_a_branch_is_removed_with_the_given_probability_and_keeps_its_mean(dtype
     kept = found[:, 0, 0] != 0
     assert found.dtype == dtype and torch.equal(found, found[:, :1, :1].expand_as(found))  # all of an image, or nothing
     assert abs(1 - kept.double().mean().item() - 0.03) < 5 * (0.03 * 0.97 / len(branch)) ** 0.5
-    assert torch.allclose(found[kept].double(), torch.tensor(1 / 0.97, dtype=torch.float64), rtol=torch.finfo(dtype).eps)
+    assert torch.allclose(
+        found[kept].double(), torch.tensor(1 / 0.97, dtype=torch.float64), rtol=torch.finfo(dtype).eps
+    )
 
 
 def test_nothing_is_removed_in_eval_mode_or_with_rate_zero() -> None:
