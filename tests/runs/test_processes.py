@@ -16,8 +16,6 @@ RECIPE = """
 [importance]
 num_images = 40
 batch_size = 20
-[heads]
-width = 2
 [latency]
 rounds = 1
 warmup = 0
@@ -44,11 +42,16 @@ def check_output(out: str, err: str) -> None:
     assert err.count("depth distil: top-1") == 1
 
 
-def test_two_processes_compress_to_the_weights_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", ["2", pytest.param("auto", marks=pytest.mark.slow)])
+def test_two_processes_compress_to_the_weights_of_one(
+    width: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dense = save_digits_model(tmp_path / "dense", depth=4)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE)
-    command = f"compress {dense} --recipe {recipe} --limit-per-class 6 --keep 0.6 --depth 1 -o".split()
+    command = (
+        f"compress {dense} --recipe {recipe} --limit-per-class 6 --keep 0.6 --depth 1 --head-width {width} -o".split()
+    )
     one, two = tmp_path / "one", tmp_path / "two"
     torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m vitrim".split()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
