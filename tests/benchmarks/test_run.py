@@ -105,6 +105,7 @@ def test_another_cell_is_refused_and_the_difference_is_named(finished_cell, caps
     assert "student.learning_rate was null, now 0.0001" in complaint([other, "-o", str(finished_cell)], capsys)
 
 
+@pytest.mark.slow  # the same law for one run is in test_pipeline
 def test_a_stopped_cell_ends_with_the_same_models(finished_cell, tmp_path, monkeypatch):
     training = {**TRAINING, "checkpoint_minutes": 0.0}
     file = cell_file(tmp_path, dense={"training": {**CELL["dense"]["training"], **training}}, student=training)

@@ -96,6 +96,7 @@ def test_a_model_that_is_written_and_read_is_the_same(dense: nn.Module, narrow: 
     assert count_cost(found) == count_cost(narrow)
 
 
+@pytest.mark.slow
 def test_the_same_inputs_produce_the_same_model(dense: nn.Module, narrow: Any) -> None:
     state = torch.get_rng_state()
     assert same_tensors(narrow, narrow_by_torch_pruning(dense, random_batches(), BUDGET, seed=1))

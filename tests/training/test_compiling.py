@@ -36,7 +36,7 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def student(seed: int) -> nn.Module:
-    dense = build(depth=3)
+    dense = build(depth=2)
     return prune(dense, random_plan(describe(dense), seed=seed)).requires_grad_(True).train()
 
 
