@@ -176,7 +176,10 @@ def pack(run: Path, to: Path, /, *, packing: PackOptions | None = None, first_pi
     """
     from benchmarks.timebox.pack import PackLimits
     from benchmarks.timebox.pack import pack as write
+    from vitrim.errors import SettingError
 
+    if not run.is_dir():
+        raise SettingError(f"There is no folder {run}.")
     packing = packing or PackOptions()
     limits = PackLimits(files=packing.pack_files, megabytes=packing.pack_mb)
     write(run, to, limits, models=_words(packing.pack_weights), first_piece=first_piece)

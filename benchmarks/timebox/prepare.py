@@ -42,9 +42,14 @@ def make_calls(
         max_bytes: of one folder.
 
     Raises:
-        SettingError: a file is larger than the limit, or there is no such commit.
+        SettingError: a file is missing or larger than the limit, there is no such commit, or wheels cannot be had.
         CheckpointMismatch: pieces of the weights are missing.
     """
+    missing = [path for path in parts if not path.is_file()]
+    if wheels is not None and not wheels.is_dir():
+        missing.append(wheels)
+    if missing:
+        raise SettingError(f"There is no file or folder {missing[0]}.")
     for old in output.glob("call[0-9]*"):
         shutil.rmtree(old)
     first = output / "call0"
@@ -107,7 +112,10 @@ def _download(folder: Path) -> Path:
     for kind, packages in (("need", NEED), ("maybe", MAYBE)):
         platforms = [option for platform in PLATFORMS for option in ("--platform", platform)]
         options = ["--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON, *platforms]
-        _run(sys.executable, "-m", "pip", "download", "--quiet", *options, "-d", str(folder / kind), *packages)
+        try:
+            _run(sys.executable, "-m", "pip", "download", "--quiet", *options, "-d", str(folder / kind), *packages)
+        except subprocess.CalledProcessError:
+            raise SettingError("pip could not download the wheels; see above, or name a folder by --wheels.") from None
     return folder
 
 

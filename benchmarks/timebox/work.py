@@ -110,10 +110,12 @@ def run_timebox(settings: Settings, out: Path, seconds: float | None) -> None:
         seconds: until the deadline. It is ignored if the folder has a deadline. None waits for `set_deadline`.
 
     Raises:
-        SettingError: not even the shortest schedule fits.
+        SettingError: the seconds are not above 0, or not even the shortest schedule fits.
         FolderInUse: the folder has a run with other settings.
         DataError: the images are not found.
     """
+    if seconds is not None and not seconds > 0:
+        raise SettingError(f"--seconds is {seconds:g}; expected a number above 0.")
     with lock_folder(out):
         _check_settings(settings, out)
         if seconds is not None:
@@ -121,7 +123,12 @@ def run_timebox(settings: Settings, out: Path, seconds: float | None) -> None:
         this_process()  # opens the device, which takes seconds
         data = load(settings)
         wait_for((out / DEADLINE).is_file, WAIT_SECONDS, "the deadline")
-        schedule = _schedule(settings, out, data)
+        try:
+            schedule = _schedule(settings, out, data)
+        except SettingError:
+            if seconds is not None:  # the next command may allow more time
+                (out / DEADLINE).unlink()
+            raise
         name = read_json(out / PLAN)["name"]
         command = f"python -m benchmarks.run benchmarks/configs/{name}.toml -o runs/{name}"
         cell = open_cell_with(data, load_config(out / f"{name}.toml"), out / CELL, command)

@@ -65,6 +65,11 @@ def test_the_first_call_has_the_code_of_the_commit_and_its_name(tmp_path, wheels
 
 def test_what_cannot_be_carried_is_refused(tmp_path, wheels):
     options = {"weights": None, "wheels": wheels, "commit": "HEAD"}
+    for changes in ({"parts": [tmp_path / "none"]}, {"wheels": tmp_path / "none"}):
+        arguments = {"parts": [], "weights": None, "wheels": wheels, "commit": "HEAD", "max_bytes": 10**9, **changes}
+        with pytest.raises(SettingError, match="There is no file or folder"):
+            make_calls(tmp_path / "calls", **arguments)
+    assert not (tmp_path / "calls").exists()
     with pytest.raises(SettingError, match="Cut it into smaller parts"):
         make_calls(tmp_path / "out", parts=archive_parts(tmp_path, [LIMIT + 1]), max_bytes=LIMIT, **options)
     with pytest.raises(SettingError, match="Code and wheels"):

@@ -125,16 +125,18 @@ def test_after_a_slow_arm_like_arms_are_left_out_and_the_record_says_why(dense_r
     assert not set(ran) & set(omitted)
 
 
-def test_too_short_a_time_is_one_sentence(tmp_path, capsys):
+def test_too_short_a_time_is_one_sentence_and_leaves_no_deadline(tmp_path, capsys):
     arguments = ["--model", "smoke", "--data", "digits", "-o", str(tmp_path / "out"), "--seconds", "1"]
     assert status_of(app, arguments) == 2
     assert "seconds are too few" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "deadline.json").exists()  # the next command may allow more
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--keeps", "0.5"], "expected 0.7"),
+        (["--seconds", "0"], "--seconds is 0; expected a number above 0"),
         (["--keeps", "much"], "expected fractions"),
         (["--weights", "w.safetensors", "--dense-only"], "both set"),
         (["--pack-files", "1"], "too small"),
