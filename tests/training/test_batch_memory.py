@@ -77,7 +77,7 @@ def test_the_result_does_not_depend_on_the_memory(
     student, arguments = student_and_teacher()
     settings = short_training(epochs=2, batch_size="auto", distillation=ALL_TERMS)
     much = train(student, digits(), settings, **arguments)
-    assert "60 images for each update, in 1 parts" in capsys.readouterr().err
+    assert "60 images for each update, in 1 part\n" in capsys.readouterr().err
     fixed = train(student, digits(), short_training(epochs=2, batch_size=128, distillation=ALL_TERMS), **arguments)
     assert same_tensors(much, fixed)
     needed: list[int] = []

@@ -217,7 +217,8 @@ class TrainingLoop:
         measured = torch.tensor([[own.few, own.more, -own.free]], dtype=torch.float64, device=self.device)
         few, more, used = self.accelerator.gather(measured).max(dim=0).values.tolist()  # all processes decide alike
         found = num_micro_batches(batch_size // num_processes, Memory(few=few, more=more, free=-used), smallest)
-        log(f"{self.job.stage}: {batch_size} images for each update, in {num_processes * found} parts")
+        parts = num_processes * found
+        log(f"{self.job.stage}: {batch_size} images for each update, in {parts} part{'s' if parts > 1 else ''}")
         return found
 
     def batches(self) -> Generator[list[tuple[Tensor, Tensor]], None, None]:
