@@ -59,7 +59,7 @@ check: test bench-smoke speed-smoke timebox-smoke lint types
 
 test-lowest test-newest: test-%: $(UV)
 	test -e .venv-$*-$(PYTHON_VERSION) || $(PYTHON) -m venv .venv-$*-$(PYTHON_VERSION)
-	$(UV) pip install --python .venv-$*-$(PYTHON_VERSION)/bin/python $(RESOLUTION) --editable '.[dev]'
+	$(UV) pip install --no-cache --python .venv-$*-$(PYTHON_VERSION)/bin/python $(RESOLUTION) --editable '.[dev]'
 	.venv-$*-$(PYTHON_VERSION)/bin/python -c '$(PRINT_VERSIONS)'
 	.venv-$*-$(PYTHON_VERSION)/bin/python -m pytest
 
