@@ -6,7 +6,7 @@ A new term is a field of `DistillationSettings` (its weight), a function, and a 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -232,7 +232,8 @@ def without_states(settings: DistillationSettings, reason: str) -> DistillationS
     if not terms_of(settings).keys() - weights.keys():
         names = " and ".join(f"distillation.{name}" for name in weights)
         raise SettingError(f"Only {names} is above 0, but {reason}; set distillation.soft above 0.")
-    return replace(settings, **dict.fromkeys(weights, 0.0))
+    without: dict[str, Any] = dict.fromkeys(weights, 0.0)
+    return replace(settings, **without)
 
 
 @dataclass(frozen=True, kw_only=True)

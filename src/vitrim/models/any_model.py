@@ -68,7 +68,7 @@ def num_channels(model: nn.Module) -> int | None:
 
 def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     """timm's record of the weights. Anyone can set it on a model of their own."""
-    found = getattr(model, "pretrained_cfg", None)
+    found: Any = getattr(model, "pretrained_cfg", None)
     if hasattr(found, "to_dict"):
         found = found.to_dict()
     return dict(found) if isinstance(found, Mapping) else {}
