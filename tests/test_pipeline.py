@@ -29,6 +29,7 @@ from vitrim import depth, pipeline, planning
 from vitrim.costs.counting import count_cost
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import FolderInUse, SettingError
+from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.losses import DistillationSettings
 from vitrim.models import describe
@@ -226,7 +227,8 @@ def test_fit_trains_once_and_then_reads_the_model(tmp_path: Path, monkeypatch: p
 
 
 def test_other_teachers_give_the_labels_and_the_dense_model_the_hidden_states(tmp_path: Path) -> None:
-    dense, recipe, teachers = digits_model(depth=4), short_recipe(blocks=1), [cnn(), digits_model(seed=1)]
+    few = ImportanceSettings(num_images=20, batch_size=20, steps=1)
+    dense, recipe, teachers = digits_model(), short_recipe(blocks=1, importance=few), [cnn(), digits_model(seed=1)]
     before = copy.deepcopy([dense, *teachers])
     result = compress(dense, digits(), recipe, tmp_path / "run", teacher=teachers)
     assert all(same_tensors(*pair) for pair in zip([dense, *teachers], before, strict=True))
@@ -242,6 +244,7 @@ def test_other_teachers_give_the_labels_and_the_dense_model_the_hidden_states(tm
         compress(dense, digits(), recipe, tmp_path / "run", teacher=teachers[:1])
 
 
+@pytest.mark.slow
 def test_the_dense_model_as_its_own_teacher_changes_nothing(finished_run: Any, tmp_path: Path) -> None:
     run: FinishedRun = finished_run("width")
     again = compress(run.dense, digits(), run.recipe, tmp_path / "run", teacher=run.dense)
@@ -253,8 +256,9 @@ def test_a_teacher_that_would_not_be_used_is_refused(tmp_path: Path) -> None:
     training = short_training(distillation=DistillationSettings(soft=0.0))
     with pytest.raises(SettingError, match=r"resnet10t would not be used.* distillation\.soft is 0"):
         compress(digits_model(), digits(), short_recipe(width_training=training), tmp_path / "run", teacher=cnn())
-    with pytest.raises(SettingError, match="would not be used"):
-        fit(digits_model(), digits(), TrainRecipe(training=training), tmp_path / "run", teacher=cnn())
+    for settings, reason in ((training, "soft is 0"), (short_training(epochs=0), "epochs is 0")):
+        with pytest.raises(SettingError, match=f"would not be used, because .*{reason}"):
+            fit(digits_model(), digits(), TrainRecipe(training=settings), tmp_path / "run", teacher=cnn())
     assert not (tmp_path / "run").exists()
 
 

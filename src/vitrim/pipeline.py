@@ -157,7 +157,7 @@ def fit(
     """
     source = Source.of(model, data, teacher)
     check_training(recipe.training, source.structure, source.data)
-    check_use_of_teachers(source, recipe.training)
+    check_use_of_teachers(source, [recipe.training])
     folder = open_folder(run_dir, source, "train", recipe)
     provenance = {"trained_on": source.data.name, **_teachers_of(source), "recipe": to_table(recipe)}
 

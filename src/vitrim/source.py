@@ -138,18 +138,23 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
     )
     for settings in (recipe.width_training, recipe.depth_training):
         check_training(settings, source.structure, source.images)
-        check_use_of_teachers(source, settings)
+    check_use_of_teachers(source, (recipe.width_training, recipe.depth_training))
     if scores is not None:
         _check_scores(scores, source, recipe)
 
 
-def check_use_of_teachers(source: Source, settings: TrainingSettings) -> None:
-    """Raise `SettingError` if there are teachers from elsewhere, but no loss term reads their outputs."""
-    if source.teachers and settings.epochs and not needs_teacher_logits(settings.distillation):
-        raise SettingError(
-            f"The teacher {source.teachers[0].name} would not be used, because distillation.soft is "
-            f"{settings.distillation.soft:g}; set it above 0, or leave the teacher out."
-        )
+def check_use_of_teachers(source: Source, trainings: Sequence[TrainingSettings]) -> None:
+    """Refuse teachers from elsewhere that a training would not use.
+
+    Raises:
+        SettingError: no loss term reads their outputs, or nothing is trained.
+    """
+    trained = [settings.distillation for settings in trainings if settings.epochs]
+    if not source.teachers or (trained and all(needs_teacher_logits(settings) for settings in trained)):
+        return
+    reason = "distillation.soft is 0; set it above 0" if trained else "epochs is 0; set it above 0"
+    name = source.teachers[0].name
+    raise SettingError(f"The teacher {name} would not be used, because {reason}, or leave the teacher out.")
 
 
 HEAD_FRACTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)  # of the head width, which `auto` compares

@@ -35,6 +35,8 @@ def test_a_module_of_ones_own_says_nothing_until_it_has_a_pretrained_cfg() -> No
     model.pretrained_cfg = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "label_names": ["a", "b"]}
     assert recorded_preprocessing(model)[0] == {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1)}
     assert recorded_classes(model) == ("a", "b")
+    model.pretrained_cfg = {"mean": 0.5, "std": [0.5] * 3, "input_size": 32}
+    assert recorded_preprocessing(model)[0] == {"mean": (0.5,) * 3, "std": (0.5,) * 3, "img_size": (32, 32)}
 
 
 def test_wrappers_of_torch_are_removed() -> None:
@@ -72,9 +74,10 @@ def test_a_convolutional_model_of_transformers_says_how_its_images_are_prepared(
     transformers = pytest.importorskip("transformers")
     sizes = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "id2label": {0: "cat", 1: "dog"}}
     transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path)
-    transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, image_mean=[0.5] * 3).save_pretrained(tmp_path)
+    numbers = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
+    transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, **numbers).save_pretrained(tmp_path)
     model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
     found, source = recorded_preprocessing(model)
-    assert found["mean"] == pytest.approx((0.5,) * 3) and found["std"] == pytest.approx(IMAGENET[1])
+    assert found["mean"] == pytest.approx((0.4,) * 3) and found["std"] == pytest.approx((0.2,) * 3)
     assert found["img_size"] == (64, 64) and "preprocessor_config.json" in source
     assert recorded_classes(model) == ("cat", "dog")

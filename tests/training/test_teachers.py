@@ -65,7 +65,7 @@ def test_a_teacher_in_half_precision_teaches() -> None:
 def test_a_resumed_training_with_other_teachers_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     student, arguments = student_and_teacher()
     settings = short_training(epochs=2, checkpoint_minutes=0.0, augmentation=AugmentationSettings())
-    arguments["teacher"] = [arguments["teacher"], cnn(), Wrapped(digits_model(), order=BACKWARDS)]
+    arguments["teacher"] = [arguments["teacher"], cnn()]
     uninterrupted = train(student, digits(), settings, **arguments)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 4)
@@ -104,14 +104,21 @@ def test_hidden_states_that_do_not_fit_are_left_out_and_this_is_said(
     (row,) = read_lines(tmp_path / "metrics.jsonl")
     assert row["soft"] == row["loss"] and "hidden" not in row
     assert_said(capsys, f"only its outputs are learned, because it .*{reason}")
-    for weights, message in (
-        ({"hidden": 0.5}, r"distillation\.hidden is 0.5, but the teacher .*set it to 0"),
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"hidden": 0.5}, r"distillation\.hidden is 0.5, but the teacher resnet10t is no .*; set it to 0"),
         ({"relations": 1.0, "relation_heads": 4}, r"distillation\.relations is 1, but"),
-        ({"soft": 0.0}, r"Only distillation\.hidden is above 0, but .*set distillation\.soft above 0"),
-    ):
-        settings = short_training(distillation=DistillationSettings(**weights))
-        with pytest.raises(SettingError, match=message):
-            train(digits_model(), digits(), settings, teacher=teacher())
+        ({"soft": 0.0}, r"Only distillation\.hidden is above 0, but .*; set distillation\.soft above 0"),
+    ],
+    ids=["hidden", "relations", "nothing else"],
+)
+def test_hidden_states_that_were_asked_for_and_do_not_fit_are_refused(weights: dict[str, Any], message: str) -> None:
+    settings = short_training(distillation=DistillationSettings(**weights))
+    with pytest.raises(SettingError, match=message):
+        train(digits_model(), digits(), settings, teacher=cnn())
 
 
 def assert_said(capsys: pytest.CaptureFixture[str], pattern: str) -> None:

@@ -81,9 +81,13 @@ def _config(model: nn.Module) -> Any:
 
 
 def _timm_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    settings: dict[str, Any] = {key: tuple(config[key]) for key in ("mean", "std") if config.get(key) is not None}
-    if config.get("input_size"):
-        settings["img_size"] = tuple(config["input_size"][-2:])
+    """`mean`, `std`, `input_size` and `interpolation` under the names of `Preprocessing`. One number stands for all."""
+    settings: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        if (value := config.get(key)) is not None:
+            settings[key] = (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+    if size := config.get("input_size"):
+        settings["img_size"] = (size, size) if isinstance(size, int) else tuple(size[-2:])
     if config.get("interpolation"):
         settings["interpolation"] = config["interpolation"]
     return settings

@@ -4,6 +4,7 @@ A teacher may be any model that returns logits. What it says about its images an
 not fit is refused here, before the training starts. Running the teachers is in `soft_labels`.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -86,7 +87,7 @@ class Teacher:
 
     def to_dict(self) -> dict[str, Any]:
         """What the result of a training depends on, as plain data for JSON."""
-        outputs = None if self.outputs is None else list(self.outputs)
+        outputs = "all" if self.outputs is None else hashlib.sha256(repr(self.outputs).encode()).hexdigest()[:16]
         images = {key: getattr(self.preprocessing, key) for key in ("img_size", "mean", "std", "interpolation")}
         return {"name": self.name, "weights": self.weights, "images": images, "outputs": outputs}
 
@@ -215,7 +216,10 @@ def _inputs_of(model: nn.Module, student: Preprocessing) -> tuple[str, Preproces
     name = name_of(model)
     recorded, source = recorded_preprocessing(model)
     values = {key: value for key, value in asdict(student).items() if key not in recorded}
-    preprocessing = Preprocessing(**values, **recorded)
+    try:
+        preprocessing = Preprocessing(**values, **recorded)
+    except SettingError as problem:
+        raise SettingError(f"The teacher {name}: {problem}") from None
     channels = num_channels(model) or len(preprocessing.mean)
     if channels != len(preprocessing.mean) and recorded:
         raise SettingError(
@@ -310,8 +314,8 @@ def _outputs_for(
     if missing:
         raise SettingError(
             f"The teacher {teacher} has no output for {len(missing)} of the student's {len(classes)} classes, such as "
-            f"{', '.join(missing[:3])}. It has {num_outputs}, such as {', '.join(names[:3])}; expected a teacher that "
-            "was trained on these classes, under the same names."
+            f"{', '.join(missing[:3])}. It has {num_outputs}, such as {', '.join(names[:3])}; expected a teacher of "
+            "these classes. If the names that it carries are wrong, correct or remove them."
         )
     if twice := [label for label in classes if names.count(label) > 1]:
         raise SettingError(f"The teacher {teacher} has several outputs of the name {twice[0]}; expected one.")
