@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from builders.fake_gpu import fake_gpu
 from builders.runs import digits, digits_model, short_training
 from builders.teachers import Wrapped, cnn
 from vitrim.data.matching import preprocessing_of
 from vitrim.data.preprocessing import normalise
 from vitrim.losses import DistillationLoss, DistillationSettings
 from vitrim.training.job import TrainingJob
+from vitrim.training.loop import TrainingLoop
 from vitrim.training.soft_labels import SoftLabels, mean_logits
 from vitrim.training.teachers import Teacher
 
@@ -89,3 +92,23 @@ def test_the_compared_model_gives_no_labels_where_others_do() -> None:
 def test_one_teacher_keeps_its_own_logits_bit_for_bit() -> None:
     logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
     assert mean_logits([logits], 2.0) is logits
+
+
+def test_a_teacher_from_elsewhere_sends_nothing_to_a_gpu_and_never_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = digits_model()
+    settings = short_training(distillation=DistillationSettings(hidden=0.0))
+    teachers = [
+        Teacher.of(model, student, DIGITS) for model in (cnn(side=32), Wrapped(digits_model(), order=BACKWARDS))
+    ]
+    loss = DistillationLoss.of_outputs(settings.distillation)
+    job = TrainingJob(model=student, data=digits(), settings=settings, loss=loss, soft_labels=tuple(teachers))
+    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+    with fake_gpu("meta") as counts:
+        loop = TrainingLoop(job)
+        with loop.forward_functions() as (_, teach):
+            images = torch.empty(4, 3, 8, 8, device="meta")
+            sent, calls = counts.bytes_to_device, counts.calls
+            assert teach(images).shape == (4, 10)
+    assert counts.calls > calls + 20 and counts.bytes_to_device == sent

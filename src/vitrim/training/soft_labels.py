@@ -46,7 +46,7 @@ class _Running:
     view: Callable[[Tensor], Tensor]
     dtype: torch.dtype | None  # of its images; None for that of the student's
     outputs: Tensor | None = None  # index (C,) of the student's classes
-    gives_labels: bool = True
+    is_learned: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
         images = self.view(images)
@@ -83,8 +83,8 @@ class SoftLabels:
             labels = [one for one in labels if one is not same]
             preprocessing = same.preprocessing if same else preprocessing_of(job.teacher)
             outputs = same.outputs if same else None
-            gives_labels = same is not None or not job.soft_labels
-            self._running.append(self._start(job.teacher, preprocessing, outputs, gives_labels))
+            is_learned = same is not None or not job.soft_labels
+            self._running.append(self._start(job.teacher, preprocessing, outputs, is_learned))
             self.compared = self._running[0].model
         self._running += [self._start(one.model, one.preprocessing, one.outputs, True) for one in labels]
 
@@ -95,11 +95,11 @@ class SoftLabels:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The soft labels of a batch, as logits `(B, C)`; images `(B, channels, h, w)` are prepared for the student."""
-        found = [(one.gives_labels, one(images)) for one in self._running]
-        return mean_logits([logits for gives_labels, logits in found if gives_labels], self.temperature)
+        found = [(one.is_learned, one(images)) for one in self._running]
+        return mean_logits([logits for is_learned, logits in found if is_learned], self.temperature)
 
     def _start(
-        self, model: nn.Module, preprocessing: Preprocessing, outputs: tuple[int, ...] | None, gives_labels: bool
+        self, model: nn.Module, preprocessing: Preprocessing, outputs: tuple[int, ...] | None, is_learned: bool
     ) -> _Running:
         model = model.to(self.device)
         dtype = dtype_of(model)
@@ -108,5 +108,5 @@ class SoftLabels:
             view=view_between(self.student, preprocessing, self.device),
             dtype=None if dtype == torch.float32 else dtype,
             outputs=None if outputs is None else torch.tensor(outputs, device=self.device),
-            gives_labels=gives_labels,
+            is_learned=is_learned,
         )

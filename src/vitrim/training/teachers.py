@@ -67,8 +67,8 @@ class Teacher:
         name, preprocessing, source = _inputs_of(model, own)
         if not can_view(own, preprocessing):
             raise SettingError(
-                f"The teacher {name} takes images of {len(preprocessing.mean)} channels, but the student's images have "
-                f"{len(own.mean)}; expected as many, or one and three."
+                f"The number of image channels of the teacher {name} is {len(preprocessing.mean)}, and that of the "
+                f"student {len(own.mean)}; expected the same, or 1 and 3."
             )
         logits = _probe(model, name, own, preprocessing)
         outputs = _outputs_for(classes, _classes_of(model), logits.shape[1], name)
@@ -212,7 +212,7 @@ def _inputs_of(model: nn.Module, student: Preprocessing) -> tuple[str, Preproces
     """Name of a teacher, how its images are prepared, and who says so. What it does not say is as for the student."""
     structure = _structure_of(model)
     if structure is not None:
-        return structure.model, preprocessing_of(model), "as it was trained"
+        return structure.model, preprocessing_of(model), "as for its evaluation"
     name = name_of(model)
     recorded, source = recorded_preprocessing(model)
     values = {key: value for key, value in asdict(student).items() if key not in recorded}
@@ -223,8 +223,8 @@ def _inputs_of(model: nn.Module, student: Preprocessing) -> tuple[str, Preproces
     channels = num_channels(model) or len(preprocessing.mean)
     if channels != len(preprocessing.mean) and recorded:
         raise SettingError(
-            f"The teacher {name} takes images of {channels} channels, but its mean has {len(preprocessing.mean)} "
-            "values; set mean and std in its `pretrained_cfg`."
+            f"The number of image channels of the teacher {name} is {channels}, but its mean has "
+            f"{len(preprocessing.mean)} values; set mean and std in its `pretrained_cfg`."
         )
     unknown = (
         "assumed, because it does not say how its images are prepared; if this is wrong, set its attribute "
