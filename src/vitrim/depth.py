@@ -24,10 +24,10 @@ from vitrim.runs.folder import RunFolder
 from vitrim.runs.progress import log
 from vitrim.source import max_removed_blocks
 from vitrim.training.compiling import Compile
+from vitrim.training.distillation import loss_between
 from vitrim.training.job import TrainingJob
 from vitrim.training.loop import run_job
 from vitrim.training.settings import TrainingSettings
-from vitrim.training.teachers import loss_between
 
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on
 PATIENCE = 2  # the search ends when so many numbers in a row are no better

@@ -34,9 +34,9 @@ from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
 from vitrim.surgery import prune
+from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
 from vitrim.training.loop import train
-from vitrim.training.teachers import Teachers
 
 FIRST_PREDICTION_FILE = "promise.json"  # where runs of version 0.1.0 keep the predicted latency of the last plan
 

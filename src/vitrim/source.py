@@ -66,7 +66,7 @@ class Source:
         source = cls(model=model, structure=structure, images=images.to(device) if images is not None else None)
         if teacher is None:
             return source
-        return replace(source, teachers=checked_teachers(teacher, model, source.data.classes))
+        return replace(source, teachers=checked_teachers(teacher, model, source.data))
 
     @property
     def data(self) -> ImageData:

@@ -12,7 +12,7 @@ from torch import nn
 
 from builders.models import same_tensors
 from builders.runs import digits, digits_model, read_lines, short_training
-from builders.teachers import Wrapped, cnn
+from builders.teachers import Wrapped, cnn, linear_classifier
 from builders.trainings import stop_at, student_and_teacher
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import FolderInUse, SettingError
@@ -131,6 +131,17 @@ def test_what_is_not_known_of_a_teacher_is_said(capsys: pytest.CaptureFixture[st
     model: Any = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     train(digits_model(), digits(), short_training(), teacher=model)
     assert_said(capsys, r"teacher Sequential: .*assumed, because it does not say .*set its attribute `pretrained_cfg`")
+
+
+def test_a_teacher_is_tried_on_images_and_one_that_only_guesses_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    data = digits(num_train=400)
+    settings = short_training(batch_size=400)
+    train(digits_model(), data, settings, teacher=linear_classifier(data))
+    said = capsys.readouterr().err
+    num_right = int(re.findall(r"right on (\d+) of 50 validation images", said)[0])
+    assert num_right > 35 and "no better than chance" not in said and "have no names, so this is assumed" in said
+    train(digits_model(), data, settings, teacher=linear_classifier(data, order=[*range(1, 10), 0]))
+    assert_said(capsys, r"no better than chance: are its weights trained, and are its classes in this order\?")
 
 
 # Refusals

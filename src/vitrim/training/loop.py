@@ -37,12 +37,12 @@ from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
 from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
 from vitrim.training.compiling import CompileSchedule
+from vitrim.training.distillation import Teachers, loss_with
 from vitrim.training.job import TrainingJob
 from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.state import TrainingState, delete_metrics_after
-from vitrim.training.teachers import Teachers, loss_with
 
 NUM_LOG_LINES = 10  # of one training
 STEPS_BETWEEN_CHECKS = 50  # a check whether the loss is finite waits for the device
@@ -81,7 +81,7 @@ def train(
     """
     data, loss, teachers = match_labels(data, model), None, Teachers()
     if teacher is not None and settings.epochs:
-        loss, teachers = loss_with(model, teacher, settings.distillation, data.classes, plan)
+        loss, teachers = loss_with(model, teacher, settings.distillation, data, plan)
     job = TrainingJob(
         model=model,
         data=data,

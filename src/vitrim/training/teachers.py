@@ -1,4 +1,4 @@
-"""Teachers: what must hold before a model can teach another one, and which parts of the models are compared.
+"""Teachers: what must hold before a model can teach another one.
 
 A teacher may be any model that returns logits. What it says about its images and classes is read here. Whatever does
 not fit is refused here, before the training starts. Running the teachers is in `soft_labels`.
@@ -6,27 +6,31 @@ not fit is refused here, before the training starts. Running the teachers is in 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
-from vitrim.data.matching import device_of, preprocessing_of
+from vitrim.data.batches import eval_batches
+from vitrim.data.images import ImageData, ImageSet
+from vitrim.data.matching import preprocessing_of
 from vitrim.data.preprocessing import Preprocessing, normalise
-from vitrim.data.views import can_view, is_same_view, view_between
+from vitrim.data.views import can_view, is_same_view, view_between, view_interpolation
 from vitrim.errors import SettingError, UnsupportedModel
-from vitrim.hooks import eval_mode, logits_of, recorded_states
-from vitrim.losses import DistillationLoss, DistillationSettings, needs_states, without_states
+from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import describe, origin_of
 from vitrim.models.any_model import name_of, num_channels, recorded_classes, recorded_preprocessing, unwrapped
-from vitrim.plan import PruningPlan
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 
+IMAGE_SETTINGS = ("img_size", "mean", "std", "interpolation")  # of `Preprocessing`; a view has its own crop
 PROBE_IMAGES = 2
+MAX_P_OF_CHANCE = 0.05
+MAX_JUDGED_IMAGES = 64  # validation images on which a teacher is tried before it teaches
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError, NotImplementedError)
 
 
@@ -71,13 +75,14 @@ class Teacher:
                 f"student {len(own.mean)}; expected the same, or 1 and 3."
             )
         logits = _probe(model, name, own, preprocessing)
-        outputs = _outputs_for(classes, _classes_of(model), logits.shape[1], name)
+        names = _classes_of(model, logits.shape[1])
+        outputs = _outputs_for(classes, names, logits.shape[1], name)
         return cls(
             model=model,
             name=name,
             preprocessing=preprocessing,
             outputs=outputs,
-            about=f"{_about_images(own, preprocessing)} ({source}); {_about_outputs(outputs, logits.shape[1])}",
+            about=f"{_about_images(own, preprocessing)} ({source}); {_about_outputs(outputs, logits.shape[1], names)}",
         )
 
     @cached_property
@@ -88,22 +93,8 @@ class Teacher:
     def to_dict(self) -> dict[str, Any]:
         """What the result of a training depends on, as plain data for JSON."""
         outputs = "all" if self.outputs is None else hashlib.sha256(repr(self.outputs).encode()).hexdigest()[:16]
-        images = {key: getattr(self.preprocessing, key) for key in ("img_size", "mean", "std", "interpolation")}
+        images = {key: getattr(self.preprocessing, key) for key in IMAGE_SETTINGS}
         return {"name": self.name, "weights": self.weights, "images": images, "outputs": outputs}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Teachers:
-    """The teachers of one training.
-
-    Attributes:
-        compared: the hidden states and relations of the student are compared with those of this model; None if no term
-            of the loss compares them. It also gives the soft labels if `labels` is empty.
-        labels: the mean of their softmax outputs is the soft label.
-    """
-
-    compared: nn.Module | None = None
-    labels: tuple[Teacher, ...] = ()
 
 
 def logits_in(output: Any) -> Tensor:
@@ -115,75 +106,13 @@ def logits_in(output: Any) -> Tensor:
     return logits_of(output)
 
 
-def loss_between(
-    student: nn.Module, teacher: nn.Module, plan: PruningPlan | None, settings: DistillationSettings
-) -> DistillationLoss:
-    """The loss with which `student` learns from `teacher`.
-
-    Args:
-        plan: which blocks of the teacher the student's blocks are; by default all of them.
-
-    Raises:
-        SettingError: a loss term does not fit the student.
-    """
-    dense = describe(teacher)
-    return DistillationLoss.between(settings, describe(student), dense, plan or PruningPlan.full(dense))
-
-
-def loss_with(
-    student: nn.Module,
-    teacher: nn.Module | Sequence[nn.Module] | Teachers,
-    settings: DistillationSettings,
-    classes: tuple[str, ...],
-    plan: PruningPlan | None = None,
-) -> tuple[DistillationLoss, Teachers]:
-    """The loss with which `student` learns from any teachers.
-
-    With a plan, the student was cut from the first teacher, and every term must fit. Without, hidden states and
-    relations are compared with the first teacher if they fit it. If not, their terms are left out, and a line of the
-    log says why. A weight that is not the default is refused instead.
-
-    Args:
-        teacher: a model, several models, or teachers that were checked before.
-        classes: names of the student's outputs.
-        plan: which blocks of the teacher the student's blocks are.
-
-    Raises:
-        SettingError: a teacher or a loss term does not fit the student.
-    """
-    if plan is not None and not isinstance(teacher, Teachers):
-        teacher = _with_dense(teacher, student, classes)
-    if isinstance(teacher, Teachers) and teacher.compared is not None:
-        return loss_between(student, teacher.compared, plan, settings), teacher
-    labels = teacher.labels if isinstance(teacher, Teachers) else checked_teachers(teacher, student, classes)
-    first, is_compared = labels[0], needs_states(settings)
-    if reason := _why_not_compared(student, first) if is_compared else "":
-        changed = without_states(settings, f"the teacher {first.name} {reason}")
-        log(f"teacher {first.name}: only its outputs are learned, because it {reason}")
-        return DistillationLoss.of_outputs(changed), Teachers(labels=labels)
-    if _structure_of(first.model) is None:
-        return DistillationLoss.of_outputs(settings), Teachers(labels=labels)
-    loss = loss_between(student, first.model, None, settings)
-    if len(labels) == 1 and first.outputs is None:
-        return loss, Teachers(compared=first.model)
-    return loss, Teachers(compared=first.model if is_compared else None, labels=labels)
-
-
-def _with_dense(teacher: nn.Module | Sequence[nn.Module], student: nn.Module, classes: tuple[str, ...]) -> Teachers:
-    """The teachers of a student that was cut from the first one."""
-    if isinstance(teacher, nn.Module):
-        return Teachers(compared=teacher)
-    labels = checked_teachers(teacher, student, classes)
-    return Teachers(compared=labels[0].model, labels=labels if len(labels) > 1 else ())
-
-
 def checked_teachers(
-    teacher: nn.Module | Sequence[nn.Module] | None, student: nn.Module, classes: tuple[str, ...]
+    teacher: nn.Module | Sequence[nn.Module] | None, student: nn.Module, data: ImageData
 ) -> tuple[Teacher, ...]:
-    """Check one model or several as teachers of `student`; none for None.
+    """Check one model or several as teachers of `student`, and print a line about each; none for None.
 
     Args:
-        classes: names of the student's outputs.
+        data: with labels as the student counts them. Up to 64 validation images are classified.
 
     Raises:
         SettingError: a teacher does not fit the student, or there is something else than models.
@@ -194,13 +123,14 @@ def checked_teachers(
     if not models or not all(isinstance(model, nn.Module) for model in models):
         found = ", ".join(type(model).__name__ for model in models) or "an empty list"
         raise SettingError(f"The teacher is {found}; expected a model (nn.Module) or a list of models.")
-    teachers = tuple(Teacher.of(model, student, classes) for model in models)
+    found = [Teacher.of(model, student, data.classes) for model in models]
+    teachers = tuple(_judged(one, student, data.validation) for one in found)
     for one in teachers:
         log(f"teacher {one.name}: {one.about}")
     return teachers
 
 
-def _structure_of(model: nn.Module) -> ViTStructure | None:
+def structure_if_known(model: nn.Module) -> ViTStructure | None:
     """The structure of a model that an adapter knows, else None."""
     try:
         return describe(model)
@@ -210,14 +140,14 @@ def _structure_of(model: nn.Module) -> ViTStructure | None:
 
 def _inputs_of(model: nn.Module, student: Preprocessing) -> tuple[str, Preprocessing, str]:
     """Name of a teacher, how its images are prepared, and who says so. What it does not say is as for the student."""
-    structure = _structure_of(model)
+    structure = structure_if_known(model)
     if structure is not None:
         return structure.model, preprocessing_of(model), "as for its evaluation"
     name = name_of(model)
     recorded, source = recorded_preprocessing(model)
-    values = {key: value for key, value in asdict(student).items() if key not in recorded}
+    as_student = {key: getattr(student, key) for key in IMAGE_SETTINGS}
     try:
-        preprocessing = Preprocessing(**values, **recorded)
+        preprocessing = Preprocessing(**{**as_student, **recorded}) if recorded else student
     except SettingError as problem:
         raise SettingError(f"The teacher {name}: {problem}") from None
     channels = num_channels(model) or len(preprocessing.mean)
@@ -233,11 +163,13 @@ def _inputs_of(model: nn.Module, student: Preprocessing) -> tuple[str, Preproces
     return name, preprocessing, source or unknown
 
 
-def _classes_of(model: nn.Module) -> tuple[str, ...]:
+def _classes_of(model: nn.Module, num_outputs: int) -> tuple[str, ...]:
+    """Names of a teacher's outputs; empty if they are unknown, or are those of an earlier classifier."""
     try:
-        return origin_of(model).classes or recorded_classes(model)
+        names = origin_of(model).classes or recorded_classes(model)
     except UnsupportedModel:
-        return recorded_classes(model)
+        names = recorded_classes(model)
+    return names if len(names) == num_outputs else ()
 
 
 @torch.no_grad()
@@ -250,10 +182,7 @@ def _probe(model: nn.Module, name: str, before: Preprocessing, after: Preprocess
     size = (PROBE_IMAGES, len(before.mean), *before.img_size)
     noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shown = "x".join(str(side) for side in (len(after.mean), *after.img_size))
-    try:
-        device = device_of(model)
-    except StopIteration:  # it has no weights
-        device = torch.device("cpu")
+    device = _device_of(model)
     images = view_between(before, after, device)(normalise(noise.to(device), before)).to(dtype_of(model))
     try:
         with eval_mode(model):
@@ -287,6 +216,11 @@ def _only_logits(output: Any) -> Tensor:
     return logits_in(output)
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    """The device of a model; the CPU if it has no weights."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The type of the model's first floating-point parameter; float32 if it has none."""
     kinds = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
@@ -301,8 +235,6 @@ def _outputs_for(
     Raises:
         SettingError: the teacher has other classes.
     """
-    if len(names) != num_outputs:
-        names = ()
     if not names and num_outputs != len(classes):
         raise SettingError(
             f"The teacher {teacher} has {num_outputs} outputs and no class names, but the student has {len(classes)} "
@@ -322,46 +254,43 @@ def _outputs_for(
     return tuple(names.index(label) for label in classes)
 
 
-def _why_not_compared(student: nn.Module, teacher: Teacher) -> str:
-    """Why hidden states and relations cannot be compared with this teacher; empty if they can."""
-    structure = _structure_of(teacher.model)
-    if structure is None:
-        return "is no Vision Transformer that vitrim can describe"
-    own = describe(student)
-    blocks = len(own.blocks), len(structure.blocks)
-    if blocks[0] != blocks[1]:
-        return f"has {blocks[1]} blocks and the student {blocks[0]} (a student that was cut from it needs its plan)"
-    if own.embed_dim != structure.embed_dim:
-        return f"has hidden states of width {structure.embed_dim} and the student of width {own.embed_dim}"
-    before, device = preprocessing_of(student), device_of(student)
-    blank = torch.zeros((PROBE_IMAGES, len(before.mean), *before.img_size), device=device)
-    view = view_between(before, teacher.preprocessing, device)
-    shapes = []
-    for model, found, images in ((student, own, blank), (teacher.model, structure, view(blank))):
-        images = images.to(device_of(model), dtype_of(model))
-        names = [block.name for block in found.blocks]
-        with torch.no_grad(), eval_mode(model), recorded_states(model, names) as states:
-            model(images)
-        shapes.append([tuple(states[name].shape[1:]) for name in names])
-    for index, (mine, theirs) in enumerate(zip(*shapes, strict=True)):
-        if mine != theirs:
-            return f"has hidden states of shape {theirs} after block {index} and the student of shape {mine}"
-    return ""
-
-
 def _about_images(student: Preprocessing, teacher: Preprocessing) -> str:
     if is_same_view(student, teacher):
         return "the student's images, prepared in the same way"
     size = "{} x {} pixels".format(*teacher.img_size)
     if student.img_size != teacher.img_size:
-        size = "{} x {} resized to {} ({})".format(*student.img_size, size, teacher.interpolation)
+        size = "{} x {} resized to {} ({})".format(*student.img_size, size, view_interpolation(teacher))
     numbers = (", ".join(f"{value:.4g}" for value in values) for values in (teacher.mean, teacher.std))
     return "the student's images, {}, with mean {} and standard deviation {}".format(size, *numbers)
 
 
-def _about_outputs(outputs: tuple[int, ...] | None, num_outputs: int) -> str:
+def _about_outputs(outputs: tuple[int, ...] | None, num_outputs: int, names: tuple[str, ...]) -> str:
     if outputs is None:
-        return f"{num_outputs} outputs in the order of the student's"
+        unnamed = "" if names else "; they have no names, so this is assumed"
+        return f"{num_outputs} outputs in the order of the student's{unnamed}"
     if len(outputs) == num_outputs:
         return f"{num_outputs} outputs, put into the order of the student's by their names"
     return f"{len(outputs)} of its {num_outputs} outputs, chosen by their names; softmax is over these"
+
+
+@torch.no_grad()
+def _judged(teacher: Teacher, student: nn.Module, images: ImageSet) -> Teacher:
+    """The teacher, with the number of images in `about` that it classifies as they are labelled.
+
+    This tries views and order of classes on images, and shows a teacher whose weights are random.
+    """
+    images = images.sample(MAX_JUDGED_IMAGES, seed=0)
+    before, device = preprocessing_of(student), _device_of(teacher.model)
+    view = view_between(before, teacher.preprocessing, device)
+    num_right, num_classes = 0, 0
+    for batch, labels in eval_batches(images, before, batch_size=MAX_JUDGED_IMAGES, device=device, num_workers=0):
+        with eval_mode(teacher.model):
+            logits = logits_in(teacher.model(view(batch).to(dtype_of(teacher.model)))).float()
+        logits = logits if teacher.outputs is None else logits[:, list(teacher.outputs)]
+        num_right, num_classes = int((logits.argmax(dim=1) == labels).sum()), logits.shape[1]
+    if not len(images):
+        return teacher
+    about = f"{teacher.about}; right on {num_right} of {len(images)} validation images"
+    if stats.binomtest(num_right, len(images), 1 / num_classes, alternative="greater").pvalue > MAX_P_OF_CHANCE:
+        about += ", no better than chance: are its weights trained, and are its classes in this order?"
+    return replace(teacher, about=about)
