@@ -23,6 +23,7 @@ from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import describe, origin_of
 from vitrim.models.any_model import name_of, num_channels, recorded_classes, recorded_preprocessing, unwrapped
+from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
@@ -111,6 +112,8 @@ def checked_teachers(
 ) -> tuple[Teacher, ...]:
     """Check one model or several as teachers of `student`, and print a line about each; none for None.
 
+    They are moved to the device of this process.
+
     Args:
         data: with labels as the student counts them. Up to 64 validation images are classified.
 
@@ -121,10 +124,11 @@ def checked_teachers(
         return ()
     models = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     if not models or not all(isinstance(model, nn.Module) for model in models):
-        found = ", ".join(type(model).__name__ for model in models) or "an empty list"
-        raise SettingError(f"The teacher is {found}; expected a model (nn.Module) or a list of models.")
-    found = [Teacher.of(model, student, data.classes) for model in models]
-    teachers = tuple(_judged(one, student, data.validation) for one in found)
+        kinds = ", ".join(type(model).__name__ for model in models) or "an empty list"
+        raise SettingError(f"The teacher is {kinds}; expected a model (nn.Module) or a list of models.")
+    device = this_process().device
+    checked = [Teacher.of(model.to(device), student, data.classes) for model in models]
+    teachers = tuple(_judged(one, student, data.validation) for one in checked)
     for one in teachers:
         log(f"teacher {one.name}: {one.about}")
     return teachers
