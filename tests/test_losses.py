@@ -1,8 +1,7 @@
 """Laws of the loss terms, and of the modules whose hidden states they compare."""
 
-from typing import Any
-
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
