@@ -1,5 +1,6 @@
 """Laws of the loss terms, and of the modules whose hidden states they compare."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -192,6 +193,14 @@ def test_hidden_states_of_another_width_cannot_be_compared() -> None:
     with pytest.raises(SettingError, match=r"distillation\.hidden .* of width 32 .* set it to 0"):
         DistillationLoss.between(DistillationSettings(), other, teacher, PruningPlan.full(teacher))
     DistillationLoss.between(DistillationSettings(hidden=0.0), other, teacher, PruningPlan.full(teacher))
+
+
+def test_relations_need_one_layer_for_queries_keys_and_values_in_the_teacher_too() -> None:
+    student = describe(build())
+    teacher = replace(student, blocks=tuple(replace(block, qkv="") for block in student.blocks))
+    settings = DistillationSettings(relations=1.0, relation_heads=4)
+    with pytest.raises(SettingError, match="last block of the teacher"):
+        DistillationLoss.between(settings, student, teacher, PruningPlan.full(teacher))
 
 
 def test_relation_heads_must_divide_the_head_width() -> None:

@@ -1,5 +1,6 @@
 """Laws of the whole method: the budget holds, a rerun continues the run, and folders with other content are safe."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -23,16 +24,20 @@ from builders.runs import (
     smallest_step,
     stop,
 )
+from builders.teachers import cnn
 from vitrim import depth, pipeline, planning
 from vitrim.costs.counting import count_cost
 from vitrim.data.augmentation import AugmentationSettings
-from vitrim.errors import FolderInUse
+from vitrim.errors import FolderInUse, SettingError
+from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
+from vitrim.losses import DistillationSettings
 from vitrim.models import describe
 from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.recipe import TrainRecipe, load_recipe
-from vitrim.saving.checkpoint import load
+from vitrim.runs.files import read_json
+from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
 from vitrim.training.loop import TrainingLoop
 
@@ -216,3 +221,51 @@ def test_fit_trains_once_and_then_reads_the_model(tmp_path: Path, monkeypatch: p
     assert same_tensors(trained, fit(model, digits(), recipe, tmp_path))
     with pytest.raises(FolderInUse, match=r"recipe\.seed was 0, now 1"):
         fit(model, digits(), replace(recipe, seed=1), tmp_path)
+
+
+# Teachers from elsewhere
+
+
+def test_other_teachers_give_the_labels_and_the_dense_model_the_hidden_states(tmp_path: Path) -> None:
+    few = ImportanceSettings(num_images=20, batch_size=20, steps=1)
+    dense, recipe, teachers = digits_model(), short_recipe(blocks=1, importance=few), [cnn(), digits_model(seed=1)]
+    before = copy.deepcopy([dense, *teachers])
+    result = compress(dense, digits(), recipe, tmp_path / "run", teacher=teachers)
+    assert all(same_tensors(*pair) for pair in zip([dense, *teachers], before, strict=True))
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["stage"] for row in rows] == ["width", "depth"] and all(row["hidden"] > 0 for row in rows)
+    names = ["resnet10t", "vit_tiny_patch16_224"]
+    record = read_json(tmp_path / "run" / "run.json")
+    for found in (record, result.report, read_json(tmp_path / "run" / "model" / "config.json")["vitrim"]["provenance"]):
+        assert [teacher["name"] for teacher in found["teachers"]] == names
+        assert found["teachers"][1]["weights"] == fingerprint(teachers[1])
+    assert "* resnet10t (weights " in (tmp_path / "run" / "report.md").read_text()
+    with pytest.raises(FolderInUse, match="teachers was"):
+        compress(dense, digits(), recipe, tmp_path / "run", teacher=teachers[:1])
+
+
+@pytest.mark.slow
+def test_the_dense_model_as_its_own_teacher_changes_nothing(finished_run: Any, tmp_path: Path) -> None:
+    run: FinishedRun = finished_run("width")
+    again = compress(run.dense, digits(), run.recipe, tmp_path / "run", teacher=run.dense)
+    assert again.plan == run.result.plan and same_tensors(again.model, run.result.model)
+    assert "teachers" not in run.result.report and "teachers" not in read_json(run.folder / "run.json")
+
+
+def test_a_teacher_that_would_not_be_used_is_refused(tmp_path: Path) -> None:
+    training = short_training(distillation=DistillationSettings(soft=0.0))
+    with pytest.raises(SettingError, match=r"resnet10t would not be used.* distillation\.soft is 0"):
+        compress(digits_model(), digits(), short_recipe(width_training=training), tmp_path / "run", teacher=cnn())
+    for settings, reason in ((training, "soft is 0"), (short_training(epochs=0), "epochs is 0")):
+        with pytest.raises(SettingError, match=f"would not be used, because .*{reason}"):
+            fit(digits_model(), digits(), TrainRecipe(training=settings), tmp_path / "run", teacher=cnn())
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_learns_from_a_teacher(tmp_path: Path) -> None:
+    recipe = TrainRecipe(training=short_training(epochs=1))
+    fit(digits_model(), digits(), recipe, tmp_path, teacher=cnn())
+    (row,) = read_lines(tmp_path / "metrics.jsonl")
+    assert row["soft"] == row["loss"]
+    with pytest.raises(FolderInUse, match="teachers was"):
+        fit(digits_model(), digits(), recipe, tmp_path)

@@ -24,7 +24,8 @@ from vitrim.runs.folder import RunFolder
 from vitrim.runs.progress import log
 from vitrim.source import max_removed_blocks
 from vitrim.training.compiling import Compile
-from vitrim.training.job import TrainingJob, loss_between
+from vitrim.training.distillation import loss_between
+from vitrim.training.job import TrainingJob
 from vitrim.training.loop import run_job
 from vitrim.training.settings import TrainingSettings
 
@@ -89,7 +90,7 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
         model=student,
         data=replace(planner.source.data, train=few),
         settings=settings,
-        loss=loss_between(student, dense, plan, settings),
+        loss=loss_between(student, dense, plan, settings.distillation),
         teacher=dense,
         run_dir=folder.path,
         stage=f"depth-search-{len(remove_blocks)}",

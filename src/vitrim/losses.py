@@ -4,9 +4,9 @@ A new term is a field of `DistillationSettings` (its weight), a function, and a 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -203,6 +203,39 @@ def check_terms(settings: DistillationSettings, structure: ViTStructure) -> None
             term.check(settings, structure)
 
 
+STATES: frozenset[Need] = frozenset({"hidden states", "qkv"})  # what a teacher of another kind does not have
+
+
+def needs_states(settings: DistillationSettings) -> bool:
+    """Whether a term with a weight above 0 compares what is inside of the models."""
+    return any(term.needs & STATES for term in terms_of(settings).values())
+
+
+def needs_teacher_logits(settings: DistillationSettings) -> bool:
+    """Whether a term with a weight above 0 reads the teacher's outputs."""
+    return any("teacher logits" in term.needs for term in terms_of(settings).values())
+
+
+def without_states(settings: DistillationSettings, reason: str) -> DistillationSettings:
+    """The settings without the terms that compare what is inside of the models.
+
+    Args:
+        reason: why the models cannot be compared, for the error.
+
+    Raises:
+        SettingError: such a term has another weight than its default, so it was asked for; or no other term is left.
+    """
+    weights = {name: getattr(settings, name) for name, term in terms_of(settings).items() if term.needs & STATES}
+    for name, weight in weights.items():
+        if weight != getattr(DistillationSettings(), name):
+            raise SettingError(f"distillation.{name} is {weight:g}, but {reason}; set it to 0.")
+    if not terms_of(settings).keys() - weights.keys():
+        names = " and ".join(f"distillation.{name}" for name in weights)
+        raise SettingError(f"Only {names} is above 0, but {reason}; set distillation.soft above 0.")
+    without: dict[str, Any] = dict.fromkeys(weights, 0.0)
+    return replace(settings, **without)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillationLoss:
     """The weighted terms for one pair of models.
@@ -237,6 +270,11 @@ class DistillationLoss:
                 "that the student was not cut from."
             )
         check_terms(settings, student)
+        if settings.relations and not teacher.blocks[plan.blocks[-1].block].qkv:
+            raise SettingError(
+                f"distillation.relations needs one layer for queries, keys and values, which the last block of the "
+                f"teacher {teacher.model} does not have; set its weight to 0."
+            )
         widths = student.blocks[-1].heads.width, teacher.blocks[plan.blocks[-1].block].heads.width
         if settings.relations and widths[0] != widths[1]:
             raise SettingError(
@@ -251,6 +289,16 @@ class DistillationLoss:
             student_qkv=student.blocks[-1].qkv,
             teacher_qkv=teacher.blocks[plan.blocks[-1].block].qkv,
         )
+
+    @classmethod
+    def of_outputs(cls, settings: DistillationSettings) -> "DistillationLoss":
+        """A loss that compares nothing inside of the models; no term of `settings` may need it."""
+        return cls(settings=settings, student_names=(), teacher_names=(), student_qkv="", teacher_qkv="")
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether any term compares what is inside of the models."""
+        return needs_states(self.settings)
 
     def needs(self, need: Need) -> bool:
         """Whether any term reads this input."""

@@ -4,7 +4,7 @@ Read this file first. In a run of `compress` or `fit`, every stage leaves its re
 command reads finished results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,9 @@ from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
-from vitrim.source import Source, check, narrows_heads
+from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
 from vitrim.surgery import prune
+from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
 from vitrim.training.loop import train
 
@@ -56,7 +57,13 @@ class Compressed:
 
 
 def compress(
-    model: nn.Module, data: ImageData, recipe: Recipe, run_dir: str | Path, *, scores: Scores | None = None
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    run_dir: str | Path,
+    *,
+    scores: Scores | None = None,
+    teacher: nn.Module | Sequence[nn.Module] | None = None,
 ) -> Compressed:
     """Compress `model` to `recipe.budget` and distil it. After a crash, the same call continues from the last result.
 
@@ -66,13 +73,17 @@ def compress(
         recipe: all settings.
         run_dir: folder of the run. The result is in its subfolder `model`.
         scores: of this model, from an earlier run with the same importance settings; measured by default.
+        teacher: one model or several of the same classes. The mean of their softmax outputs is learned in the width and
+            depth stages, instead of the dense model's. Scores, recovery, the search for the number of blocks and the
+            loss on hidden states use the dense model. They are not changed.
 
     Raises:
         UnsupportedModel, SettingError, BudgetError, DataError: see `vitrim.source`.
-        FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data; lists what differs.
+        FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher; lists what
+            differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
-    source = Source.of(model, data)
+    source = Source.of(model, data, teacher)
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
     run.evaluate("dense", source.model)
@@ -120,25 +131,40 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     return planner.plan_one_shot(scores, tuple(removed))
 
 
-def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | Path) -> nn.Module:
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    recipe: TrainRecipe,
+    run_dir: str | Path,
+    *,
+    teacher: nn.Module | Sequence[nn.Module] | None = None,
+) -> nn.Module:
     """Train a dense model in a run folder. After a crash, the same call continues from the last checkpoint.
 
     The folder then holds `metrics.jsonl`, `model/` and `evaluation.json`.
+
+    Args:
+        teacher: the model learns from it, or from several, as `recipe.training.distillation` says; by default it learns
+            the labels.
 
     Returns:
         The trained model, in eval mode.
 
     Raises:
-        SettingError, DataError: the training batch does not fit the data or the processes.
-        FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data.
+        SettingError, DataError: the training batch does not fit the data or the processes, or a teacher does not fit
+            the model.
+        FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher.
     """
-    source = Source.of(model, data)
+    source = Source.of(model, data, teacher)
     check_training(recipe.training, source.structure, source.data)
+    check_use_of_teachers(source, [recipe.training])
     folder = open_folder(run_dir, source, "train", recipe)
-    provenance = {"trained_on": source.data.name, "recipe": to_table(recipe)}
+    provenance = {"trained_on": source.data.name, **_teachers_of(source), "recipe": to_table(recipe)}
 
     def trained() -> nn.Module:
-        return train(source.model, source.data, recipe.training, run_dir=folder.path, stage="train", seed=recipe.seed)
+        teachers = Teachers(labels=source.teachers) if source.teachers else None
+        options: dict[str, Any] = {"run_dir": folder.path, "stage": "train", "seed": recipe.seed}
+        return train(source.model, source.data, recipe.training, teacher=teachers, **options)
 
     write = partial(_save_with, classes=source.data.classes, provenance=provenance)
     result = folder.once("model", trained, write, _load_on_own_device, on_all_processes=True)
@@ -261,7 +287,7 @@ class CompressRun:
             student,
             self.data,
             settings,
-            teacher=self.source.model,
+            teacher=Teachers(compared=self.source.model, labels=self.source.teachers),
             plan=plan,
             run_dir=self.folder.path,
             stage=stage,
@@ -277,6 +303,7 @@ class CompressRun:
             "compressed_from": self.source.structure.model,
             "weights": self.source.fingerprint,
             "data": self.data.name,
+            **_teachers_of(self.source),
             "recipe": to_table(self.recipe),
         }
         write = partial(_save_with, classes=self.data.classes, provenance=provenance)
@@ -306,6 +333,11 @@ class CompressRun:
 def _device_times(source: Source, recipe: Recipe) -> DeviceTimes:
     in_bf16 = computes_in_bf16(source.device, recipe.width_training.precision)
     return DeviceTimes.measure(source.model, recipe.budget, recipe.latency, in_bf16=in_bf16)
+
+
+def _teachers_of(source: Source) -> dict[str, Any]:
+    """What model folders say about teachers from elsewhere; nothing if there are none."""
+    return {"teachers": [teacher.to_dict() for teacher in source.teachers]} if source.teachers else {}
 
 
 def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], provenance: Any) -> None:

@@ -138,7 +138,7 @@ class TrainRecipe:
 
     Attributes:
         seed: seed of the initial weights, batches and augmentation.
-        training: the training on labels. `distillation` is not used.
+        training: the training. `distillation` is used with a teacher only; without, the labels are learned.
 
     Raises:
         SettingError: the seed is negative.

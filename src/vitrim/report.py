@@ -19,6 +19,7 @@ from vitrim.recipe import Recipe, to_table
 from vitrim.runs.environment import environment
 from vitrim.saving.checkpoint import file_bytes
 from vitrim.source import Source
+from vitrim.training.teachers import Teacher
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_PREDICTION_ERROR = 0.05  # relative; the report warns above it
@@ -75,6 +76,7 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
             "num_validation": len(data.validation),
         },
         "latency": _latency_section(recipe, outcome),
+        **({"teachers": [_teacher_row(teacher) for teacher in source.teachers]} if source.teachers else {}),
         "notes": list(data.notes),
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),
@@ -142,6 +144,11 @@ def latency_row(settings: LatencySettings, budget_ms: float, predicted_ms: float
         "measured_ms": measured_ms,
         "difference": measured_ms / predicted_ms - 1,
     }
+
+
+def _teacher_row(teacher: Teacher) -> dict[str, Any]:
+    """One entry of `teachers` in `report.json`."""
+    return {"name": teacher.name, "weights": teacher.weights, "about": teacher.about}
 
 
 def latency_line(report: dict[str, Any]) -> str:

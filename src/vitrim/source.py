@@ -3,6 +3,7 @@
 Device, structure, labels, cost and fingerprint are found once for the pipeline, which reads them from `Source`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,12 +19,15 @@ from vitrim.data.matching import Calibration, device_of, match_labels
 from vitrim.errors import SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
+from vitrim.losses import needs_teacher_logits
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint as weights_fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.training.job import check_training
+from vitrim.training.settings import TrainingSettings
+from vitrim.training.teachers import Teacher, checked_teachers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,23 +36,37 @@ class Source:
 
     Attributes:
         images: the data; None if no images have been read yet.
+        teachers: models from elsewhere, whose outputs are learned instead of those of the dense model.
     """
 
     model: nn.Module
     structure: ViTStructure
     images: ImageData | None = None
+    teachers: tuple[Teacher, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module, data: ImageData | None = None) -> "Source":
+    def of(
+        cls,
+        model: nn.Module,
+        data: ImageData | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
+    ) -> "Source":
         """Describe the model, match the labels of the data to it, and move both to this process' device.
+
+        Args:
+            teacher: one model or several; needs `data`, whose class names are compared with theirs.
 
         Raises:
             UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks.
+            SettingError: a teacher does not fit the model.
         """
         structure, device = describe(model), this_process().device
         images = match_labels(data, model) if data is not None else None
         model = model.to(device)  # first: images take only what it leaves free
-        return cls(model=model, structure=structure, images=images.to(device) if images is not None else None)
+        source = cls(model=model, structure=structure, images=images.to(device) if images is not None else None)
+        if teacher is None:
+            return source
+        return replace(source, teachers=checked_teachers(teacher, model, source.data))
 
     @property
     def data(self) -> ImageData:
@@ -78,6 +96,7 @@ class Source:
 
     def identity(self, command: str, recipe: Any) -> dict[str, Any]:
         """What a run is made from. Another run folder is needed where any of it differs."""
+        teachers = {"teachers": [teacher.to_dict() for teacher in self.teachers]} if self.teachers else {}
         return {
             "command": command,
             "model": {"architecture": self.structure.model, "weights": self.fingerprint},
@@ -87,6 +106,7 @@ class Source:
                 "validation images": len(self.data.validation),
                 "fingerprint": self.data.fingerprint(),
             },
+            **teachers,
             "recipe": to_table(recipe),
         }
 
@@ -100,8 +120,8 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
 
     Raises:
         SettingError: the head width is not possible, more blocks are to be removed than can be, the runtime to time
-            models with is missing, a batch cannot be divided, a loss term does not fit the model, or the scores are of
-            another criterion or model.
+            models with is missing, a batch cannot be divided, a loss term does not fit the model, a teacher would not
+            be used, or the scores are of another criterion or model.
         BudgetError: the smallest possible model is above the budget.
         DataError: there are too few images for one update.
     """
@@ -118,8 +138,23 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
     )
     for settings in (recipe.width_training, recipe.depth_training):
         check_training(settings, source.structure, source.images)
+    check_use_of_teachers(source, (recipe.width_training, recipe.depth_training))
     if scores is not None:
         _check_scores(scores, source, recipe)
+
+
+def check_use_of_teachers(source: Source, trainings: Sequence[TrainingSettings]) -> None:
+    """Refuse teachers from elsewhere that a training would not use.
+
+    Raises:
+        SettingError: no loss term reads their outputs, or nothing is trained.
+    """
+    trained = [settings.distillation for settings in trainings if settings.epochs]
+    if not source.teachers or (trained and all(needs_teacher_logits(settings) for settings in trained)):
+        return
+    reason = "distillation.soft is 0; set it above 0" if trained else "epochs is 0; set it above 0"
+    name = source.teachers[0].name
+    raise SettingError(f"The teacher {name} would not be used, because {reason}, or leave the teacher out.")
 
 
 HEAD_FRACTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)  # of the head width, which `auto` compares

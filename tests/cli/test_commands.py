@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models import save_for_hf
 
 import vitrim
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from builders.models import same_tensors
 from builders.runs import digits_model
+from builders.teachers import CNN_SIZES, cnn
 from vitrim.costs import device, latency_table
 from vitrim.costs.budget import Budget, smallest_cost
 from vitrim.costs.counting import count_cost
@@ -141,6 +143,18 @@ def test_train_compress_and_evaluate_work_on_each_others_output(
     assert f"{row['top1']:.2f} %" in call(capsys, "evaluate", place.path / "small", *SMALL_DIGITS)[1]
     status, again, _ = call(capsys, "compress", place.out, *options)
     assert (status, again) == (0, out)
+
+
+def test_a_run_teaches_others(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two teachers, one is MODEL itself, and one a CNN in a folder of timm."""
+    save_for_hf(cnn(), place.path / "cnn", model_args=CNN_SIZES)
+    teachers = ["--teacher", place.path / "cnn", "--teacher", place.dense]
+    assert call(capsys, *place.compress("--depth", "0"), *teachers)[0] == 0
+    text = (place.out / "report.md").read_text()
+    assert "learned the mean softmax output of these teachers" in text and "* resnet10t (weights" in text
+    options = ["--recipe", place.path / "train.toml", *SMALL_DIGITS, "-o", place.path / "taught"]
+    status, _, err = call(capsys, "train", place.dense, *options, *teachers[:2])
+    assert status == 0 and "teacher resnet10t: only its outputs are learned" in err
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -12,6 +12,7 @@ import torch
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from builders.runs import digits_model
 from vitrim.cli.inputs import export_folder
+from vitrim.saving.checkpoint import save
 
 Words = Callable[[CommandFolder], list[str]]
 
@@ -110,6 +111,22 @@ REFUSED: dict[str, tuple[Words, str]] = {
         "weights.pth",
     ),
     "a name that is too long": (lambda p: ["inspect", "./" + "n" * 300], "n{20}"),
+    "a teacher that does not exist": (
+        lambda p: p.compress("--teacher", "./runs/nothing"),
+        "--teacher ./runs/nothing: There is no file or folder",
+    ),
+    "a teacher with random weights": (
+        lambda p: p.compress("--teacher", "torchvision:VisionTransformer"),
+        "--teacher torchvision:VisionTransformer: a class has random weights",
+    ),
+    "a file as teacher": (
+        lambda p: p.compress("--teacher", weights(p)),
+        r"--teacher .*weights\.pth: .*--arch belongs to MODEL: save the teacher to a folder",
+    ),
+    "a teacher of other classes": (
+        lambda p: p.train("--teacher", str(save(digits_model(num_classes=4), p.path / "other"))),
+        "teacher vit_tiny_patch16_224 has 4 outputs and no class names, but the student has 10 classes",
+    ),
     "no scores": (lambda p: p.compress("--scores", "nothing.safetensors"), "no file nothing.safetensors"),
     "not scores": (lambda p: p.compress("--scores", str(p.text_file("scores"))), "does not (hold|contain) scores"),
 }

@@ -14,6 +14,8 @@ from vitrim.cli.options import (
     DATA,
     MODEL,
     OUTPUT,
+    TEACHER_HELP,
+    TRAINING,
     WHOLE,
     BudgetOptions,
     CompressTraining,
@@ -61,6 +63,9 @@ def train(
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
     training: DenseTraining | None = None,
+    teacher: Annotated[
+        list[str] | None, Parameter(group=TRAINING, help=f"{TEACHER_HELP} (default: none, the labels are learned)")
+    ] = None,
 ) -> None:
     """Train or fine-tune a dense Vision Transformer.
 
@@ -71,10 +76,11 @@ def train(
     from vitrim.pipeline import fit
 
     recipe = train_recipe(training or DenseTraining())
+    teachers = inputs.open_teachers(teacher)
     data = inputs.open_data(data_options or DataOptions())
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
-    fit(dense, data, recipe, output)
+    fit(dense, data, recipe, output, teacher=teachers)
 
 
 def compress(
@@ -92,6 +98,9 @@ def compress(
             help="scores.safetensors of an earlier run on the same model (default: score the model)",
         ),
     ] = None,
+    teacher: Annotated[
+        list[str] | None, Parameter(group=TRAINING, help=f"{TEACHER_HELP} (default: the dense model)")
+    ] = None,
 ) -> None:
     """Prune a model to a budget, and distil it after each cut.
 
@@ -106,10 +115,11 @@ def compress(
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
     check(Source.of(dense), recipe)  # before images are read
+    teachers = inputs.open_teachers(teacher, {model: dense})
     data = inputs.open_data(data_options or DataOptions())
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     found = Scores.load(inputs.existing_file(scores)) if scores else None
-    result = pipeline.compress(dense, data, recipe, output, scores=found)
+    result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
     print_report(result.report, output)
 
 
@@ -169,7 +179,7 @@ def plan(
 
     Example: `vitrim plan runs/flowers --data ./flowers --keep 0.7`
 
-    The options are those of compress, without --scores. So most commands can be tried with plan first.
+    The options are those of compress, without --scores and --teacher. So most commands can be tried with plan first.
     """
     from vitrim import pipeline
     from vitrim.runs.files import write_text

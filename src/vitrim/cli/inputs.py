@@ -1,7 +1,7 @@
 """What the options name: the model and the images. torch is imported when a function is called."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,39 @@ def open_trained_model(name: str, options: ModelOptions) -> "nn.Module":
     if has_random_weights(name, pretrained=options.pretrained):
         log(f"{name} has random weights: no --pretrained, folder or checkpoint was given")
     return model
+
+
+def open_teachers(
+    names: Sequence[str] | None, opened: "Mapping[str, nn.Module] | None" = None
+) -> "list[nn.Module] | None":
+    """Load the models of `--teacher` on the CPU; None if there are none. A name loads its pretrained weights.
+
+    Args:
+        names: of models.
+        opened: folders that were opened before, with their models. These need not run twice.
+
+    Raises:
+        SettingError: the name is unknown, or has no pretrained weights. CheckpointMismatch: the weights do not fit.
+    """
+    from vitrim.errors import UserError
+    from vitrim.saving.opening import has_random_weights, open_model
+
+    models = []
+    for name in names or ():
+        path = Path(name)
+        if opened and path.is_dir() and name in opened:
+            models.append(opened[name])
+            continue
+        try:
+            # a class of a library has no weights of its own, also where they are asked for
+            is_class = not path.exists() and has_random_weights(name) and name.rpartition(":")[2][:1].isupper()
+            if is_class:
+                raise SettingError("a class has random weights; expected a name with weights, or a folder.")
+            models.append(open_model(name, pretrained=not path.exists()))
+        except UserError as problem:
+            hint = " --arch belongs to MODEL: save the teacher to a folder with vitrim.save." if path.is_file() else ""
+            raise type(problem)(f"--teacher {name}: {problem}{hint}") from None
+    return models or None
 
 
 def log_batch_sizes(data: "ImageData", trainings: "Sequence[TrainingSettings]") -> None:

@@ -80,6 +80,10 @@ TrainingBatch = Annotated[
         "(default: 128, from the recipe)",
     ),
 ]
+TEACHER_HELP = (
+    "trained model whose outputs are learned, written like MODEL; a name loads its pretrained weights; repeatable, the "
+    "mean of several is learned"
+)
 
 
 @Parameter(name="*", group=MODEL)

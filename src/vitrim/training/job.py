@@ -4,18 +4,20 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from vitrim.data.batches import check_batch_size
 from vitrim.data.images import ImageData
+from vitrim.data.matching import preprocessing_of
+from vitrim.data.views import is_same_view
 from vitrim.losses import DistillationLoss, check_terms
-from vitrim.models import describe
-from vitrim.plan import PruningPlan
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.teachers import Teacher
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +28,9 @@ class TrainingJob:
         model: is trained in place.
         data: with labels as the model counts them.
         loss: the terms that compare with the teacher; None for a training on labels.
-        teacher: None for a training on labels.
+        teacher: its hidden states and relations are compared; without `soft_labels`, its outputs are learned too. None
+            for a training on labels, or with `soft_labels` alone.
+        soft_labels: teachers whose mean output is learned.
         run_dir: folder of the checkpoint and of `metrics.jsonl`; None to write nothing.
         stage: name of the training in these files.
         seed: decides batches and augmentation.
@@ -38,6 +42,7 @@ class TrainingJob:
     settings: TrainingSettings
     loss: DistillationLoss | None = None
     teacher: nn.Module | None = None
+    soft_labels: tuple[Teacher, ...] = ()
     run_dir: Path | None = None
     stage: str = "train"
     seed: int = 0
@@ -47,7 +52,7 @@ class TrainingJob:
     def identity(self) -> str:
         """Everything that the result depends on, as JSON. A checkpoint of another identity is refused."""
         settings = asdict(self.settings)
-        about = {
+        about: dict[str, Any] = {
             "settings": {name: value for name, value in settings.items() if name not in TrainingSettings.ONLY_SPEED},
             "seed": self.seed,
             "weights": fingerprint(self.model),
@@ -55,24 +60,13 @@ class TrainingJob:
             "loss": repr(self.loss),
             "data": self.data.fingerprint(),
         }
+        if self.soft_labels:
+            about["soft labels"] = [teacher.to_dict() for teacher in self.soft_labels]
+        if self.teacher is not None and not is_same_view(*(preprocessing_of(m) for m in (self.model, self.teacher))):
+            about["teacher's images"] = preprocessing_of(self.teacher).to_dict()
         if self.settings.batch_size == "auto":  # it depends on the images and on the number of processes
             about["batch"] = self.settings.batch_for(len(self.data.train), this_process().num_processes)
         return json.dumps(about, sort_keys=True)
-
-
-def loss_between(
-    student: nn.Module, teacher: nn.Module, plan: PruningPlan | None, settings: TrainingSettings
-) -> DistillationLoss:
-    """The loss with which `student` learns from `teacher`.
-
-    Args:
-        plan: which blocks of the teacher the student's blocks are; by default all of them.
-
-    Raises:
-        SettingError: a loss term does not fit the student.
-    """
-    dense = describe(teacher)
-    return DistillationLoss.between(settings.distillation, describe(student), dense, plan or PruningPlan.full(dense))
 
 
 def is_same_training(first: str, second: str) -> bool:

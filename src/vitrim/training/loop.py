@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,14 +32,16 @@ from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
 from vitrim.models import adapter_for, describe
 from vitrim.plan import PruningPlan
-from vitrim.precision import autocast, computes_in_bf16, with_bf16_products
+from vitrim.precision import autocast
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
 from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
 from vitrim.training.compiling import CompileSchedule
-from vitrim.training.job import TrainingJob, loss_between
+from vitrim.training.distillation import Teachers, loss_with
+from vitrim.training.job import TrainingJob
 from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.state import TrainingState, delete_metrics_after
 
 NUM_LOG_LINES = 10  # of one training
@@ -51,7 +53,7 @@ def train(
     data: ImageData,
     settings: TrainingSettings,
     *,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Sequence[nn.Module] | Teachers | None = None,
     plan: PruningPlan | None = None,
     run_dir: str | Path | None = None,
     stage: str = "train",
@@ -60,8 +62,11 @@ def train(
     """Train a copy of `model`, on labels or with a teacher.
 
     Args:
-        teacher: the model learns from its outputs as `settings.distillation` says. It is not changed.
-        plan: which blocks of the teacher the model's blocks are; by default all of them. Indices refer to the teacher.
+        teacher: the model learns from its outputs as `settings.distillation` says. It is not changed. It may be any
+            model that returns logits of the same classes; its images are prepared as it was trained. Of several, the
+            mean of their softmax outputs is learned, and hidden states are compared with the first.
+        plan: which blocks of the teacher the model's blocks are; by default all of them. Indices refer to the teacher,
+            from which the model was cut.
         run_dir: folder of the checkpoint of this `stage` and of `metrics.jsonl`. If it holds a checkpoint, training
             goes on from there, and ends with the weights of an uninterrupted training (bit for bit on the CPU).
         seed: decides batches and augmentation.
@@ -72,14 +77,18 @@ def train(
     Raises:
         NonFiniteLoss: the loss or its gradient became infinite or not a number. The last checkpoint is good.
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
-        DataError: the data does not fit the model.
+        SettingError: a teacher does not fit the model. DataError: the data does not fit the model.
     """
+    data, loss, teachers = match_labels(data, model), None, Teachers()
+    if teacher is not None and settings.epochs:
+        loss, teachers = loss_with(model, teacher, settings.distillation, data, plan)
     job = TrainingJob(
         model=model,
-        data=match_labels(data, model),
+        data=data,
         settings=settings,
-        loss=loss_between(model, teacher, plan, settings) if teacher and settings.epochs else None,
-        teacher=teacher,
+        loss=loss,
+        teacher=teachers.compared,
+        soft_labels=teachers.labels,
         run_dir=Path(run_dir) if run_dir else None,
         stage=stage,
         seed=seed,
@@ -116,7 +125,7 @@ class TrainingLoop:
         self.device = self.accelerator.device
         self.images = job.data.train.to(self.device)
         self.model = job.model.to(self.device)
-        self.teacher = self._teacher()
+        self.teacher = SoftLabels(job, self.device) if loss is not None else None
         self.preprocessing = preprocessing_of(self.model)
         self.num_classes = describe(self.model).num_classes
         self.batch_size = settings.batch_for(len(self.images), self.accelerator.num_processes)
@@ -138,8 +147,8 @@ class TrainingLoop:
             ema=self.ema,
             optimizer=self.optimizer,
         )
-        models = [self.model] if self.teacher is None else [self.model, self.teacher]
-        structures = {model: describe(model) for model in models}
+        compared = self.teacher.compared if self.teacher else None
+        structures = {model: describe(model) for model in (self.model, compared) if model is not None}
         self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
         self.accumulate = self._accumulate() if settings.batch_size == "auto" else settings.accumulate
         self.step = 0
@@ -179,7 +188,7 @@ class TrainingLoop:
 
     @contextmanager
     def forward_functions(self) -> Iterator[tuple[Any, Any]]:
-        """A context with the student in train mode and the teacher in eval mode, as functions of a batch of images.
+        """A context with the student in train mode and the teachers in eval mode, as functions of a batch of images.
 
         Each pass leaves the outputs that the loss terms read in `student_outputs` and `teacher_outputs`.
         """
@@ -191,15 +200,16 @@ class TrainingLoop:
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
-        """A context in which passes leave the outputs that the loss terms read, and the teacher is in eval mode."""
+        """A context in which passes leave the outputs that the loss terms read, and teachers are in eval mode."""
         with ExitStack() as stack:
             if self.job.loss is not None and self.teacher is not None:
                 loss = self.job.loss
-                stack.enter_context(eval_mode(self.teacher))
+                stack.enter_context(eval_mode(*self.teacher.models))
                 student_hooks = recorded_states(self.model, loss.recorded_in_student())
                 self.student_outputs = stack.enter_context(student_hooks)
-                teacher_hooks = recorded_states(self.teacher, loss.recorded_in_teacher())
-                self.teacher_outputs = stack.enter_context(teacher_hooks)
+                if self.teacher.compared is not None:
+                    teacher_hooks = recorded_states(self.teacher.compared, loss.recorded_in_teacher())
+                    self.teacher_outputs = stack.enter_context(teacher_hooks)
             yield
 
     def _accumulate(self) -> int:
@@ -301,7 +311,7 @@ class TrainingLoop:
         loss, teacher_logits = self.job.loss, None
         if loss is not None and loss.needs_teacher:
             with torch.no_grad(), self._autocast():  # first: the student's activations are not in memory yet
-                teacher_logits = logits_of(teacher(images)).float()
+                teacher_logits = teacher(images)
         with self._autocast():
             logits = logits_of(student(images)).float()
         if loss is None:
@@ -324,14 +334,6 @@ class TrainingLoop:
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.device, self.job.settings.precision)
-
-    def _teacher(self) -> nn.Module | None:
-        """The teacher on this device: with bf16 weights, where autocast would convert them in each step."""
-        if self.job.teacher is None:
-            return None
-        teacher = self.job.teacher.to(self.device)
-        in_bf16 = computes_in_bf16(self.device, self.job.settings.precision)
-        return with_bf16_products(teacher) if in_bf16 else teacher
 
     def _check_finite(self) -> None:
         if not math.isfinite(bad := self.first_bad_step.item()):

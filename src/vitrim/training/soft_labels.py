@@ -1,0 +1,112 @@
+"""The teachers of a training while it runs: from the student's images to the soft labels.
+
+What must hold before is checked in `teachers`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitrim.data.matching import preprocessing_of
+from vitrim.data.preprocessing import Preprocessing
+from vitrim.data.views import view_between
+from vitrim.precision import computes_in_bf16, with_bf16_products
+from vitrim.training.job import TrainingJob
+from vitrim.training.teachers import dtype_of, logits_in
+
+
+def mean_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """Logits whose softmax at this temperature is the mean of the teachers' softmax outputs at this temperature.
+
+    The mean of softmax(z/T) is T-softened already; T times its logarithm are logits of it. So every term that reads the
+    teacher's logits works with several teachers.
+
+    Args:
+        logits: `(B, C)` of each teacher.
+        temperature: T.
+
+    Returns:
+        `(B, C)`; of one teacher, its own logits.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    logs = torch.stack([F.log_softmax(values / temperature, dim=-1) for values in logits])  # (teachers, B, C)
+    return temperature * (logs.logsumexp(dim=0) - math.log(len(logits)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Running:
+    """One teacher on the device of the training."""
+
+    model: nn.Module
+    view: Callable[[Tensor], Tensor]
+    dtype: torch.dtype | None  # of its images; None for that of the student's
+    outputs: Tensor | None = None  # index (C,) of the student's classes
+    is_learned: bool = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = self.view(images)
+        logits = logits_in(self.model(images if self.dtype is None else images.to(self.dtype))).float()
+        return logits if self.outputs is None else logits[:, self.outputs]
+
+
+class SoftLabels:
+    """The teachers of a training on its device, as a function from the student's images to soft labels.
+
+    Each teacher runs once for each batch. Where the training computes in bf16, it holds bf16 weights, which autocast
+    would convert in each step.
+
+    Attributes:
+        compared: the model whose hidden states and relations are compared; None if there is none.
+    """
+
+    def __init__(self, job: TrainingJob, device: torch.device) -> None:
+        """Move the teachers to the device.
+
+        Args:
+            job: has the teachers, and a loss.
+            device: of the training.
+        """
+        assert job.loss is not None
+        self.temperature = job.loss.settings.temperature
+        self.in_bf16 = computes_in_bf16(device, job.settings.precision)
+        self.device, self.student = device, preprocessing_of(job.model)
+        self.compared: nn.Module | None = None
+        self._running: list[_Running] = []
+        labels = list(job.soft_labels)
+        if job.teacher is not None and (not labels or job.loss.needs_states):
+            same = next((one for one in labels if one.model is job.teacher), None)
+            labels = [one for one in labels if one is not same]
+            preprocessing = same.preprocessing if same else preprocessing_of(job.teacher)
+            outputs = same.outputs if same else None
+            is_learned = same is not None or not job.soft_labels
+            self._running.append(self._start(job.teacher, preprocessing, outputs, is_learned))
+            self.compared = self._running[0].model
+        self._running += [self._start(one.model, one.preprocessing, one.outputs, True) for one in labels]
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The teachers on the device."""
+        return [one.model for one in self._running]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The soft labels of a batch, as logits `(B, C)`; images `(B, channels, h, w)` are prepared for the student."""
+        found = [(one.is_learned, one(images)) for one in self._running]
+        return mean_logits([logits for is_learned, logits in found if is_learned], self.temperature)
+
+    def _start(
+        self, model: nn.Module, preprocessing: Preprocessing, outputs: tuple[int, ...] | None, is_learned: bool
+    ) -> _Running:
+        model = model.to(self.device)
+        dtype = dtype_of(model)
+        return _Running(
+            model=with_bf16_products(model) if self.in_bf16 else model,
+            view=view_between(self.student, preprocessing, self.device),
+            dtype=None if dtype == torch.float32 else dtype,
+            outputs=None if outputs is None else torch.tensor(outputs, device=self.device),
+            is_learned=is_learned,
+        )
