@@ -125,8 +125,9 @@ def export(
     if int8:
         _check_size(model)
     timing = latency or LatencySettings()
+    data = match_labels(data, model) if isinstance(data, ImageData) else data
     batches = None if data is None else _validation_batches(model, data)
-    metadata = {**_metadata(model), "precision": "int8" if int8 else "float32"}
+    metadata = {**_metadata(model, data), "precision": "int8" if int8 else "float32"}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
@@ -188,14 +189,19 @@ def _check_size(model: nn.Module) -> None:
         raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
 
 
-def _metadata(model: nn.Module) -> dict[str, Any]:
-    """The metadata of the file: how to prepare images, what the outputs are, and where the model comes from."""
+def _metadata(model: nn.Module, data: Any = None) -> dict[str, Any]:
+    """The metadata of the file: how to prepare images, what the outputs are, and where the model comes from.
+
+    Args:
+        data: if it is `ImageData`, its classes are those of the outputs; else the names that the model carries.
+    """
+    classes = data.classes if isinstance(data, ImageData) else ()
     cost = count_cost(model)
     built: dict[str, Any] = {}
     with suppress(UnsupportedModel):  # how the model was built may be unknown; it can be exported nevertheless
         origin = origin_of(model)
         built = {
-            "classes": list(origin.classes) or None,
+            "classes": list(classes or origin.classes) or None,
             "library": origin.library,
             "architecture": origin.architecture,
             "model_args": origin.model_args,
@@ -269,7 +275,7 @@ def _time(model: nn.Module, run: Program, settings: LatencySettings) -> list[Lat
 def _validation_batches(model: nn.Module, data: ImageData | ImageSet | Batches) -> Callable[[int], Any]:
     """A function that makes the batches again for a batch size, so both models are evaluated on the same images."""
     if isinstance(data, ImageData):
-        data = match_labels(data, model).validation
+        data = data.validation
     if not isinstance(data, ImageSet):
         return lambda batch_size: data
     images = data

@@ -132,7 +132,7 @@ def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | P
         SettingError, DataError: the training batch does not fit the data or the processes.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data.
     """
-    source = Source.of(model, data)
+    source = Source.of(model, data, learns=True)
     check_training(recipe.training, source.structure, source.data)
     folder = open_folder(run_dir, source, "train", recipe)
     provenance = {"trained_on": source.data.name, "recipe": to_table(recipe)}
@@ -239,7 +239,8 @@ class CompressRun:
         if not settings.enabled:
             return cut
         make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
-        recovered = self.folder.once(f"{stage}-recovered", make, save, _load_on_own_device)
+        write = partial(_save_with, classes=self.data.classes)
+        recovered = self.folder.once(f"{stage}-recovered", make, write, _load_on_own_device)
         self.evaluate(f"{stage} recover", recovered)
         return recovered
 
@@ -267,7 +268,8 @@ class CompressRun:
             stage=stage,
             seed=self.recipe.seed,
         )
-        distilled = self.folder.once(f"{stage}-distilled", make, save, _load_on_own_device, on_all_processes=True)
+        write = partial(_save_with, classes=self.data.classes)
+        distilled = self.folder.once(f"{stage}-distilled", make, write, _load_on_own_device, on_all_processes=True)
         self.evaluate(f"{stage} distil", distilled)
         return distilled
 
@@ -308,7 +310,7 @@ def _device_times(source: Source, recipe: Recipe) -> DeviceTimes:
     return DeviceTimes.measure(source.model, recipe.budget, recipe.latency, in_bf16=in_bf16)
 
 
-def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], provenance: Any) -> None:
+def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], provenance: Any = None) -> None:
     save(model, path, classes=classes, provenance=provenance)
 
 

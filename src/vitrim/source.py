@@ -39,15 +39,19 @@ class Source:
     images: ImageData | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, data: ImageData | None = None) -> "Source":
+    def of(cls, model: nn.Module, data: ImageData | None = None, *, learns: bool = False) -> "Source":
         """Describe the model, match the labels of the data to it, and move both to this process' device.
 
+        Args:
+            learns: whether the model is to be trained on these labels, see `match_labels`.
+
         Raises:
-            UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks.
+            UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks, or the
+                order of its classes is unclear.
         """
         structure, device = describe(model), this_process().device
-        images = match_labels(data, model) if data is not None else None
         model = model.to(device)  # first: images take only what it leaves free
+        images = match_labels(data, model, learns=learns) if data is not None else None
         return cls(model=model, structure=structure, images=images.to(device) if images is not None else None)
 
     @property

@@ -76,7 +76,7 @@ def train(
     """
     job = TrainingJob(
         model=model,
-        data=match_labels(data, model),
+        data=match_labels(data, teacher or model, learns=teacher is None),
         settings=settings,
         loss=loss_between(model, teacher, plan, settings) if teacher and settings.epochs else None,
         teacher=teacher,

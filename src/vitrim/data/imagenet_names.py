@@ -1,0 +1,45 @@
+"""Synsets of ImageNet and their words, from the lists that timm contains. They join `n01440764` with `tench`."""
+
+from collections.abc import Sequence
+from functools import cache
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from vitrim.data.class_names import SYNSET, loose
+
+
+@cache
+def synsets_of_outputs(num_outputs: int) -> tuple[str, ...]:
+    """The synsets of the ImageNet classifiers with this number of outputs, in their order; empty if there are none."""
+    subset = infer_imagenet_subset({"num_classes": num_outputs})
+    return tuple(ImageNetInfo(subset).label_names()) if subset else ()
+
+
+@cache
+def _words() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The synsets of ImageNet-1k by their whole description, and by each of its words."""
+    whole: dict[str, set[str]] = {}
+    single: dict[str, set[str]] = {}
+    for synset, description in ImageNetInfo("imagenet-1k").label_descriptions(as_dict=True).items():
+        whole.setdefault(loose(description), set()).add(synset)
+        for word in description.split(", "):
+            single.setdefault(loose(word), set()).add(synset)
+    return whole, single
+
+
+def synsets_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The synset that each name means; empty for a name that is none of ImageNet-1k, or that several classes have.
+
+    A name is a synset, the whole description of one (`tench, Tinca tinca`), or one of its words (`tench`). If there are
+    1,000 names and each is a name of the class at its position, an ambiguous one (`crane`) means that class.
+    """
+    whole, single = _words()
+    possible = []
+    for name in names:
+        key = loose(name)
+        exact = whole.get(key, set())
+        possible.append({name} if SYNSET.fullmatch(name) else exact if len(exact) == 1 else single.get(key, set()))
+    standard = synsets_of_outputs(1000)
+    if len(names) == len(standard) and all(synset in one for synset, one in zip(standard, possible, strict=True)):
+        return standard
+    return tuple(next(iter(one)) if len(one) == 1 else "" for one in possible)
