@@ -34,12 +34,11 @@ def synsets_of(names: Sequence[str]) -> tuple[str, ...]:
     1,000 names and each is a name of the class at its position, an ambiguous one (`crane`) means that class.
     """
     whole, single = _words()
-    possible = []
-    for name in names:
-        key = loose(name)
-        exact = whole.get(key, set())
-        possible.append({name} if SYNSET.fullmatch(name) else exact if len(exact) == 1 else single.get(key, set()))
+    possible = [{name} if SYNSET.fullmatch(name) else single.get(loose(name), set()) for name in names]
+    possible = [one | whole.get(loose(name), set()) for name, one in zip(names, possible, strict=True)]
     standard = synsets_of_outputs(1000)
     if len(names) == len(standard) and all(synset in one for synset, one in zip(standard, possible, strict=True)):
         return standard
-    return tuple(next(iter(one)) if len(one) == 1 else "" for one in possible)
+    exact = [whole.get(loose(name), set()) for name in names]
+    meant = [one if len(one) == 1 else several for one, several in zip(exact, possible, strict=True)]
+    return tuple(next(iter(one)) if len(one) == 1 else "" for one in meant)

@@ -122,7 +122,7 @@ def _without_repeated_classes(found: Found) -> Found:
     repeated = next(name for name in found.classes if name not in kept)
     note = f"class folders whose names differ only in the Unicode form of accents are one class, such as {repeated!r}"
     assert train is not None
-    return replace(found, classes=tuple(kept), train=train, validation=validation, notes=(*found.notes, note))
+    return replace(found, classes=tuple(kept), train=train, validation=validation, notes=(note, *found.notes))
 
 
 def _divide(
