@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from timm.data.readers.reader_image_folder import natural_key as natural_key_of_timm
+from timm.utils.misc import natural_key as natural_key_of_timm
 
 from vitrim.data.class_names import (
     are_numbered,

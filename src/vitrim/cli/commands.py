@@ -130,10 +130,13 @@ def evaluate(
     With --against, the paired difference of two models is also tested.
     """
     from vitrim import evaluation
+    from vitrim.models import origin_of
 
     def measure(name: str, options: ModelOptions) -> "Evaluation":
         opened = inputs.on_training_device(inputs.open_trained_model(name, options))
-        return evaluation.evaluate(opened, data, batch_size=eval_batch)
+        # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
+        images = replace(data, class_names=None) if name == against and origin_of(opened).classes else data
+        return evaluation.evaluate(opened, images, batch_size=eval_batch)
 
     data = inputs.open_data(data_options or DataOptions())
     found = [(model, measure(model, model_options or ModelOptions()))]
