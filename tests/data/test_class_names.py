@@ -11,6 +11,7 @@ from vitrim.data.class_names import (
     folder_orders,
     join,
     join_splits,
+    look_up,
     natural_key,
     read_class_names,
 )
@@ -162,6 +163,12 @@ def test_an_ambiguous_name_is_no_match() -> None:
     assert "'crane' (output 1) and 'crane' (output 2)" in join(["crane"], ["", "crane", "crane"]).ambiguous[0]
     joined = join(["Cat", "cat"], ["CAT"])
     assert not joined.is_complete and "'Cat' and 'cat' could all be 'CAT'" in joined.ambiguous[0]
+
+
+def test_a_word_that_one_description_has_stands_for_it() -> None:
+    descriptions = ("crane", "great white shark, white shark", "crane, machine", "grey_crane, bird")
+    names = ("White_Shark", "crane, machine", "machine", "crane", "tench", "grey crane")
+    assert look_up(names, descriptions) == (1, 2, 2, 0, None, 3)
 
 
 def test_validation_folders_find_their_training_class() -> None:

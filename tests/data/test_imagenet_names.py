@@ -11,6 +11,7 @@ TENCH, SHARK, BIRD, MACHINE = "n01440764", "n01484850", "n02012849", "n03126707"
     "name, synset",
     [
         (TENCH, TENCH),
+        (f"{TENCH}-tench", TENCH),
         ("tench, Tinca tinca", TENCH),
         ("tench", TENCH),
         ("Tinca_tinca", TENCH),

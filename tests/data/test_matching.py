@@ -20,6 +20,7 @@ from vitrim.models import origin_of, record_origin
 from vitrim.pipeline import fit
 from vitrim.recipe import TrainRecipe
 from vitrim.saving.checkpoint import load
+from vitrim.training.loop import train
 
 
 def named_model(classes: tuple[str, ...]) -> nn.Module:
@@ -170,7 +171,7 @@ def test_stated_names_are_the_outputs_in_order(capsys: pytest.CaptureFixture[str
 
 def test_stated_pairs_join_words_and_folders(tmp_path: Path) -> None:
     words, folders = ("a fine cat", "dog", "owl"), ("x1", "x2", "x3")
-    (tmp_path / "words.txt").write_text("x9\tcow\nx3\ta fine cat\nx1\tdog\nx2\towl\nx8\tpig\n")
+    (tmp_path / "words.txt").write_text("x9\tcow\nx3\ta fine cat, Felis\nx1\tdog\nx2\towl\nx8\tpig\n")
     data = image_data(folders).with_class_names(tmp_path / "words.txt")
     matched = match_labels(data, named_model(words))
     assert matched.classes == ("x3", "x1", "x2") and matched.train.labels.tolist()[:3] == [1, 2, 0]
@@ -215,3 +216,35 @@ def test_a_model_that_is_trained_keeps_its_order_and_carries_the_names(tmp_path:
     loaded = load(tmp_path / "run")
     assert origin_of(loaded).classes == NATURAL
     assert evaluate(loaded, data).top1 == 100
+
+
+def test_folders_named_by_descriptions_of_a_timm_model_name_its_outputs() -> None:
+    model = named_model(("n2", "n1"))
+    model.pretrained_cfg["label_descriptions"] = {"n1": "a tench", "n2": "a crane"}
+    matched = match_labels(image_data(("a crane", "a tench")), model)
+    assert matched.classes == ("a crane", "a tench")
+    assert match_labels(matched, build(num_classes=2, depth=1)) is matched
+
+
+def test_the_official_list_of_imagenet_explains_the_words_of_a_model(tmp_path: Path) -> None:
+    info = ImageNetInfo()
+    words = tuple(info.label_descriptions())
+    lines = [f"{synset} {info.label_name_to_description(synset)}" for synset in info.label_names()]
+    (tmp_path / "LOC_synset_mapping.txt").write_text("\n".join(lines) + "\n")
+    data = image_data(("n01440764", "n02012849", "n03126707"))
+    for names in (words, ()):
+        model = named_model(names) if names else build(num_classes=1000, depth=1)
+        stated = match_labels(data.with_class_names(tmp_path / "LOC_synset_mapping.txt"), model)
+        assert stated.train.labels.tolist()[:3] == [0, 134, 517]
+    assert match_labels(data, named_model(words)).train.labels.tolist()[:3] == [0, 134, 517]
+    (tmp_path / "sorted.txt").write_text("\n".join(sorted(lines, key=lambda line: line[10:])))
+    with pytest.raises(DataError, match="no class of the model is found for 'n02012849'"):  # two are called crane
+        match_labels(data.with_class_names(tmp_path / "sorted.txt"), named_model(words))
+
+
+def test_a_model_that_was_just_trained_needs_no_measurement(capsys: pytest.CaptureFixture[str]) -> None:
+    data = colour_data(NUMBERED)
+    trained = train(build(num_classes=11, depth=1, dtype=torch.float32), data, short_training(epochs=0))
+    capsys.readouterr()
+    assert origin_of(trained).classes == NUMBERED and match_labels(data, trained) is data
+    assert capsys.readouterr().err == ""

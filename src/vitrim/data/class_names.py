@@ -239,6 +239,23 @@ def join(folders: Sequence[str], names: Sequence[str]) -> Joined:
     return Joined(tuple(index), notes, tuple(ambiguous))
 
 
+def look_up(names: Sequence[str], descriptions: Sequence[str]) -> tuple[int | None, ...]:
+    """Find the description that each name means: all of it (`tench, Tinca tinca`), or a word in no other one (`tench`).
+
+    Returns:
+        For each name, the position of its description; None if there is none, or if there are several.
+    """
+    having: dict[str, set[int]] = {}
+    for position, description in enumerate(descriptions):
+        for word in description.split(", "):
+            having.setdefault(loose(word), set()).add(position)
+    found = []
+    for name, position in zip(names, join(names, descriptions).index, strict=True):
+        possible = having.get(loose(name), set())
+        found.append(next(iter(possible)) if position is None and len(possible) == 1 else position)
+    return tuple(found)
+
+
 def join_splits(validation: Sequence[str], training: Sequence[str]) -> tuple[tuple[int | None, ...], tuple[str, ...]]:
     """Find the training class of each validation folder; None if there is none.
 

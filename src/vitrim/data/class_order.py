@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitrim.data.batches import eval_batches
 from vitrim.data.class_names import folder_orders
 from vitrim.data.imagenet_names import synsets_of, synsets_of_outputs
-from vitrim.data.images import ImageSet
+from vitrim.data.images import ImageSet, rank_in_class
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.runs.processes import this_process
@@ -83,7 +83,7 @@ def measure_order(
     """
     table = torch.tensor(list(orders.values()))  # (orders, classes)
     in_question = (table != table[0]).any(dim=0) if len(table) > 1 else torch.ones(table.shape[1], dtype=torch.bool)
-    sample = images.subset(in_question[images.labels].nonzero().flatten()).sample(MAX_IMAGES, seed=0)
+    sample = _sample(images, in_question[images.labels].nonzero().flatten())
     if not len(sample):
         return Choice(name=None, result="there are no images of these classes", num_images=0)
     predicted = _predict(model, sample, preprocessing)
@@ -103,6 +103,13 @@ def measure_order(
     if clear:
         return Choice(name=names[best], result=result, num_images=len(sample))
     return Choice(name=None, result=f"{names[best]} {result}", num_images=len(sample))
+
+
+def _sample(images: ImageSet, positions: Tensor) -> ImageSet:
+    """Up to `MAX_IMAGES` of the images at these positions, in which the classes take turns. Only these are copied."""
+    shuffled = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))]
+    turn = rank_in_class(images.labels[shuffled], seed=0)
+    return images.subset(shuffled[turn.argsort(stable=True)][:MAX_IMAGES])
 
 
 def _percent(right: Tensor) -> str:

@@ -1,5 +1,6 @@
 """Synsets of ImageNet and their words, from the lists that timm contains. They join `n01440764` with `tench`."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -30,11 +31,15 @@ def _words() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
 def synsets_of(names: Sequence[str]) -> tuple[str, ...]:
     """The synset that each name means; empty for a name that is none of ImageNet-1k, or that several classes have.
 
-    A name is a synset, the whole description of one (`tench, Tinca tinca`), or one of its words (`tench`). If there are
-    1,000 names and each is a name of the class at its position, an ambiguous one (`crane`) means that class.
+    A name is a synset (`n01440764`, or `n01440764-tench` as in Stanford Dogs), the whole description of one
+    (`tench, Tinca tinca`), or one of its words (`tench`). If there are 1,000 names and each is a name of the class at
+    its position, an ambiguous one (`crane`) means that class.
     """
     whole, single = _words()
-    possible = [{name} if SYNSET.fullmatch(name) else single.get(loose(name), set()) for name in names]
+    stated = [re.match(rf"({SYNSET.pattern})(?![a-zA-Z0-9])", name) for name in names]
+    possible = [
+        {match[1]} if match else single.get(loose(name), set()) for name, match in zip(names, stated, strict=True)
+    ]
     possible = [one | whole.get(loose(name), set()) for name, one in zip(names, possible, strict=True)]
     standard = synsets_of_outputs(1000)
     if len(names) == len(standard) and all(synset in one for synset, one in zip(standard, possible, strict=True)):

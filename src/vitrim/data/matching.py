@@ -4,6 +4,7 @@ Comparing names is in `class_names`, measuring an unknown order of classes in `c
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.data.batches import eval_batches
-from vitrim.data.class_names import ClassNames, are_numbered, join, read_class_names
+from vitrim.data.class_names import ClassNames, are_numbered, join, look_up, read_class_names
 from vitrim.data.class_order import IMAGENET_ORDER, measure_order, possible_orders
 from vitrim.data.imagenet_names import synsets_of, synsets_of_outputs
 from vitrim.data.images import ImageData, ImageSet
@@ -64,9 +65,9 @@ def match_labels(data: ImageData, model: nn.Module, *, learns: bool = False) -> 
         return data
     if known and not _is_numbering(known, data.classes):
         columns = _names_by_column(model, known)
-        index, notes = find_outputs(data.classes, columns)
+        index, names, notes = find_outputs(data.classes, columns)
         if index is not None:
-            return _with_outputs(data, index, known, notes)
+            return _with_outputs(data, index, names, notes)
         if not all(name.isdecimal() for name in data.classes):
             raise DataError(_unmatched(data, columns))
     return _match_by_order(data, model, known, num_outputs, learns=learns)
@@ -87,6 +88,14 @@ def name_outputs(model: nn.Module, names: str | Path | Sequence[str] | ClassName
     record_origin(model, replace(origin, classes=stated.names))
 
 
+def note_classes(model: nn.Module, data: ImageData) -> None:
+    """Note the classes of a data set on a model that was trained on its labels, if it tells how it was made."""
+    with suppress(UnsupportedModel):
+        origin = origin_of(model)
+        if len(data.classes) == int(origin.model_args["num_classes"]):
+            record_origin(model, replace(origin, classes=data.classes))
+
+
 def fits_outputs(data: ImageData, model: nn.Module) -> bool:
     """Whether a model has an output for each class: by its class names if it has some, else by their number."""
     known, num_outputs = _outputs_of(model)
@@ -99,7 +108,7 @@ def fits_outputs(data: ImageData, model: nn.Module) -> bool:
 
 def find_outputs(
     folders: Sequence[str], columns: Sequence[tuple[str, ...]]
-) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+) -> tuple[tuple[int, ...] | None, tuple[str, ...], tuple[str, ...]]:
     """Find the output of each folder.
 
     Args:
@@ -108,20 +117,21 @@ def find_outputs(
             else the synsets of ImageNet that folders and outputs mean.
 
     Returns:
-        The outputs, or None if a folder has no output or several; and notes for the user.
+        The outputs, or None if a folder has no output or several; the column that decided; and notes for the user.
     """
     for column in columns:
         joined = join(folders, column)
         if joined.is_complete:
-            return tuple(index for index in joined.index if index is not None), joined.notes
+            return tuple(index for index in joined.index if index is not None), column, joined.notes
     meant = synsets_of(folders)
     for column in columns if all(meant) else ():
         joined = join(meant, synsets_of(column))
         if joined.is_complete:
             outputs = tuple(index for index in joined.index if index is not None)
             pair = f"{folders[0]!r} with {column[outputs[0]]!r}"
-            return outputs, (f"the folders are matched by ImageNet's list of synsets and words, such as {pair}",)
-    return None, ()
+            note = f"the folders are matched by ImageNet's list of synsets and words, such as {pair}"
+            return outputs, column, (note,)
+    return None, (), ()
 
 
 def _outputs_of(model: nn.Module) -> tuple[tuple[str, ...], int]:
@@ -149,17 +159,17 @@ def _names_by_column(model: nn.Module, known: tuple[str, ...]) -> list[tuple[str
 
 def _match_stated(data: ImageData, stated: ClassNames, known: tuple[str, ...], num_outputs: int) -> ImageData:
     """Match the labels by names that the user stated: the outputs in order, or a dictionary for the model's names."""
-    for words in stated.columns if known and len(stated.columns) > 1 else ():
-        rows = join(known, words).index  # the row of each output
+    if known and len(stated.columns) > 1:
+        rows_by_column = [look_up(known, words) for words in stated.columns]  # for each output, its row
+        rows = max(rows_by_column, key=lambda rows: sum(row is not None for row in rows))
         in_order = stated.in_order and all(row in (None, output) for output, row in enumerate(rows))
         if any(row is not None for row in rows) and not (in_order and len(stated) == num_outputs):
             return _match_by_dictionary(data, stated, known, rows)
     if len(stated) != num_outputs or not stated.in_order:
         raise DataError(_wrong_number(stated, num_outputs))
-    index, notes = find_outputs(data.classes, stated.columns)
+    index, column, notes = find_outputs(data.classes, stated.columns)
     if index is None:
         raise DataError(_unmatched(data, stated.columns, stated.source))
-    column = next((column for column in stated.columns if join(data.classes, column).is_complete), stated.names)
     if known and known not in stated.columns:
         notes = (*notes, f"the class names are those of {stated.source}, not the model's own, such as {known[0]!r}")
     return _with_outputs(data, index, column, notes)

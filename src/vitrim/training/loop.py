@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
-from vitrim.data.matching import match_labels, preprocessing_of
+from vitrim.data.matching import match_labels, note_classes, preprocessing_of
 from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
@@ -84,7 +84,9 @@ def train(
         stage=stage,
         seed=seed,
     )
-    return run_job(job)
+    trained = run_job(job)
+    note_classes(trained, job.data)
+    return trained
 
 
 def run_job(job: TrainingJob) -> nn.Module:

@@ -239,6 +239,8 @@ def _num_classes(model: Any) -> int:
 def _classes(model: Any) -> tuple[str, ...]:
     """Names of the classes; empty if transformers made them up, or if they are those of another classifier."""
     by_output = {str(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    if all(name.startswith(GENERATED_LABEL) for name in by_output.values()):  # only `label2id` may have been set
+        by_output = {str(index): str(name) for name, index in (model.config.label2id or {}).items()}
     names = [by_output.get(str(index), GENERATED_LABEL) for index in range(_num_classes(model))]
     if len(by_output) != len(names) or any(name.startswith(GENERATED_LABEL) for name in names):
         return ()
