@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.matching import device_of, preprocessing_of
+from vitrim.data.matching import device_of, match_labels, preprocessing_of
 from vitrim.errors import DataError
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.runs.processes import this_process
@@ -95,7 +95,8 @@ def evaluate(
     The model is evaluated in eval mode, and is in its own mode afterwards.
 
     Args:
-        data: a data set (its validation images are used), an image set, or prepared batches of images `(B, 3, H, W)`
+        data: a data set (its validation images are used, with labels as `match_labels` matches them to the model), an
+            image set, or prepared batches of images `(B, 3, H, W)`
             and labels `(B,)`. If several processes run, each evaluates a part of a data set or image set. Prepared
             batches are evaluated completely in each process.
         batch_size: images in each batch of a process; not used for prepared batches.
@@ -103,9 +104,9 @@ def evaluate(
         description: shown before the progress bar.
 
     Raises:
-        DataError: there are no images, or the model has no output for a label.
+        DataError: there are no images, the model has no output for a label, or the order of its classes is unclear.
     """
-    images = data.validation if isinstance(data, ImageData) else data
+    images = match_labels(data, model).validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     if isinstance(images, ImageSet):

@@ -125,8 +125,8 @@ def export(
     if int8:
         _check_size(model)
     timing = latency or LatencySettings()
-    batches = None if data is None else _validation_batches(model, data)
-    metadata = {**_metadata(model), "precision": "int8" if int8 else "float32"}
+    batches, classes = _validation_batches(model, data)
+    metadata = {**_metadata(model, classes), "precision": "int8" if int8 else "float32"}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
@@ -188,14 +188,18 @@ def _check_size(model: nn.Module) -> None:
         raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
 
 
-def _metadata(model: nn.Module) -> dict[str, Any]:
-    """The metadata of the file: how to prepare images, what the outputs are, and where the model comes from."""
+def _metadata(model: nn.Module, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The metadata of the file: how to prepare images, what the outputs are, and where the model comes from.
+
+    Args:
+        classes: names of the outputs; if empty, those that the model carries.
+    """
     cost = count_cost(model)
     built: dict[str, Any] = {}
     with suppress(UnsupportedModel):  # how the model was built may be unknown; it can be exported nevertheless
         origin = origin_of(model)
         built = {
-            "classes": list(origin.classes) or None,
+            "classes": list(classes or origin.classes) or None,
             "library": origin.library,
             "architecture": origin.architecture,
             "model_args": origin.model_args,
@@ -266,14 +270,25 @@ def _time(model: nn.Module, run: Program, settings: LatencySettings) -> list[Lat
     return time_in_rounds([partial(model, images), partial(run, images)], settings, images.device)
 
 
-def _validation_batches(model: nn.Module, data: ImageData | ImageSet | Batches) -> Callable[[int], Any]:
-    """A function that makes the batches again for a batch size, so both models are evaluated on the same images."""
+def _validation_batches(
+    model: nn.Module, data: ImageData | ImageSet | Batches | None
+) -> tuple[Callable[[int], Any] | None, tuple[str, ...]]:
+    """A function that makes the batches again for a batch size, so both models are evaluated on the same images.
+
+    Returns:
+        The function, or None without data; and the names of the outputs, if the data states them.
+    """
+    classes: tuple[str, ...] = ()
     if isinstance(data, ImageData):
-        data = match_labels(data, model).validation
+        matched = match_labels(data, model)
+        data, classes = matched.validation, matched.classes
+    if data is None:
+        return None, classes
     if not isinstance(data, ImageSet):
-        return lambda batch_size: data
+        prepared = data
+        return lambda batch_size: prepared, classes
     images = data
-    return lambda batch_size: eval_batches(images, preprocessing_of(model), batch_size=batch_size)
+    return lambda batch_size: eval_batches(images, preprocessing_of(model), batch_size=batch_size), classes
 
 
 def _measure(model: nn.Module, run: Program, batches: Callable[[int], Any], batch_size: int) -> Int8Accuracy:

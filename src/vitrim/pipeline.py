@@ -155,7 +155,7 @@ def fit(
             the model.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher.
     """
-    source = Source.of(model, data, teacher)
+    source = Source.of(model, data, teacher, learns=True)
     check_training(recipe.training, source.structure, source.data)
     check_use_of_teachers(source, [recipe.training])
     folder = open_folder(run_dir, source, "train", recipe)
@@ -265,7 +265,8 @@ class CompressRun:
         if not settings.enabled:
             return cut
         make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
-        recovered = self.folder.once(f"{stage}-recovered", make, save, _load_on_own_device)
+        write = partial(_save_with, classes=self.data.classes)
+        recovered = self.folder.once(f"{stage}-recovered", make, write, _load_on_own_device)
         self.evaluate(f"{stage} recover", recovered)
         return recovered
 
@@ -293,7 +294,8 @@ class CompressRun:
             stage=stage,
             seed=self.recipe.seed,
         )
-        distilled = self.folder.once(f"{stage}-distilled", make, save, _load_on_own_device, on_all_processes=True)
+        write = partial(_save_with, classes=self.data.classes)
+        distilled = self.folder.once(f"{stage}-distilled", make, write, _load_on_own_device, on_all_processes=True)
         self.evaluate(f"{stage} distil", distilled)
         return distilled
 
@@ -340,7 +342,7 @@ def _teachers_of(source: Source) -> dict[str, Any]:
     return {"teachers": [teacher.to_dict() for teacher in source.teachers]} if source.teachers else {}
 
 
-def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], provenance: Any) -> None:
+def _save_with(model: nn.Module, path: Path, *, classes: tuple[str, ...], provenance: Any = None) -> None:
     save(model, path, classes=classes, provenance=provenance)
 
 

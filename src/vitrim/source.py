@@ -27,7 +27,7 @@ from vitrim.saving.checkpoint import fingerprint as weights_fingerprint
 from vitrim.structure import ViTStructure
 from vitrim.training.job import check_training
 from vitrim.training.settings import TrainingSettings
-from vitrim.training.teachers import Teacher, checked_teachers
+from vitrim.training.teachers import Teacher, checked_teachers, match_student
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,19 +50,25 @@ class Source:
         model: nn.Module,
         data: ImageData | None = None,
         teacher: nn.Module | Sequence[nn.Module] | None = None,
+        *,
+        learns: bool = False,
     ) -> "Source":
         """Describe the model, match the labels of the data to it, and move both to this process' device.
 
         Args:
             teacher: one model or several; needs `data`, whose class names are compared with theirs.
+            learns: whether the model is to be trained on these labels, see `match_labels`.
 
         Raises:
-            UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks.
+            UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks, or the
+                order of its classes is unclear.
             SettingError: a teacher does not fit the model.
         """
         structure, device = describe(model), this_process().device
-        images = match_labels(data, model) if data is not None else None
         model = model.to(device)  # first: images take only what it leaves free
+        images = None
+        if data is not None:
+            images = match_student(data, model, teacher) if learns else match_labels(data, model)
         source = cls(model=model, structure=structure, images=images.to(device) if images is not None else None)
         if teacher is None:
             return source

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from builders.class_order import NATURAL, NUMBERED, colour_folder, model_knowing
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from builders.runs import digits_model
 from vitrim.cli.inputs import export_folder
@@ -67,6 +68,18 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "other classes": (
         lambda p: ["evaluate", str(p.named_model()), "--data", str(p.images())],
         "not trained for",
+    ),
+    "class names of other outputs": (
+        lambda p: ["evaluate", str(p.dense), "--class-names", str(p.text_file("names.txt"))],
+        "names.txt has 1 names but the model has 10 outputs",
+    ),
+    "no file of class names": (
+        lambda p: p.compress("--class-names", "absent.txt"),
+        "no file of class names absent.txt",
+    ),
+    "class names of other outputs in an export": (
+        lambda p: ["export", str(p.dense), "--class-names", str(p.text_file()), "--format", "torch-export"],
+        "file has 1 names but the model has 10 outputs",
     ),
     "holdout above 1": (lambda p: p.compress("--holdout", "1.5"), "--holdout is 1.5"),
     "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "--limit-per-class is 0"),
@@ -183,3 +196,29 @@ def test_a_batch_larger_than_the_training_set_is_named_once(
     assert err.count(line) == 1
     place.out = place.path / "other"
     assert "larger than" not in call(capsys, *place.train())[2]
+
+
+def test_the_order_of_the_classes_is_measured_or_stated(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = colour_folder(place.path / "data", NUMBERED)
+    save(model_knowing(NATURAL), place.path / "model")
+    (place.path / "names.txt").write_text("\n".join(NATURAL))
+    status, out, err = call(capsys, "evaluate", place.path / "model", "--data", data)
+    assert status == 0 and "100.00 %" in out
+    assert "data: classes are in timm's natural order: 100 % of 40 images right; code point order 0 %" in err
+    status, stated, err = call(
+        capsys, "evaluate", place.path / "model", "--data", data, "--class-names", place.path / "names.txt"
+    )
+    assert stated == out and "classes are in" not in err
+
+
+def test_a_new_model_learns_the_order_of_the_data_without_a_measurement(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = colour_folder(place.path / "data", NUMBERED)
+    words = ["--data", data, "-o", place.out, "--recipe", place.path / "train.toml"]
+    status, _, err = call(capsys, "train", "vit_tiny_patch16_224", *MODEL_OPTIONS, *words)
+    assert status == 0 and "order" not in err, err
+    status, _, err = call(capsys, "evaluate", place.out, "--data", data)
+    assert status == 0 and "order" not in err, err

@@ -117,3 +117,16 @@ def test_broken_files_are_skipped_and_named_or_refused(tmp_path: Path, memory_by
     (root / "train" / "owl" / "list.csv").unlink()
     with pytest.raises(DataError, match=r"01\.png cannot be decoded"):
         load_data(root, strict=True, memory_bytes=memory_bytes)
+
+
+def test_folders_whose_names_differ_in_the_unicode_form_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    image_folder(tmp_path, {"train": 2}, (composed, "tea"))
+    image_folder(tmp_path, {"val": 3}, (decomposed, "tea"))
+    data = load_data(tmp_path)
+    assert data.classes == (composed, "tea") and data.validation.labels.bincount().tolist() == [3, 3]
+    assert "Unicode" in data.notes[0]
+    image_folder(tmp_path, {"train": 2}, (decomposed,))
+    merged = load_data(tmp_path)
+    assert merged.classes == (decomposed, "tea") and merged.train.labels.bincount().tolist() == [4, 2]
+    assert merged.validation.labels.bincount().tolist() == [3, 3] and "are one class" in merged.notes[0]

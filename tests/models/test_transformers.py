@@ -339,3 +339,17 @@ def test_stochastic_depth_grows_linearly_in_dinov2_and_is_an_error_in_vit() -> N
     adapter.set_drop_path(plain, 0.0)
     with pytest.raises(SettingError, match="no stochastic depth"):
         adapter.set_drop_path(plain, 0.1)
+
+
+@pytest.mark.parametrize(
+    "id2label, expected",
+    [
+        (dict(enumerate("abcde")), ("a", "b", "c", "d", "e")),
+        ({index: f"LABEL_{index}" for index in range(5)}, ()),
+        (dict(enumerate("abcdef")), ()),  # of another classifier
+    ],
+)
+def test_names_of_transformers_are_those_of_its_classifier(id2label: dict[int, str], expected: tuple[str, ...]) -> None:
+    model = ROWS["transformers ViT"]()
+    model.config.id2label = id2label
+    assert origin_of(model).classes == expected

@@ -140,11 +140,13 @@ def evaluate(
     With --against, the paired difference of two models is also tested.
     """
     from vitrim import evaluation
-    from vitrim.data.matching import match_labels
+    from vitrim.models import origin_of
 
     def measure(name: str, options: ModelOptions) -> "Evaluation":
         opened = inputs.on_training_device(inputs.open_trained_model(name, options))
-        return evaluation.evaluate(opened, match_labels(data, opened), batch_size=eval_batch)
+        # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
+        images = replace(data, class_names=None) if name == against and origin_of(opened).classes else data
+        return evaluation.evaluate(opened, images, batch_size=eval_batch)
 
     data = inputs.open_data(data_options or DataOptions())
     found = [(model, measure(model, model_options or ModelOptions()))]
@@ -241,10 +243,16 @@ def export(
     The file is read back, its logits are compared with the model's, and both are timed.
     """
     from vitrim import exporting
+    from vitrim.data.matching import name_outputs
 
+    names = data_options.class_names if data_options else None
+    if names and data_options == DataOptions(class_names=names):  # they name the outputs in the file; no image is read
+        data_options = None
     path = output or inputs.export_folder(model) / f"model{'.int8' if int8 else ''}{exporting.SUFFIXES[format]}"
     exporting.check_settings(path, format, int8=int8, has_data=data_options is not None)
     opened = inputs.open_named_model(model, model_options or ModelOptions())
+    if names and not data_options:
+        name_outputs(opened, names)
     data = inputs.open_data(data_options) if data_options else None
     print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data))
 

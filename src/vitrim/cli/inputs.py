@@ -25,9 +25,11 @@ def open_data(options: DataOptions) -> "ImageData":
     Raises:
         DataError: the images cannot be found or read. SettingError: an option is out of range.
     """
+    from vitrim.data.class_names import read_class_names
     from vitrim.data.loading import load_data
     from vitrim.runs.progress import log
 
+    names = read_class_names(options.class_names) if options.class_names else None  # before images are read
     if options.data is None:
         log(f"no --data given: using {DEFAULT_DATA}")
     found = load_data(
@@ -37,6 +39,7 @@ def open_data(options: DataOptions) -> "ImageData":
         holdout=options.holdout,
         strict=options.strict,
     )
+    found = found.with_class_names(names) if names else found
     for line in found.summary():
         log(line)
     return found
@@ -132,8 +135,10 @@ def open_model_to_train(name: str, options: ModelOptions, data: "ImageData", see
     """
     import torch
 
-    from vitrim.models import describe, origin_of, with_new_head
+    from vitrim.data.matching import fits_outputs, name_outputs
+    from vitrim.models import describe, with_new_head
     from vitrim.runs.progress import log
+    from vitrim.saving.opening import has_random_weights
 
     torch.manual_seed(seed)
     is_new = not Path(name).exists()
@@ -141,11 +146,15 @@ def open_model_to_train(name: str, options: ModelOptions, data: "ImageData", see
         options = dataclasses.replace(options, num_classes=len(data.classes))
     model = open_named_model(name, options)
     describe(model)
-    known, num_outputs = origin_of(model).classes, int(origin_of(model).model_args["num_classes"])
-    fits = set(data.classes) <= set(known) if known else num_outputs == len(data.classes)
-    if not is_new and not fits:
+    if not is_new and not fits_outputs(data, model):
         log(f"{name} was trained on other classes; it gets a new classifier for {len(data.classes)} classes")
-        return with_new_head(model, len(data.classes))
+        model, has_new_head = with_new_head(model, len(data.classes)), True
+    else:
+        trained_outputs = (getattr(model, "pretrained_cfg", None) or {}).get("num_classes")
+        has_new_head = is_new and trained_outputs not in (None, len(data.classes))
+    has_learned = not has_new_head and not has_random_weights(name, pretrained=options.pretrained)
+    if not has_learned and data.class_names is None and len(data.classes) == describe(model).num_classes:
+        name_outputs(model, data.classes)  # it will learn the order of the data
     return model
 
 

@@ -138,6 +138,13 @@ class DataOptions:
         ),
     ] = 0.0
     strict: Annotated[bool, Parameter(help="refuse broken images (default: skip them)")] = False
+    class_names: Annotated[
+        Path | None,
+        Parameter(
+            help="file of class names, one a line, in the order of the model's outputs; or pairs of names, such as "
+            "synset and words (default: the names in the model, else measured where the order is not certain)"
+        ),
+    ] = None
 
 
 @Parameter(name="*", group=BUDGET)

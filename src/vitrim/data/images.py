@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitrim.data.class_names import ClassNames, read_class_names
 from vitrim.data.transfer import send
 from vitrim.runs.progress import log
 
@@ -106,6 +107,8 @@ class ImageData:
         train: training images.
         validation: images that are only evaluated.
         notes: what was decided or skipped during loading, in sentences for the user.
+        class_names: names of a model's outputs that the user stated; None if there are none, or they were applied.
+        in_output_order: whether a label is the number of an output of the model, as `match_labels` leaves it.
     """
 
     name: str
@@ -113,6 +116,22 @@ class ImageData:
     train: ImageSet
     validation: ImageSet
     notes: tuple[str, ...] = ()
+    class_names: ClassNames | None = None
+    in_output_order: bool = False
+
+    def with_class_names(self, names: str | Path | Sequence[str] | ClassNames) -> "ImageData":
+        """Return the same data set for a model whose outputs have these names, in their order.
+
+        The labels are matched when the data set is used with a model. By default, the names that the model carries
+        decide; without these, the order is measured where it is not certain.
+
+        Args:
+            names: as for `read_class_names`: the names, or a file of them.
+
+        Raises:
+            DataError: the file cannot be read, or has an empty or a repeated line.
+        """
+        return replace(self, class_names=read_class_names(names))
 
     def summary(self) -> list[str]:
         """Return lines for the user: the name, the numbers of classes and images, and the notes."""

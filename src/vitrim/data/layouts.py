@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitrim.data.class_names import join_splits
 from vitrim.data.images import ImageSet
 from vitrim.errors import DataError
 
@@ -74,16 +75,20 @@ def _read_splits(splits: dict[str, Path]) -> Found:
         return Found(classes=classes, train=train, not_images=tuple(not_images))
     folder, *unused = validation_folders
     validation_classes, validation, more = read_classes(folder, min_classes=1)
-    unknown = [name for name in validation_classes if name not in classes]
+    found, joined = join_splits(validation_classes, classes)
+    unknown = [name for name, label in zip(validation_classes, found, strict=True) if label is None]
     if unknown:
         raise DataError(
             f"{folder} has a class {unknown[0]!r}, but {splits['train']} has no such class folder. "
             "Both need the same class folders; rename or remove it."
         )
-    labels = torch.tensor([classes.index(name) for name in validation_classes])[validation.labels]
-    notes = [f"folder {path.name} is not used, because {folder.name} is the validation split" for path in unused]
+    labels = torch.tensor(found)[validation.labels]
+    notes = [
+        *joined,
+        *(f"folder {path.name} is not used, because {folder.name} is the validation split" for path in unused),
+    ]
     if len(validation_classes) < len(classes):
-        missing = next(name for name in classes if name not in validation_classes)
+        missing = next(name for label, name in enumerate(classes) if label not in found)
         notes.append(f"{len(classes) - len(validation_classes)} classes have no validation images, such as {missing}")
     return Found(
         classes=classes,

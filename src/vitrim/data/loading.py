@@ -5,7 +5,9 @@ are read in `layouts`, how files are decoded in `decoding`, and random changes t
 """
 
 import os
+import unicodedata
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,7 +63,7 @@ def load_data(
     name = name if isinstance(name, str) else str(name.absolute())
     _check_settings(name, data_dir, limit_per_class, holdout)
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache_path("vitrim")
-    found = find(name, data_dir, cache)
+    found = _without_repeated_classes(find(name, data_dir, cache))
     train, validation, notes = _divide(found, limit_per_class, holdout, seed)
     if strict and found.not_images:
         raise DataError(f"{found.not_images[0]} is not an image; remove it, or load without strict.")
@@ -103,6 +105,24 @@ def _check_settings(name: str, data_dir: str | Path | None, limit_per_class: int
         )
     if data_dir is not None and name not in SOURCES:
         raise SettingError(f"data_dir is only for {', '.join(SOURCES)}; leave it out for {name!r}.")
+
+
+def _without_repeated_classes(found: Found) -> Found:
+    """Join classes whose names differ only in the Unicode form of accents, as after copies from macOS."""
+    first: dict[str, str] = {}
+    for name in found.classes:
+        first.setdefault(unicodedata.normalize("NFC", name), name)
+    if len(first) == len(found.classes):
+        return found
+    kept = list(first.values())
+    label = torch.tensor([kept.index(first[unicodedata.normalize("NFC", name)]) for name in found.classes])
+    train, validation = (
+        None if part is None else replace(part, labels=label[part.labels]) for part in (found.train, found.validation)
+    )
+    repeated = next(name for name in found.classes if name not in kept)
+    note = f"class folders whose names differ only in the Unicode form of accents are one class, such as {repeated!r}"
+    assert train is not None
+    return replace(found, classes=tuple(kept), train=train, validation=validation, notes=(note, *found.notes))
 
 
 def _divide(

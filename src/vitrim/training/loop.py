@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
-from vitrim.data.matching import match_labels, preprocessing_of
+from vitrim.data.matching import note_classes, preprocessing_of
 from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
@@ -43,6 +43,7 @@ from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.state import TrainingState, delete_metrics_after
+from vitrim.training.teachers import match_student
 
 NUM_LOG_LINES = 10  # of one training
 STEPS_BETWEEN_CHECKS = 50  # a check whether the loss is finite waits for the device
@@ -79,7 +80,7 @@ def train(
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         SettingError: a teacher does not fit the model. DataError: the data does not fit the model.
     """
-    data, loss, teachers = match_labels(data, model), None, Teachers()
+    data, loss, teachers = match_student(data, model, teacher), None, Teachers()
     if teacher is not None and settings.epochs:
         loss, teachers = loss_with(model, teacher, settings.distillation, data, plan)
     job = TrainingJob(
@@ -93,7 +94,9 @@ def train(
         stage=stage,
         seed=seed,
     )
-    return run_job(job)
+    trained = run_job(job)
+    note_classes(trained, job.data)
+    return trained
 
 
 def run_job(job: TrainingJob) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.matching import preprocessing_of
+from vitrim.data.matching import find_outputs, match_labels, names_of_outputs, preprocessing_of
 from vitrim.data.preprocessing import Preprocessing, normalise
 from vitrim.data.views import can_view, is_same_view, view_between, view_interpolation
 from vitrim.errors import SettingError, UnsupportedModel
@@ -134,6 +134,26 @@ def checked_teachers(
     return teachers
 
 
+def match_student(data: ImageData, student: nn.Module, teacher: Any = None) -> ImageData:
+    """Return the data set with labels as a model that is to be trained counts them, see `match_labels`.
+
+    A student without class names copies the outputs of its teacher. So its labels are those of the first teacher, if
+    an adapter knows this model and it has as many outputs.
+
+    Args:
+        teacher: one model or several; None or anything else is not asked.
+
+    Raises:
+        DataError: as for `match_labels`.
+    """
+    first = teacher[0] if isinstance(teacher, list | tuple) and teacher else teacher
+    if isinstance(first, nn.Module) and not names_of_outputs(student):
+        structure = structure_if_known(unwrapped(first))
+        if structure is not None and structure.num_classes == describe(student).num_classes:
+            return match_labels(data, unwrapped(first))
+    return match_labels(data, student, learns=True)
+
+
 def structure_if_known(model: nn.Module) -> ViTStructure | None:
     """The structure of a model that an adapter knows, else None."""
     try:
@@ -246,16 +266,19 @@ def _outputs_for(
         )
     if not names or names == classes:
         return None
-    missing = [label for label in classes if label not in names]
-    if missing:
+    index, _, notes = find_outputs(classes, [names])
+    if index is None:
+        missing = [label for label in classes if label not in names]
+        if not missing:
+            raise SettingError(f"The teacher {teacher} has several outputs of one name; expected one for each class.")
         raise SettingError(
             f"The teacher {teacher} has no output for {len(missing)} of the student's {len(classes)} classes, such as "
             f"{', '.join(missing[:3])}. It has {num_outputs}, such as {', '.join(names[:3])}; expected a teacher of "
             "these classes. If the names that it carries are wrong, correct or remove them."
         )
-    if twice := [label for label in classes if names.count(label) > 1]:
-        raise SettingError(f"The teacher {teacher} has several outputs of the name {twice[0]}; expected one.")
-    return tuple(names.index(label) for label in classes)
+    for note in notes:
+        log(f"teacher {teacher}: {note}")
+    return index
 
 
 def _about_images(student: Preprocessing, teacher: Preprocessing) -> str:

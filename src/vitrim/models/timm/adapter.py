@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
+from vitrim.models.label_names import label_names
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.timm.families import BY_CLASS, Family, family_of
@@ -82,6 +83,7 @@ class TimmAdapter:
             architecture=_architecture(model),
             model_args=_storable({**arguments, "num_classes": model.num_classes}),
             preprocessing=self.preprocessing(model),
+            classes=label_names(getattr(model, "pretrained_cfg", None), int(getattr(model, "num_classes", 0))),
         )
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:

@@ -237,10 +237,14 @@ def _num_classes(model: Any) -> int:
 
 
 def _classes(model: Any) -> tuple[str, ...]:
-    """Names of the classes; empty if transformers made them up."""
-    num_classes = _num_classes(model)
-    names = [str((model.config.id2label or {}).get(index, GENERATED_LABEL)) for index in range(num_classes)]
-    return () if any(name.startswith(GENERATED_LABEL) for name in names) else tuple(names)
+    """Names of the classes; empty if transformers made them up, or if they are those of another classifier."""
+    by_output = {str(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    if all(name.startswith(GENERATED_LABEL) for name in by_output.values()):  # only `label2id` may have been set
+        by_output = {str(index): str(name) for name, index in (model.config.label2id or {}).items()}
+    names = [by_output.get(str(index), GENERATED_LABEL) for index in range(_num_classes(model))]
+    if len(by_output) != len(names) or any(name.startswith(GENERATED_LABEL) for name in names):
+        return ()
+    return tuple(names)
 
 
 def _head_width(model: Any, head: nn.Module) -> int:
