@@ -269,8 +269,8 @@ def _outputs_for(
     index, _, notes = find_outputs(classes, [names])
     if index is None:
         missing = [label for label in classes if label not in names]
-        if not missing:
-            raise SettingError(f"The teacher {teacher} has several outputs of one name; expected one for each class.")
+        if twice := [label for label in classes if names.count(label) > 1]:
+            raise SettingError(f"The teacher {teacher} has several outputs of the name {twice[0]}; expected one.")
         raise SettingError(
             f"The teacher {teacher} has no output for {len(missing)} of the student's {len(classes)} classes, such as "
             f"{', '.join(missing[:3])}. It has {num_outputs}, such as {', '.join(names[:3])}; expected a teacher of "
