@@ -24,9 +24,10 @@ import torch
 
 from vitrim.data.decoding import BROKEN_IMAGE
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.layouts import IMAGE_SUFFIXES, Found
 from vitrim.data.loading import read_image
+from vitrim.data.parts import Found
 from vitrim.data.sources import find
+from vitrim.data.suffixes import IMAGE_SUFFIXES
 from vitrim.errors import DataError
 from vitrim.runs.files import read_json, write_text, writing
 from vitrim.runs.progress import log

@@ -15,7 +15,7 @@ from vitrim.costs.counting import Cost, count_cost
 from vitrim.costs.latency import check_runtime
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, device_of, match_labels
-from vitrim.errors import SettingError
+from vitrim.errors import DataError, SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.models import describe
@@ -43,9 +43,12 @@ class Source:
         """Describe the model, match the labels of the data to it, and move both to this process' device.
 
         Raises:
-            UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks.
+            UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks, or no
+                training images.
         """
         structure, device = describe(model), this_process().device
+        if data is not None and not len(data.train):
+            raise DataError(f"{data.name} has no training images; name a folder of them with train_dir (--train-dir).")
         images = match_labels(data, model) if data is not None else None
         model = model.to(device)  # first: images take only what it leaves free
         return cls(model=model, structure=structure, images=images.to(device) if images is not None else None)

@@ -136,7 +136,7 @@ def evaluate(
         opened = inputs.on_training_device(inputs.open_trained_model(name, options))
         return evaluation.evaluate(opened, match_labels(data, opened), batch_size=eval_batch)
 
-    data = inputs.open_data(data_options or DataOptions())
+    data = inputs.open_data(data_options or DataOptions(), only_validation=True)
     found = [(model, measure(model, model_options or ModelOptions()))]
     if against:
         found.append((against, measure(against, ModelOptions())))
