@@ -48,12 +48,19 @@ def problem_with_names(folder: Path) -> str:
             f"to train on, with --train-dir {folder / names[0]} (may be repeated), and one to validate on, with "
             f"--val-dir {folder / names[-1]} (in Python: train_dir, val_dir)."
         )
-    if len(names) > 1 and {name.lower() for name in names} <= _PARTS_OF_ONE_IMAGE:
-        return (
-            f"{folder} has the folders {' and '.join(names)}, as data sets for detection or segmentation do; vitrim "
-            "trains classifiers. Put the images of each class in a folder named after the class."
-        )
-    return ""
+    return problem_with_parts(folder)
+
+
+def problem_with_parts(folder: Path) -> str:
+    """Say that the folders in `folder` are images beside their boxes or masks. Empty if they are not."""
+    names = [path.name for path in visible_folders(folder)]
+    if len(names) < 2 or not {name.lower() for name in names} <= _PARTS_OF_ONE_IMAGE:
+        return ""
+    return (
+        f"{folder} has the folders {' and '.join(names)}, as data sets for detection or segmentation do; vitrim trains "
+        "classifiers. Put the images of each class in a folder named after the class, or give the path of the folder "
+        "that has these."
+    )
 
 
 def looks_like_classes(folder: Path) -> bool:

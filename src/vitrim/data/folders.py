@@ -172,6 +172,13 @@ def _read_class_folders(folder: Path) -> Found:
     problem = problem_with_names(folder)
     if problem:
         raise DataError(f"{problem} {say_classes(folder)}")
+    filled = [path for path in visible_folders(folder) if holds_images(path, levels=2)]
+    if len(filled) == 1 and len(inside := visible_folders(filled[0])) > 1 and len(visible_folders(folder)) > 1:
+        names = ", ".join(path.name for path in inside[:3])
+        raise DataError(
+            f"{folder} has images only in its folder {filled[0].name}. If the folders {names} in it are the classes, "
+            f"give the path {filled[0]}, or the path of a list of files and labels."
+        )
     part = read_classes(folder)
     notes = check_class_folders(part)
     if holds_images(folder):

@@ -5,6 +5,7 @@ They are then decoded, skipped and kept in memory like the images of any folder.
 """
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -94,8 +95,8 @@ def _open(datasets: Any, name: str, arrow_files: str) -> tuple[dict[str, Any], s
     by_split: dict[str, list[str]] = {}
     for file in files:
         by_split.setdefault(_split_of(file, path), []).append(file)
-    numbered = {name or "all": paths for name, paths in by_split.items()}
-    return dict(datasets.load_dataset("parquet", data_files=numbered, cache_dir=arrow_files)), version
+    named = {split or "unnamed": paths for split, paths in by_split.items()}
+    return dict(datasets.load_dataset("parquet", data_files=named, cache_dir=arrow_files)), version
 
 
 def _split_of(file: str, root: Path) -> str:
@@ -119,6 +120,7 @@ def _found(datasets: Any, name: str, splits: Mapping[str, Any], columns: ColumnN
     image, label = _columns(datasets, name, splits[roles[TRAIN]], columns)
     parts = {}
     notes = [f"columns {image}, {label}"]
+    folder = folder / hashlib.sha256(image.encode()).hexdigest()[:8]  # another column has other images
     for role, split in roles.items():
         part = _part(datasets, Path(name), splits[split], (image, label), folder / role)
         if part is None and role == TRAIN:
@@ -241,11 +243,13 @@ def _version(path: Path) -> str:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Without the progress bars of `datasets`: vitrim shows its own on a terminal."""
-    shown = not datasets.are_progress_bars_disabled()
+    """Without the progress bars and messages of `datasets`: vitrim shows its own."""
+    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what fails becomes the error message
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()

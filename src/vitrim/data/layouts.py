@@ -55,12 +55,7 @@ def read_classes(folder: Path, min_classes: int = 2, places: Sequence[tuple[str,
         what = f"in its folder {classes[0][0]}" if len(classes) == 1 else f"in any of its {len(classes)} folders"
         raise DataError(f"{folder} has no image {what}. {_advice(not_images)}")
     if len(classes) < min_classes:
-        inner = [path.name for path in visible_folders(classes[0][1])]
-        hint = f" If its folders {', '.join(inner[:3])} are the classes, give the path {classes[0][1]}."
-        raise DataError(
-            f"{folder} has only one class folder, {classes[0][0]!r}; at least two classes are needed."
-            + hint * (len(inner) > 1)
-        )
+        raise DataError(_one_class(folder, *classes[0]))
     if empty:
         raise DataError(f"Class folder {empty[0]} has no image; fill or remove it. {_advice(walk(empty[0]))}")
     return Part(
@@ -77,6 +72,17 @@ def _is_left_over(folder: Path) -> bool:
     return folder.name.lower() in GENERIC and not walk(folder)
 
 
+def _one_class(folder: Path, name: str, inner: Path) -> str:
+    """What a folder with one class folder has, and what to do."""
+    if name.lower() in GENERIC and not visible_folders(inner):
+        return f"{inner} {_without_classes(inner)}"
+    while len(inside := visible_folders(inner)) == 1:
+        inner = inside[0]
+    names = ", ".join(path.name for path in inside[:3])
+    hint = f" If the folders {names} are the classes, give the path {inner}." if inside else ""
+    return f"{folder} has only one class folder, {name!r}; at least two classes are needed.{hint}"
+
+
 def _without_classes(folder: Path) -> str:
     """What a folder without class folders has, and what to do."""
     visible = [name for name in os.listdir(folder) if not is_ignored(name)]
@@ -88,7 +94,8 @@ def _without_classes(folder: Path) -> str:
         return f"has no class folders, but {archives[0]}; give the path of an archive to read it."
     what = f"has {counted(len(images), 'image')}" if images else f"has {counted(len(visible), 'file')}"
     names = {re.sub(r"[\W_]*\d+$", "", os.path.splitext(name)[0]) for name in images}
-    hint = f" If {images[0]} is named after its class, so can its folder be." * (1 < len(names) < len(images))
+    named = 1 < len(names) < len(images)  # `cat_1.jpg`, `dog_1.jpg`
+    hint = f" If {images[0]} is named after its class, make a folder of this name." if named else ""
     return (
         f"{what} but no class folders and no table of labels. Put the images of each class in a folder named after the "
         f"class, or give a table of files and labels: `--data labels.csv` with the columns file_name,label.{hint}"

@@ -159,7 +159,7 @@ def _part(file: Path, rows: Sequence[Row], index: ImageIndex, role: str | None) 
     if num_unlabelled:
         notes.append(f"{counted(num_unlabelled, 'row')} of {file.name} without a label: not used")
     if num_repeated:
-        notes.append(f"{counted(num_repeated, 'row')} of {file.name} name an image again: used once")
+        notes.append(f"{counted(num_repeated, 'row')} of {file.name} for an image of an earlier row: not used")
     return Part(place=file, classes=classes, images=ImageSet(labels=labels, files=tuple(label_of)), notes=tuple(notes))
 
 

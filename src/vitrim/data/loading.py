@@ -27,13 +27,15 @@ _MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are chec
 
 
 class FolderOptions(TypedDict, total=False):
-    """What `load_data` is told about folders and tables.
+    """What `load_data` may be told about folders and tables.
 
     Attributes:
-        train_dir: folder of class folders with training images, or several of them.
-        val_dir: folder of class folders with validation images.
+        train_dir: folder of training images, or several. Its folders are the classes, whatever their names are. The path
+            starts from the data set, if there is one, else from the current folder.
+        val_dir: the same for validation images. Without `train_dir` and without the name of a data set, there are no
+            training images, and the data can be used to evaluate.
         image_column: column of a table or of a Hugging Face data set that names or holds the images.
-        label_column: column of the classes.
+        label_column: column of the classes. Columns are only needed if it is not certain which are meant.
     """
 
     train_dir: str | Path | Sequence[str | Path] | None
@@ -70,10 +72,7 @@ def load_data(
         memory_bytes: maximum size of the pixels that are held in memory. Larger sets, and sets of images of different
             sizes, are decoded when they are needed.
         seed: of the choice of images.
-        options: `train_dir`, `val_dir`: folders whose folders are the classes, whatever their names are; paths from
-            `name` if it is given. Several training folders are joined. With `val_dir` only, there are no training
-            images: the data can be used to evaluate. `image_column`, `label_column`: columns of a table or of a Hugging
-            Face data set, where it is not certain which are meant.
+        options: `train_dir`, `val_dir`, `image_column`, `label_column`; see `FolderOptions`.
 
     Returns:
         The data set. Without a validation set on disk, a part of the training images is used, and a note says so.

@@ -247,8 +247,8 @@ def _unpack(archive: Path, cache: Path) -> Path:
             partial = Path(folder) / "unpacked"
             if archive.name.lower().endswith(".zip"):
                 with zipfile.ZipFile(archive) as opened:
-                    _check_space(archive, sum(member.file_size for member in opened.infolist()), target.parent)
-                    opened.extractall(partial)  # drops `..` and absolute paths
+                    _check_members(archive, opened.infolist(), target.parent)
+                    opened.extractall(partial)
             else:
                 with tarfile.open(archive) as tar:
                     tar.extractall(partial, filter="data")  # refuses `..`, absolute paths, devices and links out of it
@@ -268,10 +268,21 @@ def _unpack(archive: Path, cache: Path) -> Path:
     return target
 
 
-def _check_space(archive: Path, num_bytes: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
+    """Refuse an archive with paths that lead out of it, or with more bytes than there is space."""
+    outside = [member.filename for member in members if _leads_out(member.filename)]
+    if outside:
+        raise DataError(
+            f"{archive} has a file that would lie outside of its folder ({outside[0]!r}); unpack it by hand."
+        )
+    num_bytes, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
     if num_bytes > free:
         raise DataError(
-            f"{archive} needs {num_bytes / 1e9:.3g} GB unpacked, but {folder} has {free / 1e9:.3g} GB left. Set "
-            "another cache folder with the environment variable XDG_CACHE_HOME, or unpack it elsewhere."
+            f"{archive} needs {num_bytes / 1e9:.3g} GB unpacked, but {folder} has {free / 1e9:.3g} GB left. Unpack it "
+            "elsewhere, and give the path of the folder."
         )
+
+
+def _leads_out(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or not parts[0] or parts[0].endswith(":")

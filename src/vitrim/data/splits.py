@@ -6,8 +6,10 @@ and what to do where that is not certain, is in `folders`.
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from vitrim.data.folder_checks import problem_with_parts
 from vitrim.data.layouts import GENERIC, holds_images, read_cifar, read_classes, visible_folders
 from vitrim.data.listed_images import ImageIndex, in_place_of_folders
 from vitrim.data.parts import Found, Part, joined
@@ -42,7 +44,10 @@ def read_splits(folder: Path) -> Found | None:
     chosen = _training_folder([path for path in folders if roles.get(path.name) == TRAIN])
     if chosen is None:
         return None
-    train = read_classes(chosen[1])
+    problem = problem_with_parts(chosen[1])
+    if problem:
+        raise DataError(problem)
+    train = _without_boxes(read_classes(chosen[1]))
     others = [path for path in folders if path != chosen[0]]
     validation, name = _find_validation(others, train, folder)
     unused = [path for path in others if path.name != name]
@@ -73,6 +78,12 @@ def class_folder(folder: Path, known: Sequence[str] = ()) -> Path | None:
             return None if inside[0].name.lower() in GENERIC else folder
         folder = inside[0]
     return folder
+
+
+def _without_boxes(train: Part) -> Part:
+    """Without the files of Tiny ImageNet that have the boxes of the images of a class: they are no broken images."""
+    others = [file for file in train.not_images if not file.endswith("_boxes.txt")]
+    return replace(train, not_images=tuple(others))
 
 
 def _training_folder(folders: Sequence[Path]) -> tuple[Path, Path] | None:

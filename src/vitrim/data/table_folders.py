@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitrim.data.folder_checks import looks_like_classes
-from vitrim.data.layouts import holds_images, visible_folders
+from vitrim.data.layouts import GENERIC, holds_images, visible_folders
 from vitrim.data.listed_images import ImageIndex, pick_validation, read_listed
 from vitrim.data.parts import Found, Part, joined
 from vitrim.data.split_names import TEST, TRAIN, VALIDATION, role_of, roles_of
@@ -36,7 +36,9 @@ def read_table_file(file: Path, names: ColumnNames) -> Found:
     folder = file.parent
     index = ImageIndex.of(folder)
     if not index.files:  # such as meta/train.txt beside images/
-        index = ImageIndex.of(folder.absolute().parent)
+        beside = folder.absolute().parent
+        places = [path for path in visible_folders(beside) if path.name.lower() in GENERIC or role_of(path.name)]
+        index = ImageIndex(beside, tuple(file for path in places for file in ImageIndex.of(path).files))
     return _of_parts(_with_other_tables(file, _files(folder, (file.suffix.lower(),)), names, index), file)
 
 
