@@ -152,6 +152,11 @@ def _part(file: Path, rows: Sequence[Row], index: ImageIndex, role: str | None) 
             )
     if not label_of:
         raise DataError(f"{file} has no label in any of its {counted(len(rows), 'row')}.")
+    several = next((label for label in label_of.values() if "|" in label), None)
+    if several:
+        raise DataError(
+            f"{file} gives one image several classes, such as {several}. vitrim trains one class per image."
+        )
     classes = labels_in_order(list(label_of.values()))
     number_of = {name: number for number, name in enumerate(classes)}
     labels = torch.tensor([number_of[name] for name in label_of.values()])

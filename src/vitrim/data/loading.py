@@ -30,8 +30,8 @@ class FolderOptions(TypedDict, total=False):
     """What `load_data` may be told about folders and tables.
 
     Attributes:
-        train_dir: folder of training images, or several. Its folders are the classes, whatever their names are. The path
-            starts from the data set, if there is one, else from the current folder.
+        train_dir: folder of training images, or several. Its folders are the classes, whatever their names are. The
+            path starts from the folder of the data set, or from the current folder.
         val_dir: the same for validation images. Without `train_dir` and without the name of a data set, there are no
             training images, and the data can be used to evaluate.
         image_column: column of a table or of a Hugging Face data set that names or holds the images.

@@ -22,7 +22,7 @@ from vitrim.data.tables import (
     has_label_column,
     read_table,
 )
-from vitrim.errors import DataError
+from vitrim.errors import DataError, counted
 
 _NOT_LABELS = ("sample_submission", "samplesubmission", "submission", "loc_")  # `LOC_train_solution.csv` has boxes
 
@@ -111,11 +111,9 @@ def _has_labels(file: Path, names: ColumnNames) -> bool:
 def _with_other_tables(file: Path, files: Sequence[Path], names: ColumnNames, index: ImageIndex) -> dict[str, Part]:
     """The images of each split of a table. Tables of other splits belong to a table of training images."""
     parts = read_listed(file, names, index)
-    if role_of(file.stem) != TRAIN or len(parts) > 1:
-        return parts
-    train = parts[TRAIN]
-    notes = list(train.notes)
-    for other in files:
+    main = next(iter(parts))
+    notes = list(parts[main].notes)
+    for other in files if role_of(file.stem) == TRAIN and list(parts) == [TRAIN] else []:
         role = role_of(other.stem)
         if role not in (VALIDATION, TEST):
             continue
@@ -125,13 +123,17 @@ def _with_other_tables(file: Path, files: Sequence[Path], names: ColumnNames, in
             if role == VALIDATION:
                 raise
             found = None
-        if found is None or (role == TEST and not set(found.classes) & set(train.classes)):
+        if found is None or (role == TEST and not set(found.classes) & set(parts[TRAIN].classes)):
             notes.append(f"{other.name} is not used, because it does not list images with labels of {file.name}")
         elif role in parts:
             raise DataError(f"{other} and {parts[role].place} both list {role} images. Remove one of them.")
         else:
             parts[role] = found
-    return {**parts, TRAIN: replace(train, notes=tuple(notes))}
+    used = {image for part in parts.values() for image in part.images.files}
+    num_unlisted = sum(image not in used for image in index.files)
+    if num_unlisted:
+        notes.append(f"{counted(num_unlisted, 'image')} in no table: not used")
+    return {**parts, main: replace(parts[main], notes=tuple(notes))}
 
 
 def _of_parts(parts: dict[str, Part], place: Path) -> Found:
