@@ -125,10 +125,10 @@ class DataOptions:
     ] = None
     train_dir: Annotated[
         list[Path] | None,
-        Parameter(help="folder with one folder per class, to train on; repeatable (default: found in --data)"),
+        Parameter(help="folder with one folder per class, to train on; repeatable (default: found by its name)"),
     ] = None
     val_dir: Annotated[
-        Path | None, Parameter(help="folder with one folder per class, to validate on (default: found in --data)")
+        Path | None, Parameter(help="folder with one folder per class, to validate on (default: found by its name)")
     ] = None
     image_column: Annotated[
         str | None, Parameter(help="column of a table that names the images (default: found by its values)")

@@ -136,7 +136,12 @@ def choose_rows(table: Table, names: ColumnNames, is_found: Callable[[str], bool
     Raises:
         DataError: a column that was asked for does not exist, or it is not certain which column is meant.
     """
-    image = _image_column(table, names, is_found)
+    for name, setting in ((names.image, "image_column"), (names.label, "label_column")):
+        if name and name not in table.columns:
+            raise DataError(
+                f"{setting} is {name!r}, but {table.file} has the columns {_listed(table.columns)}. Use one of them."
+            )
+    image = names.image or _image_column(table, names, is_found)
     split = _split_column(table, {image, names.label})
     label, labels = _label_column(table, names, {image, split})
     splits = table.column(split) if split else [""] * len(table.rows)
@@ -165,8 +170,6 @@ def labels_in_order(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _image_column(table: Table, names: ColumnNames, is_found: Callable[[str], bool]) -> str:
-    if names.image:
-        return _named(table, names.image, "image_column")
     sample = table.rows[:: max(1, len(table.rows) // 50)]
     found = {
         name: sum(is_found(row[index]) for row in sample)
@@ -213,8 +216,7 @@ def _split_column(table: Table, other: set[str | None]) -> str:
 def _label_column(table: Table, names: ColumnNames, other: set[str]) -> tuple[str, list[str]]:
     """The name of the column of labels, and its cells. The name is empty if the labels are names of folders."""
     if names.label:
-        name = _named(table, names.label, "label_column")
-        return name, _clean(table.column(name), name)
+        return names.label, _clean(table.column(names.label), names.label)
     free = [name for name in table.columns if name not in other]
     known = [name for name in free if _letters(name) in _LABEL_NAMES]
     if len(known) > 1 and (same := _same_classes(table, known)):
@@ -232,14 +234,6 @@ def _label_column(table: Table, names: ColumnNames, other: set[str]) -> tuple[st
         f"It is not certain which column of {table.file} has the labels: {_listed(known or free)}. "
         f"Choose one with label_column ({_option('label', (known or free)[0])})."
     )
-
-
-def _named(table: Table, name: str, setting: str) -> str:
-    if name not in table.columns:
-        raise DataError(
-            f"{setting} is {name!r}, but {table.file} has the columns {_listed(table.columns)}. Use one of them."
-        )
-    return name
 
 
 def _same_classes(table: Table, names: Sequence[str]) -> str:
