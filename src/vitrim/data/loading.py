@@ -21,7 +21,7 @@ from vitrim.data.images import ImageData, ImageSet, rank_in_class
 from vitrim.data.parts import Found
 from vitrim.data.sources import SOURCES, Places, find
 from vitrim.data.tables import ColumnNames
-from vitrim.errors import DataError, SettingError
+from vitrim.errors import DataError, SettingError, counted
 
 _MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
 
@@ -190,7 +190,7 @@ def _divide(
         notes.append(f"{why}: {100 * fraction:g} % of the training images of each class held out, seed {seed}")
     if limit_per_class is not None:
         train = train.subset((rank_in_class(train.labels, seed) < limit_per_class).nonzero().flatten())
-        notes.append(f"training limited to {limit_per_class} images of each class, seed {seed}")
+        notes.append(f"training limited to {counted(limit_per_class, 'image')} of each class, seed {seed}")
     return train, validation, tuple(notes)
 
 
