@@ -233,8 +233,8 @@ class DistillationLoss:
         if settings.hidden and not alike:
             raise SettingError(
                 f"distillation.hidden compares the student's {counted(len(student.blocks), 'block')} of width "
-                f"{student.embed_dim} with {len(plan.blocks)} of the teacher's, of width {teacher.embed_dim}; set it to 0 "
-                "for a teacher that the student was not cut from."
+                f"{student.embed_dim} with {len(plan.blocks)} of the teacher's, of width {teacher.embed_dim}; set it "
+                "to 0 for a teacher that the student was not cut from."
             )
         check_terms(settings, student)
         widths = student.blocks[-1].heads.width, teacher.blocks[plan.blocks[-1].block].heads.width

@@ -7,8 +7,8 @@ import pytest
 
 from builders.models import make_structure, plan_of_sizes
 from vitrim.cli.tables import print_evaluations, print_line, print_plan, print_structure, print_table
-from vitrim.errors import counted
 from vitrim.costs.counting import count_cost
+from vitrim.errors import counted
 from vitrim.evaluation import Evaluation
 from vitrim.planning import Proposal
 from vitrim.structure import Directions, HeadRows

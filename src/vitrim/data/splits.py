@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitrim.data.folder_checks import problem_with_parts
+from vitrim.data.imagenet_devkit import read_devkit
 from vitrim.data.layouts import GENERIC, holds_images, read_cifar, read_classes, visible_folders
 from vitrim.data.listed_images import ImageIndex, in_place_of_folders
 from vitrim.data.parts import Found, Part, joined
@@ -20,7 +21,6 @@ from vitrim.errors import DataError, counted
 CANONICAL = {"train", "val", "valid", "validation", "test"}  # need no note
 _MAX_LEVELS = 3  # folders with one folder in them
 _SOLUTION = "LOC_val_solution.csv"
-_DEVKIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
 SAY_IT = "Name the folders with --train-dir and --val-dir (in Python: train_dir, val_dir)."
 
 
@@ -162,14 +162,7 @@ def _with_list(folder: Path, train: Part, place: Path) -> Part | None:
     for file in (*beside, *above, *solutions):
         if file.is_file():
             return _listed(file, names, folder, train)
-    for parent in (folder, place, *place.absolute().parents[:_MAX_LEVELS]):
-        if (parent / _DEVKIT_LABELS).is_file():
-            raise DataError(
-                f"{parent / _DEVKIT_LABELS} numbers the classes as ImageNet's development kit does; which number is "
-                f"which class folder is not in it. Put {_SOLUTION} (from Kaggle) into {place}, or move the validation "
-                "images into class folders."
-            )
-    return None
+    return read_devkit(ImageIndex.of(folder).files, [folder, place, *place.absolute().parents[:_MAX_LEVELS]])
 
 
 def _listed(file: Path, names: ColumnNames, folder: Path, train: Part) -> Part:
