@@ -46,7 +46,9 @@ def test_the_folders_that_are_used_and_those_that_are_not_are_named(tmp_path: Pa
 def test_a_test_folder_without_labels_is_not_used_and_this_is_said(tmp_path: Path) -> None:
     loaded = load_data(folders(tmp_path, "train/cat", "train/dog", "test"), memory_bytes=0)
     assert all("/train/" in Path(file).as_posix() for file in loaded.validation.files)
-    assert loaded.notes[0].startswith("folder test is not used, because its images have no class folders")
+    assert loaded.notes[0].startswith("folder test is not used, because it has no labels of the training classes")
+    table(tmp_path / "test.csv", "id", "test_0", "test_1")  # no labels either
+    assert load_data(tmp_path, memory_bytes=0).notes == loaded.notes
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,14 @@ def test_imagenet_of_kaggle_is_read_from_any_of_its_folders(tmp_path: Path) -> N
         assert loaded.classes == ("n01", "n02") and loaded.train.labels.tolist() == [0, 0, 1, 1]
         names = [f"ILSVRC2012_val_0000000{i}.JPEG" for i in range(3)]
         assert listed(loaded, "validation") == dict(zip(names, ("n02", "n01", "n02"), strict=True))
+
+
+def test_a_flat_test_folder_is_read_with_its_table(tmp_path: Path) -> None:
+    folders(tmp_path, "Train/9", "Train/10", "Train/11", "Meta")
+    rows = [f"{30 + i},{9 + i},Test/{i}.png" for i in range(3)]
+    table(tmp_path / "Test.csv", "Width,ClassId,Path", *rows, images=[f"Test/{i}.png" for i in range(3)])
+    loaded = load_data(tmp_path, memory_bytes=0)
+    assert listed(loaded, "validation") == {f"{i}.png": str(9 + i) for i in range(3)}
 
 
 def test_numbers_of_classes_are_not_taken_for_class_folders(tmp_path: Path) -> None:

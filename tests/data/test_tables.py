@@ -33,6 +33,8 @@ TABLES = {
     "labels.jsonl": [f'{{"file_name": "{name}", "label": "{CLASS_OF[name]}"}}' for name in FILES],
     "names.csv": ["file,label,label_name", *[f"{i}.png,{i % 2},{CLASS_OF[f'{i}.png']}" for i in range(6)]],
     "one_hot.csv": ["image_id,cat,dog", *[f"{i},{1 - i % 2},{i % 2}" for i in range(6)]],
+    "unknown.csv": ["photo,kind", *rows()],
+    "index.csv": [",file,kind", *[f"{i},{row}" for i, row in enumerate(rows())]],
     "more.csv": ["width,file,label,height", *[f"{i},{i}.png,{CLASS_OF[f'{i}.png']},7" for i in range(6)]],
 }
 

@@ -40,9 +40,9 @@ def read_devkit(files: Sequence[str], places: Sequence[Path]) -> Part | None:
     meta = labels.parent / _META
     if not meta.is_file():
         raise DataError(
-            f"{labels} numbers the classes as ImageNet's development kit does. Which number is which class folder is in "
-            f"its {_META}: put it beside the list. Or put LOC_val_solution.csv (from Kaggle) beside the images, or move "
-            "the validation images into class folders."
+            f"{labels} numbers the classes as ImageNet's development kit does. Which number is which class folder is "
+            f"in its {_META}: put it beside the list. Or put LOC_val_solution.csv (from Kaggle) beside the images, or "
+            "move the validation images into class folders."
         )
     synsets, lines = _synsets(meta), labels.read_text().split()
     names = []

@@ -103,6 +103,13 @@ def find(name: str | None, places: Places, cache: Path) -> Found:
     Raises:
         DataError: there is no such data set, it is damaged, or its download failed.
     """
+    try:
+        return _find(name, places, cache)
+    except PermissionError as error:
+        raise DataError(f"{error.filename} cannot be read; you have no permission for it.") from error
+
+
+def _find(name: str | None, places: Places, cache: Path) -> Found:
     if places.train or places.validation:
         return _find_places(name, places)
     assert name is not None

@@ -15,7 +15,7 @@ from vitrim.data.layouts import GENERIC, holds_images, read_cifar, read_classes,
 from vitrim.data.listed_images import ImageIndex, in_place_of_folders
 from vitrim.data.parts import Found, Part, joined
 from vitrim.data.split_names import TEST, TRAIN, VALIDATION, role_of, roles_of, split_name
-from vitrim.data.tables import ColumnNames
+from vitrim.data.tables import LISTS, NO_COLUMNS, ColumnNames, files_in
 from vitrim.errors import DataError, counted
 
 CANONICAL = {"train", "val", "valid", "validation", "test"}  # need no note
@@ -137,7 +137,12 @@ def _validation_part(folder: Path, train: Part, role: str, place: Path) -> Part 
         if role == TEST:
             return None
         raise DataError(f"{folder} has no image; put the validation images of each class in a folder named after it.")
-    listed = _with_list(folder, train, place)
+    try:
+        listed = _with_list(folder, train, place)
+    except DataError:
+        if role == VALIDATION:
+            raise
+        return None  # a list of test images without labels
     if listed is None and role == VALIDATION:
         raise DataError(
             f"{folder} has images but no class folders, and no list of their labels was found. Looked for "
@@ -150,18 +155,17 @@ def _validation_part(folder: Path, train: Part, role: str, place: Path) -> Part 
 
 def _with_list(folder: Path, train: Part, place: Path) -> Part | None:
     """The images of a flat folder whose labels are in a list beside them, or above them. None without a list."""
-    names = ColumnNames()
     for file in (folder / "val_annotations.txt", place / "val_annotations.txt"):
         if file.is_file():  # of Tiny ImageNet: file name, class and a box
             return _listed(file, ColumnNames(image="1", label="2"), folder, train)
-    stems = ("metadata", "labels", "annotations", folder.name)
-    beside = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".tsv", ".jsonl", ".txt")]
-    above = [place / f"{folder.name}{suffix}" for suffix in (".csv", ".tsv", ".jsonl", ".txt")]
-    above += [place / f"{folder.name}_{word}.csv" for word in ("labels", "annotations", "metadata")]
+    name = folder.name.lower()
+    inside = {"metadata", "labels", "annotations", name}
+    outside = {name, f"{name}_labels", f"{name}_annotations", f"{name}_metadata"}
+    beside = [file for file in files_in(folder, LISTS) if file.stem.lower() in inside]
+    above = [file for file in files_in(place, LISTS) if file.stem.lower() in outside]
     solutions = [parent / _SOLUTION for parent in (folder, place, *place.absolute().parents[:_MAX_LEVELS])]
-    for file in (*beside, *above, *solutions):
-        if file.is_file():
-            return _listed(file, names, folder, train)
+    for file in (*beside, *above, *filter(Path.is_file, solutions)):
+        return _listed(file, NO_COLUMNS, folder, train)
     return read_devkit(ImageIndex.of(folder).files, [folder, place, *place.absolute().parents[:_MAX_LEVELS]])
 
 
@@ -197,7 +201,7 @@ def _notes_on_folders(train: tuple[Path, Path], validation: str, unused: Sequenc
         if split and split.role != TRAIN and validation:
             notes.append(f"folder {path.name} is not used, because {validation} is the validation split")
         elif split and split.role != TRAIN:
-            notes.append(f"folder {path.name} is not used, because its images have no class folders of train")
+            notes.append(f"folder {path.name} is not used, because it has no labels of the training classes")
     rest = [path.name for path in unused if not ((split := split_name(path.name)) and split.role != TRAIN)]
     if rest:
         shown = ", ".join(rest[:3]) + (", ..." if len(rest) > 3 else "")

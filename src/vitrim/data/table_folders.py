@@ -13,12 +13,12 @@ from vitrim.data.layouts import GENERIC, holds_images, visible_folders
 from vitrim.data.listed_images import ImageIndex, pick_validation, read_listed
 from vitrim.data.parts import Found, Part, joined
 from vitrim.data.split_names import TEST, TRAIN, VALIDATION, role_of, roles_of
-from vitrim.data.suffixes import is_ignored
 from vitrim.data.tables import (
     LIST_SUFFIXES,
     TABLE_SUFFIXES,
     ColumnNames,
     NoImagesNamed,
+    files_in,
     has_label_column,
     read_table,
 )
@@ -39,7 +39,7 @@ def read_table_file(file: Path, names: ColumnNames) -> Found:
         beside = folder.absolute().parent
         places = [path for path in visible_folders(beside) if path.name.lower() in GENERIC or role_of(path.name)]
         index = ImageIndex(beside, tuple(file for path in places for file in ImageIndex.of(path).files))
-    return _of_parts(_with_other_tables(file, _files(folder, (file.suffix.lower(),)), names, index), file)
+    return _of_parts(_with_other_tables(file, files_in(folder, (file.suffix.lower(),)), names, index), file)
 
 
 def read_tables(folder: Path, names: ColumnNames) -> Found | None:
@@ -61,8 +61,8 @@ def table_parts(folder: Path, names: ColumnNames) -> dict[str, Part] | None:
     Raises:
         DataError: as `read_tables`.
     """
-    tables = [path for path in _files(folder, TABLE_SUFFIXES) if not path.stem.lower().startswith(_NOT_LABELS)]
-    files = tables or [path for path in _files(folder, LIST_SUFFIXES) if role_of(path.stem)]
+    tables = [path for path in files_in(folder, TABLE_SUFFIXES) if not path.stem.lower().startswith(_NOT_LABELS)]
+    files = tables or [path for path in files_in(folder, LIST_SUFFIXES) if role_of(path.stem)]
     if not files or not holds_images(folder, levels=3):
         return None
     training = [path for path in files if role_of(path.stem) == TRAIN]
@@ -94,7 +94,7 @@ def _parts_in_splits(folder: Path, names: ColumnNames) -> dict[str, Part] | None
     roles = roles_of(path.name for path in inside)
     for path in inside:
         role = roles.get(path.name)
-        files = _files(path, TABLE_SUFFIXES) if role else []
+        files = files_in(path, TABLE_SUFFIXES) if role else []
         if role and len(files) == 1 and role not in parts:
             parts[role] = next(iter(read_listed(files[0], names, ImageIndex.of(path), role).values()))
     return parts if TRAIN in parts else None
@@ -162,11 +162,3 @@ def _check_agreement(folder: Path, table: Path, parts: dict[str, Part]) -> None:
             f"such as {label} for {os.path.relpath(file, folder)}. Use the table with --data {table}, or the folders "
             f"with --train-dir {folder} (in Python: train_dir)."
         )
-
-
-def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not is_ignored(path.name) and path.is_file()
-    )

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrim.data.split_names import role_of
-from vitrim.data.suffixes import is_image
+from vitrim.data.suffixes import is_ignored, is_image
 from vitrim.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 LIST_SUFFIXES = (".txt", ".lst", ".list")  # in a folder, only read if their name is that of a split
+LISTS = (*TABLE_SUFFIXES, *LIST_SUFFIXES)
 _FILE_NAMES = {
     *("filename", "file", "filepath", "path", "image", "imagename", "imagefile", "imagefilename", "imagepath"),
     *("imageid", "img", "imgname", "imgpath", "imgid", "id", "name", "fname", "uuid"),
@@ -142,6 +143,7 @@ def choose_rows(table: Table, names: ColumnNames, is_found: Callable[[str], bool
                 f"{setting} is {name!r}, but {table.file} has the columns {_listed(table.columns)}. Use one of them."
             )
     image = names.image or _image_column(table, names, is_found)
+    table, image = _with_header(table, image, is_found)
     split = _split_column(table, {image, names.label})
     label, labels = _label_column(table, names, {image, split})
     splits = table.column(split) if split else [""] * len(table.rows)
@@ -196,6 +198,14 @@ def _image_column(table: Table, names: ColumnNames, is_found: Callable[[str], bo
     )
 
 
+def _with_header(table: Table, image: str, is_found: Callable[[str], bool]) -> tuple[Table, str]:
+    """Take the first row for a header if it is the only one that names no image, such as `photo,kind`."""
+    first = table.rows[0][table.columns.index(image)]
+    if table.columns[0] != "1" or is_image(first) or is_found(first) or len(set(table.rows[0])) < len(table.columns):
+        return table, image
+    return Table(file=table.file, columns=table.rows[0], rows=table.rows[1:]), first
+
+
 def _split_column(table: Table, other: set[str | None]) -> str:
     """The column that names the split of each image; empty if there is none."""
     for name in table.columns:
@@ -217,7 +227,7 @@ def _label_column(table: Table, names: ColumnNames, other: set[str]) -> tuple[st
     """The name of the column of labels, and its cells. The name is empty if the labels are names of folders."""
     if names.label:
         return names.label, _clean(table.column(names.label), names.label)
-    free = [name for name in table.columns if name not in other]
+    free = [name for name in table.columns if name not in other and not _is_index(name)]
     known = [name for name in free if _letters(name) in _LABEL_NAMES]
     if len(known) > 1 and (same := _same_classes(table, known)):
         known = [same]
@@ -234,6 +244,11 @@ def _label_column(table: Table, names: ColumnNames, other: set[str]) -> tuple[st
         f"It is not certain which column of {table.file} has the labels: {_listed(known or free)}. "
         f"Choose one with label_column ({_option('label', (known or free)[0])})."
     )
+
+
+def _is_index(name: str) -> bool:
+    """Whether a column is the numbers of the rows, which pandas writes without a name."""
+    return not name or name.startswith("Unnamed")
 
 
 def _same_classes(table: Table, names: Sequence[str]) -> str:
@@ -338,4 +353,11 @@ def _option(kind: str, name: str) -> str:
 
 def is_table(file: Path) -> bool:
     """Whether the suffix of a file is that of a table or a list."""
-    return file.suffix.lower() in (*TABLE_SUFFIXES, *LIST_SUFFIXES) and os.path.isfile(file)
+    return file.suffix.lower() in LISTS and file.is_file()
+
+
+def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return the visible files in a folder that have one of the suffixes, sorted."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(tuple(suffixes))]
+    return sorted(folder / name for name in names if not is_ignored(name) and (folder / name).is_file())
