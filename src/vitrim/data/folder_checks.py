@@ -79,8 +79,9 @@ def check_class_folders(part: Part) -> list[str]:
         DataError: most class folders have two or more folders of the same names, or one has splits inside.
     """
     inside: dict[int, set[str]] = {}
+    starts = [len(os.path.join(part.place, name, "")) for name in part.classes]
     for file, label in zip(part.images.files, part.images.labels.tolist(), strict=True):
-        first, separator, _ = os.path.relpath(file, part.place / part.classes[label]).partition(os.sep)
+        first, separator, _ = file[starts[label] :].partition(os.sep)
         inside.setdefault(label, set()).add(first if separator else "")
     counts = Counter(name for names in inside.values() for name in names if name)
     common = sorted(name for name, count in counts.items() if 2 * count > len(inside))

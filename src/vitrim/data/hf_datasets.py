@@ -202,8 +202,11 @@ def _is_label(value: Any, is_class: bool) -> bool:
 
 def _written(rows: Any, image: str, folder: Path) -> list[str]:
     """The paths of the images. Encoded images are written to `folder`, all or none; others are files already."""
-    names: list[str] = []
     exists = folder.is_dir()
+    written = sorted(str(path) for path in folder.iterdir()) if exists else []
+    if exists and len(written) == len(rows):
+        return written
+    names: list[str] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
         partial = Path(temporary) / "images"
@@ -219,8 +222,11 @@ def _written(rows: Any, image: str, folder: Path) -> list[str]:
             if not exists:
                 (partial / name).write_bytes(content)
             names.append(str(folder / name))
-        if not folder.is_dir():
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process has written the same images
+                raise
     return names
 
 

@@ -9,6 +9,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -33,7 +34,8 @@ class ImageIndex:
 
     root: Path
     files: tuple[str, ...]
-    _by_name: dict[str, list[str]] = field(init=False, repr=False, default_factory=dict)
+    # By name, and by name without suffix: absolute paths with `/`, and the files.
+    _by_name: dict[str, list[tuple[str, str]]] = field(init=False, repr=False, default_factory=dict)
 
     @classmethod
     def of(cls, root: Path) -> "ImageIndex":
@@ -41,10 +43,12 @@ class ImageIndex:
         return cls(root, tuple(file for file in walk(root) if is_image(file)))
 
     def __post_init__(self) -> None:
-        for file in self.files:
-            name = _plain(os.path.basename(file))
+        start, root = len(str(self.root)), _absolute(self.root)
+        for file in self.files:  # all begin with the root
+            path = root + _plain(file[start:]).replace(os.sep, "/")
+            name = posixpath.basename(path)
             for key in {name, os.path.splitext(name)[0]}:
-                self._by_name.setdefault(key, []).append(file)
+                self._by_name.setdefault(key, []).append((path, file))
 
     def find(self, text: str, place: Path, role: str | None = None) -> list[str]:
         """Return the images that a cell may mean.
@@ -62,19 +66,18 @@ class ImageIndex:
             return []
         if os.path.isabs(path):
             return [path] if is_image(path) and os.path.isfile(path) else []
-        whole = posixpath.normpath(posixpath.join(_plain(place.absolute().as_posix()), path))
-        root = _plain(self.root.absolute().as_posix())
-        if ".." in path.split("/") and not whole.startswith(root.rstrip("/") + "/"):
+        whole = posixpath.normpath(posixpath.join(_absolute(place), path))
+        if ".." in path.split("/") and not whole.startswith(_absolute(self.root).rstrip("/") + "/"):
             raise DataError(
                 f"{text!r} leads out of {self.root}. Write paths below this folder, or absolute paths of "
                 "existing images."
             )
         candidates = self._by_name.get(posixpath.basename(whole), [])
-        exact = [file for file in candidates if _same_path(file, whole)]
+        exact = [file for known, file in candidates if whole in (known, os.path.splitext(known)[0])]
         if exact or ".." in path.split("/"):
             return exact
         ending = "/" + posixpath.normpath(path)
-        found = [file for file in candidates if _same_path(file, ending, True)]
+        found = [file for known, file in candidates if known.endswith((ending, ending + os.path.splitext(known)[1]))]
         if len(found) > 1 and role:
             return [file for file in found if role in self._roles(file)] or found
         return found
@@ -185,8 +188,7 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _same_path(file: str, other: str, ending: bool = False) -> bool:
-    """Whether a file has a path, or a path without suffix. With `ending`, whether its path ends so."""
-    path = _plain(Path(file).absolute().as_posix())
-    choices = (path, os.path.splitext(path)[0])
-    return any(choice.endswith(other) if ending else choice == other for choice in choices)
+@lru_cache(maxsize=16)  # of few folders, for each of many rows
+def _absolute(path: str | Path) -> str:
+    """An absolute path with `/`, on every system."""
+    return _plain(os.path.abspath(path)).replace(os.sep, "/")
