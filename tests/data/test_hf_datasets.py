@@ -80,6 +80,14 @@ def test_a_data_set_without_validation_images_is_divided(hf: Any, tmp_path: Path
     assert "split test is not used, because it has no labels" in load_data(tmp_path / "two", cache_dir=tmp_path).notes
 
 
+def test_classes_without_images_keep_their_place_and_are_named(hf: Any, tmp_path: Path) -> None:
+    data = dataset(hf, range(8)).cast_column("label", hf.ClassLabel(names=["dog", "cat", "emu"]))
+    data.save_to_disk(tmp_path)
+    loaded = load_data(tmp_path, cache_dir=tmp_path / "cache")
+    assert loaded.classes == ("dog", "cat", "emu")
+    assert "1 class without training images, such as emu" in loaded.notes
+
+
 def test_parquet_files_of_other_programs_are_read(hf: Any, tmp_path: Path) -> None:
     rows = {"jpg": [encoded(i) for i in range(8)], "label": [("dog", "cat")[i % 2] for i in range(8)]}
     features = hf.Features({"jpg": hf.Value("binary"), "label": hf.Value("string")})

@@ -63,6 +63,9 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
     if len(classes) < 2:
         raise DataError(f"{train.place} has only one class, {classes[0]!r}; at least two classes are needed.")
     notes = [*notes, *train.notes]
+    absent = sorted(set(range(len(classes))) - set(train.images.labels.unique().tolist()))
+    if absent:  # a Hugging Face data set may name more classes than it has images of
+        notes.append(f"{counted(len(absent), 'class')} without training images, such as {classes[absent[0]]}")
     if validation is None:
         return Found(classes=classes, train=train.images, not_images=train.not_images, notes=tuple(notes))
     unknown = [name for name in validation.classes if name not in classes]
