@@ -40,6 +40,7 @@ ANY_PROSE = re.compile("|".join(PROSE), re.IGNORECASE)  # faster than one after 
 KEPT = {  # names on disk or of other libraries
     "max_share", "tuning_share", "promised_ms", "peak_share", "recover_share", "recover_share_low",
     "recover_share_high", "shared_bias",
+    "reader",  # of `csv`
 }  # fmt: skip
 
 

@@ -24,9 +24,10 @@ import torch
 
 from vitrim.data.decoding import BROKEN_IMAGE
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.layouts import IMAGE_SUFFIXES, Found
 from vitrim.data.loading import read_image
-from vitrim.data.sources import find
+from vitrim.data.parts import Found
+from vitrim.data.sources import Places, find
+from vitrim.data.suffixes import IMAGE_SUFFIXES
 from vitrim.errors import DataError
 from vitrim.runs.files import read_json, write_text, writing
 from vitrim.runs.progress import log
@@ -111,7 +112,7 @@ def feed(parts: Sequence[Path], folder: Path, *, timeout: float = 600.0) -> None
     write_text(folder / STARTED, json.dumps({"parts": [part.name for part in parts]}) + "\n")
     with tempfile.TemporaryDirectory() as scratch:
         pixels = _decode_archive(ArrivingParts(parts, timeout), Path(scratch))
-        found = find(str(_top(Path(scratch))), None, Path(scratch))
+        found = find(str(_top(Path(scratch))), Places(), Path(scratch))
         _write(folder, found, pixels)
     log(f"feed: {len(pixels)} images in {time.monotonic() - start:.1f} s")
 

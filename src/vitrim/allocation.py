@@ -11,7 +11,7 @@ import numpy as np
 from vitrim.costs.budget import Budget, Limit, blocks_without, check_reachable, min_counts
 from vitrim.costs.counting import Cost, PartCosts, count_cost
 from vitrim.costs.knapsack import Options, solve
-from vitrim.errors import PlanMismatch
+from vitrim.errors import PlanMismatch, counted
 from vitrim.importance.scores import Scores
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
@@ -76,8 +76,8 @@ def _check_sizes(structure: ViTStructure, scores: Scores) -> None:
     ]
     if sizes != scored or len(scores.heads) != len(sizes):
         raise PlanMismatch(
-            f"The scores are of `{scores.model}` with {scored[:3]}... in {len(scored)} blocks. The model "
-            f"`{structure.model}` has {sizes[:3]}... in {len(sizes)} blocks. Score this model again."
+            f"The scores are of `{scores.model}` with {scored[:3]}... in {counted(len(scored), 'block')}. The model "
+            f"`{structure.model}` has {sizes[:3]}... in {counted(len(sizes), 'block')}. Score this model again."
         )
 
 

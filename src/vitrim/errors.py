@@ -46,3 +46,9 @@ class ExportFailed(UserError):
 
 class ExportMismatch(UserError):
     """The exported file does not compute the same logits as the model."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, for messages: `1 file`, `2 files`, `3 classes`."""
+    plural = noun if number == 1 else noun + ("es" if noun.endswith(("s", "x", "ch")) else "s")
+    return f"{number} {plural}"

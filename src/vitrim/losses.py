@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrim.errors import SettingError
+from vitrim.errors import SettingError, counted
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
@@ -265,9 +265,9 @@ class DistillationLoss:
         alike = student.embed_dim == teacher.embed_dim and len(student.blocks) == len(plan.blocks)
         if settings.hidden and not alike:
             raise SettingError(
-                f"distillation.hidden compares the student's {len(student.blocks)} blocks of width {student.embed_dim} "
-                f"with {len(plan.blocks)} of the teacher's, of width {teacher.embed_dim}; set it to 0 for a teacher "
-                "that the student was not cut from."
+                f"distillation.hidden compares the student's {counted(len(student.blocks), 'block')} of width "
+                f"{student.embed_dim} with {len(plan.blocks)} of the teacher's, of width {teacher.embed_dim}; set it "
+                "to 0 for a teacher that the student was not cut from."
             )
         check_terms(settings, student)
         if settings.relations and not teacher.blocks[plan.blocks[-1].block].qkv:

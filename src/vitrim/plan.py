@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vitrim.errors import PlanMismatch
+from vitrim.errors import PlanMismatch, counted
 from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
 
 FORMAT = 1
@@ -153,7 +153,7 @@ class PruningPlan:
             if kept.block >= len(self.blocks):
                 raise PlanMismatch(
                     f"The later plan keeps block {kept.block}, "
-                    f"but the earlier plan leaves only {len(self.blocks)} blocks. "
+                    f"but the earlier plan leaves only {counted(len(self.blocks), 'block')}. "
                     "Was the later plan made for the dense model?"
                 )
             before = self.blocks[kept.block]

@@ -16,7 +16,7 @@ from vitrim.costs.counting import Cost, count_cost
 from vitrim.costs.latency import check_runtime
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, device_of, match_labels
-from vitrim.errors import SettingError
+from vitrim.errors import DataError, SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.losses import needs_teacher_logits
@@ -61,13 +61,17 @@ class Source:
 
         Raises:
             UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks, or the
-                order of its classes is unclear.
+                order of its classes is unclear, or there are no training images.
             SettingError: a teacher does not fit the model.
         """
         structure, device = describe(model), this_process().device
         model = model.to(device)  # first: images take only what it leaves free
         images = None
         if data is not None:
+            if not len(data.train):
+                raise DataError(
+                    f"{data.name} has no training images; name a folder of them with train_dir (--train-dir)."
+                )
             images = match_student(data, model, teacher) if learns else match_labels(data, model)
         source = cls(model=model, structure=structure, images=images.to(device) if images is not None else None)
         if teacher is None:

@@ -74,6 +74,11 @@ class CommandFolder:
         file.write_bytes(file.read_bytes()[:60])
         return images
 
+    def labels(self) -> Path:
+        """Write a table of two images."""
+        (self.path / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\n")
+        return self.path / "labels.csv"
+
     def named_model(self) -> Path:
         """Save a model that knows the names of its classes."""
         return save(digits_model(), self.path / "named", classes=tuple("0123456789"))

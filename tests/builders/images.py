@@ -65,6 +65,31 @@ def image_folder(root: Path, splits: dict[str, int], classes: Iterable[str] = ("
     return root
 
 
+def folders(root: Path, *places: str, count: int = 2) -> Path:
+    """`root/<place>/<name of the place>_<i>.png`, with so many images in each place."""
+    for place in places:
+        for i in range(count):
+            save_image(root / place / f"{place.replace('/', '_')}_{i}.png", seed=i, size=(4, 4))
+    return root
+
+
+def table(file: Path, *lines: str, images: Iterable[str] = ()) -> Path:
+    """Write a text file, and images by their paths from its folder."""
+    for name in images:
+        save_image(file.parent / name, size=(4, 4))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def listed(loaded: ImageData, part: str = "train") -> dict[str, str]:
+    """The class of each image of a data set that was loaded with `memory_bytes=0`, by the name of its file."""
+    images = getattr(loaded, part)
+    return {
+        Path(file).name: loaded.classes[label] for file, label in zip(images.files, images.labels.tolist(), strict=True)
+    }
+
+
 def tiny_imagenet(root: Path, num_classes: int = 3, images_per_class: int = 2) -> Path:
     """The official layout of Tiny ImageNet, with 8 x 8 images."""
     names = [f"n{i:08}" for i in range(num_classes)]

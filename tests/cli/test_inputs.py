@@ -81,6 +81,18 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda p: ["export", str(p.dense), "--class-names", str(p.text_file()), "--format", "torch-export"],
         "file has 1 names but the model has 10 outputs",
     ),
+    "validation folder only": (
+        lambda p: p.compress("--val-dir", str(p.images())),
+        "--val-dir names validation images only. Name the training images with --train-dir",
+    ),
+    "named folder and named data": (
+        lambda p: p.compress("--train-dir", str(p.images())),
+        "train_dir, val_dir name folders or columns of your own data; leave them out for 'digits'",
+    ),
+    "unknown column": (
+        lambda p: ["evaluate", str(p.dense), "--data", str(p.labels()), "--label-column", "goal"],
+        "--label-column is 'goal', but .* has the columns file, label",
+    ),
     "holdout above 1": (lambda p: p.compress("--holdout", "1.5"), "--holdout is 1.5"),
     "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "--limit-per-class is 0"),
     "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*looks for one of.*VisionTransformer"),
@@ -151,6 +163,22 @@ def test_a_wrong_input_is_refused_in_one_sentence(
 ) -> None:
     words, message = REFUSED[name]
     assert_refused(place, capsys, words(place), message)
+
+
+def test_a_model_is_evaluated_on_the_folder_that_is_named(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = place.images("0123456789", 1)
+    status, _, err = call(capsys, "evaluate", place.named_model(), "--val-dir", images / "val")
+    assert status == 0 and "10 classes, 0 training and 10 validation images" in err
+
+
+def test_training_folders_may_be_repeated(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    images = place.images("ab", 2)
+    folders = ["--train-dir", "train", "--train-dir", images / "val"]
+    status, _, err = call(capsys, "evaluate", place.dense, "--data", images, *folders, "--limit-per-class", 3)
+    assert status == 2 and "2 classes" in err  # the model has other classes: the images were read
+    assert "training images from" in err and "2 classes, 6 training and 2 validation images" in err
 
 
 def test_an_exported_file_is_written_beside_the_config(place: CommandFolder) -> None:

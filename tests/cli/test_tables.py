@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from builders.models import make_structure, plan_of_sizes
-from vitrim.cli.tables import counted, print_evaluations, print_line, print_plan, print_structure, print_table
+from vitrim.cli.tables import print_evaluations, print_line, print_plan, print_structure, print_table
 from vitrim.costs.counting import count_cost
+from vitrim.errors import counted
 from vitrim.evaluation import Evaluation
 from vitrim.planning import Proposal
 from vitrim.structure import Directions, HeadRows

@@ -50,6 +50,66 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         load_data("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
 
 
+# Archives of the user's own images
+
+
+def zipped(file: Path, folder: Path, top: str = "") -> Path:
+    """A zip file with the files of a folder, at `top` in the archive."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, Path(top) / path.relative_to(folder))
+    return file
+
+
+@pytest.mark.parametrize("top", ["", "flowers"])
+def test_an_archive_of_an_image_folder_gives_the_images_of_the_folder(tmp_path: Path, top: str) -> None:
+    folder = image_folder(tmp_path / "images", {"Training": 2, "Testing": 1})
+    zipped(tmp_path / "a.zip", folder, top)
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as archive:
+        archive.add(folder, top or ".")
+    expected = load_data(folder)
+    for name in ("a.zip", "a.tar.xz"):
+        loaded = load_data(tmp_path / name, cache_dir=tmp_path / "cache")
+        assert loaded.name == name and loaded.fingerprint() == expected.fingerprint() and len(loaded.validation) == 3
+
+
+def test_an_archive_of_class_folders_is_read(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", {"": 2})
+    for top in ("", "flowers"):
+        loaded = load_data(zipped(tmp_path / f"a{top}.zip", folder, top), cache_dir=tmp_path / "cache")
+        assert loaded.classes == ("cat", "dog", "owl") and len(loaded.train) == len(loaded.validation) == 3
+
+
+@pytest.mark.parametrize("name", ["../evil/cat/1.png", "/evil/cat/1.png", "..\\evil.png", "C:/evil.png", "link"])
+def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    cache = tmp_path / "cache"
+    archive = tmp_path / "a.zip" if name != "link" else tmp_path / "a.tar"
+    if name == "link":
+        with tarfile.open(archive, "w") as tar:
+            member = tarfile.TarInfo("cat")
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+            tar.addfile(member)
+    else:
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.writestr(name, b"x")
+    with pytest.raises(DataError, match=r"a\.(zip|tar) has a file that would lie outside of its folder"):
+        load_data(archive, cache_dir=cache)
+    assert not list(cache.rglob("*.png")) and not list(tmp_path.glob("evil"))
+
+
+def test_archives_that_cannot_be_unpacked_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.7z").write_bytes(b"7z")
+    with pytest.raises(DataError, match=r"a\.7z is a file, not a folder; unpack it and give the path"):
+        load_data(tmp_path / "a.7z")
+    (tmp_path / "a.tar.xz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"Could not unpack .*a\.tar\.xz"):
+        load_data(tmp_path / "a.tar.xz", cache_dir=tmp_path / "cache")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w"):
+        pass
+    with pytest.raises(DataError, match="is empty"):
+        load_data(tmp_path / "b.zip", cache_dir=tmp_path / "cache")
+
+
 # Downloads
 
 

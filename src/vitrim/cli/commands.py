@@ -148,7 +148,7 @@ def evaluate(
         images = replace(data, class_names=None) if name == against and origin_of(opened).classes else data
         return evaluation.evaluate(opened, images, batch_size=eval_batch)
 
-    data = inputs.open_data(data_options or DataOptions())
+    data = inputs.open_data(data_options or DataOptions(), only_validation=True)
     found = [(model, measure(model, model_options or ModelOptions()))]
     if against:
         found.append((against, measure(against, ModelOptions())))

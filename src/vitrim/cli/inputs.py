@@ -17,27 +17,40 @@ if TYPE_CHECKING:
 DEFAULT_DATA = "digits"
 
 
-def open_data(options: DataOptions) -> "ImageData":
+def open_data(options: DataOptions, *, only_validation: bool = False) -> "ImageData":
     """Load the images, and print a summary on standard error.
 
-    Without `--data`, the images are digits.
+    Without `--data`, `--train-dir` and `--val-dir`, the images are digits.
+
+    Args:
+        options: which images.
+        only_validation: whether the command needs no training images.
 
     Raises:
-        DataError: the images cannot be found or read. SettingError: an option is out of range.
+        DataError: the images cannot be found or read. SettingError: an option is out of range, or no training images
+            are named.
     """
     from vitrim.data.class_names import read_class_names
     from vitrim.data.loading import load_data
     from vitrim.runs.progress import log
 
     names = read_class_names(options.class_names) if options.class_names else None  # before images are read
-    if options.data is None:
+    data = options.data
+    if data is None and not options.train_dir and options.val_dir is None:
         log(f"no --data given: using {DEFAULT_DATA}")
+        data = DEFAULT_DATA
+    if options.val_dir and not options.train_dir and not only_validation:
+        raise SettingError("--val-dir names validation images only. Name the training images with --train-dir.")
     found = load_data(
-        options.data or DEFAULT_DATA,
+        data,
         data_dir=options.data_dir,
         limit_per_class=options.limit_per_class,
         holdout=options.holdout,
         strict=options.strict,
+        train_dir=options.train_dir,
+        val_dir=options.val_dir,
+        image_column=options.image_column,
+        label_column=options.label_column,
     )
     found = found.with_class_names(names) if names else found
     for line in found.summary():

@@ -34,6 +34,8 @@ OPTIONS_OF_SETTING = {
     "limit_per_class": ("--limit-per-class",),
     "holdout": ("--holdout",),
     "data_dir": ("--data-dir",),
+    "image_column": ("--image-column",),
+    "label_column": ("--label-column",),
 }
 
 if TYPE_CHECKING:
@@ -120,9 +122,23 @@ class DataOptions:
     data: Annotated[
         str | None,
         Parameter(
-            help="digits, cifar10, cifar100, tiny-imagenet, or a folder with train/ and val/, each with one folder per "
-            "class (default: digits)"
+            help="digits, cifar10, cifar100, tiny-imagenet; a folder with train/ and val/, each with one folder per "
+            "class; a zip or tar of it; a table of files and labels; or hf:PATH, a Hugging Face data set "
+            "(default: digits)"
         ),
+    ] = None
+    train_dir: Annotated[
+        list[Path] | None,
+        Parameter(help="folder with one folder per class, to train on; repeatable (default: found by its name)"),
+    ] = None
+    val_dir: Annotated[
+        Path | None, Parameter(help="folder with one folder per class, to validate on (default: found by its name)")
+    ] = None
+    image_column: Annotated[
+        str | None, Parameter(help="column of a table that names the images (default: found by its values)")
+    ] = None
+    label_column: Annotated[
+        str | None, Parameter(help="column of a table that has the classes (default: found by its name)")
     ] = None
     data_dir: Annotated[
         Path | None, Parameter(help="folder that already has the named data set (default: download it)")

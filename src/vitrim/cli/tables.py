@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrim.errors import counted
+
 if TYPE_CHECKING:
     from vitrim.evaluation import Difference, Evaluation
     from vitrim.exporting import Exported
@@ -150,11 +152,6 @@ def paired_difference(difference: "Difference") -> str:
         f"{difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}], paired, 95 %; "
         f"exact McNemar p = {difference.p_value:.3g}"
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 block`, `2 blocks`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

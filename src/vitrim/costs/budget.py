@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vitrim.costs.counting import Cost, Key, PartCosts, block_cost, count_cost
-from vitrim.errors import BudgetError, PlanMismatch, SettingError
+from vitrim.errors import BudgetError, PlanMismatch, SettingError, counted
 from vitrim.structure import UnitGroup, ViTStructure
 
 
@@ -199,7 +199,7 @@ def check_reachable(
         advice = f"{', '.join(first)}{',' if len(first) > 1 else ''} or {last}" if first else last
         raise BudgetError(
             f"The budget allows {' and '.join(limit.allowed for limit, _ in above)}. The smallest possible model with "
-            f"{len(kept_blocks)} {'block' if len(kept_blocks) == 1 else 'blocks'} needs "
+            f"{counted(len(kept_blocks), 'block')} needs "
             f"{' and '.join(limit.text(needed) for limit, needed in above)}. {advice[0].upper()}{advice[1:]}."
             f"{unprunable_summary(structure)}"
         )

@@ -29,7 +29,7 @@ from vitrim.data.loading import read_image
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send
-from vitrim.errors import DataError, SettingError
+from vitrim.errors import DataError, SettingError, counted
 
 MAX_VALUES_TOGETHER = 2**22  # pixel values augmented in one go; several small batches, where calls cost most
 SHARED_MEMORY = Path("/dev/shm")  # on Linux, finished batches of workers wait here; a container may have little
@@ -212,7 +212,9 @@ def check_batch_size(images: ImageSet, batch_size: int, num_parts: int, num_clas
     multiple = 2 * num_parts
     check_divisible(batch_size, num_parts)
     if images.num_images < multiple:
-        raise DataError(f"The training set has {images.num_images} images; at least {multiple} are needed for a step.")
+        raise DataError(
+            f"The training set has {counted(images.num_images, 'image')}; at least {multiple} are needed for a step."
+        )
     if int(images.labels.max()) >= num_classes:
         raise DataError(
             f"The training set has {int(images.labels.max()) + 1} classes or more but the model has {num_classes} "

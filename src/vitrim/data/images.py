@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrim.data.class_names import ClassNames, read_class_names
 from vitrim.data.transfer import send
+from vitrim.errors import counted
 from vitrim.runs.progress import log
 
 MAX_DEVICE_FRACTION = 0.5  # of the free memory of a GPU, which images may take
@@ -135,8 +136,8 @@ class ImageData:
 
     def summary(self) -> list[str]:
         """Return lines for the user: the name, the numbers of classes and images, and the notes."""
-        sizes = f"{len(self.train)} training and {len(self.validation)} validation images"
-        return [f"{self.name}: {len(self.classes)} classes, {sizes}", *(f"  {note}" for note in self.notes)]
+        sizes = f"{len(self.train)} training and {counted(len(self.validation), 'validation image')}"
+        return [f"{self.name}: {counted(len(self.classes), 'class')}, {sizes}", *(f"  {note}" for note in self.notes)]
 
     def to(self, device: str | torch.device) -> "ImageData":
         """Return the same data set with its pixels on `device`.

@@ -1,148 +1,130 @@
-"""Read the layouts of image data on disk: class folders, Tiny ImageNet, CIFAR; and scikit-learn's digits.
+"""Read folders of image data: one folder for each class, CIFAR's files; and scikit-learn's digits.
 
-Lists images and labels. Where to look for a data set is in `sources`; decoding and dividing is in `loading`. Pickles of
-CIFAR are read by an unpickler that accepts arrays and plain containers only, so no code from a data file runs.
+Lists images and labels. Splits into training and validation folders are in `splits`, lists of labels in `tables`, where
+to look for a data set in `sources`; decoding and dividing is in `loading`. Pickles of CIFAR are read by an unpickler
+that accepts arrays and plain containers only, so no code from a data file runs.
 """
 
 import os
 import pickle
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vitrim.data.class_names import join_splits
 from vitrim.data.images import ImageSet
-from vitrim.errors import DataError
+from vitrim.data.parts import Found, Part
+from vitrim.data.suffixes import is_ignored, is_image, unreadable_kinds
+from vitrim.errors import DataError, counted
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".jfif")
-VALIDATION_NAMES = ("val", "valid", "validation", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A data set as found on disk, before it is divided or decoded.
-
-    Attributes:
-        classes: class names; a label is an index in them.
-        train: training images.
-        validation: validation images, or None if the data set has none.
-        validation_fraction: of the training images of each class, used for validation if `validation` is None.
-        not_images: files in class folders that are not images.
-        notes: what was decided, for the user.
-    """
-
-    classes: tuple[str, ...]
-    train: ImageSet
-    validation: ImageSet | None = None
-    validation_fraction: float = 0.1
-    not_images: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+GENERIC = {"images", "image", "imgs", "img", "data", "jpegimages"}  # folders whose name says nothing about a class
 
 
-def read_layout(folder: Path) -> Found | None:
-    """Read a folder with one of CIFAR's layouts or with a folder `train`; return None for any other folder.
-
-    Raises:
-        DataError: the folder has such a layout, but a file in it is missing or damaged.
-    """
-    for layout in _CIFAR_LAYOUTS:
-        if (folder / layout.train[0]).is_file() and (folder / layout.names).is_file():
-            return _read_cifar(folder, layout)
-    splits = {path.name.lower(): path for path in visible_folders(folder)}
-    return _read_splits(splits) if "train" in splits else None
-
-
-def _read_splits(splits: dict[str, Path]) -> Found:
-    """Read `train/<class>/*`, with `val/<class>/*` or the validation layout of the official Tiny ImageNet.
-
-    Args:
-        splits: folders by their name in lower case; `train` is one of them.
-
-    Raises:
-        DataError: a folder has no images, or a validation class is not a training class.
-    """
-    validation_folders = [splits[name] for name in VALIDATION_NAMES if name in splits]
-    annotations = [path / "val_annotations.txt" for path in validation_folders if (path / "images").is_dir()]
-    if annotations and annotations[0].is_file():
-        classes, train, _ = read_classes(splits["train"])  # the other files there are bounding boxes
-        return Found(classes=classes, train=train, validation=_read_annotations(annotations[0], classes))
-    classes, train, not_images = read_classes(splits["train"])
-    if not validation_folders:
-        return Found(classes=classes, train=train, not_images=tuple(not_images))
-    folder, *unused = validation_folders
-    validation_classes, validation, more = read_classes(folder, min_classes=1)
-    found, joined = join_splits(validation_classes, classes)
-    unknown = [name for name, label in zip(validation_classes, found, strict=True) if label is None]
-    if unknown:
-        raise DataError(
-            f"{folder} has a class {unknown[0]!r}, but {splits['train']} has no such class folder. "
-            "Both need the same class folders; rename or remove it."
-        )
-    labels = torch.tensor(found)[validation.labels]
-    notes = [
-        *joined,
-        *(f"folder {path.name} is not used, because {folder.name} is the validation split" for path in unused),
-    ]
-    if len(validation_classes) < len(classes):
-        missing = next(name for label, name in enumerate(classes) if label not in found)
-        notes.append(f"{len(classes) - len(validation_classes)} classes have no validation images, such as {missing}")
-    return Found(
-        classes=classes,
-        train=train,
-        validation=replace(validation, labels=labels),
-        not_images=(*not_images, *more),
-        notes=tuple(notes),
-    )
-
-
-def read_classes(folder: Path, min_classes: int = 2) -> tuple[tuple[str, ...], ImageSet, list[str]]:
+def read_classes(folder: Path, min_classes: int = 2, places: Sequence[tuple[str, Path]] | None = None) -> Part:
     """List the images of `<class>/**`, sorted.
 
-    Returns:
-        Class names, image files with their labels, and files that are not images.
+    Args:
+        folder: that holds the class folders.
+        min_classes: number of classes that are needed.
+        places: class names and the folders of their images, if these are not the folders in `folder`.
 
     Raises:
         DataError: no images, fewer than `min_classes` classes, or an empty class folder.
     """
-    classes = visible_folders(folder)
+    inside = [(path.name, path) for path in visible_folders(folder) if not _is_left_over(path)]
+    classes = inside if places is None else places
     if not classes:
-        visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        what = f"has {len(visible)} files but no class folders" if visible else "is empty"
-        raise DataError(f"{folder} {what}; put the images of each class in a folder named after the class.")
+        raise DataError(f"{folder} {_without_classes(folder)}")
     files: list[str] = []
     labels: list[int] = []
     not_images: list[str] = []
     empty = []
-    for label, path in enumerate(classes):
-        inside = _walk(path)
-        images = [file for file in inside if file.lower().endswith(IMAGE_SUFFIXES)]
-        not_images += [file for file in inside if not file.lower().endswith(IMAGE_SUFFIXES)]
+    for label, (_, path) in enumerate(classes):
+        found = walk(path)
+        images = [file for file in found if is_image(file)]
+        not_images += [file for file in found if not is_image(file)]
         empty += [] if images else [path]
         files += images
         labels += [label] * len(images)
+    unreadable = unreadable_kinds(not_images)
     if not files:
-        raise DataError(
-            f"{folder} has no image in any of its {len(classes)} folders (png, jpg, webp, bmp, tif, gif, ppm)."
-        )
+        what = f"in its folder {classes[0][0]}" if len(classes) == 1 else f"in any of its {len(classes)} folders"
+        raise DataError(f"{folder} has no image {what}. {_advice(not_images)}")
     if len(classes) < min_classes:
-        raise DataError(f"{folder} has only one class folder, {classes[0].name!r}; at least two classes are needed.")
+        raise DataError(_one_class(folder, *classes[0]))
     if empty:
-        raise DataError(
-            f"Class folder {empty[0]} has no image (png, jpg, webp, bmp, tif, gif, ppm); fill or remove it."
-        )
-    return tuple(path.name for path in classes), ImageSet(labels=torch.tensor(labels), files=tuple(files)), not_images
+        raise DataError(f"Class folder {empty[0]} has no image; fill or remove it. {_advice(walk(empty[0]))}")
+    return Part(
+        place=folder,
+        classes=tuple(name for name, _ in classes),
+        images=ImageSet(labels=torch.tensor(labels), files=tuple(files)),
+        not_images=tuple(not_images),
+        notes=tuple(unreadable),
+    )
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether a folder remains of images that were moved into class folders, such as `val/images` of Tiny ImageNet."""
+    return folder.name.lower() in GENERIC and not walk(folder)
+
+
+def _one_class(folder: Path, name: str, inner: Path) -> str:
+    """What a folder with one class folder has, and what to do."""
+    if name.lower() in GENERIC and not visible_folders(inner):
+        return f"{inner} {_without_classes(inner)}"
+    while len(inside := visible_folders(inner)) == 1:
+        inner = inside[0]
+    names = ", ".join(path.name for path in inside[:3])
+    hint = f" If the folders {names} are the classes, give the path {inner}." if inside else ""
+    return f"{folder} has only one class folder, {name!r}; at least two classes are needed.{hint}"
+
+
+def _without_classes(folder: Path) -> str:
+    """What a folder without class folders has, and what to do."""
+    visible = [name for name in os.listdir(folder) if not is_ignored(name)]
+    if not visible:
+        return "is empty; put the images of each class in a folder named after the class."
+    images = sorted(name for name in visible if is_image(name))
+    archives = sorted(name for name in visible if name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")))
+    if archives and not images:
+        return f"has no class folders, but {archives[0]}; give the path of an archive to read it."
+    what = f"has {counted(len(images), 'image')}" if images else f"has {counted(len(visible), 'file')}"
+    names = {re.sub(r"[\W_]*\d+$", "", os.path.splitext(name)[0]) for name in images}
+    named = 1 < len(names) < len(images)  # `cat_1.jpg`, `dog_1.jpg`
+    hint = f" If {images[0]} is named after its class, make a folder of this name." if named else ""
+    return (
+        f"{what} but no class folders and no table of labels. Put the images of each class in a folder named after the "
+        f"class, or give a table of files and labels: `--data labels.csv` with the columns file_name,label.{hint}"
+    )
+
+
+def _advice(files: Sequence[str]) -> str:
+    """What to do with files that are not read."""
+    unreadable = unreadable_kinds(files)
+    return (
+        f"{'; '.join(unreadable)}." if unreadable else "Suffixes of images are png, jpg, webp, bmp, tif, gif and ppm."
+    )
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders in `folder` that are not hidden, sorted."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+    """Return the folders in `folder` that are not hidden and not made by an operating system, sorted."""
+    with os.scandir(folder) as entries:  # asks the disk once for a folder of a million files
+        return sorted(folder / entry.name for entry in entries if not is_ignored(entry.name) and entry.is_dir())
 
 
-def _walk(folder: Path) -> list[str]:
+def holds_images(folder: Path, levels: int = 0) -> bool:
+    """Whether an image is in a folder, or in the folders up to `levels` below it."""
+    with os.scandir(folder) as entries:
+        if any(is_image(entry.name) and not is_ignored(entry.name) and entry.is_file() for entry in entries):
+            return True
+    return levels > 0 and any(holds_images(path, levels - 1) for path in visible_folders(folder))
+
+
+def walk(folder: Path) -> list[str]:
     """Return all visible files below `folder`, sorted. Links are followed, but each real folder is entered once."""
     entered = set()
     files = []
@@ -152,27 +134,9 @@ def _walk(folder: Path) -> list[str]:
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [os.path.join(path, name) for name in sorted(names) if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not is_ignored(name))
+        files += [os.path.join(path, name) for name in sorted(names) if not is_ignored(name)]
     return files
-
-
-def _read_annotations(file: Path, classes: tuple[str, ...]) -> ImageSet:
-    """Read Tiny ImageNet's `val_annotations.txt`: each line has a file name, a class and a bounding box."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    files, labels = [], []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        fields = line.split("\t")
-        if len(fields) < 2 or fields[1] not in label_of:
-            raise DataError(
-                f"Line {number} of {file} is {line[:60]!r}; expected a file name, a tab and one of the "
-                f"{len(classes)} class folders in train."
-            )
-        files.append(str(file.parent / "images" / fields[0]))
-        labels.append(label_of[fields[1]])
-    if not files:
-        raise DataError(f"{file} is empty; download the data set again, or remove the folder {file.parent}.")
-    return ImageSet(labels=torch.tensor(labels), files=tuple(files))
 
 
 def read_digits() -> Found:
@@ -210,6 +174,18 @@ _CIFAR_LAYOUTS = (
     _CifarLayout(tuple(f"{name}.bin" for name in _BATCHES), "test_batch.bin", "batches.meta.txt", label_bytes=1),
     _CifarLayout(("train.bin",), "test.bin", "fine_label_names.txt", label_bytes=2),
 )
+
+
+def read_cifar(folder: Path) -> Found | None:
+    """Read a folder with one of CIFAR's layouts; return None for any other folder.
+
+    Raises:
+        DataError: the folder has such a layout, but a file in it is missing or damaged.
+    """
+    for layout in _CIFAR_LAYOUTS:
+        if (folder / layout.train[0]).is_file() and (folder / layout.names).is_file():
+            return _read_cifar(folder, layout)
+    return None
 
 
 def _read_cifar(folder: Path, layout: _CifarLayout) -> Found:

@@ -1,15 +1,16 @@
 """Load a data set: find it, divide it into training and validation images, and decode them.
 
 Decides which files are skipped and whether the pixels fit in memory. Where data sets are is in `sources`, how folders
-are read in `layouts`, how files are decoded in `decoding`, and random changes to images are in `augmentation`.
+are read in `folders`, how files are decoded in `decoding`, and random changes to images are in `augmentation`.
 """
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -19,15 +20,34 @@ from torch import Tensor
 from vitrim.data.decoded_cache import decode_or_read
 from vitrim.data.decoding import SizesDiffer, check_files, common_size, rgb_array
 from vitrim.data.images import ImageData, ImageSet, rank_in_class
-from vitrim.data.layouts import Found
-from vitrim.data.sources import SOURCES, find
-from vitrim.errors import DataError, SettingError
+from vitrim.data.parts import Found
+from vitrim.data.sources import SOURCES, Places, find
+from vitrim.data.tables import ColumnNames
+from vitrim.errors import DataError, SettingError, counted
 
 _MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
 
 
+class FolderOptions(TypedDict, total=False):
+    """What `load_data` may be told about folders and tables.
+
+    Attributes:
+        train_dir: folder of training images, or several. Its folders are the classes, whatever their names are. The
+            path starts from the folder of the data set, or from the current folder.
+        val_dir: the same for validation images. Without `train_dir` and without the name of a data set, there are no
+            training images, and the data can be used to evaluate.
+        image_column: column of a table or of a Hugging Face data set that names or holds the images.
+        label_column: column of the classes. Columns are only needed if it is not certain which are meant.
+    """
+
+    train_dir: str | Path | Sequence[str | Path] | None
+    val_dir: str | Path | None
+    image_column: str | None
+    label_column: str | None
+
+
 def load_data(
-    name: str | Path,
+    name: str | Path | None = None,
     *,
     data_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
@@ -36,11 +56,13 @@ def load_data(
     strict: bool = False,
     memory_bytes: int = 4 << 30,
     seed: int = 0,
+    **options: Unpack[FolderOptions],
 ) -> ImageData:
-    """Load a data set by name, or from the folder at a path.
+    """Load a data set by name, from a folder, an archive or a table of labels, or from a Hugging Face data set.
 
     Args:
-        name: `digits`, `cifar10`, `cifar100`, `tiny-imagenet`, or a path (`./cifar10` is always a path).
+        name: `digits`, `cifar10`, `cifar100`, `tiny-imagenet`, a path (`./cifar10` is always a path), or `hf:` and the
+            path of a Hugging Face data set. Not needed with `train_dir`.
         data_dir: where a named data set is: its folder, the folder of its archive, or a parent of these. By default
             it is looked for in the cache, and downloaded if it is not there.
         cache_dir: for downloads, unpacked archives, and decoded pixels of sets of many files (in its folder `decoded`,
@@ -52,18 +74,21 @@ def load_data(
         memory_bytes: maximum size of the pixels that are held in memory. Larger sets, and sets of images of different
             sizes, are decoded when they are needed.
         seed: of the choice of images.
+        options: `train_dir`, `val_dir`, `image_column`, `label_column`; see `FolderOptions`.
 
     Returns:
         The data set. Without a validation set on disk, a part of the training images is used, and a note says so.
 
     Raises:
         DataError: nothing usable was found; the message says what was looked for.
-        SettingError: a setting is out of range, or `data_dir` is set where it would be ignored.
+        SettingError: a setting is out of range, or is set where it would be ignored.
+        TypeError: there is no option of this name.
     """
-    name = name if isinstance(name, str) else str(name.absolute())
-    _check_settings(name, data_dir, limit_per_class, holdout)
+    name = str(name.absolute()) if isinstance(name, Path) else name
+    places = _places(data_dir, options)
+    _check_settings(name, places, limit_per_class, holdout)
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache_path("vitrim")
-    found = _without_repeated_classes(find(name, data_dir, cache))
+    found = _without_repeated_classes(find(name, places, cache))
     train, validation, notes = _divide(found, limit_per_class, holdout, seed)
     if strict and found.not_images:
         raise DataError(f"{found.not_images[0]} is not an image; remove it, or load without strict.")
@@ -78,8 +103,7 @@ def load_data(
         names = ", ".join(_short_path(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         kind = "file that is not a readable image" if len(skipped) == 1 else "files that are not readable images"
         notes = (*notes, f"skipped {len(skipped)} {kind}: {names}")
-    title = name if name in ("digits", *SOURCES) else Path(name).expanduser().resolve().name
-    return ImageData(name=title, classes=found.classes, train=train, validation=validation, notes=notes)
+    return ImageData(name=_title(name, places), classes=found.classes, train=train, validation=validation, notes=notes)
 
 
 def read_image(file: str | BinaryIO) -> Tensor:
@@ -94,7 +118,36 @@ def read_image(file: str | BinaryIO) -> Tensor:
     return torch.from_numpy(rgb_array(file)).permute(2, 0, 1).contiguous()
 
 
-def _check_settings(name: str, data_dir: str | Path | None, limit_per_class: int | None, holdout: float) -> None:
+def _places(data_dir: str | Path | None, options: FolderOptions) -> Places:
+    """The options as one value.
+
+    Raises:
+        TypeError: there is no option of this name.
+    """
+    unknown = set(options) - FolderOptions.__optional_keys__
+    if unknown:
+        raise TypeError(f"load_data() got an unexpected keyword argument {min(unknown)!r}")
+    train = options.get("train_dir") or ()
+    return Places(
+        data_dir=data_dir,
+        train=(train,) if isinstance(train, str | Path) else tuple(train),
+        validation=options.get("val_dir"),
+        columns=ColumnNames(image=options.get("image_column"), label=options.get("label_column")),
+    )
+
+
+def _title(name: str | None, places: Places) -> str:
+    """The name of the data set for reports: of the folder above those that were named, if it has no name itself."""
+    if name in ("digits", *SOURCES):
+        return str(name)
+    if name is None:
+        (first, *_) = (*places.train, places.validation)
+        path = Path(str(first)).expanduser().resolve()
+        return path.parent.name or path.name
+    return Path(name).expanduser().resolve().name
+
+
+def _check_settings(name: str | None, places: Places, limit_per_class: int | None, holdout: float) -> None:
     if not 0 <= holdout < 1:
         raise SettingError(
             f"holdout is {holdout}; it must be a fraction of the training images, from 0 (none) to below 1."
@@ -103,8 +156,16 @@ def _check_settings(name: str, data_dir: str | Path | None, limit_per_class: int
         raise SettingError(
             f"limit_per_class is {limit_per_class}; it must be at least 1. Leave it out to keep all images."
         )
-    if data_dir is not None and name not in SOURCES:
+    if places.data_dir is not None and name not in SOURCES:
         raise SettingError(f"data_dir is only for {', '.join(SOURCES)}; leave it out for {name!r}.")
+    named = bool(places.train or places.validation)
+    if name is None and not named:
+        raise SettingError("No data set was named; give a name or a path, or train_dir and val_dir.")
+    if name in ("digits", *SOURCES) and (named or places.columns):
+        setting = "train_dir, val_dir" if named else "image_column, label_column"
+        raise SettingError(f"{setting} name folders or columns of your own data; leave them out for {name!r}.")
+    if holdout and not places.train and places.validation:
+        raise SettingError(f"holdout is {holdout}, but no training images are named. Give train_dir, or leave it out.")
 
 
 def _without_repeated_classes(found: Found) -> Found:
@@ -149,7 +210,7 @@ def _divide(
         notes.append(f"{why}: {100 * fraction:g} % of the training images of each class held out, seed {seed}")
     if limit_per_class is not None:
         train = train.subset((rank_in_class(train.labels, seed) < limit_per_class).nonzero().flatten())
-        notes.append(f"training limited to {limit_per_class} images of each class, seed {seed}")
+        notes.append(f"training limited to {counted(limit_per_class, 'image')} of each class, seed {seed}")
     return train, validation, tuple(notes)
 
 

@@ -1,10 +1,12 @@
-"""Find a data set: a folder on disk, an archive, or a download.
+"""Find a data set: a folder or a table on disk, an archive, a Hugging Face data set, or a download.
 
-How a folder is read is in `layouts`. Downloads and unpacked archives are kept in the user's cache folder.
+How a folder is read is in `folders`. Downloads and unpacked archives are kept in the user's cache folder.
 """
 
 import hashlib
+import lzma
 import re
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -13,10 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrim.data.layouts import VALIDATION_NAMES, Found, read_classes, read_digits, read_layout, visible_folders
-from vitrim.errors import DataError
+from vitrim.data.folders import read_folder, read_places
+from vitrim.data.hf_datasets import PREFIX, is_hf_data, read_hf
+from vitrim.data.layouts import read_digits, visible_folders
+from vitrim.data.parts import Found
+from vitrim.data.splits import read_layout
+from vitrim.data.suffixes import is_ignored
+from vitrim.data.table_folders import read_table_file
+from vitrim.data.tables import NO_COLUMNS, ColumnNames, is_table
+from vitrim.errors import DataError, SettingError
 from vitrim.runs.progress import is_interactive, log
 
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer or without data
 
 
@@ -64,23 +74,51 @@ SOURCES = {
 }
 
 
-def find(name: str, data_dir: str | Path | None, cache: Path) -> Found:
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What the user said about where images and labels are, besides the name of the data set.
+
+    Attributes:
+        data_dir: where a named data set is looked for instead of the cache; nothing is downloaded then.
+        train: folders of training images.
+        validation: folder of validation images.
+        columns: columns of a table of labels, or of a Hugging Face data set.
+    """
+
+    data_dir: str | Path | None = None
+    train: tuple[str | Path, ...] = ()
+    validation: str | Path | None = None
+    columns: ColumnNames = NO_COLUMNS
+
+
+def find(name: str | None, places: Places, cache: Path) -> Found:
     """Find and list a data set; download it into `cache` if it is a named one that is not there.
 
     Args:
-        name: `digits`, a key of `SOURCES`, or the path of a folder.
-        data_dir: where a named data set is looked for instead of `cache`; nothing is downloaded then.
+        name: `digits`, a key of `SOURCES`, the path of a folder, table or archive, or `hf:` and the path of a Hugging
+            Face data set. None if `places` names the folders.
+        places: what else was said.
         cache: folder for downloads and unpacked archives.
 
     Raises:
         DataError: there is no such data set, it is damaged, or its download failed.
     """
+    try:
+        return _find(name, places, cache)
+    except PermissionError as error:
+        raise DataError(f"{error.filename} cannot be read; you have no permission for it.") from error
+
+
+def _find(name: str | None, places: Places, cache: Path) -> Found:
+    if places.train or places.validation:
+        return _find_places(name, places)
+    assert name is not None
     if name == "digits":
         return read_digits()
     if name not in SOURCES:
-        return _find_path(name)
-    if data_dir is not None:
-        folder = _existing_folder(data_dir)
+        return _find_path(name, places.columns, cache)
+    if places.data_dir is not None:
+        folder = _existing_folder(places.data_dir)
         found = _search(name, folder, cache)
         if found is None:
             source = SOURCES[name]
@@ -98,29 +136,57 @@ def find(name: str, data_dir: str | Path | None, cache: Path) -> Found:
     return found
 
 
-def _find_path(name: str) -> Found:
-    if not name or not Path(name).expanduser().exists():
+def _find_places(name: str | None, places: Places) -> Found:
+    """The folders of training and validation images that were named; paths from the folder `name`, if there is one."""
+    root = _existing_folder(name) if name else None
+
+    def folder(path: str | Path) -> Path:
+        inside = root / Path(path).expanduser() if root else None
+        return inside if inside and inside.is_dir() else _existing_folder(path)
+
+    train = [folder(path) for path in places.train]
+    validation = folder(places.validation) if places.validation else None
+    if root and not train:
+        raise SettingError(
+            f"Only the validation folder {places.validation} was named beside the data set {root}. Name the training "
+            "folder too, with --train-dir (in Python: train_dir), or leave out the data set to evaluate a model."
+        )
+    return read_places(train, validation, places.columns)
+
+
+def _find_path(name: str, columns: ColumnNames, cache: Path) -> Found:
+    if name.startswith(PREFIX):
+        return read_hf(name.removeprefix(PREFIX), columns, cache)
+    path = Path(name).expanduser()
+    if not name or not path.exists():
         known = ", ".join(["digits", *SOURCES])
         raise DataError(f"There is no data set or folder {name!r}; give the path of a folder, or one of {known}.")
-    folder = _existing_folder(name)
-    found = read_layout(folder)
-    if found is not None:
-        return found
-    inside = [path.name for path in visible_folders(folder)]
-    if inside and {name.lower() for name in inside} <= set(VALIDATION_NAMES):
-        raise DataError(
-            f"{folder} has a folder {inside[0]} but no folder train; put the training images into a folder train."
-        )
-    classes, train, not_images = read_classes(folder)
-    return Found(classes=classes, train=train, not_images=tuple(not_images))
+    if is_hf_data(path):
+        return read_hf(str(path), columns, cache)
+    if path.is_file() and path.name.lower().endswith(ARCHIVES):
+        return read_folder(_only_folder(_unpack(path, cache)), columns)
+    if is_table(path):
+        return read_table_file(path, columns)
+    return read_folder(_existing_folder(name), columns)
 
 
 def _existing_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        what = "is a file, not a folder; unpack it and" if folder.exists() else "does not exist;"
-        raise DataError(f"{folder} {what} give the path of the folder that holds the images.")
+        archive = "unpack it and " * folder.name.lower().endswith((".7z", ".rar", ".gz", ".zst", *ARCHIVES))
+        what = f"is a file, not a folder; {archive}" if folder.exists() else "does not exist; "
+        raise DataError(
+            f"{folder} {what}give the path of the folder that holds the images, of an archive (zip, tar) or of a table "
+            "of labels (csv, tsv, jsonl, txt)."
+        )
     return folder
+
+
+def _only_folder(folder: Path) -> Path:
+    """The folder that an archive has at its top, if it has nothing else there; else the folder itself."""
+    inside = visible_folders(folder)
+    files = [path for path in folder.iterdir() if path.is_file() and not is_ignored(path.name)]
+    return inside[0] if len(inside) == 1 and not files and visible_folders(inside[0]) else folder
 
 
 def _search(name: str, folder: Path, cache: Path) -> Found | None:
@@ -132,7 +198,7 @@ def _search(name: str, folder: Path, cache: Path) -> Found | None:
         if found is not None and len(found.classes) == source.num_classes:
             return found
     for archive in similar:
-        if archive.is_file() and archive.name.lower().endswith((".tar.gz", ".tgz", ".tar", ".zip")):
+        if archive.is_file() and archive.name.lower().endswith(ARCHIVES):
             for candidate in _with_children([_unpack(archive, cache)]):
                 found = read_layout(candidate)
                 if found is not None and len(found.classes) == source.num_classes:
@@ -188,14 +254,42 @@ def _unpack(archive: Path, cache: Path) -> Path:
             partial = Path(folder) / "unpacked"
             if archive.name.lower().endswith(".zip"):
                 with zipfile.ZipFile(archive) as opened:
+                    _check_members(archive, opened.infolist(), target.parent)
                     opened.extractall(partial)
             else:
                 with tarfile.open(archive) as tar:
-                    tar.extractall(partial, filter="data")
+                    tar.extractall(partial, filter="data")  # refuses `..`, absolute paths, devices and links out of it
+            partial.mkdir(exist_ok=True)  # the archive may be empty
             if not target.is_dir():  # another process may have unpacked it in the meantime
                 partial.rename(target)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except RuntimeError as error:  # zipfile: a password is needed, or a compression is unknown
+        raise DataError(f"Could not unpack {archive} ({error}); unpack it, and give the path of the folder.") from error
+    except tarfile.FilterError as error:
+        raise DataError(
+            f"{archive} has a file that would lie outside of its folder ({error}); unpack it by hand."
+        ) from error
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"Could not unpack {archive} into {target.parent} ({error}); download the archive again."
         ) from error
     return target
+
+
+def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
+    """Refuse an archive with paths that lead out of it, or with more bytes than there is space."""
+    outside = [member.filename for member in members if _leads_out(member.filename)]
+    if outside:
+        raise DataError(
+            f"{archive} has a file that would lie outside of its folder ({outside[0]!r}); unpack it by hand."
+        )
+    num_bytes, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise DataError(
+            f"{archive} needs {num_bytes / 1e9:.3g} GB unpacked, but {folder} has {free / 1e9:.3g} GB left. Unpack it "
+            "elsewhere, and give the path of the folder."
+        )
+
+
+def _leads_out(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or not parts[0] or parts[0].endswith(":")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.errors import DataError, SettingError
+from vitrim.errors import DataError, SettingError, counted
 from vitrim.hooks import eval_mode, forward_hooks, input_state, logits_of, with_fixed_output, with_state
 from vitrim.models import describe
 from vitrim.runs.progress import track
@@ -34,8 +34,8 @@ def rank_blocks_for_removal(model: nn.Module, batches: Iterable[Batch], count: i
     removable = sum(not block.not_prunable for block in structure.blocks)
     if count >= len(structure.blocks) or count > removable:
         raise SettingError(
-            f"The number of blocks to remove is {count}. Of {len(structure.blocks)} blocks, {removable} can be "
-            "removed, and at least one must be kept."
+            f"The number of blocks to remove is {count}. Of {counted(len(structure.blocks), 'block')}, {removable} can "
+            "be removed, and at least one must be kept."
         )
     batches = list(batches) if iter(batches) is batches else batches  # they are read several times
     removed: list[int] = []

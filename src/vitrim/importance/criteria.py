@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel
+from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel, counted
 from vitrim.hooks import eval_mode, forward_hooks, input_state, logits_of, output_state
 from vitrim.importance.blocks import Batch, losses_without, mean_loss
 from vitrim.importance.effects import (
@@ -261,8 +261,8 @@ def _as_scores(structure: ViTStructure, criterion: str, sums: Sums) -> Scores:
     broken = [name for name, values in means.items() if not np.isfinite(values).all()]
     if broken:
         raise NonFiniteLoss(
-            f"The importance of {len(broken)} parts, such as {broken[0]}, is infinite or not a number. The model's "
-            "weights or its outputs are broken."
+            f"The importance of {counted(len(broken), 'part')}, such as {broken[0]}, is infinite or not a number. The "
+            "model's weights or its outputs are broken."
         )
     rows = [{group.key: _scores_of(block, group, means) for group in block.groups} for block in structure.blocks]
     none = np.zeros(0)

@@ -35,7 +35,7 @@ def tiny_imagenet(folder: Path) -> Path:
             picture(folder / "train" / name / "images" / f"{name}_{index}.JPEG", 100 * label + index, mode)
         (folder / "train" / name / f"{name}_boxes.txt").write_text("no image\n")
         for index in range(NUM_VALIDATION):
-            file = f"val_{(7 * index + label) % 20}.JPEG"
+            file = f"val_{label + len(CLASSES) * (7 * index % 20)}.JPEG"
             picture(folder / "val" / "images" / file, 1000 + 100 * label + index)
             lines.append(f"{file}\t{name}\t0\t0\t1\t1\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(reversed(lines)))
