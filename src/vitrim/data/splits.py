@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitrim.data.folder_checks import problem_with_parts
+from vitrim.data.folder_checks import check_copies, problem_with_parts
 from vitrim.data.imagenet_devkit import read_devkit
 from vitrim.data.layouts import GENERIC, holds_images, read_cifar, read_classes, visible_folders
 from vitrim.data.listed_images import ImageIndex, in_place_of_folders
@@ -48,6 +48,7 @@ def read_splits(folder: Path) -> Found | None:
     if problem:
         raise DataError(problem)
     train = _without_boxes(read_classes(chosen[1]))
+    check_copies(train)
     others = [path for path in folders if path != chosen[0]]
     validation, name = _find_validation(others, train, folder)
     unused = [path for path in others if path.name != name]
