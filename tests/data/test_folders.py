@@ -37,6 +37,11 @@ REFUSED = {
         ("flowers/a", "flowers/b"),
         r"only one class folder, 'flowers'.*folders a, b are .* the path .*flowers",
     ),
+    "a copy": (("a", "b", "all/a", "all/b"), "all has class folders of .* inside, such as a: .*--train-dir .*all"),
+    "a copy in train": (("train/a", "train/b", "train/x/a", "train/x/b", "val/a"), "x has class folders of .*train in"),
+    "patients in train": (("train/p1/0", "train/p1/1", "train/p2/0", "train/p2/1"), "p1, p2 in .*train have the same"),
+    "boxes": (("Annotations/x", "ImageSets/x", "JPEGImages"), "data sets for detection or segmentation"),
+    "flat train": (("train",), "has a folder train, but no class folders in it and no table of labels"),
     "splits in one class": (
         ("a/train", "a/test", "b"),
         "class folder .*a has splits inside .test, train., but not all",

@@ -75,6 +75,13 @@ def test_splits_that_are_not_certain_are_refused(tmp_path: Path, places: tuple[s
         load_data(folders(tmp_path, *places))
 
 
+def test_a_validation_folder_that_is_the_training_folder_is_refused(tmp_path: Path) -> None:
+    folders(tmp_path, "train/cat", "train/dog")
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    with pytest.raises(DataError, match=r"val is a link to .*train: both splits have the same images"):
+        load_data(tmp_path)
+
+
 def test_validation_images_that_were_moved_out_of_images_still_have_their_labels(tmp_path: Path) -> None:
     official = load_data(tiny_imagenet(tmp_path), memory_bytes=0)
     for file in (tmp_path / "val" / "images").iterdir():

@@ -16,6 +16,7 @@ from vitrim.errors import DataError
 _PARTS_OF_ONE_IMAGE = {
     *("images", "image", "imgs", "img", "jpegimages", "inputs", "labels", "label", "annotations", "annotation"),
     *("masks", "mask", "segmentations", "segmentation", "groundtruth", "gt", "bboxes", "boxes", "xml", "xmls", "jsons"),
+    *("imagesets", "segmentationclass", "segmentationobject", "trimaps"),
 }
 
 
@@ -40,8 +41,9 @@ def problem_with_names(folder: Path) -> str:
         )
     if found and len(roles) == len(names):
         held = next(iter(roles))
-        other = "train; put the training images into a folder train" if TRAIN not in found else "with classes in it"
-        return f"{folder} has a folder {held} but no folder {other}."
+        if TRAIN in found:
+            return f"{folder} has a folder {held}, but no class folders in it and no table of labels."
+        return f"{folder} has a folder {held} but no folder train; put the training images into a folder train."
     if len(names) > 1 and all(is_fold(name) for name in names):
         return (
             f"{folder} has the folds {', '.join(names[:3])} of a cross-validation, which are not classes. Name those "
@@ -67,6 +69,21 @@ def looks_like_classes(folder: Path) -> bool:
     """Whether a folder has several folders with images that may be classes by their names."""
     several = sum(holds_images(path, levels=2) for path in visible_folders(folder)) > 1
     return several and not problem_with_names(folder)
+
+
+def check_copies(part: Part) -> None:
+    """Refuse a class folder that has the other class folders inside, as some downloads do.
+
+    Raises:
+        DataError: there is such a folder.
+    """
+    for name in part.classes:
+        inside = {path.name for path in visible_folders(part.place / name)} & (set(part.classes) - {name})
+        if len(inside) > 1:
+            raise DataError(
+                f"{part.place / name} has class folders of {part.place} inside, such as {min(inside)}: it is no class, "
+                f"but may be a copy. Move it away. {say_classes(part.place / name)}"
+            )
 
 
 def check_class_folders(part: Part) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitrim.data.folder_checks import check_class_folders, problem_with_names, say_classes
+from vitrim.data.folder_checks import check_class_folders, check_copies, problem_with_names, say_classes
 from vitrim.data.layouts import holds_images, read_classes, visible_folders
 from vitrim.data.listed_images import pick_validation
 from vitrim.data.parts import Found, Part, joined, merged
@@ -180,6 +180,7 @@ def _read_class_folders(folder: Path) -> Found:
             f"give the path {filled[0]}, or the path of a list of files and labels."
         )
     part = read_classes(folder)
+    check_copies(part)
     notes = check_class_folders(part)
     if holds_images(folder):
         notes.append(f"images in {folder.name} itself, beside the class folders, are not used")

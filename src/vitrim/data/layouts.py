@@ -21,7 +21,8 @@ from vitrim.data.parts import Found, Part
 from vitrim.data.suffixes import is_ignored, is_image, unreadable_kinds
 from vitrim.errors import DataError, counted
 
-GENERIC = {"images", "image", "imgs", "img", "data", "jpegimages"}  # folders whose name says nothing about a class
+# Folders whose name says nothing about a class.
+GENERIC = {"images", "image", "imgs", "img", "data", "jpegimages", "jpg", "jpeg", "png"}
 
 
 def read_classes(folder: Path, min_classes: int = 2, places: Sequence[tuple[str, Path]] | None = None) -> Part:

@@ -164,7 +164,8 @@ def _find_path(name: str, columns: ColumnNames, cache: Path) -> Found:
     if is_hf_data(path):
         return read_hf(str(path), columns, cache)
     if path.is_file() and path.name.lower().endswith(ARCHIVES):
-        return read_folder(_only_folder(_unpack(path, cache)), columns)
+        folder = _only_folder(_unpack(path, cache))
+        return read_hf(str(folder), columns, cache) if is_hf_data(folder) else read_folder(folder, columns)
     if is_table(path):
         return read_table_file(path, columns)
     return read_folder(_existing_folder(name), columns)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitrim.data.folder_checks import problem_with_parts
+from vitrim.data.folder_checks import check_class_folders, check_copies, problem_with_parts
 from vitrim.data.imagenet_devkit import read_devkit
 from vitrim.data.layouts import GENERIC, holds_images, read_cifar, read_classes, visible_folders
 from vitrim.data.listed_images import ImageIndex, in_place_of_folders
@@ -48,13 +48,16 @@ def read_splits(folder: Path) -> Found | None:
     if problem:
         raise DataError(problem)
     train = _without_boxes(read_classes(chosen[1]))
+    check_copies(train)
+    nested = check_class_folders(train)
     others = [path for path in folders if path != chosen[0]]
     validation, name = _find_validation(others, train, folder)
     unused = [path for path in others if path.name != name]
     if not name:
         _refuse_classes_beside(chosen[1], unused)
-    notes = _notes_on_folders(chosen, name, unused)
-    return joined(train, validation, notes)
+    if validation and validation.place.resolve() == train.place.resolve():
+        raise DataError(f"{folder / name} is a link to {chosen[0]}: both splits have the same images. Remove one.")
+    return joined(train, validation, [*_notes_on_folders(chosen, name, unused), *nested])
 
 
 def class_folder(folder: Path, known: Sequence[str] = ()) -> Path | None:
