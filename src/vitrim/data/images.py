@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitrim.data.pixels import RGB, PixelFormat
 from vitrim.data.transfer import send
 from vitrim.runs.progress import log
 
@@ -32,13 +33,15 @@ class ImageSet:
 
     Attributes:
         labels: class of each image, `(n,)` int64, on the CPU.
-        pixels: `(n, 3, H, W)` uint8 on any device, or None if the images are files.
+        pixels: `(n, channels, H, W)` uint8 on any device, or None if the images are files.
         files: n paths; empty if there are pixels.
+        pixel_format: what the pixels of the files become.
     """
 
     labels: Tensor
     pixels: Tensor | None = None
     files: tuple[str, ...] = ()
+    pixel_format: PixelFormat = RGB
     _content: _Content = field(init=False, repr=False, default_factory=_Content)
 
     def __post_init__(self) -> None:
@@ -50,6 +53,11 @@ class ImageSet:
     def num_images(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of each image."""
+        return self.pixel_format.channels if self.pixels is None else self.pixels.shape[1]
 
     @property
     def in_memory(self) -> bool:
@@ -64,7 +72,7 @@ class ImageSet:
         index = torch.as_tensor(indices, dtype=torch.int64)
         files = tuple(self.files[i] for i in index.tolist()) if self.pixels is None else ()
         pixels = None if self.pixels is None else self.pixels[send(index, self.pixels.device)]
-        return ImageSet(labels=self.labels[index], pixels=pixels, files=files)
+        return replace(self, labels=self.labels[index], pixels=pixels, files=files)
 
     def sample(self, num_images: int, seed: int) -> "ImageSet":
         """Return a random subset in which the classes have equal numbers of images, or differ by one.
@@ -161,6 +169,7 @@ class ImageData:
                 digest.update(str(tuple(images.pixels.shape)).encode())
                 digest.update(images.pixels.cpu().contiguous().numpy().data)
             elif images.files:
+                digest.update(str(images.pixel_format).encode() if images.pixel_format != RGB else b"")
                 root = os.path.commonpath([os.path.dirname(file) for file in images.files])
                 for file in images.files:
                     digest.update(f"{Path(os.path.relpath(file, root)).as_posix()} {os.path.getsize(file)}\n".encode())

@@ -6,8 +6,9 @@ are read in `layouts`, how files are decoded in `decoding`, and random changes t
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Unpack
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from vitrim.data.decoded_cache import decode_or_read
-from vitrim.data.decoding import SizesDiffer, check_files, common_size, rgb_array
+from vitrim.data.decoding import SizesDiffer, check_files, common_size
 from vitrim.data.images import ImageData, ImageSet, rank_in_class
 from vitrim.data.layouts import Found
+from vitrim.data.pixels import RGB, PixelFormat, PixelOptions, pixel_array
 from vitrim.data.sources import SOURCES, find
+from vitrim.data.value_range import as_data_error, range_notes
 from vitrim.errors import DataError, SettingError
 
 _MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
@@ -34,6 +37,7 @@ def load_data(
     strict: bool = False,
     memory_bytes: int = 4 << 30,
     seed: int = 0,
+    **pixels: Unpack[PixelOptions],
 ) -> ImageData:
     """Load a data set by name, or from the folder at a path.
 
@@ -50,14 +54,19 @@ def load_data(
         memory_bytes: maximum size of the pixels that are held in memory. Larger sets, and sets of images of different
             sizes, are decoded when they are needed.
         seed: of the choice of images.
+        pixels: `channels`, of the images for the model: 3 (RGB, the default), 1 (grey) or as many as the files have.
+            `value_range`, the two values that become black and white in files with more than 8 bits for each channel,
+            such as `(0, 4095)`: by default what the file states. Values outside it become black or white.
 
     Returns:
         The data set. Without a validation set on disk, a part of the training images is used, and a note says so.
 
     Raises:
-        DataError: nothing usable was found; the message says what was looked for.
-        SettingError: a setting is out of range, or `data_dir` is set where it would be ignored.
+        DataError: nothing usable was found; the message says what was looked for. Or the values of the pixels have no
+            known range, or the images have not the channels.
+        SettingError: a setting is out of range, or `data_dir` or `value_range` is set where it would be ignored.
     """
+    pixel_format = PixelFormat(**pixels)
     name = name if isinstance(name, str) else str(name.absolute())
     _check_settings(name, data_dir, limit_per_class, holdout)
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache_path("vitrim")
@@ -65,6 +74,8 @@ def load_data(
     train, validation, notes = _divide(found, limit_per_class, holdout, seed)
     if strict and found.not_images:
         raise DataError(f"{found.not_images[0]} is not an image; remove it, or load without strict.")
+    train, validation = (_with_format(images, pixel_format) for images in (train, validation))
+    notes = (*notes, *range_notes([*train.files, *validation.files], pixel_format))
     train, broken = _decode(train, memory_bytes, cache / "decoded", "training", strict)
     free_bytes = memory_bytes - (train.pixels.numel() if train.pixels is not None else 0)
     validation, more_broken = _decode(validation, free_bytes, cache / "decoded", "validation", strict)
@@ -80,16 +91,17 @@ def load_data(
     return ImageData(name=title, classes=found.classes, train=train, validation=validation, notes=notes)
 
 
-def read_image(file: str | BinaryIO) -> Tensor:
-    """Decode a file to `(3, H, W)` uint8 RGB.
+def read_image(file: str | BinaryIO, pixel_format: PixelFormat = RGB) -> Tensor:
+    """Decode a file to `(channels, H, W)` uint8, by default RGB.
 
-    Grey is repeated, alpha is dropped, 16 bits are scaled to 8, EXIF is ignored. Decoded by Pillow: the decoders of
-    torchvision.io are up to 1.5 times faster, but deprecated since torchvision 0.29.
+    Grey is repeated, alpha is dropped, more than 8 bits are scaled by the type of the file, EXIF is ignored. Decoded by
+    Pillow: the decoders of torchvision.io are up to 1.5 times faster, but deprecated since torchvision 0.29.
 
     Raises:
+        UnsupportedPixels: the pixels would be a guess, or the file lacks channels.
         Exception: one of `decoding.BROKEN_IMAGE`; the file cannot be read or decoded.
     """
-    return torch.from_numpy(rgb_array(file)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixel_array(file, pixel_format)).permute(2, 0, 1).contiguous()
 
 
 def _check_settings(name: str, data_dir: str | Path | None, limit_per_class: int | None, holdout: float) -> None:
@@ -133,6 +145,32 @@ def _divide(
     return train, validation, tuple(notes)
 
 
+# Channels
+
+
+def _with_format(images: ImageSet, pixel_format: PixelFormat) -> ImageSet:
+    """The images, to be decoded to this format. RGB images that are already in memory can become grey.
+
+    Raises:
+        DataError: they cannot have this number of channels.
+    """
+    if images.pixels is None:
+        return replace(images, pixel_format=pixel_format)
+    if pixel_format.channels == images.channels:
+        return images
+    if (images.channels, pixel_format.channels) != (3, 1):
+        raise DataError(
+            f"The images of this data set have {images.channels} channels; the model has {pixel_format.channels} input "
+            "channels. Use a folder of images with as many channels, or another model."
+        )
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32)[:, None, None]  # of ITU-R 601-2, as Pillow's
+    grey = [
+        ((part.int() * weights).sum(dim=1, keepdim=True).add_(1 << 15) >> 16).to(torch.uint8)
+        for part in images.pixels.split(4096)
+    ]
+    return replace(images, pixels=torch.cat(grey))
+
+
 # Decoding
 
 
@@ -144,13 +182,16 @@ def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict:
     """
     if images.pixels is not None or not images.files:
         return images, []
-    files, size = images.files, common_size(images.files)
+    files, pixel_format = images.files, images.pixel_format
     pixels: np.ndarray | None = None
-    if size is not None and len(files) * 3 * size[0] * size[1] <= memory_bytes:
-        with suppress(SizesDiffer):
-            pixels, broken = decode_or_read(files, size, cache, f"Decoding {what} images")
-    if pixels is None:
-        broken = check_files(files, len(files) <= _MAX_DECODED_AT_START, f"Checking {what} images")
+    with as_data_error(files, pixel_format, f"{what} images"):
+        size = common_size(files)
+        if size is not None and len(files) * pixel_format.channels * size[0] * size[1] <= memory_bytes:
+            with suppress(SizesDiffer):
+                pixels, broken = decode_or_read(files, size, cache, f"Decoding {what} images", pixel_format)
+        if pixels is None:
+            decode = len(files) <= _MAX_DECODED_AT_START
+            broken = check_files(files, decode, f"Checking {what} images", pixel_format)
     dropped = [files[i] for i in broken.nonzero()[0]]
     if dropped and strict:
         raise DataError(f"{dropped[0]} cannot be decoded; repair or remove it, or load without strict.")
@@ -163,7 +204,7 @@ def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict:
     if pixels is None:
         return (images.subset(kept) if dropped else images), dropped
     tensor = torch.from_numpy(pixels)
-    return ImageSet(labels=images.labels[kept], pixels=tensor[kept] if dropped else tensor), dropped
+    return replace(images, labels=images.labels[kept], pixels=tensor[kept] if dropped else tensor, files=()), dropped
 
 
 def _short_path(file: str) -> str:
