@@ -95,9 +95,9 @@ def evaluate(
     The model is evaluated in eval mode, and is in its own mode afterwards.
 
     Args:
-        data: a data set (its validation images are used), an image set, or prepared batches of images `(B, 3, H, W)`
-            and labels `(B,)`. If several processes run, each evaluates a part of a data set or image set. Prepared
-            batches are evaluated completely in each process.
+        data: a data set (its validation images are used), an image set, or prepared batches of images
+            `(B, channels, H, W)` and labels `(B,)`. If several processes run, each evaluates a part of a data set or
+            image set. Prepared batches are evaluated completely in each process.
         batch_size: images in each batch of a process; not used for prepared batches.
         num_workers: processes that decode files; by default one for each core.
         description: shown before the progress bar.
@@ -164,7 +164,7 @@ def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | No
     """Evaluate one batch.
 
     Args:
-        images: `(B, 3, H, W)`.
+        images: `(B, channels, H, W)`.
         labels: `(B,)` int64.
         max_label: of all batches; None if it is not known. Then it is read from the device, which takes time.
 

@@ -29,6 +29,7 @@ from vitrim.cli.tables import print_evaluations, print_export, print_line, print
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
+    from vitrim.data.images import ImageData
     from vitrim.evaluation import Evaluation
     from vitrim.recipe import Recipe
 
@@ -71,7 +72,8 @@ def train(
     from vitrim.pipeline import fit
 
     recipe = train_recipe(training or DenseTraining())
-    data = inputs.open_data(data_options or DataOptions())
+    channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
+    data = inputs.open_data(data_options or DataOptions(), channels)
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
     fit(dense, data, recipe, output)
@@ -106,7 +108,7 @@ def compress(
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
     check(Source.of(dense), recipe)  # before images are read
-    data = inputs.open_data(data_options or DataOptions())
+    data = inputs.open_data(data_options or DataOptions(), inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found)
@@ -132,11 +134,15 @@ def evaluate(
     from vitrim import evaluation
     from vitrim.data.matching import match_labels
 
+    loaded: dict[int, ImageData] = {}  # by the number of channels
+
     def measure(name: str, options: ModelOptions) -> "Evaluation":
         opened = inputs.on_training_device(inputs.open_trained_model(name, options))
-        return evaluation.evaluate(opened, match_labels(data, opened), batch_size=eval_batch)
+        channels = inputs.channels_of(opened)
+        if channels not in loaded:
+            loaded[channels] = inputs.open_data(data_options or DataOptions(), channels)
+        return evaluation.evaluate(opened, match_labels(loaded[channels], opened), batch_size=eval_batch)
 
-    data = inputs.open_data(data_options or DataOptions())
     found = [(model, measure(model, model_options or ModelOptions()))]
     if against:
         found.append((against, measure(against, ModelOptions())))
@@ -183,7 +189,8 @@ def plan(
     with _explained_for_auto(recipe):
         if recipe.depth.blocks == "auto":  # then `plan` removes no block
             check(source, replace(recipe, depth=replace(recipe.depth, blocks=0)))
-        found = pipeline.plan_only(source.model, inputs.open_data(data_options or DataOptions()), recipe)
+        data = inputs.open_data(data_options or DataOptions(), source.structure.in_chans)
+        found = pipeline.plan_only(source.model, data, recipe)
     print_plan(source.structure, found)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +242,7 @@ def export(
     path = output or inputs.export_folder(model) / f"model{'.int8' if int8 else ''}{exporting.SUFFIXES[format]}"
     exporting.check_settings(path, format, int8=int8, has_data=data_options is not None)
     opened = inputs.open_named_model(model, model_options or ModelOptions())
-    data = inputs.open_data(data_options) if data_options else None
+    data = inputs.open_data(data_options, inputs.channels_of(opened)) if data_options else None
     print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrim.cli.options import DataOptions, ModelOptions, model_args
+from vitrim.cli.options import DataOptions, ModelOptions, model_args, value_range
 from vitrim.errors import SettingError
 
 if TYPE_CHECKING:
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from vitrim.training.settings import TrainingSettings
 
 DEFAULT_DATA = "digits"
+RGB_CHANNELS = 3
 
 
-def open_data(options: DataOptions) -> "ImageData":
+def open_data(options: DataOptions, channels: int) -> "ImageData":
     """Load the images, and print a summary on standard error.
 
     Without `--data`, the images are digits.
+
+    Args:
+        channels: of the images that the model takes.
 
     Raises:
         DataError: the images cannot be found or read. SettingError: an option is out of range.
@@ -36,6 +40,8 @@ def open_data(options: DataOptions) -> "ImageData":
         limit_per_class=options.limit_per_class,
         holdout=options.holdout,
         strict=options.strict,
+        channels=channels,
+        value_range=value_range(options.value_range) if options.value_range is not None else None,
     )
     for line in found.summary():
         log(line)
@@ -59,6 +65,33 @@ def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
         patch_size=options.patch_size,
         model_args=model_args(options.model_arg or []),
     )
+
+
+def channels_of(model: "nn.Module") -> int:
+    """Number of channels of the images that a model takes.
+
+    Raises:
+        UnsupportedModel: the model cannot be described.
+    """
+    from vitrim.models import describe
+
+    return describe(model).in_chans
+
+
+def channels_to_train_on(name: str, options: ModelOptions) -> int:
+    """As `channels_of`, for a model that is built only when the classes of the images are known.
+
+    Raises:
+        SettingError, CheckpointMismatch: as `open_named_model`. UnsupportedModel: the model cannot be described.
+    """
+    arguments = model_args(options.model_arg or [])
+    found = next((arguments[key] for key in ("in_chans", "num_channels") if key in arguments), None)
+    if isinstance(found, int):
+        return found
+    is_repository = ":" in name and "/" in name
+    if Path(name).exists() or is_repository:
+        return channels_of(open_named_model(name, options))
+    return RGB_CHANNELS
 
 
 def open_trained_model(name: str, options: ModelOptions) -> "nn.Module":

@@ -34,6 +34,7 @@ OPTIONS_OF_SETTING = {
     "limit_per_class": ("--limit-per-class",),
     "holdout": ("--holdout",),
     "data_dir": ("--data-dir",),
+    "value_range": ("--value-range",),
 }
 
 if TYPE_CHECKING:
@@ -134,6 +135,12 @@ class DataOptions:
         ),
     ] = 0.0
     strict: Annotated[bool, Parameter(help="refuse broken images (default: skip them)")] = False
+    value_range: Annotated[
+        str | None,
+        Parameter(
+            help="values of black and white in images of more than 8 bits, e.g. 0,4095 (default: as the file states)"
+        ),
+    ] = None
 
 
 @Parameter(name="*", group=BUDGET)
@@ -315,6 +322,22 @@ def milliseconds(text: str) -> float:
     if not found or not float(found[1]):
         raise SettingError(f"--latency is {text!r}; expected a time above 0, such as 12ms.")
     return float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0)
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """Convert `0,4095` to two numbers.
+
+    Raises:
+        SettingError: the text is not two numbers.
+    """
+    numbers = text.split(",")
+    try:
+        low, high = map(float, numbers)
+    except ValueError:
+        raise SettingError(
+            f"--value-range is {text!r}; expected the values of black and white, such as 0,4095 or =-1000,1000."
+        ) from None
+    return low, high
 
 
 def model_args(pairs: list[str]) -> dict[str, Any]:

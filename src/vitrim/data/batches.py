@@ -117,13 +117,15 @@ def train_batches(
             memory need no workers.
 
     Yields:
-        Normalised images `(b, 3, h, w)` float32 and soft targets `(b, C)`, on `device`; b is B divided by the number
-        of parts.
+        Normalised images `(b, channels, h, w)` float32 and soft targets `(b, C)`, on `device`; b is B divided by the
+        number of parts.
 
     Raises:
         SettingError: the batch cannot be divided into the parts.
-        DataError: too few images, more classes than outputs, or a file that can no longer be decoded.
+        DataError: too few images, more classes than outputs, other channels than the model's, or a file that can no
+            longer be decoded.
     """
+    check_channels(images, preprocessing.channels)
     batch_size = check_batch_size(images, schedule.batch_size, part.count, num_classes)
     positions = part.positions(batch_size)
     num_steps = num_train_steps(images, batch_size)
@@ -154,8 +156,8 @@ def _steps(schedule: BatchSchedule, num_images: int, batch_size: int, num_steps:
 def _augment_pixels(
     pixels: Tensor, augmenter: Augmenter, steps: Iterator[Step], positions: Tensor, device: torch.device
 ) -> Iterator[Tensor]:
-    """The images of each step at `positions`, `(b, 3, h, w)` uint8, made in groups of steps of limited size."""
-    values = 3 * max(math.prod(pixels.shape[-2:]), math.prod(augmenter.preprocessing.img_size))
+    """The images of each step at `positions`, `(b, channels, h, w)` uint8, made in groups of steps of limited size."""
+    values = pixels.shape[1] * max(math.prod(pixels.shape[-2:]), math.prod(augmenter.preprocessing.img_size))
     group_size = max(1, MAX_VALUES_TOGETHER // (values * len(positions)))
     while group := list(islice(steps, group_size)):
         yield from augmenter.several_steps(pixels, group, positions, device).split(len(positions))
@@ -178,12 +180,13 @@ def eval_batches(
         num_workers: as for `train_batches`.
 
     Yields:
-        Normalised images `(b, 3, h, w)` float32 and labels `(b,)` int64, on `device`.
+        Normalised images `(b, channels, h, w)` float32 and labels `(b,)` int64, on `device`.
 
     Raises:
         SettingError: `batch_size` is below 1.
-        DataError: a file can no longer be decoded.
+        DataError: the images have other channels than the model's, or a file can no longer be decoded.
     """
+    check_channels(images, preprocessing.channels)
     check_setting(batch_size >= 1, "batch_size", batch_size, "at least 1")
     own = part.range(images.num_images)
     batches = [list(own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
@@ -200,6 +203,15 @@ def eval_batches(
         (normalise(send(batch, device), preprocessing), send(images.labels[index], device))
         for batch, index in zip(pixels, batches, strict=True)
     )
+
+
+def check_channels(images: ImageSet, channels: int) -> None:
+    """Raise DataError unless the images have as many channels as the model takes."""
+    if images.channels != channels:
+        raise DataError(
+            f"The images have {images.channels} channels, but the model takes {channels}. "
+            f"Load them with channels={channels}: load_data(..., channels={channels})."
+        )
 
 
 def check_batch_size(images: ImageSet, batch_size: int, num_parts: int, num_classes: int) -> int:
@@ -237,14 +249,14 @@ def check_divisible(batch_size: int, num_parts: int) -> None:
 class _Files(Dataset):
     """Decodes and changes one image of one epoch. Not a local class, so worker processes can be started anywhere."""
 
-    def __init__(self, files: tuple[str, ...], change: Callable[[Tensor, int, int], Tensor]) -> None:
-        self.files = files
+    def __init__(self, images: ImageSet, change: Callable[[Tensor, int, int], Tensor]) -> None:
+        self.files, self.pixel_format = images.files, images.pixel_format
         self.change = change
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         epoch, index = key
         try:
-            image = read_image(self.files[index])
+            image = read_image(self.files[index], self.pixel_format)
         except BROKEN_IMAGE as error:
             raise DataError(f"{self.files[index]} cannot be decoded ({error}); repair or remove it.") from error
         return self.change(image, epoch, index)
@@ -257,9 +269,9 @@ def _stream(
     device: torch.device,
     num_workers: int,
 ) -> Iterator[Tensor]:
-    """Decode batches of `(epoch, index)` keys in worker processes: `(b, 3, h, w)` uint8, on the CPU."""
+    """Decode batches of `(epoch, index)` keys in worker processes: `(b, channels, h, w)` uint8, on the CPU."""
     loader = DataLoader(
-        _Files(images.files, change),
+        _Files(images, change),
         batch_sampler=batches,  # read once, from its beginning
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
@@ -283,6 +295,6 @@ def default_num_workers(preprocessing: Preprocessing, batch_size: int, num_batch
     """Number of decoding processes of one part: its cores, limited by the batches and by the free shared memory."""
     num_workers = min(max(1, num_cores() // num_parts), num_batches)
     if SHARED_MEMORY.is_dir():
-        bytes_per_worker = BATCHES_PER_WORKER * batch_size * 3 * math.prod(preprocessing.img_size)
+        bytes_per_worker = BATCHES_PER_WORKER * batch_size * preprocessing.channels * math.prod(preprocessing.img_size)
         num_workers = min(num_workers, shutil.disk_usage(SHARED_MEMORY).free // num_parts // bytes_per_worker)
     return num_workers

@@ -1,13 +1,12 @@
 """What the header of an image file says, where Pillow does not tell it. Nothing here imports torch."""
 
 import struct
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import ImageFile, TiffImagePlugin
+from PIL import ImageFile
 
-WIDTH, BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, SAMPLE_FORMAT, S_MAX_SAMPLE_VALUE = (
-    256, 258, 262, 281, 339, 341
-)  # fmt: skip  # tags of TIFF
+WIDTH, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 256, 258, 262, 277  # tags of TIFF
+MAX_SAMPLE_VALUE, SAMPLE_FORMAT, S_MAX_SAMPLE_VALUE = 281, 339, 341
 SAMPLE_FORMATS = {1: "unsigned integer", 2: "integer", 3: "floating-point", 5: "complex", 6: "complex"}
 
 
@@ -45,24 +44,42 @@ def significant_bits(image: ImageFile.ImageFile) -> int | None:
 
 
 def unread_tiff(file: str) -> str | None:
-    """What a TIFF has that Pillow does not read; None for other files."""
+    """What a TIFF has that Pillow does not read; None for files that are damaged or no TIFF."""
     try:
         with open(file, "rb") as stream:
-            header = stream.read(8)
-            if header[:4] not in (b"II*\0", b"MM\0*"):
-                return None
-            tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-            stream.seek(tags.next)
-            tags.load(stream)
-            bits = tags.get(BITS_PER_SAMPLE)
-            sample_format = first(tags.get(SAMPLE_FORMAT)) or 1
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error):
-        return None  # damaged
-    if not bits or not tags.get(WIDTH):
+            tags = _first_values(stream)
+    except (OSError, struct.error):
         return None
-    sizes = bits if isinstance(bits, tuple) else (bits,)
-    channels = "1 channel" if len(sizes) == 1 else f"{len(sizes)} channels"
-    return f"{channels} of {sizes[0]}-bit {SAMPLE_FORMATS.get(sample_format, 'unknown')} values"
+    if not tags.get(WIDTH) or not tags.get(BITS_PER_SAMPLE):
+        return None
+    samples = tags.get(SAMPLES_PER_PIXEL, 1)
+    channels = "1 channel" if samples == 1 else f"{samples} channels"
+    values = SAMPLE_FORMATS.get(tags.get(SAMPLE_FORMAT, 1), "unknown")
+    return f"{channels} of {tags[BITS_PER_SAMPLE]}-bit {values} values"
+
+
+def _first_values(stream: BinaryIO) -> dict[int, int]:
+    """The first value of each tag of a TIFF that is a whole number. Pillow would warn about damaged ones.
+
+    Raises:
+        struct.error: the file ends before the last tag.
+    """
+    header = stream.read(8)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(header[:4])
+    if order is None:
+        return {}
+    stream.seek(struct.unpack(f"{order}I", header[4:])[0])
+    entries = [stream.read(12) for _ in range(struct.unpack(f"{order}H", stream.read(2))[0])]
+    tags = {}
+    for entry in entries:
+        tag, kind, count = struct.unpack(f"{order}HHI", entry[:8])
+        size, code = {3: (2, "H"), 4: (4, "I")}.get(kind, (0, ""))  # of a short and a long integer
+        if size * count > 4:  # the values are elsewhere
+            stream.seek(struct.unpack(f"{order}I", entry[8:])[0])
+            tags[tag] = struct.unpack(f"{order}{code}", stream.read(size))[0]
+        elif size and count:
+            tags[tag] = struct.unpack(f"{order}{code}", entry[8 : 8 + size])[0]
+    return tags
 
 
 def has_16_bits(image: ImageFile.ImageFile) -> bool:

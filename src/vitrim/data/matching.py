@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from vitrim.data.batches import eval_batches
+from vitrim.data.batches import check_channels, eval_batches
+from vitrim.data.image_ops import RECOLOURED_CHANNELS
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import DataError, UnsupportedModel
 from vitrim.models import adapter_for, origin_of
+from vitrim.models.channels import with_channels
+from vitrim.runs.progress import log
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
@@ -27,7 +30,9 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
         recorded = origin_of(model).preprocessing
     except UnsupportedModel:
         recorded = {}
-    return Preprocessing.from_dict(recorded or adapter_for(model).preprocessing(model))
+    configured = adapter_for(model).preprocessing(model)
+    channels = len(configured["mean"])  # as many as the model takes now; its first convolution may have been replaced
+    return Preprocessing.from_dict(with_channels(recorded, channels) if recorded else configured)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -42,8 +47,10 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
     labels are not changed.
 
     Raises:
-        DataError: the model has no output for a class, or its class names are unknown and the numbers differ.
+        DataError: the model has no output for a class, or its class names are unknown and the numbers differ. Or the
+            images have other channels than the model's.
     """
+    data = _match_channels(data, model)
     origin = origin_of(model)
     known, num_outputs = origin.classes, int(origin.model_args["num_classes"])
     if known and set(data.classes) <= set(known):
@@ -68,6 +75,24 @@ def match_labels(data: ImageData, model: nn.Module) -> ImageData:
             "`vitrim train`."
         )
     return data
+
+
+def _match_channels(data: ImageData, model: nn.Module) -> ImageData:
+    """Check the number of channels, and note what is particular to images that are not RGB."""
+    preprocessing = preprocessing_of(model)
+    for images in (data.train, data.validation):
+        check_channels(images, preprocessing.channels)
+    if preprocessing.channels == 3:
+        return data
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    name = "1 channel" if preprocessing.channels == 1 else f"{preprocessing.channels} channels"
+    notes = [f"{name}: the pixels are normalised with mean {mean} and std {std}, from the model's configuration"]
+    if preprocessing.channels not in RECOLOURED_CHANNELS:
+        notes.append(f"{name}: RandAugment moves pixels but changes no colours")
+    new = [note for note in notes if note not in data.notes]
+    for note in new:
+        log(note)
+    return replace(data, notes=(*data.notes, *new)) if new else data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,8 +73,8 @@ def _any_deep(files: Sequence[str]) -> bool:
 
 def _dark_note(largest: float, num_images: int) -> str:
     return (
-        f"the largest value in {num_images} images of more than 8 bits is {largest:g}, so all of them are dark; if that "
-        "is white, set value_range (on the command line --value-range)"
+        f"the largest value in {num_images} images of more than 8 bits is {largest:g}, so all of them are dark; if "
+        "that is white, set value_range (on the command line --value-range)"
     )
 
 

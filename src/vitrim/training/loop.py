@@ -208,7 +208,7 @@ class TrainingLoop:
         batch_size = check_batch_size(self.images, self.batch_size, num_processes * smallest, self.num_classes)
 
         def train_on(num_images: int) -> None:
-            images = torch.randn(num_images, 3, *self.preprocessing.img_size, device=self.device)
+            images = torch.randn(num_images, self.images.channels, *self.preprocessing.img_size, device=self.device)
             targets = torch.full((num_images, self.num_classes), 1 / self.num_classes, device=self.device)
             sum(self.loss_terms(images, targets, self.model, self.teacher).values()).backward()  # type: ignore
 
@@ -256,7 +256,7 @@ class TrainingLoop:
         """Update the weights once.
 
         Args:
-            micro_batches: images `(b, 3, h, w)` and targets `(b, C)`.
+            micro_batches: images `(b, channels, h, w)` and targets `(b, C)`.
             student: the student and, next, the teacher, from `forward_functions`.
             teacher: None for a training on labels.
             sums: the loss terms are added to it, by name.
@@ -294,7 +294,7 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss_terms(self, images: Tensor, targets: Tensor, student: Any, teacher: Any) -> dict[str, Tensor]:
-        """The terms of the loss by name, for images `(b, 3, h, w)` and targets `(b, C)`.
+        """The terms of the loss by name, for images `(b, channels, h, w)` and targets `(b, C)`.
 
         When they are returned, nothing is held in memory that their gradient does not need.
         """
