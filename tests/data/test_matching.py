@@ -1,5 +1,7 @@
 """Laws of fitting data to a model: its labels, its preprocessing, its calibration images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from builders.models import build
 from vitrim.data.batches import eval_batches
 from vitrim.data.matching import Calibration, match_labels, preprocessing_of
 from vitrim.errors import DataError
+from vitrim.evaluation import evaluate
 from vitrim.models import origin_of, record_origin
 
 
@@ -51,3 +54,31 @@ def test_calibration_can_be_iterated_again_and_again() -> None:
     expected = list(eval_batches(images, preprocessing_of(model), batch_size=5))
     assert len(calibration) == len(expected) == 3
     assert equal_batches(list(calibration), expected) and equal_batches(list(calibration), expected)
+
+
+# Channels
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_than_the_models_are_refused(channels: int) -> None:
+    data, model = image_data(("ant", "bee")), build(num_classes=2, in_chans=channels, dtype=torch.float32)
+    message = rf"images have 3 channels, but the model takes {channels}\. .*channels={channels}"
+    with pytest.raises(DataError, match=message):
+        match_labels(data, model)
+    for part in (data, data.validation):
+        with pytest.raises(DataError, match=message):
+            evaluate(model, part)
+
+
+def test_what_is_done_with_images_that_are_not_rgb_is_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    data = image_data(("ant", "bee"))
+    grey, four = (
+        replace(data, train=part, validation=part)
+        for part in (replace(data.train, pixels=data.train.pixels[:, channels]) for channels in ([0], [0, 1, 2, 0]))
+    )
+    model = build(num_classes=2, in_chans=1, dtype=torch.float32)
+    matched = match_labels(match_labels(grey, model), model)
+    note = "1 channel: the pixels are normalised with mean 0.5 and std 0.5, from the model's configuration"
+    assert matched.notes == (note,) and capsys.readouterr().err == f"{note}\n"
+    matched = match_labels(four, build(num_classes=2, in_chans=4, dtype=torch.float32))
+    assert matched.notes[1:] == ("4 channels: RandAugment moves pixels but changes no colours",)

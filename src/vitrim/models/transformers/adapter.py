@@ -184,7 +184,7 @@ class HuggingFaceAdapter:
         file = Path(getattr(model.config, "_name_or_path", "") or ".") / "preprocessor_config.json"
         if file.is_file():
             settings |= _processor_settings(json.loads(file.read_text(encoding="utf-8")), size)
-        return with_channels(settings, input_channels(model, _vision_config(model).num_channels))
+        return with_channels(settings, input_channels(model, getattr(_vision_config(model), "num_channels", 3)))
 
     def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
         """transformers' configuration. A pruned model has the model type that vitrim registers."""
