@@ -7,7 +7,7 @@ Shapes: `B` batch, `C` classes, `n` all images.
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, preprocessing_of
+from vitrim.data.unreadable import not_counted_note
 from vitrim.errors import DataError
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.runs.processes import this_process
-from vitrim.runs.progress import track
+from vitrim.runs.progress import log, track
 
 CONFIDENCE = 0.95
 
@@ -39,8 +40,9 @@ class Evaluation:
         high: upper end of this interval, in percent.
         top5: top-5 accuracy in percent; None for models with fewer than six outputs.
         loss: mean cross entropy.
-        num_images: number of images.
+        num_images: number of images that were evaluated.
         correct: whether the top-1 prediction of each image is right, in order, `(num_images,)` bool.
+        not_counted: indices of images whose file could not be decoded. They are in no number.
     """
 
     top1: float
@@ -50,15 +52,18 @@ class Evaluation:
     loss: float
     num_images: int
     correct: np.ndarray = field(repr=False)
+    not_counted: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `correct` becomes a string of 0 and 1."""
-        return {**asdict(self), "correct": "".join("01"[bool(right)] for right in self.correct)}
+        values = {**asdict(self), "correct": "".join("01"[bool(right)] for right in self.correct)}
+        return {name: value for name, value in values.items() if name != "not_counted" or value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
         """Return the evaluation that `to_dict` was called on."""
-        return cls(**{**values, "correct": np.array([mark == "1" for mark in values["correct"]])})
+        correct = np.array([mark == "1" for mark in values["correct"]])
+        return cls(**{**values, "correct": correct, "not_counted": tuple(values.get("not_counted", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +108,13 @@ def evaluate(
         description: shown before the progress bar.
 
     Raises:
-        DataError: there are no images, or the model has no output for a label.
+        DataError: there are no images, the model has no output for a label, or more than half of the files cannot be
+            decoded. Fewer files are not counted, and this is logged.
     """
     images = data.validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
+    unreadable: list[int] = []
     if isinstance(images, ImageSet):
         state = this_process()
         part = Part(index=state.process_index, count=state.num_processes)
@@ -118,6 +125,7 @@ def evaluate(
             part=part,
             device=device_of(model),
             num_workers=num_workers,
+            on_unreadable=unreadable.append,
         )
         num_batches = math.ceil(len(images) / (batch_size * part.count))
         max_label = int(images.labels.max()) if len(images) else None
@@ -127,22 +135,38 @@ def evaluate(
         judged = [_judge(model, *batch, max_label) for batch in track(batches, description, num_batches)]
     results = [tuple(values.cpu() for values in batch) for batch in judged]  # after all batches: each copy waits
     if divided and this_process().num_processes > 1:
-        results = gather_object(results)
+        results, unreadable = gather_object(results), gather_object(unreadable)
+    if isinstance(images, ImageSet) and unreadable:
+        _report_unreadable(images, unreadable, description)
     if not results:
         raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
-    return _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
+    found = _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
+    return replace(found, not_counted=tuple(sorted(unreadable)))
+
+
+def _report_unreadable(images: ImageSet, unreadable: list[int], description: str) -> None:
+    """Log which images are not counted; raises DataError if they are more than half."""
+    note = not_counted_note([images.files[index] for index in unreadable], len(images))
+    if 2 * len(unreadable) > len(images):
+        raise DataError(f"{note}. These are too many to leave out; check that the folder can be read.")
+    log(f"{description}: {note}")
 
 
 def compare(first: Evaluation, second: Evaluation) -> Difference:
     """Compare two models that were evaluated on the same images. The difference is positive if `second` is better.
 
     Raises:
-        DataError: the two evaluations have different numbers of images.
+        DataError: the two evaluations are of different images.
     """
     if len(first.correct) != len(second.correct):
         raise DataError(
             f"The models were evaluated on {len(first.correct)} and {len(second.correct)} images. "
             "Evaluate both on the same images in the same order."
+        )
+    if first.not_counted != second.not_counted:
+        raise DataError(
+            f"The models were evaluated on different images: {len(first.not_counted)} and {len(second.not_counted)} "
+            "files could not be decoded. Evaluate both again."
         )
     pairs = second.correct.astype(float) - first.correct.astype(float)  # (n,) 1 only second right, -1 only first
     points = 100 * float(pairs.mean())

@@ -16,7 +16,9 @@ from vitrim import report as reports
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import measure_latencies
 from vitrim.data.images import ImageData
+from vitrim.data.run_record import as_in_run, explain_unreadable, keep_record
 from vitrim.depth import choose_num_blocks, plan_width
+from vitrim.errors import FolderInUse
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
@@ -72,7 +74,7 @@ def compress(
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data; lists what differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
-    source = Source.of(model, data)
+    source = Source.of(model, as_in_run(data, run_dir))
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
     run.evaluate("dense", source.model)
@@ -132,7 +134,7 @@ def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | P
         SettingError, DataError: the training batch does not fit the data or the processes.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data.
     """
-    source = Source.of(model, data)
+    source = Source.of(model, as_in_run(data, run_dir))
     check_training(recipe.training, source.structure, source.data)
     folder = open_folder(run_dir, source, "train", recipe)
     provenance = {"trained_on": source.data.name, "recipe": to_table(recipe)}
@@ -158,7 +160,11 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
         FolderInUse: it holds something else, or a run made from something else.
     """
     before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
-    folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
+    try:
+        folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
+    except FolderInUse as problem:
+        raise FolderInUse(f"{problem}{explain_unreadable(source.data, run_dir)}") from None
+    keep_record(source.data, folder.path)
     if is_main_process():
         write_text(folder.path / "recipe.toml", to_toml(recipe))
     return folder

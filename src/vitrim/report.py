@@ -75,7 +75,7 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
             "num_validation": len(data.validation),
         },
         "latency": _latency_section(recipe, outcome),
-        "notes": list(data.notes),
+        "notes": data.all_notes(),
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),
     }

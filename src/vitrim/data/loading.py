@@ -5,8 +5,9 @@ are read in `layouts`, how files are decoded in `decoding`, and random changes t
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Unpack
 
@@ -37,7 +38,7 @@ def load_data(
     strict: bool = False,
     memory_bytes: int = 4 << 30,
     seed: int = 0,
-    **pixels: Unpack[PixelOptions],
+    **options: Unpack[PixelOptions],
 ) -> ImageData:
     """Load a data set by name, or from the folder at a path.
 
@@ -54,9 +55,9 @@ def load_data(
         memory_bytes: maximum size of the pixels that are held in memory. Larger sets, and sets of images of different
             sizes, are decoded when they are needed.
         seed: of the choice of images.
-        pixels: `channels`, of the images for the model: 3 (RGB, the default), 1 (grey) or as many as the files have.
-            `value_range`, the two values that become black and white in files with more than 8 bits for each channel,
-            such as `(0, 4095)`: by default what the file states. Values outside it become black or white.
+        options: `channels` of the images for the model: 3 (RGB, the default), 1 (grey) or as many as the files have.
+            `value_range`: the two values that become black and white in files with more than 8 bits for each channel,
+            such as `(0, 4095)`; by default what the file states. Values outside it become black or white.
 
     Returns:
         The data set. Without a validation set on disk, a part of the training images is used, and a note says so.
@@ -66,7 +67,7 @@ def load_data(
             known range, or the images have not the channels.
         SettingError: a setting is out of range, or `data_dir` or `value_range` is set where it would be ignored.
     """
-    pixel_format = PixelFormat(**pixels)
+    pixel_format = PixelFormat(**options)
     name = name if isinstance(name, str) else str(name.absolute())
     _check_settings(name, data_dir, limit_per_class, holdout)
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache_path("vitrim")
@@ -74,21 +75,10 @@ def load_data(
     train, validation, notes = _divide(found, limit_per_class, holdout, seed)
     if strict and found.not_images:
         raise DataError(f"{found.not_images[0]} is not an image; remove it, or load without strict.")
-    train, validation = (_with_format(images, pixel_format) for images in (train, validation))
-    notes = (*notes, *range_notes([*train.files, *validation.files], pixel_format))
-    train, broken = _decode(train, memory_bytes, cache / "decoded", "training", strict)
-    free_bytes = memory_bytes - (train.pixels.numel() if train.pixels is not None else 0)
-    validation, more_broken = _decode(validation, free_bytes, cache / "decoded", "validation", strict)
-    absent = torch.bincount(train.labels, minlength=len(found.classes)).eq(0).nonzero().flatten().tolist()
-    for label in absent[:1] if broken else []:
-        raise DataError(f"Class {found.classes[label]!r} has no readable training image; add some or remove the class.")
-    skipped = [*found.not_images, *broken, *more_broken]
-    if skipped:
-        names = ", ".join(_short_path(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        kind = "file that is not a readable image" if len(skipped) == 1 else "files that are not readable images"
-        notes = (*notes, f"skipped {len(skipped)} {kind}: {names}")
+    reading = _Reading(pixel_format=pixel_format, strict=strict, memory_bytes=memory_bytes, cache=cache / "decoded")
     title = name if name in ("digits", *SOURCES) else Path(name).expanduser().resolve().name
-    return ImageData(name=title, classes=found.classes, train=train, validation=validation, notes=notes)
+    data = ImageData(name=title, classes=found.classes, train=train, validation=validation, notes=notes)
+    return _read(data, reading, found.not_images)
 
 
 def read_image(file: str | BinaryIO, pixel_format: PixelFormat = RGB) -> Tensor:
@@ -145,6 +135,40 @@ def _divide(
     return train, validation, tuple(notes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """How the files of a data set are read; the fields are arguments of `load_data`."""
+
+    pixel_format: PixelFormat
+    strict: bool
+    memory_bytes: int
+    cache: Path
+
+
+def _read(data: ImageData, reading: _Reading, not_images: Sequence[str]) -> ImageData:
+    """Decode the images or check their files, and leave out those that cannot be decoded."""
+    train, validation = (
+        replace(_with_format(images, reading.pixel_format), strict=reading.strict)
+        for images in (data.train, data.validation)
+    )
+    files = [*train.files, *validation.files]
+    root = os.path.commonpath({os.path.dirname(file) for file in files}) if files else ""
+    notes = [*data.notes, *range_notes(files, reading.pixel_format)]
+    train, broken = _decode(train, reading, reading.memory_bytes, "training")
+    free_bytes = reading.memory_bytes - (train.pixels.numel() if train.pixels is not None else 0)
+    validation, more_broken = _decode(validation, reading, free_bytes, "validation")
+    absent = torch.bincount(train.labels, minlength=len(data.classes)).eq(0).nonzero().flatten().tolist()
+    for label in absent[:1] if broken else []:
+        raise DataError(f"Class {data.classes[label]!r} has no readable training image; add some or remove the class.")
+    skipped = [*not_images, *broken, *more_broken]
+    if skipped:
+        names = ", ".join(_short_path(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        kind = "file that is not a readable image" if len(skipped) == 1 else "files that are not readable images"
+        notes.append(f"skipped {len(skipped)} {kind}: {names}")
+    left_out = tuple(Path(file).relative_to(root).as_posix() for file in (*broken, *more_broken))
+    return replace(data, train=train, validation=validation, notes=tuple(notes), root=root, left_out=left_out)
+
+
 # Channels
 
 
@@ -174,7 +198,7 @@ def _with_format(images: ImageSet, pixel_format: PixelFormat) -> ImageSet:
 # Decoding
 
 
-def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict: bool) -> tuple[ImageSet, list[str]]:
+def _decode(images: ImageSet, reading: _Reading, memory_bytes: int, what: str) -> tuple[ImageSet, list[str]]:
     """Drop unreadable files, and decode the pixels into memory if they fit. Those of many files are kept in `cache`.
 
     Returns:
@@ -182,18 +206,18 @@ def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict:
     """
     if images.pixels is not None or not images.files:
         return images, []
-    files, pixel_format = images.files, images.pixel_format
+    files, pixel_format = images.files, reading.pixel_format
     pixels: np.ndarray | None = None
     with as_data_error(files, pixel_format, f"{what} images"):
         size = common_size(files)
         if size is not None and len(files) * pixel_format.channels * size[0] * size[1] <= memory_bytes:
             with suppress(SizesDiffer):
-                pixels, broken = decode_or_read(files, size, cache, f"Decoding {what} images", pixel_format)
+                pixels, broken = decode_or_read(files, size, reading.cache, f"Decoding {what} images", pixel_format)
         if pixels is None:
             decode = len(files) <= _MAX_DECODED_AT_START
             broken = check_files(files, decode, f"Checking {what} images", pixel_format)
     dropped = [files[i] for i in broken.nonzero()[0]]
-    if dropped and strict:
+    if dropped and reading.strict:
         raise DataError(f"{dropped[0]} cannot be decoded; repair or remove it, or load without strict.")
     if 2 * len(dropped) > len(files):
         raise DataError(
@@ -204,7 +228,9 @@ def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict:
     if pixels is None:
         return (images.subset(kept) if dropped else images), dropped
     tensor = torch.from_numpy(pixels)
-    return replace(images, labels=images.labels[kept], pixels=tensor[kept] if dropped else tensor, files=()), dropped
+    decoded_from = tuple(files[i] for i in kept.tolist()) if dropped else files
+    labels, tensor = images.labels[kept], tensor[kept] if dropped else tensor
+    return replace(images, labels=labels, pixels=tensor, files=(), decoded_from=decoded_from), dropped
 
 
 def _short_path(file: str) -> str:

@@ -148,18 +148,18 @@ def check_pixels(image: ImageFile.ImageFile, file: str | BinaryIO, pixel_format:
     Raises:
         UnsupportedPixels: as `pixel_array`.
     """
-    channels, given = pixel_format.channels, pixel_format.value_range
+    channels, value_range = pixel_format.channels, pixel_format.value_range
     if not image.mode.startswith(("I", "F")):
         _check_channels(image, file, channels)
         if has_16_bits(image):
-            _check_several_deep_channels(image, file, given)
+            _check_several_deep_channels(image, file, value_range)
         return None
     if channels not in (1, 3):
         raise _lacks_channels(file, "1 channel", channels)
     values = _values_of(image)
-    if given is None and values.max is None:
+    if value_range is None and values.max is None:
         raise UnsupportedPixels(_name(file), values.kind, SAY_THE_RANGE.format(example=values.example))
-    if given is not None and values.stored_max == 0:
+    if value_range is not None and values.stored_max == 0:
         advice = "Pillow scales such values to 16 bits, so value_range cannot be used; convert the files to 8 bits."
         raise UnsupportedPixels(_name(file), values.kind, advice)
     return values
@@ -244,11 +244,11 @@ def _tiff_values(image: Any) -> _Values:
 
 
 def _scaled(
-    image: ImageFile.ImageFile, file: str | BinaryIO, values: _Values, given: tuple[float, float] | None
+    image: ImageFile.ImageFile, file: str | BinaryIO, values: _Values, value_range: tuple[float, float] | None
 ) -> np.ndarray:
     """The values of one channel as `(H, W)` uint8. Those outside the range become 0 or 255."""
-    numbers = _numbers(image, file, values) if given else np.asarray(image, dtype=np.float64)
-    low, high = given or (0.0, float(values.max or 0))
+    numbers = _numbers(image, file, values) if value_range else np.asarray(image, dtype=np.float64)
+    low, high = value_range or (0.0, float(values.max or 0))
     scaled = ((numbers - low) / ((high - low) / 255)).round().clip(0, 255).astype(np.uint8)
     return 255 - scaled if values.inverted else scaled
 
@@ -308,7 +308,7 @@ def _lacks_channels(file: str | BinaryIO, found: str, channels: int) -> Unsuppor
 
 
 def _check_several_deep_channels(
-    image: ImageFile.ImageFile, file: str | BinaryIO, given: tuple[float, float] | None
+    image: ImageFile.ImageFile, file: str | BinaryIO, value_range: tuple[float, float] | None
 ) -> None:
     """Refuse 16-bit colours whose values do not fill the 16 bits, because Pillow reads the upper 8 of them only."""
     bits = significant_bits(image) if image.format == "PNG" else None
@@ -319,7 +319,7 @@ def _check_several_deep_channels(
     if stated is not None and stated != MAX_UINT16:
         kind = f"several channels of 16 bits, and a tag that states {stated:g} as their maximum"
         raise UnsupportedPixels(_name(file), kind, advice)
-    if given is not None and given != (0, MAX_UINT16):
+    if value_range is not None and value_range != (0, MAX_UINT16):
         raise UnsupportedPixels(_name(file), "several channels of 16 bits, so value_range cannot be used", advice)
 
 

@@ -108,7 +108,7 @@ class EvalTransform:
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.img_size = preprocessing.img_size
+        self.preprocessing = preprocessing
         self.transform = create_transform(
             input_size=(preprocessing.channels, *preprocessing.img_size),
             is_training=False,
@@ -118,6 +118,7 @@ class EvalTransform:
 
     def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
         """Return the resized and cropped images. `epoch` and `index` are for callers that also call `Augmenter`."""
-        if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= MAX_SMALL_SIDE:
+        size = self.preprocessing.img_size
+        if tuple(images.shape[-2:]) == size and max(size) <= MAX_SMALL_SIDE:
             return images
         return self.transform(images)

@@ -23,21 +23,21 @@ def range_notes(files: Sequence[str], pixel_format: PixelFormat) -> list[str]:
         SettingError: no file has values that `value_range` is for.
         DataError: the values of a file have no known range.
     """
-    given = pixel_format.value_range
-    if not files and given is None:
+    value_range = pixel_format.value_range
+    if not files and value_range is None:
         return []
     with as_data_error(files, pixel_format, "images"):
-        if given is not None and not _any_deep(files):
+        if value_range is not None and not _any_deep(files):
             raise SettingError(
-                f"value_range is {given}, but no image has more than 8 bits for each channel. Leave it out."
+                f"value_range is {value_range}, but no image has more than 8 bits for each channel. Leave it out."
             )
         read = [found for file in spread_over(files) if (found := _values(file, pixel_format)) is not None]
     if not read:
         return []
-    if given is None:
+    if value_range is None:
         is_dark = all(values.max(initial=0) <= MAX_DARK * (largest or 0) for values, largest in read)
         return [_dark_note(max(float(values.max(initial=0)) for values, _ in read), len(read))] if is_dark else []
-    low, high = given
+    low, high = value_range
     outside = 100 * float(np.mean([((values < low) | (values > high)).mean() for values, _ in read]))
     note = f"values {low:g} to {high:g} become black to white in files of more than 8 bits"
     clipped = f"; {outside:.2g} % of the values of {len(read)} images are outside, and become black or white"

@@ -21,6 +21,7 @@ from torch import Tensor
 from vitrim.errors import CheckpointMismatch
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
+UNREADABLE = "unreadable.json"  # in a run folder: images that could not be decoded
 OURS = (CONFIG, WEIGHTS, MODELING, RUN)
 
 

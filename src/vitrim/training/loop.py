@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
 from vitrim.data.matching import match_labels, preprocessing_of
+from vitrim.data.run_record import as_in_run, keep_record
+from vitrim.data.unreadable import log_replaced
 from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
@@ -74,6 +76,7 @@ def train(
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         DataError: the data does not fit the model.
     """
+    data = data if run_dir is None else as_in_run(data, run_dir)
     job = TrainingJob(
         model=model,
         data=match_labels(data, model),
@@ -100,7 +103,9 @@ def run_job(job: TrainingJob) -> nn.Module:
     adapter_for(model).set_drop_path(model, job.settings.drop_path)
     device = this_process().device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return TrainingLoop(replace(job, model=model)).run()
+        trained = TrainingLoop(replace(job, model=model)).run()
+    log_replaced(job.data.train.unreadable, job.stage)
+    return trained
 
 
 class TrainingLoop:
@@ -130,6 +135,8 @@ class TrainingLoop:
         self.teacher_outputs: dict[str, Tensor] = {}
         if job.run_dir and self.accelerator.is_main_process:
             job.run_dir.mkdir(parents=True, exist_ok=True)
+        if job.run_dir:
+            keep_record(job.data, job.run_dir)
         self.metrics = job.run_dir / "metrics.jsonl" if job.run_dir else None
         self.state = TrainingState(
             path=job.run_dir / f"{job.stage}.checkpoint.safetensors" if job.run_dir else None,
