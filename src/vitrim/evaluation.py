@@ -6,7 +6,7 @@ Shapes: `B` batch, `C` classes, `n` all images.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -155,20 +155,19 @@ def _report_unreadable(images: ImageSet, unreadable: list[int], description: str
 def compare(first: Evaluation, second: Evaluation) -> Difference:
     """Compare two models that were evaluated on the same images. The difference is positive if `second` is better.
 
+    Images that could not be decoded in one of the evaluations are left out of the comparison.
+
     Raises:
-        DataError: the two evaluations are of different images.
+        DataError: the two evaluations have different numbers of images.
     """
-    if len(first.correct) != len(second.correct):
+    if _num_all(first) != _num_all(second):
         raise DataError(
-            f"The models were evaluated on {len(first.correct)} and {len(second.correct)} images. "
+            f"The models were evaluated on {_num_all(first)} and {_num_all(second)} images. "
             "Evaluate both on the same images in the same order."
         )
-    if first.not_counted != second.not_counted:
-        raise DataError(
-            f"The models were evaluated on different images: {len(first.not_counted)} and {len(second.not_counted)} "
-            "files could not be decoded. Evaluate both again."
-        )
-    pairs = second.correct.astype(float) - first.correct.astype(float)  # (n,) 1 only second right, -1 only first
+    dropped = {*first.not_counted, *second.not_counted}
+    before, after = (_counted_without(evaluation, dropped).astype(float) for evaluation in (first, second))
+    pairs = after - before  # (n,) 1 only second right, -1 only first
     points = 100 * float(pairs.mean())
     if not pairs.any():
         return Difference(points=0.0, low=0.0, high=0.0, p_value=1.0)
@@ -182,6 +181,17 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
         high=100 * float(interval.high),
         p_value=float(stats.binomtest(gained, disagreed).pvalue),
     )
+
+
+def _num_all(evaluation: Evaluation) -> int:
+    """Number of images, with those that could not be decoded."""
+    return len(evaluation.correct) + len(evaluation.not_counted)
+
+
+def _counted_without(evaluation: Evaluation, dropped: Set[int]) -> np.ndarray:
+    """`correct` without the images that one of two evaluations does not count."""
+    counted = np.setdiff1d(np.arange(_num_all(evaluation)), evaluation.not_counted)
+    return evaluation.correct[~np.isin(counted, sorted(dropped))]
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -153,10 +153,7 @@ class ImageData:
 
     def all_notes(self) -> list[str]:
         """Return the notes, and what could not be decoded since the images were loaded."""
-        train, validation = (
-            [file for file in images.files if file in images.unreadable.sizes]
-            for images in (self.train, self.validation)
-        )
+        train, validation = (images.unreadable.among(images.files) for images in (self.train, self.validation))
         notes = [replaced_note(train)] if train else []
         if validation:
             notes.append(not_counted_note(validation, len(self.validation)))

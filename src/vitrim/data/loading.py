@@ -25,7 +25,7 @@ from vitrim.data.sources import SOURCES, find
 from vitrim.data.value_range import as_data_error, range_notes
 from vitrim.errors import DataError, SettingError
 
-_MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
+MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
 
 
 def load_data(
@@ -214,7 +214,7 @@ def _decode(images: ImageSet, reading: _Reading, memory_bytes: int, what: str) -
             with suppress(SizesDiffer):
                 pixels, broken = decode_or_read(files, size, reading.cache, f"Decoding {what} images", pixel_format)
         if pixels is None:
-            decode = len(files) <= _MAX_DECODED_AT_START
+            decode = len(files) <= MAX_DECODED_AT_START
             broken = check_files(files, decode, f"Checking {what} images", pixel_format)
     dropped = [files[i] for i in broken.nonzero()[0]]
     if dropped and reading.strict:

@@ -1,23 +1,28 @@
 """What a run folder remembers of files that could not be decoded, so that the run can go on when one was repaired.
 
 A run ends with the images that it began with. Files that were left out at its start stay left out, and files that were
-replaced in training stay replaced, also after they were repaired. So a resumed run ends like an uninterrupted one.
+replaced in training stay replaced, also after they were repaired. So a resumed run ends like an uninterrupted one. A
+file of another size than at the start was damaged or repaired since, and counts as unreadable.
 """
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.unreadable import short_names
-from vitrim.runs.files import UNREADABLE, read_json, write_text
+from vitrim.data.unreadable import Unreadable, short_names
+from vitrim.runs.files import FILE_SIZES, UNREADABLE, read_json, write_tensors, write_text
 from vitrim.runs.folder import is_fresh
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
+
+MAX_CHANGED = 0.01  # of the files; if more have another size, it is another data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +51,15 @@ def as_in_run(data: ImageData, run_dir: str | Path) -> ImageData:
     train, validation = (_without(images, data.root, repaired) for images in (data.train, data.validation))
     notes = data.notes
     if repaired:
-        count = "1 file" if len(repaired) == 1 else f"{len(repaired)} files"
-        note = f"{count} could not be decoded when this run began, and stay left out until it ends"
+        note = f"{_counted(repaired)} could not be decoded when this run began, and not used until it ends"
         notes = (*notes, f"{note}: {short_names(repaired)}")
         log(notes[-1])
     sizes = {os.path.join(data.root, name): size for name, size in record.replaced.items()}
-    unreadable = data.train.unreadable.for_run(sizes)
+    if changed := _changed_sizes(folder, train, validation, sizes):
+        note = "of another size than when this run began; it does not use them any more"
+        log(f"{_counted(changed)} {note}: {short_names(list(changed))}")
+    before = (data.train.unreadable, data.validation.unreadable)
+    unreadable = Unreadable.for_run(sizes | changed, before)
     return replace(
         data,
         train=train.with_unreadable(unreadable),
@@ -77,8 +85,13 @@ def keep_record(data: ImageData, run_dir: str | Path) -> None:
         replaced = {_name(path, data.root): size for path, size in unreadable.sizes.items()}
         write_text(file, json.dumps({"left out": list(data.left_out), "replaced": replaced}, indent=2) + "\n")
 
-    if rank == 0 and (data.left_out or unreadable.sizes):
-        write()
+    if rank == 0:
+        if data.left_out or unreadable.sizes:
+            write()
+        sets = {"train": data.train, "validation": data.validation}
+        if is_fresh(folder) and any(images.files for images in sets.values()):
+            found = {name: _sizes(images) for name, images in sets.items() if images.files}
+            write_tensors(folder / FILE_SIZES, found, {})
     unreadable.on_new = write
 
 
@@ -87,17 +100,39 @@ def explain_unreadable(data: ImageData, run_dir: str | Path) -> str:
     new = sorted(set(data.left_out) - set(_read(Path(run_dir)).left_out))
     if not new:
         return ""
-    files = (
-        "1 file cannot be decoded now that this run uses"
-        if len(new) == 1
-        else (f"{len(new)} files cannot be decoded now that this run uses")
+    return (
+        f" {_counted(new)} cannot be decoded now that this run uses: {short_names(new)}. To continue it, put back what "
+        "was there."
     )
-    return f" {files}: {short_names(new)}. To continue it, put them back as they were."
+
+
+def _changed_sizes(folder: Path, train: ImageSet, validation: ImageSet, known: Collection[str]) -> dict[str, int]:
+    """The files that have another size than when a run began, with the size at that time; none if there are many."""
+    file = folder / FILE_SIZES
+    if _has_no_results(folder) or not file.is_file():
+        return {}
+    before, changed = load_file(file), {}
+    for name, images in {"train": train, "validation": validation}.items():
+        if name not in before or len(before[name]) != len(images.files):
+            continue
+        for index in (before[name] != _sizes(images)).nonzero().flatten().tolist():
+            changed[images.files[index]] = int(before[name][index])
+    changed = {path: size for path, size in changed.items() if path not in known}
+    return changed if len(changed) <= MAX_CHANGED * (len(train.files) + len(validation.files)) else {}
+
+
+def _sizes(images: ImageSet) -> Tensor:
+    """Sizes of the files in bytes, `(n,)` int64; of unreadable files at the start of the run."""
+    return torch.from_numpy(images.unreadable.file_sizes(images.files))
+
+
+def _counted(files: Collection[str]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files"
 
 
 def _read(folder: Path) -> Record:
     """The records of all processes of a run; empty if the folder has no results."""
-    if not folder.is_dir() or is_fresh(folder):
+    if _has_no_results(folder):
         return Record()
     left_out: set[str] = set()
     replaced: dict[str, int] = {}
@@ -106,6 +141,10 @@ def _read(folder: Path) -> Record:
         left_out |= set(content["left out"])
         replaced |= content["replaced"]
     return Record(left_out=tuple(sorted(left_out)), replaced=replaced)
+
+
+def _has_no_results(folder: Path) -> bool:
+    return not folder.is_dir() or is_fresh(folder)
 
 
 def _without(images: ImageSet, root: str, names: Sequence[str]) -> ImageSet:

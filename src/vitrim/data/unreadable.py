@@ -5,9 +5,9 @@ them is in `run_record`.
 """
 
 import os
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 from accelerate.utils import gather_object
 
 from vitrim.runs.processes import this_process
@@ -27,33 +27,46 @@ class Unreadable:
     def __init__(self, sizes: dict[str, int] | None = None) -> None:
         self.sizes = dict(sizes or {})
         self.on_new: Callable[[], None] = lambda: None
-        self._measured: list[tuple[Sequence[str], array[int]]] = []  # what `file_sizes` returned
+        self._measured: list[tuple[Sequence[str], np.ndarray]] = []  # what `file_sizes` returned
 
-    def for_run(self, sizes: dict[str, int]) -> "Unreadable":
-        """Return an object of its own for a run, in which other files were found."""
-        made = Unreadable(sizes)
-        made._measured = list(self._measured)
+    @classmethod
+    def for_run(cls, sizes: dict[str, int], before: Iterable["Unreadable"]) -> "Unreadable":
+        """Return an object for a run, in which other files were found than in `before`; it knows the same sizes."""
+        made = cls(sizes)
+        made._measured = [pair for one in before for pair in one._measured]
         return made
+
+    def among(self, files: Sequence[str]) -> list[str]:
+        """Return the unreadable ones of some files."""
+        return [file for file in files if file in self.sizes] if self.sizes else []
 
     def add(self, file: str, reason: str, consequence: str) -> None:
         """Note and log a file that cannot be decoded, unless it is known."""
         if file in self.sizes:
             return
-        measured = (sizes[files.index(file)] for files, sizes in self._measured if file in files)
+        measured = (int(sizes[files.index(file)]) for files, sizes in self._measured if file in files)
         self.sizes[file] = next(measured, None) or _size(file)
         log(f"{file} cannot be decoded ({reason}); {consequence}")
         self.on_new()
 
-    def file_sizes(self, files: Sequence[str]) -> Sequence[int]:
-        """Sizes in bytes; of unreadable files those at the start, so that a repaired file is no other data set."""
-        found = array("q", (self.sizes[file] if file in self.sizes else os.path.getsize(file) for file in files))
-        self._measured.append((files, found))
-        return found
+    def file_sizes(self, files: Sequence[str]) -> np.ndarray:
+        """Sizes in bytes when they were first asked for, `(n,)` int64.
+
+        Of unreadable files, the sizes are those at the start of the run, so a repaired file is no other data set.
+        """
+        found = next((sizes for measured, sizes in self._measured if measured is files), None)
+        if found is None:
+            sizes = (_size(file) if file in self.sizes else os.path.getsize(file) for file in files)
+            found = np.fromiter(sizes, dtype=np.int64, count=len(files))
+            self._measured.append((files, found))
+        if not self.sizes:
+            return found
+        pairs = zip(files, found.tolist(), strict=True)
+        return np.array([self.sizes.get(file, size) for file, size in pairs], dtype=np.int64)
 
 
-def log_replaced(unreadable: Unreadable, stage: str) -> None:
-    """Say at the end of a training how many of its images were replaced. All processes call this together."""
-    files = list(unreadable.sizes)
+def log_replaced(files: list[str], stage: str) -> None:
+    """Say at the end of a training which images were replaced. All processes call this together, each with its own."""
     if this_process().num_processes > 1:
         files = gather_object(files)
     if files:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from vitrim.errors import FolderInUse
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import RUN, UNREADABLE, read_json, unknown_files, write_text, writing
+from vitrim.runs.files import FILE_SIZES, RUN, UNREADABLE, read_json, unknown_files, write_text, writing
 from vitrim.runs.processes import is_main_process, wait_for_all
 
 Result = TypeVar("Result")
@@ -126,7 +126,7 @@ class RunFolder:
 
 def is_fresh(folder: Path) -> bool:
     """Whether a run folder has no result yet, so that it may be reused for another run."""
-    return {path.name for path in folder.iterdir()} <= {RUN, "recipe.toml", UNREADABLE}
+    return {path.name for path in folder.iterdir()} <= {RUN, "recipe.toml", UNREADABLE, FILE_SIZES}
 
 
 def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:

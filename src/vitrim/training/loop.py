@@ -104,7 +104,8 @@ def run_job(job: TrainingJob) -> nn.Module:
     device = this_process().device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         trained = TrainingLoop(replace(job, model=model)).run()
-    log_replaced(job.data.train.unreadable, job.stage)
+    images = job.data.train
+    log_replaced(images.unreadable.among(images.files), job.stage)
     return trained
 
 
