@@ -216,7 +216,7 @@ def _values_of(image: ImageFile.ImageFile) -> _Values:
     if image.format == "PPM":  # Pillow has scaled the values by the maximum that the file states
         arguments = image.tile[0][3]
         stated = arguments[1] if isinstance(arguments, tuple) else MAX_UINT16
-        return _Values(MAX_UINT16, f"values up to {stated}", stored_max=int(stated))  # type: ignore[arg-type]
+        return _Values(MAX_UINT16, f"values up to {stated}", stored_max=int(stated))
     if image.format == "JPEG2000":
         return _Values(MAX_UINT16, "values of more than 8 bits in JPEG 2000", stored_max=0)
     if image.mode.startswith("I;16"):
