@@ -11,7 +11,8 @@ from torch import nn
 
 from builders.images import image_folder, save_image
 from builders.models import same_tensors
-from builders.runs import Stopped, digits_model, short_training
+from builders.runs import Stopped, digits_model, short_training, stop
+from vitrim import pipeline
 from vitrim.data import loading, run_record
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.images import ImageData
@@ -100,7 +101,7 @@ def test_a_file_that_breaks_while_a_large_set_is_trained_on_is_named_and_costs_n
     found = fit(dense(), load_data(root, memory_bytes=0), recipe, tmp_path / "run")
     err = capsys.readouterr().err
     assert "train: 1 training image could not be decoded" in err and str(Path("cat", "02.png")) in err
-    assert "1 file of another size than when this run began" in err and str(Path("dog", "01.png")) in err
+    assert "1 file with another size than when this run began" in err and str(Path("dog", "01.png")) in err
     assert "1 of 9 images cannot be decoded and are not counted: " + str(Path("dog", "01.png")) in err
     assert same_tensors(found, fit(dense(), load_data(root, memory_bytes=0), recipe, tmp_path / "run"))
 
@@ -140,10 +141,24 @@ def test_train_alone_also_continues(root: Path, tmp_path: Path, monkeypatch: pyt
     assert same_tensors(trained("run"), expected)
 
 
-def test_a_folder_without_results_remembers_nothing(root: Path, tmp_path: Path) -> None:
-    damage(root, TRAIN)()
-    (tmp_path / RECORD).write_text(json.dumps({"left out": [TRAIN], "replaced": {}}))
-    (tmp_path / "images").rename(tmp_path.parent / "elsewhere")
-    data = loading.load_data(tmp_path.parent / "elsewhere")
-    fit(dense(), data, TrainRecipe(training=SETTINGS), tmp_path / "run")
-    assert not (tmp_path / "run" / RECORD).exists()
+def test_a_run_that_ended_before_its_first_result_leaves_no_record(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run = TrainRecipe(training=SETTINGS), tmp_path / "run"
+    repair = damage(root, TRAIN)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(pipeline, "train", stop)
+        fit(dense(), load_data(root), recipe, run)
+    assert json.loads((run / RECORD).read_text())["left out"] == [TRAIN]
+    repair()
+    fit(dense(), load_data(root), recipe, run)
+    assert json.loads((run / RECORD).read_text()) == {"left out": [], "replaced": {}}
+    assert json.loads((run / "run.json").read_text())["data"]["training images"] == 15
+
+
+def test_another_refusal_names_no_file(root: Path, tmp_path: Path) -> None:
+    damage(root, TRAIN)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    with pytest.raises(FolderInUse, match=r"no vitrim run; choose another folder with -o\.$"):
+        fit(dense(), load_data(root), TrainRecipe(training=SETTINGS), tmp_path / "mine")

@@ -56,7 +56,7 @@ def as_in_run(data: ImageData, run_dir: str | Path) -> ImageData:
         log(notes[-1])
     sizes = {os.path.join(data.root, name): size for name, size in record.replaced.items()}
     if changed := _changed_sizes(folder, train, validation, sizes):
-        note = "of another size than when this run began; it does not use them any more"
+        note = "with another size than when this run began, and not used any more"
         log(f"{_counted(changed)} {note}: {short_names(list(changed))}")
     before = (data.train.unreadable, data.validation.unreadable)
     unreadable = Unreadable.for_run(sizes | changed, before)
@@ -85,20 +85,25 @@ def keep_record(data: ImageData, run_dir: str | Path) -> None:
         replaced = {_name(path, data.root): size for path, size in unreadable.sizes.items()}
         write_text(file, json.dumps({"left out": list(data.left_out), "replaced": replaced}, indent=2) + "\n")
 
-    if rank == 0:
-        if data.left_out or unreadable.sizes:
-            write()
+    if rank == 0 and is_fresh(folder):
+        for path in (
+            folder / FILE_SIZES,
+            *folder.glob(f"*{UNREADABLE}"),
+        ):  # of a run that ended before its first result
+            path.unlink(missing_ok=True)
         sets = {"train": data.train, "validation": data.validation}
-        if is_fresh(folder) and any(images.files for images in sets.values()):
-            found = {name: _sizes(images) for name, images in sets.items() if images.files}
+        if found := {name: _sizes(images) for name, images in sets.items() if images.files}:
             write_tensors(folder / FILE_SIZES, found, {})
+        if data.root:
+            write()
     unreadable.on_new = write
 
 
 def explain_unreadable(data: ImageData, run_dir: str | Path) -> str:
     """Which files the run in a folder did not leave out and cannot be decoded now, as a sentence; empty if none."""
-    new = sorted(set(data.left_out) - set(_read(Path(run_dir)).left_out))
-    if not new:
+    folder = Path(run_dir)
+    new = sorted(set(data.left_out) - set(_read(folder).left_out))
+    if not new or not list(folder.glob(f"*{UNREADABLE}")):
         return ""
     return (
         f" {_counted(new)} cannot be decoded now that this run uses: {short_names(new)}. To continue it, put back what "

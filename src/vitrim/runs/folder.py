@@ -126,7 +126,8 @@ class RunFolder:
 
 def is_fresh(folder: Path) -> bool:
     """Whether a run folder has no result yet, so that it may be reused for another run."""
-    return {path.name for path in folder.iterdir()} <= {RUN, "recipe.toml", UNREADABLE, FILE_SIZES}
+    names = {path.name for path in folder.iterdir() if not path.name.endswith(UNREADABLE)}
+    return names <= {RUN, "recipe.toml", FILE_SIZES}
 
 
 def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:
