@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a range without two numbers": (lambda p: p.compress("--value-range", "4095"), "--value-range is '4095'; expected"),
     "a range of words": (lambda p: p.compress("--value-range", "low,high"), "--value-range is 'low,high'; expected"),
     "a range the wrong way round": (lambda p: p.compress("--value-range", "9,-1"), r"--value-range is \(9.0, -1.0\)"),
-    "a range for 8 bits": (lambda p: p.compress("--value-range=-9,9"), "no image has more than 8 bits"),
+    "a range for 8 bits": (lambda p: p.compress("--value-range", "-9,9"), "no image has more than 8 bits"),
     "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "--limit-per-class is 0"),
     "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*looks for one of.*VisionTransformer"),
     "unsupported model in training": (lambda p: ["train", "resnet18", "-o", str(p.out)], "ResNet.*looks for one of"),

@@ -138,7 +138,8 @@ class DataOptions:
     value_range: Annotated[
         str | None,
         Parameter(
-            help="values of black and white in images of more than 8 bits, e.g. 0,4095 (default: as the file states)"
+            allow_leading_hyphen=True,
+            help="values of black and white in images of more than 8 bits, e.g. 0,4095 (default: as the file states)",
         ),
     ] = None
 
@@ -335,7 +336,7 @@ def value_range(text: str) -> tuple[float, float]:
         low, high = map(float, numbers)
     except ValueError:
         raise SettingError(
-            f"--value-range is {text!r}; expected the values of black and white, such as 0,4095 or =-1000,1000."
+            f"--value-range is {text!r}; expected the values of black and white, such as 0,4095 or -1000,1000."
         ) from None
     return low, high
 
