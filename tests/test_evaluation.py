@@ -1,6 +1,9 @@
 """Laws of the evaluation: right counts and intervals, and a model that is not changed."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from builders.images import image_data
+from builders.images import file_set, image_data
 from builders.models import build, random_images, same_tensors
+from vitrim.data.images import ImageSet
 from vitrim.data.matching import preprocessing_of
 from vitrim.errors import DataError
 from vitrim.evaluation import Evaluation, compare, evaluate
@@ -142,3 +146,40 @@ def test_a_difference_on_every_image_has_an_interval_of_no_width(second: list[in
 def test_evaluations_of_different_numbers_of_images_are_not_compared() -> None:
     with pytest.raises(DataError, match="3 and 2 images"):
         compare(made_up([1, 0, 1]), made_up([1, 0]))
+
+
+# Files that cannot be decoded
+
+
+def images_with_damage(root: Path, damaged: Sequence[int]) -> ImageSet:
+    images = file_set(root, 8, size=(32, 32))
+    for index in damaged:
+        Path(images.files[index]).write_bytes(b"no image")
+    return images
+
+
+def test_images_that_cannot_be_decoded_are_not_counted_and_this_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build(dtype=torch.float32)
+    whole = evaluate(model, images_with_damage(tmp_path, []), num_workers=0)
+    capsys.readouterr()
+    found = evaluate(model, images_with_damage(tmp_path, [2, 5]), batch_size=3, num_workers=0)
+    assert found.num_images == 6 and found.not_counted == (2, 5)
+    assert found.correct.tolist() == [right for index, right in enumerate(whole.correct) if index not in (2, 5)]
+    assert "evaluating: 2 of 8 images cannot be decoded and are not counted: " in capsys.readouterr().err
+    assert Evaluation.from_dict(found.to_dict()).not_counted == (2, 5) and "not_counted" not in whole.to_dict()
+
+
+def test_a_set_of_which_most_files_cannot_be_decoded_is_refused(tmp_path: Path) -> None:
+    images = images_with_damage(tmp_path, range(5))
+    with pytest.raises(DataError, match=r"5 of 8 images cannot be decoded.*too many"):
+        evaluate(build(dtype=torch.float32), images, num_workers=0)
+
+
+def test_models_are_compared_on_the_images_that_both_count() -> None:
+    first, second = made_up([0, 1, 1, 0]), made_up([1, 1, 0, 0])  # of images 1, 2, 3, 4 and of 0, 1, 2, 3
+    found = compare(replace(first, not_counted=(0,)), replace(second, not_counted=(4,)))
+    assert found == compare(made_up([0, 1, 1]), made_up([1, 0, 0]))
+    with pytest.raises(DataError, match="5 and 4 images"):
+        compare(replace(first, not_counted=(0,)), second)

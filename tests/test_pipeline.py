@@ -36,6 +36,7 @@ from vitrim.models import describe
 from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.recipe import TrainRecipe, load_recipe
+from vitrim.recovery.recover import RecoverySettings
 from vitrim.runs.files import read_json
 from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
@@ -88,6 +89,19 @@ def test_if_removing_the_blocks_is_enough_the_width_is_kept(tmp_path: Path) -> N
     assert [(len(kept.heads), len(kept.neurons)) for kept in result.plan.blocks] == [
         (blocks[kept.block].heads.count, blocks[kept.block].neurons.count) for kept in result.plan.blocks
     ]
+
+
+def test_a_grey_model_is_compressed_with_grey_images(tmp_path: Path) -> None:
+    colours = digits()
+    parts = {
+        name: replace(getattr(colours, name), pixels=getattr(colours, name).pixels[:, :1])
+        for name in ("train", "validation")
+    }
+    recipe = short_recipe(keep=0.7, recovery=RecoverySettings(enabled=False))
+    recipe = replace(recipe, width_training=short_training(augmentation=AugmentationSettings()))
+    found = compress(digits_model(in_chans=1, depth=2), replace(colours, **parts), recipe, tmp_path)
+    assert describe(load(tmp_path / "model")).in_chans == describe(found.model).in_chans == 1
+    assert "1 channel" in " ".join(found.report["notes"])
 
 
 def test_the_dense_model_is_not_changed(finished_run: Any) -> None:

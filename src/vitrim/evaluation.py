@@ -6,8 +6,8 @@ Shapes: `B` batch, `C` classes, `n` all images.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Set
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
+from vitrim.data.unreadable import not_counted_note
 from vitrim.errors import DataError
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.runs.processes import this_process
-from vitrim.runs.progress import track
+from vitrim.runs.progress import log, track
 
 CONFIDENCE = 0.95
 
@@ -39,8 +40,9 @@ class Evaluation:
         high: upper end of this interval, in percent.
         top5: top-5 accuracy in percent; None for models with fewer than six outputs.
         loss: mean cross entropy.
-        num_images: number of images.
+        num_images: number of images that were evaluated.
         correct: whether the top-1 prediction of each image is right, in order, `(num_images,)` bool.
+        not_counted: indices of images whose file could not be decoded. They are in no number.
     """
 
     top1: float
@@ -50,15 +52,18 @@ class Evaluation:
     loss: float
     num_images: int
     correct: np.ndarray = field(repr=False)
+    not_counted: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `correct` becomes a string of 0 and 1."""
-        return {**asdict(self), "correct": "".join("01"[bool(right)] for right in self.correct)}
+        values = {**asdict(self), "correct": "".join("01"[bool(right)] for right in self.correct)}
+        return {name: value for name, value in values.items() if name != "not_counted" or value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
         """Return the evaluation that `to_dict` was called on."""
-        return cls(**{**values, "correct": np.array([mark == "1" for mark in values["correct"]])})
+        correct = np.array([mark == "1" for mark in values["correct"]])
+        return cls(**{**values, "correct": correct, "not_counted": tuple(values.get("not_counted", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +100,9 @@ def evaluate(
     The model is evaluated in eval mode, and is in its own mode afterwards.
 
     Args:
-        data: a data set (its validation images are used, with labels as `match_labels` matches them to the model), an
-            image set, or prepared batches of images `(B, 3, H, W)`
-            and labels `(B,)`. If several processes run, each evaluates a part of a data set or image set. Prepared
-            batches are evaluated completely in each process.
+        data: a data set (its validation images are used), an image set, or prepared batches of images
+            `(B, channels, H, W)` and labels `(B,)`. If several processes run, each evaluates a part of a data set or
+            image set. Prepared batches are evaluated completely in each process.
         batch_size: images in each batch of a process; not used for prepared batches.
         num_workers: processes that decode files; by default one for each core.
         description: shown before the progress bar.
@@ -109,6 +113,7 @@ def evaluate(
     images = match_labels(data, model).validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
+    unreadable: list[int] = []
     if isinstance(images, ImageSet):
         state = this_process()
         part = Part(index=state.process_index, count=state.num_processes)
@@ -119,6 +124,7 @@ def evaluate(
             part=part,
             device=device_of(model),
             num_workers=num_workers,
+            on_unreadable=unreadable.append,
         )
         num_batches = math.ceil(len(images) / (batch_size * part.count))
         max_label = int(images.labels.max()) if len(images) else None
@@ -128,24 +134,39 @@ def evaluate(
         judged = [_judge(model, *batch, max_label) for batch in track(batches, description, num_batches)]
     results = [tuple(values.cpu() for values in batch) for batch in judged]  # after all batches: each copy waits
     if divided and this_process().num_processes > 1:
-        results = gather_object(results)
+        results, unreadable = gather_object(results), gather_object(unreadable)
+    if isinstance(images, ImageSet) and unreadable:
+        _report_unreadable(images, unreadable, description)
     if not results:
         raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
-    return _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
+    found = _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
+    return replace(found, not_counted=tuple(sorted(unreadable)))
+
+
+def _report_unreadable(images: ImageSet, unreadable: list[int], description: str) -> None:
+    """Log which images are not counted; raises DataError if they are more than half."""
+    note = not_counted_note([images.files[index] for index in unreadable], len(images))
+    if 2 * len(unreadable) > len(images):
+        raise DataError(f"{note}. These are too many to leave out; check that the folder can be read.")
+    log(f"{description}: {note}")
 
 
 def compare(first: Evaluation, second: Evaluation) -> Difference:
     """Compare two models that were evaluated on the same images. The difference is positive if `second` is better.
 
+    Images that could not be decoded in one of the evaluations are left out of the comparison.
+
     Raises:
         DataError: the two evaluations have different numbers of images.
     """
-    if len(first.correct) != len(second.correct):
+    if _num_all(first) != _num_all(second):
         raise DataError(
-            f"The models were evaluated on {len(first.correct)} and {len(second.correct)} images. "
+            f"The models were evaluated on {_num_all(first)} and {_num_all(second)} images. "
             "Evaluate both on the same images in the same order."
         )
-    pairs = second.correct.astype(float) - first.correct.astype(float)  # (n,) 1 only second right, -1 only first
+    dropped = {*first.not_counted, *second.not_counted}
+    before, after = (_counted_without(evaluation, dropped).astype(float) for evaluation in (first, second))
+    pairs = after - before  # (n,) 1 only second right, -1 only first
     points = 100 * float(pairs.mean())
     if not pairs.any():
         return Difference(points=0.0, low=0.0, high=0.0, p_value=1.0)
@@ -161,11 +182,22 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
     )
 
 
+def _num_all(evaluation: Evaluation) -> int:
+    """Number of images, with those that could not be decoded."""
+    return len(evaluation.correct) + len(evaluation.not_counted)
+
+
+def _counted_without(evaluation: Evaluation, dropped: Set[int]) -> np.ndarray:
+    """`correct` without the images that one of two evaluations does not count."""
+    counted = np.setdiff1d(np.arange(_num_all(evaluation)), evaluation.not_counted)
+    return evaluation.correct[~np.isin(counted, sorted(dropped))]
+
+
 def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluate one batch.
 
     Args:
-        images: `(B, 3, H, W)`.
+        images: `(B, channels, H, W)`.
         labels: `(B,)` int64.
         max_label: of all batches; None if it is not known. Then it is read from the device, which takes time.
 

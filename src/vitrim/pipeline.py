@@ -16,7 +16,9 @@ from vitrim import report as reports
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import measure_latencies
 from vitrim.data.images import ImageData
+from vitrim.data.run_record import as_in_run, explain_unreadable, keep_record
 from vitrim.depth import choose_num_blocks, plan_width
+from vitrim.errors import FolderInUse
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
@@ -83,7 +85,7 @@ def compress(
             differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
-    source = Source.of(model, data, teacher)
+    source = Source.of(model, as_in_run(data, run_dir), teacher)
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
     run.evaluate("dense", source.model)
@@ -155,7 +157,7 @@ def fit(
             the model.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher.
     """
-    source = Source.of(model, data, teacher, learns=True)
+    source = Source.of(model, as_in_run(data, run_dir), teacher, learns=True)
     check_training(recipe.training, source.structure, source.data)
     check_use_of_teachers(source, [recipe.training])
     folder = open_folder(run_dir, source, "train", recipe)
@@ -184,7 +186,11 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
         FolderInUse: it holds something else, or a run made from something else.
     """
     before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
-    folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
+    try:
+        folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
+    except FolderInUse as problem:
+        raise FolderInUse(f"{problem}{explain_unreadable(source.data, run_dir)}") from None
+    keep_record(source.data, folder.path)
     if is_main_process():
         write_text(folder.path / "recipe.toml", to_toml(recipe))
     return folder

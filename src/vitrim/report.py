@@ -77,7 +77,7 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         },
         "latency": _latency_section(recipe, outcome),
         **({"teachers": [_teacher_row(teacher) for teacher in source.teachers]} if source.teachers else {}),
-        "notes": list(data.notes),
+        "notes": data.all_notes(),
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),
     }

@@ -12,7 +12,8 @@ import torch
 from builders.class_order import NATURAL, NUMBERED, colour_folder, model_knowing
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from builders.runs import digits_model
-from vitrim.cli.inputs import export_folder
+from vitrim.cli.inputs import channels_to_train_on, export_folder
+from vitrim.cli.options import ModelOptions
 from vitrim.saving.checkpoint import save
 
 Words = Callable[[CommandFolder], list[str]]
@@ -94,6 +95,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
         "--label-column is 'goal', but .* has the columns file, label",
     ),
     "holdout above 1": (lambda p: p.compress("--holdout", "1.5"), "--holdout is 1.5"),
+    "a range without two numbers": (lambda p: p.compress("--value-range", "4095"), "--value-range is '4095'; expected"),
+    "a range of words": (lambda p: p.compress("--value-range", "low,high"), "--value-range is 'low,high'; expected"),
+    "a range the wrong way round": (lambda p: p.compress("--value-range", "9,-1"), r"--value-range is \(9.0, -1.0\)"),
+    "a range for 8 bits": (lambda p: p.compress("--value-range", "-9,9"), "no image has more than 8 bits"),
     "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "--limit-per-class is 0"),
     "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*looks for one of.*VisionTransformer"),
     "unsupported model in training": (lambda p: ["train", "resnet18", "-o", str(p.out)], "ResNet.*looks for one of"),
@@ -250,3 +255,38 @@ def test_a_new_model_learns_the_order_of_the_data_without_a_measurement(
     assert status == 0 and "order" not in err, err
     status, _, err = call(capsys, "evaluate", place.out, "--data", data)
     assert status == 0 and "order" not in err, err
+
+
+# Channels
+
+
+def test_images_are_read_with_the_channels_of_the_model(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(digits_model(in_chans=1, num_classes=3), place.path / "grey")
+    status, out, err = call(capsys, "evaluate", folder, "--data", place.images())
+    assert status == 0 and "12 validation images" in out
+    assert "1 channel: the pixels are normalised with mean 0.5" in err
+
+
+def test_images_without_the_channels_of_the_model_are_refused(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*MODEL_OPTIONS, "--model-arg=in_chans=4", "--data", str(place.images()), "-o", str(place.out)]
+    assert_refused(place, capsys, ["train", "vit_tiny_patch16_224", *words], r"24 of 24 images have 3 channels \(RGB\)")
+
+
+def test_models_of_other_channels_are_compared_on_the_same_images(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [save(digits_model(in_chans=n, num_classes=3), place.path / f"{n}") for n in (1, 3)]
+    status, out, _ = call(capsys, "evaluate", folders[0], "--data", place.images(), "--against", folders[1])
+    assert status == 0 and "against" in out
+
+
+def test_the_channels_to_train_on_are_those_of_the_named_model(place: CommandFolder) -> None:
+    grey = str(save(digits_model(in_chans=1), place.path / "grey"))
+    assert channels_to_train_on(grey, ModelOptions()) == 1
+    assert channels_to_train_on("vit_tiny_patch16_224", ModelOptions(model_arg=["in_chans=4"])) == 4
+    assert channels_to_train_on("transformers:ViTModel", ModelOptions(model_arg=["num_channels=1"])) == 1
+    assert channels_to_train_on("vit_tiny_patch16_224", ModelOptions()) == 3

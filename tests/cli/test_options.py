@@ -14,10 +14,9 @@ from vitrim.cli.options import (
     CompressTraining,
     DenseTraining,
     compress_recipe,
-    milliseconds,
-    model_args,
     train_recipe,
 )
+from vitrim.cli.values import milliseconds, model_args
 from vitrim.errors import SettingError
 from vitrim.recipe import load_recipe
 

@@ -1,12 +1,14 @@
 """Laws of batches: they are pure functions of their settings, and the parts of a batch are the whole batch."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from builders.fake_gpu import fake_gpu
 from builders.images import (
@@ -19,12 +21,14 @@ from builders.images import (
     file_set,
     memory_set,
     preprocessing,
+    save_image,
 )
 from vitrim.data import batches
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import Part, eval_batches, num_train_steps
 from vitrim.data.images import ImageSet
 from vitrim.data.loading import read_image
+from vitrim.data.pixels import PixelFormat
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import DataError, SettingError
 
@@ -221,13 +225,69 @@ def test_by_default_a_worker_has_a_core_and_shared_memory_for_its_batches(monkey
         assert num_workers(100, 1) == expected
 
 
+def broken(file: str) -> None:
+    """Truncate an image file, as a copy that was interrupted."""
+    Path(file).write_bytes(Path(file).read_bytes()[:60])
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_file_that_breaks_during_streaming_is_named(tmp_path: Path, num_workers: int) -> None:
-    images = file_set(tmp_path)
-    Path(images.files[3]).write_bytes(Path(images.files[3]).read_bytes()[:60])
+def test_a_file_that_breaks_during_streaming_of_a_strict_set_is_named(tmp_path: Path, num_workers: int) -> None:
+    images = replace(file_set(tmp_path), strict=True)
+    broken(images.files[3])
     with pytest.raises(DataError, match=r"3\.png cannot be decoded") as found:
         batches_of(images, NO_AUGMENTATION, num_workers=num_workers)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_another_image_of_the_class_replaces_one_that_breaks(
+    tmp_path: Path, num_workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = file_set(tmp_path)
+    changes = {"num_epochs": 3, "num_workers": num_workers}
+    whole, labelled = batches_of(images, NO_AUGMENTATION, **changes), one_class_each(images)
+    order = columns(batches_of(labelled, NO_AUGMENTATION, **changes, num_classes=24))[1].argmax(dim=1)
+    broken(images.files[3]), broken(images.files[7])
+    found, targets = columns(batches_of(images, NO_AUGMENTATION, **changes))
+    pixels, _ = columns(whole)
+    assert torch.equal(targets, columns(whole)[1])
+    of_file = {image: pixels[row] for row, image in enumerate(order.tolist())}
+    used = [next(i for i in of_file if torch.equal(of_file[i], found[row])) for row in range(len(found))]
+    replaced = [(image, other) for image, other in zip(order.tolist(), used, strict=True) if image != other]
+    assert sorted(image for image, _ in replaced) == [3, 3, 3, 7, 7, 7]
+    assert all(image % 4 == other % 4 and other not in (3, 7) for image, other in replaced)  # the class is index % 4
+    assert len({other for image, other in replaced if image == 3}) > 1  # it depends on the epoch
+    err = capsys.readouterr().err
+    assert sorted(images.unreadable.sizes) == [images.files[3], images.files[7]] and err.count("cannot be decoded") == 2
+    later = batches_of(images, NO_AUGMENTATION, **{**changes, "epoch": 1, "num_epochs": 2, "first_step": 1})
+    assert equal_batches(later, [(found[i : i + 8], targets[i : i + 8]) for i in range(32, 72, 8)])
+
+
+def test_a_file_that_was_replaced_stays_replaced_after_it_was_repaired(tmp_path: Path) -> None:
+    images = file_set(tmp_path)
+    content = Path(images.files[3]).read_bytes()
+    broken(images.files[3])
+    expected = batches_of(images, AugmentationSettings())
+    Path(images.files[3]).write_bytes(content)
+    assert equal_batches(batches_of(images, AugmentationSettings()), expected)
+    fresh = ImageSet(labels=images.labels, files=images.files)
+    assert not equal_batches(batches_of(fresh, AugmentationSettings()), expected)
+
+
+def test_a_folder_that_cannot_be_read_any_more_ends_the_training(tmp_path: Path) -> None:
+    images = file_set(tmp_path)
+    for file in images.files:
+        Path(file).unlink()
+    with pytest.raises(DataError, match=r"neither can 5 others of its class.*folder can be read"):
+        batches_of(images, NO_AUGMENTATION)
+
+
+def test_pixels_that_would_be_a_guess_are_never_replaced(tmp_path: Path) -> None:
+    images = file_set(tmp_path)
+    Image.fromarray(np.zeros((12, 10), dtype=np.float32)).save(images.files[3], format="TIFF")
+    for make in (lambda: batches_of(images, NO_AUGMENTATION), lambda: eval_all(images)):
+        with pytest.raises(DataError, match=r"3\.png has 32-bit floating-point"):
+            make()
 
 
 # Evaluation batches
@@ -248,3 +308,49 @@ def test_streamed_images_are_evaluated_like_images_in_memory(tmp_path: Path, mod
     files = file_set(tmp_path)
     memory = ImageSet(labels=files.labels, pixels=torch.stack([read_image(file) for file in files.files]))
     assert equal_batches(*(list(eval_batches(images, model, batch_size=7)) for images in (files, memory)))
+
+
+def eval_all(images: ImageSet, **changes: Any) -> list:
+    return list(eval_batches(images, preprocessing(), batch_size=4, num_workers=0, **changes))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_that_cannot_be_decoded_are_left_out_of_evaluation(tmp_path: Path, count: int) -> None:
+    images = one_class_each(file_set(tmp_path))
+    whole = columns(eval_all(images))
+    unreadable = [4, 5, 6, 7, 9]  # a whole batch and a part of one
+    for index in unreadable:
+        broken(images.files[index])
+    left_out: list[int] = []
+    found = [
+        batch
+        for index in range(count)
+        for batch in eval_all(images, part=Part(index=index, count=count), on_unreadable=left_out.append)
+    ]
+    kept = [index for index in range(24) if index not in unreadable]
+    assert all(torch.equal(a[kept], b) for a, b in zip(whole, columns(found), strict=True)) and left_out == unreadable
+    assert min(len(labels) for _, labels in found) > 0
+
+
+def test_other_channels_than_the_models_are_refused(tmp_path: Path) -> None:
+    model = preprocessing(mean=(0.5,), std=(0.5,))
+    for images in (memory_set(8), file_set(tmp_path, 8)):
+        for make in (
+            lambda images=images: batches_of(images, NO_AUGMENTATION, preprocessing=model),
+            lambda images=images: eval_batches(images, model, batch_size=4),
+        ):
+            with pytest.raises(DataError, match="3 channels, but the model takes 1"):
+                make()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@every_augmentation
+def test_streamed_images_of_any_channels_are_augmented(
+    tmp_path: Path, channels: int, augmentation: AugmentationSettings
+) -> None:
+    mode = {1: "L", 4: "RGBA"}[channels]
+    files = tuple(str(save_image(tmp_path / f"{i}.png", seed=i, mode=mode)) for i in range(8))
+    images = ImageSet(labels=torch.arange(8) % 4, files=files, pixel_format=PixelFormat(channels=channels))
+    model = preprocessing(mean=(0.5,) * channels, std=(0.5,) * channels)
+    for pixels, _ in batches_of(images, augmentation, preprocessing=model):
+        assert pixels.shape == (8, channels, 8, 8) and pixels.isfinite().all()

@@ -112,7 +112,7 @@ def test_a_copied_folder_is_the_same_set(load: Load, decoded: list[int], root: P
 def test_an_interrupted_write_leaves_nothing(load: Load, cache: Path, decoded: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
 
-        def interrupted(files: Any, pixels: np.ndarray, description: str) -> None:
+        def interrupted(files: Any, pixels: np.ndarray, *arguments: Any) -> None:
             pixels[0] = 1
             raise KeyboardInterrupt
 
@@ -163,16 +163,16 @@ def test_a_file_that_could_not_be_read_once_is_not_lost(
     load: Load, decoded: list[int], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load_data(root, cache_dir=root.parent / "other cache")
-    rgb_array, failing = decoding.rgb_array, {"left": 1}
+    pixel_array, failing = decoding.pixel_array, {"left": 1}
 
-    def sometimes(file: str) -> Any:
+    def sometimes(file: str, *arguments: Any) -> Any:
         if failing["left"]:
             failing["left"] -= 1
             raise OSError(errno.EIO, "Input/output error")
-        return rgb_array(file)
+        return pixel_array(file, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "rgb_array", sometimes)
+        patch.setattr(decoding, "pixel_array", sometimes)
         assert any("skipped 1 file" in note for note in load().notes)
     assert same(load(), expected)
 

@@ -85,3 +85,33 @@ def test_move_equals_torchvision_except_at_the_edge(op: int, strength: float, re
 def _torchvision_affine(images: Tensor, **changes: object) -> Tensor:
     settings = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **changes}
     return F.affine(images, interpolation=F.InterpolationMode.BILINEAR, fill=[90.0] * 3, **settings)
+
+
+# Images that are not RGB
+
+
+def every_operation(images: Tensor) -> Tensor:
+    ops = torch.arange(len(images))[:, None] % len(OPS)
+    return rand_augment(images, ops, torch.ones_like(ops), 15, (128.0,) * images.shape[1])
+
+
+def test_grey_images_are_changed_like_grey_images_in_rgb() -> None:
+    grey = memory_set(len(OPS), 16, 16).pixels[:, :1]
+    difference = every_operation(grey).int() - every_operation(grey.expand(-1, 3, -1, -1)).int()
+    assert difference.abs().max() <= 1  # the grey of RGB is rounded
+
+
+def test_images_of_other_channels_are_moved_and_keep_their_colours() -> None:
+    images = memory_set(len(OPS), 16, 16).pixels[:, [0, 1, 2, 0]]
+    changed = every_operation(images)
+    assert torch.equal(changed[5:], images[5:])
+    assert torch.equal(changed[:5, :3], every_operation(images[:, :3])[:5]) and torch.equal(
+        changed[:, 3], changed[:, 0]
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_sharpen_changes_each_channel_by_itself(channels: int) -> None:
+    images = memory_set(4, 9, 7).pixels.repeat(1, 2, 1, 1)[:, :channels]
+    expected = torch.cat([sharpen(images[:, i : i + 1], 1.9) for i in range(channels)], dim=1)
+    assert torch.equal(sharpen(images, 1.9), expected)

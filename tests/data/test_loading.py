@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from builders.images import image_folder, save_image
+from vitrim.data import loading
+from vitrim.data.layouts import Found
 from vitrim.data.loading import load_data, read_image
 from vitrim.errors import DataError, SettingError
 
@@ -130,3 +132,25 @@ def test_folders_whose_names_differ_in_the_unicode_form_are_one_class(tmp_path: 
     merged = load_data(tmp_path)
     assert merged.classes == (decomposed, "tea") and merged.train.labels.bincount().tolist() == [4, 2]
     assert merged.validation.labels.bincount().tolist() == [3, 3] and "are one class" in merged.notes[0]
+
+
+# Channels
+
+
+def test_data_sets_in_memory_become_grey_as_pillow_converts_them() -> None:
+    digits, grey = load_data("digits"), load_data("digits", channels=1)
+    assert torch.equal(grey.train.pixels, digits.train.pixels[:, :1]) and grey.train.channels == 1
+    with pytest.raises(DataError, match="3 channels; the model has 4"):
+        load_data("digits", channels=4)
+
+
+def test_colours_in_memory_become_the_grey_of_their_files(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, {"": 5})
+    grey = load_data(root, channels=1)
+    assert grey.train.pixels.shape[1:] == (1, 8, 8)
+    streamed = load_data(root, channels=1, memory_bytes=0).train
+    assert torch.equal(grey.train.pixels, torch.stack([read_image(f, streamed.pixel_format) for f in streamed.files]))
+    found = Found(classes=("a", "b"), train=load_data(root).train, validation=load_data(root).validation)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "find", lambda *_: found)
+        assert torch.equal(load_data("digits", channels=1).train.pixels, grey.train.pixels)

@@ -248,3 +248,31 @@ def test_a_model_that_was_just_trained_needs_no_measurement(capsys: pytest.Captu
     capsys.readouterr()
     assert origin_of(trained).classes == NUMBERED and match_labels(data, trained) is data
     assert capsys.readouterr().err == ""
+
+
+# Channels
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_than_the_models_are_refused(channels: int) -> None:
+    data, model = image_data(("ant", "bee")), build(num_classes=2, in_chans=channels, dtype=torch.float32)
+    message = rf"images have 3 channels, but the model takes {channels}\. .*channels={channels}"
+    with pytest.raises(DataError, match=message):
+        match_labels(data, model)
+    for part in (data, data.validation):
+        with pytest.raises(DataError, match=message):
+            evaluate(model, part)
+
+
+def test_what_is_done_with_images_that_are_not_rgb_is_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    data = image_data(("ant", "bee"))
+    grey, four = (
+        replace(data, train=part, validation=part)
+        for part in (replace(data.train, pixels=data.train.pixels[:, channels]) for channels in ([0], [0, 1, 2, 0]))
+    )
+    model = build(num_classes=2, in_chans=1, dtype=torch.float32)
+    matched = match_labels(match_labels(grey, model), model)
+    note = "1 channel: the pixels are normalised with mean 0.5 and std 0.5, from the model's configuration"
+    assert matched.notes == (note,) and capsys.readouterr().err == f"{note}\n"
+    matched = match_labels(four, build(num_classes=2, in_chans=4, dtype=torch.float32))
+    assert matched.notes[1:] == ("4 channels: RandAugment moves pixels but changes no colours",)

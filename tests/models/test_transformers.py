@@ -327,6 +327,14 @@ def test_preprocessing_comes_from_the_folder_or_else_from_the_family(tmp_path: P
     }
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_model_has_the_channels_of_its_configuration(channels: int) -> None:
+    sizes = {"image_size": 32, "patch_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    adapter = adapter_of_library("transformers")
+    model = adapter.create("ViTForImageClassification", num_classes=2, num_channels=channels, **sizes)
+    assert describe(model).in_chans == len(adapter.preprocessing(model)["std"]) == channels
+
+
 def test_stochastic_depth_grows_linearly_in_dinov2_and_is_an_error_in_vit() -> None:
     model = build_row(ROWS["transformers DINOv2"])
     adapter = adapter_for(model)

@@ -31,6 +31,7 @@ from vitrim.cli.tables import print_evaluations, print_export, print_line, print
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
+    from vitrim.data.images import ImageData
     from vitrim.evaluation import Evaluation
     from vitrim.recipe import Recipe
 
@@ -77,7 +78,8 @@ def train(
 
     recipe = train_recipe(training or DenseTraining())
     teachers = inputs.open_teachers(teacher)
-    data = inputs.open_data(data_options or DataOptions())
+    channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
+    data = inputs.open_data(data_options or DataOptions(), channels)
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
     fit(dense, data, recipe, output, teacher=teachers)
@@ -116,7 +118,7 @@ def compress(
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
     check(Source.of(dense), recipe)  # before images are read
     teachers = inputs.open_teachers(teacher, {model: dense})
-    data = inputs.open_data(data_options or DataOptions())
+    data = inputs.open_data(data_options or DataOptions(), inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
@@ -142,13 +144,18 @@ def evaluate(
     from vitrim import evaluation
     from vitrim.models import origin_of
 
+    loaded: dict[int, ImageData] = {}  # by the number of channels
+
     def measure(name: str, options: ModelOptions) -> "Evaluation":
         opened = inputs.on_training_device(inputs.open_trained_model(name, options))
+        channels = inputs.channels_of(opened)
+        if channels not in loaded:
+            loaded[channels] = inputs.open_data(data_options or DataOptions(), channels, only_validation=True)
+        data = loaded[channels]
         # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
         images = replace(data, class_names=None) if name == against and origin_of(opened).classes else data
         return evaluation.evaluate(opened, images, batch_size=eval_batch)
 
-    data = inputs.open_data(data_options or DataOptions(), only_validation=True)
     found = [(model, measure(model, model_options or ModelOptions()))]
     if against:
         found.append((against, measure(against, ModelOptions())))
@@ -195,7 +202,8 @@ def plan(
     with _explained_for_auto(recipe):
         if recipe.depth.blocks == "auto":  # then `plan` removes no block
             check(source, replace(recipe, depth=replace(recipe.depth, blocks=0)))
-        found = pipeline.plan_only(source.model, inputs.open_data(data_options or DataOptions()), recipe)
+        data = inputs.open_data(data_options or DataOptions(), source.structure.in_chans)
+        found = pipeline.plan_only(source.model, data, recipe)
     print_plan(source.structure, found)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +261,7 @@ def export(
     opened = inputs.open_named_model(model, model_options or ModelOptions())
     if names and not data_options:
         name_outputs(opened, names)
-    data = inputs.open_data(data_options) if data_options else None
+    data = inputs.open_data(data_options, inputs.channels_of(opened)) if data_options else None
     print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data))
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrim.cli.options import DataOptions, ModelOptions, model_args
+from vitrim.cli.options import DataOptions, ModelOptions
+from vitrim.cli.values import model_args, value_range
 from vitrim.errors import SettingError
 
 if TYPE_CHECKING:
@@ -15,15 +16,17 @@ if TYPE_CHECKING:
     from vitrim.training.settings import TrainingSettings
 
 DEFAULT_DATA = "digits"
+RGB_CHANNELS = 3
 
 
-def open_data(options: DataOptions, *, only_validation: bool = False) -> "ImageData":
+def open_data(options: DataOptions, channels: int, *, only_validation: bool = False) -> "ImageData":
     """Load the images, and print a summary on standard error.
 
     Without `--data`, `--train-dir` and `--val-dir`, the images are digits.
 
     Args:
         options: which images.
+        channels: of the images that the model takes.
         only_validation: whether the command needs no training images.
 
     Raises:
@@ -51,6 +54,8 @@ def open_data(options: DataOptions, *, only_validation: bool = False) -> "ImageD
         val_dir=options.val_dir,
         image_column=options.image_column,
         label_column=options.label_column,
+        channels=channels,
+        value_range=value_range(options.value_range) if options.value_range is not None else None,
     )
     found = found.with_class_names(names) if names else found
     for line in found.summary():
@@ -75,6 +80,33 @@ def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
         patch_size=options.patch_size,
         model_args=model_args(options.model_arg or []),
     )
+
+
+def channels_of(model: "nn.Module") -> int:
+    """Number of channels of the images that a model takes.
+
+    Raises:
+        UnsupportedModel: the model cannot be described.
+    """
+    from vitrim.models import describe
+
+    return describe(model).in_chans
+
+
+def channels_to_train_on(name: str, options: ModelOptions) -> int:
+    """As `channels_of`, for a model that is built only when the classes of the images are known.
+
+    Raises:
+        SettingError, CheckpointMismatch: as `open_named_model`. UnsupportedModel: the model cannot be described.
+    """
+    arguments = model_args(options.model_arg or [])
+    found = next((arguments[key] for key in ("in_chans", "num_channels") if key in arguments), None)
+    if isinstance(found, int):
+        return found
+    is_repository = ":" in name and "/" in name
+    if Path(name).exists() or is_repository:
+        return channels_of(open_named_model(name, options))
+    return RGB_CHANNELS
 
 
 def open_trained_model(name: str, options: ModelOptions) -> "nn.Module":

@@ -3,7 +3,6 @@
 A help text is a noun phrase that states the default. This file imports no torch: `vitrim --help` must be fast.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cyclopts import Group, Parameter, Token
 
+from vitrim.cli.values import milliseconds
 from vitrim.errors import SettingError
 
 # The options that set a setting. Of several, the message names the one that was given.
@@ -36,6 +36,7 @@ OPTIONS_OF_SETTING = {
     "data_dir": ("--data-dir",),
     "image_column": ("--image-column",),
     "label_column": ("--label-column",),
+    "value_range": ("--value-range",),
 }
 
 if TYPE_CHECKING:
@@ -159,6 +160,13 @@ class DataOptions:
         Parameter(
             help="file of class names, one a line, in the order of the model's outputs; or pairs of names, such as "
             "synset and words (default: the names in the model, else measured where the order is not certain)"
+        ),
+    ] = None
+    value_range: Annotated[
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="values of black and white in images of more than 8 bits, e.g. 0,4095 (default: as the file states)",
         ),
     ] = None
 
@@ -330,32 +338,6 @@ def compress_recipe(budget: BudgetOptions, training: CompressTraining) -> "Recip
         named["width_training.epochs"] = training.epochs // 2
         named["depth_training.epochs"] = training.epochs - training.epochs // 2
     return load_recipe(training.recipe, [*_changes(named), *(training.settings or [])], kind=Recipe)
-
-
-def milliseconds(text: str) -> float:
-    """Convert `12ms`, `12`, `0.5s` or `800us` to milliseconds.
-
-    Raises:
-        SettingError: the text is not a time above 0.
-    """
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(us|ms|s)?", text.strip())
-    if not found or not float(found[1]):
-        raise SettingError(f"--latency is {text!r}; expected a time above 0, such as 12ms.")
-    return float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0)
-
-
-def model_args(pairs: list[str]) -> dict[str, Any]:
-    """Turn `KEY=VALUE` pairs into arguments of the architecture. A value is TOML; a bare word is a string.
-
-    Raises:
-        SettingError: a pair has no `=`.
-    """
-    from vitrim.recipe import set_in
-
-    table: dict[str, Any] = {}
-    for pair in pairs:
-        set_in(table, pair)
-    return table
 
 
 def _limits(budget: BudgetOptions) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ The pixel arithmetic is in `image_ops`, the order of the images in `batches`. Ra
 the whole batch, even where only a part of it is made, so the number of processes changes nothing.
 
 Shapes: `B` batch, `b` the images of one part of it, `C` classes, `H` and `W` stored height and width, `h` and `w` the
-model's.
+model's. Images have as many channels as the model's.
 """
 
 import math
@@ -36,7 +36,8 @@ class AugmentationSettings:
         padding: for `pad`, the maximum shift as a fraction of the side.
         min_scale: minimum area of a random box, as a fraction of the image.
         flip: probability of mirroring left and right.
-        rand_augment_ops: number of RandAugment operations for each image.
+        rand_augment_ops: number of RandAugment operations for each image. Those that change colours are left out for
+            images of other channels than grey or RGB.
         rand_augment_magnitude: strength of these operations, from 0 to 30.
         mixup: alpha of the Beta distribution from which mixup draws the weight of an image.
         cutmix: alpha of the Beta distribution from which CutMix draws an area. With both, each batch gets one of them.
@@ -119,13 +120,13 @@ class Augmenter:
         """Make this part's images of several steps in one go, from pixels in memory.
 
         Args:
-            pixels: all images, `(n, 3, H, W)` uint8, on any device.
+            pixels: all images, `(n, channels, H, W)` uint8, on any device.
             steps: which images make each batch.
             positions: `(b,)`: which places of each batch to make.
             device: where the result is made.
 
         Returns:
-            `(len(steps) * b, 3, h, w)` uint8, step after step.
+            `(len(steps) * b, channels, h, w)` uint8, step after step.
         """
         size = (pixels.shape[-2], pixels.shape[-1])
         own = [
@@ -145,7 +146,10 @@ class Augmenter:
         return self._resize(self._flip_and_rand_augment(batch, flip, draws))
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
-        """Change one streamed image: `(3, H, W)` to `(3, h, w)`, uint8. Its draws depend on its index, not its step."""
+        """Change one streamed image: `(channels, H, W)` to `(channels, h, w)`, uint8.
+
+        Its draws depend on its index, not its step.
+        """
         generator = generator_for("image", self.seed, epoch, index)
         crop: Crop = "none" if self.settings.crop == "none" else "resized"
         draws = self._draw(1, (image.shape[-2], image.shape[-1]), crop, generator)
@@ -162,13 +166,13 @@ class Augmenter:
         """Normalise the images, and mix each with its mirror image in the batch (mixup or CutMix).
 
         Args:
-            images: `(b, 3, h, w)` uint8.
+            images: `(b, channels, h, w)` uint8.
             labels: `(b,)` int64, on the device of the result.
             step: names the draw.
             num_classes: width C of the targets.
 
         Returns:
-            Images `(b, 3, h, w)` float32 and soft targets `(b, C)`.
+            Images `(b, channels, h, w)` float32 and soft targets `(b, C)`.
         """
         images = normalise(send(images, labels.device), self.preprocessing)
         settings = self.settings
@@ -200,7 +204,7 @@ class Augmenter:
         return _Draws(box, flip, ops, sign)
 
     def _flip_and_rand_augment(self, images: Tensor, flip: Tensor, draws: _Draws) -> Tensor:
-        """Change `(b, 3, H, W)` images; `flip`, `(b,)` bool, is on their device, the draws are on the CPU."""
+        """Change `(b, channels, H, W)` images; `flip`, `(b,)` bool, is on their device, the draws are on the CPU."""
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         fill = tuple(float(round(255 * value)) for value in self.preprocessing.mean)
         return rand_augment(images, draws.ops, draws.sign, self.settings.rand_augment_magnitude, fill)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from vitrim.data.augmentation import AugmentationSettings, Augmenter, Step
 from vitrim.data.decoding import BROKEN_IMAGE, num_cores
 from vitrim.data.images import ImageSet
 from vitrim.data.loading import read_image
+from vitrim.data.pixels import UnsupportedPixels
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send
@@ -33,6 +34,7 @@ from vitrim.errors import DataError, SettingError, counted
 
 MAX_VALUES_TOGETHER = 2**22  # pixel values augmented in one go; several small batches, where calls cost most
 SHARED_MEMORY = Path("/dev/shm")  # on Linux, finished batches of workers wait here; a container may have little
+MAX_UNREADABLE = 16  # files of a class, one after another: then the folder itself cannot be read
 BATCHES_PER_WORKER = 3  # that wait: two that the loader asks for ahead, and the one in use
 
 
@@ -117,13 +119,15 @@ def train_batches(
             memory need no workers.
 
     Yields:
-        Normalised images `(b, 3, h, w)` float32 and soft targets `(b, C)`, on `device`; b is B divided by the number
-        of parts.
+        Normalised images `(b, channels, h, w)` float32 and soft targets `(b, C)`, on `device`; b is B divided by the
+        number of parts.
 
     Raises:
         SettingError: the batch cannot be divided into the parts.
-        DataError: too few images, more classes than outputs, or a file that can no longer be decoded.
+        DataError: too few images, more classes than outputs, other channels than the model's, or files that can no
+            longer be decoded: one if the set is strict, else `MAX_UNREADABLE` of a class.
     """
+    check_channels(images, preprocessing.channels)
     batch_size = check_batch_size(images, schedule.batch_size, part.count, num_classes)
     positions = part.positions(batch_size)
     num_steps = num_train_steps(images, batch_size)
@@ -136,7 +140,8 @@ def train_batches(
         if num_workers == "auto":
             num_batches = schedule.num_epochs * num_steps - schedule.first_step
             num_workers = default_num_workers(preprocessing, len(positions), num_batches, part.count)
-        pixels = _stream(images, augmenter, keys, device, num_workers)
+        streamed = _stream(images, augmenter, keys, device, num_workers, replaces=True)
+        pixels = (batch for batch, _ in streamed)
     return (
         augmenter.mix(batch, send(images.labels[step.images[positions]], device), step, num_classes)
         for batch, step in zip(pixels, steps, strict=True)
@@ -154,8 +159,8 @@ def _steps(schedule: BatchSchedule, num_images: int, batch_size: int, num_steps:
 def _augment_pixels(
     pixels: Tensor, augmenter: Augmenter, steps: Iterator[Step], positions: Tensor, device: torch.device
 ) -> Iterator[Tensor]:
-    """The images of each step at `positions`, `(b, 3, h, w)` uint8, made in groups of steps of limited size."""
-    values = 3 * max(math.prod(pixels.shape[-2:]), math.prod(augmenter.preprocessing.img_size))
+    """The images of each step at `positions`, `(b, channels, h, w)` uint8, made in groups of steps of limited size."""
+    values = pixels.shape[1] * max(math.prod(pixels.shape[-2:]), math.prod(augmenter.preprocessing.img_size))
     group_size = max(1, MAX_VALUES_TOGETHER // (values * len(positions)))
     while group := list(islice(steps, group_size)):
         yield from augmenter.several_steps(pixels, group, positions, device).split(len(positions))
@@ -169,37 +174,66 @@ def eval_batches(
     part: Part = ALL,
     device: str | torch.device = "cpu",
     num_workers: int | Literal["auto"] = "auto",
+    on_unreadable: Callable[[int], object] = lambda index: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Make batches of one part of the images, in order and without random changes.
+
+    Images whose file can no longer be decoded are left out, and their batch is smaller.
 
     Args:
         batch_size: images in each batch of this part; the last batch may be smaller.
         part: a contiguous range of the images.
         num_workers: as for `train_batches`.
+        on_unreadable: called with the index of each image that is left out.
 
     Yields:
-        Normalised images `(b, 3, h, w)` float32 and labels `(b,)` int64, on `device`.
+        Normalised images `(b, channels, h, w)` float32 and labels `(b,)` int64, on `device`.
 
     Raises:
         SettingError: `batch_size` is below 1.
-        DataError: a file can no longer be decoded.
+        DataError: the images have other channels than the model's, or the set is strict and a file can no longer be
+            decoded.
     """
+    check_channels(images, preprocessing.channels)
     check_setting(batch_size >= 1, "batch_size", batch_size, "at least 1")
     own = part.range(images.num_images)
     batches = [list(own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
     geometry, device = EvalTransform(preprocessing), torch.device(device)
-    pixels: Iterable[Tensor]
+    made: Iterable[tuple[Tensor, list[int]]]
     if images.pixels is not None:
         stored = images.pixels
-        pixels = (geometry(send(stored[index[0] : index[-1] + 1], device)) for index in batches)
+        made = ((geometry(send(stored[index[0] : index[-1] + 1], device)), index) for index in batches)
     else:
         if num_workers == "auto":
             num_workers = default_num_workers(preprocessing, batch_size, len(batches), part.count)
-        pixels = _stream(images, geometry, ([(0, image) for image in index] for index in batches), device, num_workers)
+        keys = ([(0, image) for image in index] for index in batches)
+        streamed = _stream(images, geometry, keys, device, num_workers, replaces=False)
+        made = _readable(zip(streamed, batches, strict=True), on_unreadable)
     return (
-        (normalise(send(batch, device), preprocessing), send(images.labels[index], device))
-        for batch, index in zip(pixels, batches, strict=True)
+        (normalise(send(batch, device), preprocessing), send(images.labels[index], device)) for batch, index in made
     )
+
+
+def _readable(
+    streamed: Iterable[tuple[tuple[Tensor, list[int]], list[int]]], on_unreadable: Callable[[int], object]
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Drop unreadable images from batches, and batches without any other image. Yields images and their indices."""
+    for (batch, unreadable), index in streamed:
+        for image in unreadable:
+            on_unreadable(image)
+        if not unreadable:
+            yield batch, index
+        elif kept := [row for row, image in enumerate(index) if image not in unreadable]:
+            yield batch[kept], [index[row] for row in kept]
+
+
+def check_channels(images: ImageSet, channels: int) -> None:
+    """Raise DataError unless the images have as many channels as the model takes."""
+    if images.channels != channels:
+        raise DataError(
+            f"The images have {images.channels} channels, but the model takes {channels}. "
+            f"Load them with channels={channels}: load_data(..., channels={channels})."
+        )
 
 
 def check_batch_size(images: ImageSet, batch_size: int, num_parts: int, num_classes: int) -> int:
@@ -236,40 +270,95 @@ def check_divisible(batch_size: int, num_parts: int) -> None:
 # Streaming: images that do not fit in memory are decoded batch by batch
 
 
+class _Streamed(NamedTuple):
+    """One image of a batch, `(channels, h, w)` uint8, and whether its own file cannot be decoded, and why."""
+
+    image: Tensor
+    unreadable: bool
+    reason: str
+
+
 class _Files(Dataset):
     """Decodes and changes one image of one epoch. Not a local class, so worker processes can be started anywhere."""
 
-    def __init__(self, files: tuple[str, ...], change: Callable[[Tensor, int, int], Tensor]) -> None:
-        self.files = files
-        self.change = change
+    def __init__(self, images: ImageSet, change: "Augmenter | EvalTransform", replaces: bool) -> None:
+        self.files, self.labels, self.pixel_format = images.files, images.labels, images.pixel_format
+        self.change, self.replaces, self.strict = change, replaces, images.strict
+        self.known = frozenset(images.unreadable.sizes)
 
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+    def __getitem__(self, key: tuple[int, int]) -> _Streamed:
         epoch, index = key
+        image, reason = self._read(index)
+        if image is None and self.strict:
+            raise DataError(f"{self.files[index]} cannot be decoded ({reason}); repair or remove it.")
+        if image is not None:
+            return _Streamed(self.change(image, epoch, index), False, "")
+        if not self.replaces:
+            size = self.change.preprocessing.img_size
+            return _Streamed(torch.zeros(self.pixel_format.channels, *size, dtype=torch.uint8), True, reason)
+        return _Streamed(self.change(self._replacement(epoch, index, reason), epoch, index), True, reason)
+
+    def _read(self, index: int) -> tuple[Tensor | None, str]:
+        """The image, or why there is none."""
+        file = self.files[index]
+        if file in self.known:
+            return None, "as before"
         try:
-            image = read_image(self.files[index])
+            return read_image(file, self.pixel_format), ""
+        except UnsupportedPixels as error:
+            raise DataError(str(error)) from error
         except BROKEN_IMAGE as error:
-            raise DataError(f"{self.files[index]} cannot be decoded ({error}); repair or remove it.") from error
-        return self.change(image, epoch, index)
+            return None, " ".join(str(error).split()) or type(error).__name__
+
+    def _replacement(self, epoch: int, index: int, reason: str) -> Tensor:
+        """Another image of the same class, which depends on the epoch: the next one that can be decoded."""
+        mates = (self.labels == self.labels[index]).nonzero().flatten().tolist()
+        first = mates.index(index) + 1 + epoch % max(1, len(mates) - 1)
+        others = [mates[(first + i) % len(mates)] for i in range(len(mates))]
+        tries = [mate for mate in others if mate != index and self.files[mate] not in self.known][:MAX_UNREADABLE]
+        for mate in tries:
+            image, _ = self._read(mate)
+            if image is not None:
+                return image
+        raise DataError(
+            f"{self.files[index]} cannot be decoded ({reason}), and neither can {len(tries)} others of its class. "
+            "Check that the folder can be read, and repair or remove the files."
+        )
 
 
 def _stream(
     images: ImageSet,
-    change: Callable[[Tensor, int, int], Tensor],
+    change: "Augmenter | EvalTransform",
     batches: Iterable[list[tuple[int, int]]],
     device: torch.device,
     num_workers: int,
-) -> Iterator[Tensor]:
-    """Decode batches of `(epoch, index)` keys in worker processes: `(b, 3, h, w)` uint8, on the CPU."""
+    *,
+    replaces: bool,
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Decode batches of `(epoch, index)` keys in worker processes.
+
+    Args:
+        replaces: use another image of the class for an image that cannot be decoded.
+
+    Yields:
+        Images `(b, channels, h, w)` uint8 on the CPU, and the indices of those that cannot be decoded.
+    """
+    ahead, keys = tee(batches)
     loader = DataLoader(
-        _Files(images.files, change),
-        batch_sampler=batches,  # read once, from its beginning
+        _Files(images, change, replaces),
+        batch_sampler=ahead,  # read once, from its beginning
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_lower_priority,
         generator=torch.Generator(),  # else the loader draws the seed of its workers from the global generator
     )
+    consequence = "another image of its class is used instead" if replaces else "it is not used"
     try:
-        yield from loader
+        for (batch, is_unreadable, reasons), key in zip(loader, keys, strict=True):
+            found = {key[row][1]: reasons[row] for row in is_unreadable.nonzero().flatten().tolist()}
+            for index, reason in found.items():
+                images.unreadable.add(images.files[index], reason, consequence)
+            yield batch, list(found)
     except DataError as error:  # from a worker, the message starts with the worker's traceback
         error.__traceback__ = None  # the frames of torch in it would keep the workers alive
         raise DataError(str(error).splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")) from None
@@ -285,6 +374,6 @@ def default_num_workers(preprocessing: Preprocessing, batch_size: int, num_batch
     """Number of decoding processes of one part: its cores, limited by the batches and by the free shared memory."""
     num_workers = min(max(1, num_cores() // num_parts), num_batches)
     if SHARED_MEMORY.is_dir():
-        bytes_per_worker = BATCHES_PER_WORKER * batch_size * 3 * math.prod(preprocessing.img_size)
+        bytes_per_worker = BATCHES_PER_WORKER * batch_size * preprocessing.channels * math.prod(preprocessing.img_size)
         num_workers = min(num_workers, shutil.disk_usage(SHARED_MEMORY).free // num_parts // bytes_per_worker)
     return num_workers

@@ -16,17 +16,24 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from vitrim.data.decoding import BROKEN_IMAGE, decode_files, rgb_array, spread_over
+from vitrim.data.decoding import BROKEN_IMAGE, decode_files, spread_over
+from vitrim.data.pixels import RGB, PixelFormat, pixel_array
 from vitrim.runs.progress import log
 
-DECODER = 1  # to be raised when `decoding` computes other pixels or reports other files
+DECODER = 2  # to be raised when `pixels` computes other pixels or reports other files
 MIN_FILES = 5_000  # smaller sets are decoded in a second or two, and not kept
 MAX_BYTES = 20 * 10**9  # of all entries; those that were not used for the longest time are removed
 PARTIAL = ".partial-"  # in the name of a folder that is being written
 Decoded = tuple[np.ndarray, np.ndarray]
 
 
-def decode_or_read(files: Sequence[str], size: tuple[int, int], folder: Path, description: str) -> Decoded:
+def decode_or_read(
+    files: Sequence[str],
+    size: tuple[int, int],
+    folder: Path,
+    description: str,
+    pixel_format: PixelFormat = RGB,
+) -> Decoded:
     """Decode files, or read what was decoded before if no file has changed since.
 
     A set is the same if its files have the same names, sizes and times of change, and 32 of them the same content. The
@@ -38,43 +45,45 @@ def decode_or_read(files: Sequence[str], size: tuple[int, int], folder: Path, de
         size: height and width of all images.
         folder: of the cache; made if it does not exist.
         description: shown before the progress bar.
+        pixel_format: what the pixels become. Pixels of another format are another set.
 
     Returns:
-        Pixels `(n, 3, H, W)` uint8, zero for unreadable files, and which files are unreadable, `(n,)` bool.
+        Pixels `(n, channels, H, W)` uint8, zero for unreadable files, and which files are unreadable, `(n,)` bool.
 
     Raises:
         SizesDiffer: an image has another size.
+        UnsupportedPixels: the pixels of a file would be a guess, or it lacks channels.
     """
-    shape = (len(files), 3, *size)
+    shape = (len(files), pixel_format.channels, *size)
     if len(files) >= MIN_FILES and math.prod(shape) <= MAX_BYTES:
-        entry = folder / _key(files, size)
+        entry = folder / _key(files, size, pixel_format)
         found = _read(entry, shape)
-        if found is not None and _any_readable(files, found[1]):
+        if found is not None and _any_readable(files, found[1], pixel_format):
             shutil.rmtree(entry, ignore_errors=True)
             found = None
         try:
-            found = found or _decode_to(entry, files, shape, description)
+            found = found or _decode_to(entry, files, shape, description, pixel_format)
         except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
             log(f"{description}: the pixels cannot be kept in {folder} ({error})")
         if found is not None:
             return found
     pixels = np.zeros(shape, dtype=np.uint8)
-    return pixels, decode_files(files, pixels, description)
+    return pixels, decode_files(files, pixels, description, pixel_format)
 
 
-def _any_readable(files: Sequence[str], broken: np.ndarray) -> bool:
+def _any_readable(files: Sequence[str], broken: np.ndarray, pixel_format: PixelFormat) -> bool:
     """Whether a file that was unreadable can be read now: a network or a permission may have failed before."""
     for file in (files[i] for i in broken.nonzero()[0].tolist()):
         with suppress(*BROKEN_IMAGE):
-            rgb_array(file)
+            pixel_array(file, pixel_format)
             return True
     return False
 
 
-def _key(files: Sequence[str], size: tuple[int, int]) -> str:
-    """A name that differs between sets of files, between versions of a file, and between decoders."""
+def _key(files: Sequence[str], size: tuple[int, int], pixel_format: PixelFormat) -> str:
+    """A name that differs between sets of files, versions of a file, decoders and formats of the pixels."""
     root = os.path.commonpath([os.path.dirname(file) for file in files])
-    digest = hashlib.sha256(f"{DECODER} {PIL.__version__} {size}\n".encode())
+    digest = hashlib.sha256(f"{DECODER} {PIL.__version__} {size} {pixel_format}\n".encode())
     for file in files:
         name = file.removeprefix(root).replace(os.sep, "/")
         try:
@@ -104,7 +113,9 @@ def _read(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
     return pixels, broken
 
 
-def _decode_to(entry: Path, files: Sequence[str], shape: tuple[int, ...], description: str) -> Decoded | None:
+def _decode_to(
+    entry: Path, files: Sequence[str], shape: tuple[int, ...], description: str, pixel_format: PixelFormat
+) -> Decoded | None:
     """Decode files into a new entry, and return its arrays. Only one process at a time does so.
 
     Raises:
@@ -130,7 +141,7 @@ def _decode_to(entry: Path, files: Sequence[str], shape: tuple[int, ...], descri
             made = Path(partial) / "made"
             made.mkdir()
             pixels = _new_file(made / "pixels.npy", shape)
-            broken = decode_files(files, pixels, description)
+            broken = decode_files(files, pixels, description, pixel_format)
             np.save(made / "broken.npy", broken)
             pixels.flush()
             del pixels  # a file that is mapped cannot be moved on Windows

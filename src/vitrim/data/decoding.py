@@ -1,7 +1,7 @@
 """Decode image files to arrays, several at a time: in threads, or in processes where there are many files.
 
-Nothing here imports torch, so a process that decodes starts in a fraction of a second. Which sets are decoded is in
-`loading`, and where their pixels are kept in `decoded_cache`.
+Nothing here imports torch, so a process that decodes starts in a fraction of a second. What the pixels of one file are
+is in `pixels`, which sets are decoded in `loading`, and where their pixels are kept in `decoded_cache`.
 """
 
 import os
@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from vitrim.data.pixels import RGB, PixelFormat, UnsupportedPixels, check_file, pixel_array
 from vitrim.runs.progress import log, track
 
 # What Pillow raises for files that are truncated, damaged or not images (found by trying).
@@ -43,24 +43,9 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def rgb_array(file: str | BinaryIO) -> np.ndarray:
-    """Decode a file to `(H, W, 3)` uint8 RGB, as `loading.read_image`.
-
-    Raises:
-        Exception: one of `BROKEN_IMAGE`; the file cannot be read or decoded.
-    """
-    with Image.open(file) as image:
-        if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255
-            values = np.asarray(image, dtype=np.float64)
-            values = (values / (257 if values.max(initial=0) > 255 else 1)).round().clip(0, 255)
-            return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
-        found: Image.Image = image
-        if image.mode == "P" and "transparency" in image.info:
-            found = image.convert("RGBA")  # Pillow warns if this is converted to RGB directly
-        return np.array(found if found.mode == "RGB" else found.convert("RGB"))
-
-
-def decode_files(files: Sequence[str], pixels: np.ndarray, description: str) -> np.ndarray:
+def decode_files(
+    files: Sequence[str], pixels: np.ndarray, description: str, pixel_format: PixelFormat = RGB
+) -> np.ndarray:
     """Decode all files into an array.
 
     Processes do it if the array is mapped from a file, there are many files, and there are more than two cores. Else
@@ -68,37 +53,52 @@ def decode_files(files: Sequence[str], pixels: np.ndarray, description: str) -> 
 
     Args:
         files: n paths.
-        pixels: `(n, 3, H, W)` uint8, changed in place. Rows of unreadable files do not change.
+        pixels: `(n, channels, H, W)` uint8, changed in place. Rows of unreadable files do not change.
         description: shown before the progress bar.
+        pixel_format: what the pixels become.
 
     Returns:
         Which files are unreadable, `(n,)` bool.
 
     Raises:
         SizesDiffer: an image has another size than `(H, W)`.
+        UnsupportedPixels: the pixels of a file would be a guess, or it lacks channels.
     """
     if isinstance(pixels, np.memmap):
         place = (pixels.filename, pixels.dtype, "r+", pixels.offset, pixels.shape)
         try:
-            return _run(_pool(len(files), num_cores()), partial(_decode_mapped, place), files, description)
+            return _run(
+                _pool(len(files), num_cores()), partial(_decode_mapped, place, pixel_format), files, description
+            )
         except BrokenProcessPool as error:  # such as a process that was ended because memory is short
             log(f"{description}: threads decode them, because a process ended ({str(error).splitlines()[0]})")
-    return _run(_pool(0, 0), partial(_decode_chunk, pixels), files, description)
+    return _run(_pool(0, 0), partial(_decode_chunk, pixels, pixel_format), files, description)
 
 
-def check_files(files: Sequence[str], decode: bool, description: str) -> np.ndarray:
+def check_files(files: Sequence[str], decode: bool, description: str, pixel_format: PixelFormat = RGB) -> np.ndarray:
     """Find unreadable files.
 
     Args:
         files: n paths.
         decode: also decode the images. Else only their headers are read.
         description: shown before the progress bar.
+        pixel_format: what the pixels will become.
 
     Returns:
         Which files are unreadable, `(n,)` bool.
+
+    Raises:
+        UnsupportedPixels: the pixels of a file would be a guess, or it lacks channels.
     """
     cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process of `torchrun` checks all files
-    return _run(_pool(len(files) if decode else 0, cores), partial(_check_chunk, decode), files, description)
+    return _run(
+        _pool(len(files) if decode else 0, cores), partial(_check_chunk, decode, pixel_format), files, description
+    )
+
+
+def count_same_kind(files: Sequence[str], found: UnsupportedPixels, pixel_format: PixelFormat) -> int:
+    """Return how many files are refused by their header for the reason of `found`."""
+    return int(_run(_pool(0, 0), partial(_same_kind_chunk, found, pixel_format), files, "Checking images").sum())
 
 
 def common_size(files: Sequence[str]) -> tuple[int, int] | None:
@@ -149,15 +149,15 @@ def _run(
     return reported
 
 
-def _decode_mapped(place: tuple, files: Sequence[str], start: int) -> list[int]:
-    return _decode_chunk(np.memmap(place[0], *place[1:]), files, start)
+def _decode_mapped(place: tuple, pixel_format: PixelFormat, files: Sequence[str], start: int) -> list[int]:
+    return _decode_chunk(np.memmap(place[0], *place[1:]), pixel_format, files, start)
 
 
-def _decode_chunk(pixels: np.ndarray, files: Sequence[str], start: int) -> list[int]:
+def _decode_chunk(pixels: np.ndarray, pixel_format: PixelFormat, files: Sequence[str], start: int) -> list[int]:
     broken = []
     for index, file in enumerate(files, start):
         try:
-            array = rgb_array(file)
+            array = pixel_array(file, pixel_format)
         except BROKEN_IMAGE:
             broken.append(index)
             continue
@@ -167,14 +167,27 @@ def _decode_chunk(pixels: np.ndarray, files: Sequence[str], start: int) -> list[
     return broken
 
 
-def _check_chunk(decode: bool, files: Sequence[str], start: int) -> list[int]:
+def _check_chunk(decode: bool, pixel_format: PixelFormat, files: Sequence[str], start: int) -> list[int]:
     """Report files with a bad header or, if `decode`, those that cannot be decoded."""
     broken = []
     for index, file in enumerate(files, start):
         try:
-            with Image.open(file) as image:
-                if decode:
-                    image.load()
+            check_file(file, pixel_format, decode=decode)
         except BROKEN_IMAGE:
             broken.append(index)
     return broken
+
+
+def _same_kind_chunk(
+    found: UnsupportedPixels, pixel_format: PixelFormat, files: Sequence[str], start: int
+) -> list[int]:
+    """Report files that are refused by their header for the same reason."""
+    same = []
+    for index, file in enumerate(files, start):
+        try:
+            check_file(file, pixel_format, decode=False)
+        except UnsupportedPixels as error:
+            same += [index] if error.kind == found.kind else []
+        except BROKEN_IMAGE:
+            continue
+    return same

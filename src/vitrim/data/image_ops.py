@@ -2,7 +2,7 @@
 
 Nothing here is random: the draws are arguments (`augmentation` makes them). A whole batch is changed in few calls.
 
-Shapes: `B` images, `H` and `W` their height and width in pixels, `n` operations for each image.
+Shapes: `B` images, `C` channels, `H` and `W` their height and width in pixels, `n` operations for each image.
 """
 
 import math
@@ -20,18 +20,18 @@ def shift(images: Tensor, box: Tensor) -> Tensor:
     """Move each image by its own offset. Pixels from outside the image are mirrored at its edge.
 
     Args:
-        images: `(B, 3, H, W)`, any device.
+        images: `(B, C, H, W)`, any device.
         box: `(B, 2)` or wider, int64, same device. Columns 0 and 1 are the top and left of the kept part, in pixels,
             from `1 - H` to `H - 1` and from `1 - W` to `W - 1`. Other columns are not used.
 
     Returns:
         The moved images, same shape and type.
     """
-    count, colours, height, width = images.shape
+    count, channels, height, width = images.shape
     rows = _mirrored(box[:, :1] + torch.arange(height, device=box.device), height)  # (B, H)
     columns = _mirrored(box[:, 1:2] + torch.arange(width, device=box.device), width)  # (B, W)
     source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1)  # (B, 1, H*W)
-    return images.flatten(2).gather(2, source.expand(-1, colours, -1)).view_as(images)
+    return images.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)
 
 
 def _mirrored(index: Tensor, side: int) -> Tensor:
@@ -45,12 +45,12 @@ def zoom(images: Tensor, box: Tensor, interpolation: str) -> Tensor:
     A box is never larger than the image, so no smoothing against aliasing is needed.
 
     Args:
-        images: `(B, 3, H, W)` uint8.
+        images: `(B, C, H, W)` uint8.
         box: `(B, 4)` on the CPU: top, left, height and width in pixels, inside the image.
         interpolation: `bilinear` or `bicubic`; any other name is nearest neighbour.
 
     Returns:
-        `(B, 3, H, W)` uint8.
+        `(B, C, H, W)` uint8.
     """
     height, width = images.shape[-2:]
     top, left, box_height, box_width = box.float().unbind(1)
@@ -65,13 +65,13 @@ def resample(images: Tensor, matrix: Tensor, mode: str, padding_mode: str, offse
     """Apply one affine map to each image.
 
     Args:
-        images: `(B, 3, H, W)` float, from which `offset` was subtracted.
+        images: `(B, C, H, W)` float, from which `offset` was subtracted.
         matrix: `(B, 2, 3)` from output to input coordinates, both in -1..1 (`affine_grid`), same device.
         mode, padding_mode: as for `grid_sample`.
         offset: added after resampling; with zero padding it is the colour outside the image.
 
     Returns:
-        `(B, 3, H, W)` uint8.
+        `(B, C, H, W)` uint8.
     """
     grid = torch.nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = torch.nn.functional.grid_sample(images, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
@@ -82,19 +82,20 @@ def sharpen(images: Tensor, factor: float) -> Tensor:
     """Blur or sharpen images as torchvision's `adjust_sharpness`, which copies its kernel to the device and waits.
 
     Args:
-        images: `(B, 3, H, W)` uint8, any device.
+        images: `(B, C, H, W)` uint8, any device.
         factor: 0 blurs, 1 changes nothing, 2 sharpens.
 
     Returns:
-        `(B, 3, H, W)` uint8. Pixels at the edge, and images with a side below 3, do not change.
+        `(B, C, H, W)` uint8. Pixels at the edge, and images with a side below 3, do not change.
     """
     if min(images.shape[-2:]) < 3:
         return images
-    kernel = torch.full((3, 1, 3, 3), 1 / 13, device=images.device)
+    channels = images.shape[1]
+    kernel = torch.full((channels, 1, 3, 3), 1 / 13, device=images.device)
     kernel[:, :, 1, 1] = 5 / 13
     sharper = images.float()
     inner = sharper[..., 1:-1, 1:-1]
-    blurred = torch.nn.functional.conv2d(sharper, kernel, groups=3).round_()
+    blurred = torch.nn.functional.conv2d(sharper, kernel, groups=channels).round_()
     inner.add_(blurred.sub_(inner), alpha=1.0 - factor)
     return sharper.clamp_(0, 255).to(torch.uint8)
 
@@ -133,6 +134,9 @@ OPS = (
 )
 
 
+RECOLOURED_CHANNELS = (1, 3)  # numbers of channels whose colours RandAugment changes; the saturation of grey stays
+
+
 class _Round(NamedTuple):
     """One operation for each image, on the CPU.
 
@@ -152,19 +156,23 @@ class _Round(NamedTuple):
 def rand_augment(images: Tensor, ops: Tensor, sign: Tensor, magnitude: int, fill: tuple[float, ...]) -> Tensor:
     """Apply to each image its own operations. Images with the same operation are changed together.
 
+    Images of other channels than grey or RGB are only moved: their colours, or their alpha, have another meaning.
+
     Args:
-        images: `(B, 3, H, W)` uint8; not changed in place.
+        images: `(B, C, H, W)` uint8; not changed in place.
         ops: `(B, n)` int64 on the CPU: rows of `OPS`, applied from left to right.
         sign: `(B, n)` on the CPU: direction of each operation, 1 or -1.
         magnitude: strength of all operations, 0 to 30.
-        fill: colour of pixels from outside the image, three values in 0..255.
+        fill: colour of pixels from outside the image, one value in 0..255 for each channel.
 
     Returns:
-        `(B, 3, H, W)` uint8.
+        `(B, C, H, W)` uint8.
     """
     size = (images.shape[-2], images.shape[-1])
+    recolour = images.shape[1] in RECOLOURED_CHANNELS
     rounds = [
-        _round(op, direction, magnitude, size) for op, direction in zip(ops.unbind(1), sign.unbind(1), strict=True)
+        _round(op, direction, magnitude, size, recolour)
+        for op, direction in zip(ops.unbind(1), sign.unbind(1), strict=True)
     ]
     arrays = [array for each in rounds for array in (each.moved, each.matrix, each.recoloured)]
     colour, *sent = send_together([torch.tensor(fill), *arrays], images.device)
@@ -179,12 +187,12 @@ def rand_augment(images: Tensor, ops: Tensor, sign: Tensor, magnitude: int, fill
     return images
 
 
-def _round(op: Tensor, direction: Tensor, magnitude: int, size: tuple[int, int]) -> _Round:
-    """Group the images by their operation, `(B,)`, and its direction, `(B,)`."""
+def _round(op: Tensor, direction: Tensor, magnitude: int, size: tuple[int, int], recolour: bool) -> _Round:
+    """Group the images by their operation, `(B,)`, and its direction, `(B,)`; those that change colours on request."""
     moved = (op <= _ROTATE).nonzero().flatten()
     strength = torch.tensor([row.max_strength for row in OPS])[op[moved]] * direction[moved] * (magnitude / 30)
     groups, recoloured = [], [moved[:0]]
-    for number in sorted(set(op.tolist())):
+    for number in sorted(set(op.tolist())) if recolour else ():
         apply, max_strength, signed = OPS[number]
         for way in (1, -1) if signed else (1,):
             chosen = ((op == number) & (direction == way if signed else True)).nonzero().flatten()
@@ -200,12 +208,12 @@ def move(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
     One call for all images. torchvision's functions take one angle for all images, and wait for the device.
 
     Args:
-        images: `(B, 3, H, W)` uint8.
+        images: `(B, C, H, W)` uint8.
         matrix: `(B, 2, 3)` of `move_matrices`, same device.
-        fill: `(3,)` colour of pixels from outside the image, 0..255, same device.
+        fill: `(C,)` colour of pixels from outside the image, 0..255, same device.
 
     Returns:
-        `(B, 3, H, W)` uint8.
+        `(B, C, H, W)` uint8.
     """
     colour = fill[:, None, None]
     # Zero padding is the fill colour once it is subtracted here and added again, also between pixels at the edge.

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from vitrim.data.class_names import ClassNames, read_class_names
+from vitrim.data.pixels import RGB, PixelFormat
 from vitrim.data.transfer import send
+from vitrim.data.unreadable import Unreadable, not_counted_note, replaced_note
 from vitrim.errors import counted
 from vitrim.runs.progress import log
 
@@ -34,24 +36,39 @@ class ImageSet:
 
     Attributes:
         labels: class of each image, `(n,)` int64, on the CPU.
-        pixels: `(n, 3, H, W)` uint8 on any device, or None if the images are files.
+        pixels: `(n, channels, H, W)` uint8 on any device, or None if the images are files.
         files: n paths; empty if there are pixels.
+        pixel_format: what the pixels of the files become.
+        strict: whether a file that cannot be decoded when it is needed is an error. By default, another image of its
+            class replaces it in training, and it is not counted in evaluation.
+        decoded_from: n paths of the files that the pixels in memory come from; empty if they come from no image files.
+        unreadable: the files that could not be decoded when they were needed.
     """
 
     labels: Tensor
     pixels: Tensor | None = None
     files: tuple[str, ...] = ()
+    pixel_format: PixelFormat = RGB
+    strict: bool = False
+    decoded_from: tuple[str, ...] = ()
+    unreadable: Unreadable = field(repr=False, default_factory=Unreadable)
     _content: _Content = field(init=False, repr=False, default_factory=_Content)
 
     def __post_init__(self) -> None:
         assert self.labels.dtype == torch.int64 and self.labels.ndim == 1 and self.labels.device.type == "cpu"
         assert self.num_images == (len(self.files) if self.pixels is None else len(self.pixels))
+        assert not self.decoded_from or self.num_images == len(self.decoded_from)
         assert self.pixels is None or (self.pixels.dtype == torch.uint8 and self.pixels.ndim == 4 and not self.files)
 
     @property
     def num_images(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of each image."""
+        return self.pixel_format.channels if self.pixels is None else self.pixels.shape[1]
 
     @property
     def in_memory(self) -> bool:
@@ -64,9 +81,11 @@ class ImageSet:
     def subset(self, indices: Tensor | Sequence[int]) -> "ImageSet":
         """Return the images at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        files = tuple(self.files[i] for i in index.tolist()) if self.pixels is None else ()
+        files, decoded_from = (
+            tuple(names[i] for i in index.tolist()) if names else () for names in (self.files, self.decoded_from)
+        )
         pixels = None if self.pixels is None else self.pixels[send(index, self.pixels.device)]
-        return ImageSet(labels=self.labels[index], pixels=pixels, files=files)
+        return replace(self, labels=self.labels[index], pixels=pixels, files=files, decoded_from=decoded_from)
 
     def sample(self, num_images: int, seed: int) -> "ImageSet":
         """Return a random subset in which the classes have equal numbers of images, or differ by one.
@@ -80,6 +99,13 @@ class ImageSet:
         rank = rank_in_class(self.labels, seed)
         shuffled = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(seed))
         return self.subset(shuffled[rank[shuffled].argsort(stable=True)][:num_images])
+
+    def with_unreadable(self, unreadable: Unreadable) -> "ImageSet":
+        """Return the same images, with a record of their own of files that could not be decoded."""
+        found = replace(self, unreadable=unreadable)
+        if not unreadable.sizes:  # else the fingerprint uses other sizes
+            object.__setattr__(found, "_content", self._content)
+        return found
 
     def to(self, device: str | torch.device) -> "ImageSet":
         """Return the same images with their pixels on `device`. Labels remain on the CPU, files on disk.
@@ -110,6 +136,9 @@ class ImageData:
         notes: what was decided or skipped during loading, in sentences for the user.
         class_names: names of a model's outputs that the user stated; None if there are none, or they were applied.
         in_output_order: whether a label is the number of an output of the model, as `match_labels` leaves it.
+        root: folder of all image files; empty if there are none.
+        left_out: names of the files below `root` that could not be decoded during loading.
+        run_dir: folder of the run that the images are used in, as far as it is known.
     """
 
     name: str
@@ -134,10 +163,22 @@ class ImageData:
         """
         return replace(self, class_names=read_class_names(names))
 
+    root: str = ""
+    left_out: tuple[str, ...] = ()
+    run_dir: Path | None = None
+
     def summary(self) -> list[str]:
         """Return lines for the user: the name, the numbers of classes and images, and the notes."""
         sizes = f"{len(self.train)} training and {counted(len(self.validation), 'validation image')}"
         return [f"{self.name}: {counted(len(self.classes), 'class')}, {sizes}", *(f"  {note}" for note in self.notes)]
+
+    def all_notes(self) -> list[str]:
+        """Return the notes, and what could not be decoded since the images were loaded."""
+        train, validation = (images.unreadable.among(images.files) for images in (self.train, self.validation))
+        notes = [replaced_note(train)] if train else []
+        if validation:
+            notes.append(not_counted_note(validation, len(self.validation)))
+        return [*self.notes, *notes]
 
     def to(self, device: str | torch.device) -> "ImageData":
         """Return the same data set with its pixels on `device`.
@@ -181,9 +222,10 @@ class ImageData:
                 digest.update(str(tuple(images.pixels.shape)).encode())
                 digest.update(images.pixels.cpu().contiguous().numpy().data)
             elif images.files:
+                digest.update(str(images.pixel_format).encode() if images.pixel_format != RGB else b"")
                 root = os.path.commonpath([os.path.dirname(file) for file in images.files])
-                for file in images.files:
-                    digest.update(f"{Path(os.path.relpath(file, root)).as_posix()} {os.path.getsize(file)}\n".encode())
+                for file, size in zip(images.files, images.unreadable.file_sizes(images.files), strict=True):
+                    digest.update(f"{Path(os.path.relpath(file, root)).as_posix()} {size}\n".encode())
         return digest.hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypedDict, Unpack
 
@@ -18,14 +18,16 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from vitrim.data.decoded_cache import decode_or_read
-from vitrim.data.decoding import SizesDiffer, check_files, common_size, rgb_array
+from vitrim.data.decoding import SizesDiffer, check_files, common_size
 from vitrim.data.images import ImageData, ImageSet, rank_in_class
 from vitrim.data.parts import Found
+from vitrim.data.pixels import RGB, PixelFormat, PixelOptions, pixel_array
 from vitrim.data.sources import SOURCES, Places, find
 from vitrim.data.tables import ColumnNames
+from vitrim.data.value_range import as_data_error, range_notes
 from vitrim.errors import DataError, SettingError, counted
 
-_MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
+MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
 
 
 class FolderOptions(TypedDict, total=False):
@@ -46,6 +48,10 @@ class FolderOptions(TypedDict, total=False):
     label_column: str | None
 
 
+class LoadOptions(FolderOptions, PixelOptions, total=False):
+    """Further arguments of `load_data`."""
+
+
 def load_data(
     name: str | Path | None = None,
     *,
@@ -56,7 +62,7 @@ def load_data(
     strict: bool = False,
     memory_bytes: int = 4 << 30,
     seed: int = 0,
-    **options: Unpack[FolderOptions],
+    **options: Unpack[LoadOptions],
 ) -> ImageData:
     """Load a data set by name, from a folder, an archive or a table of labels, or from a Hugging Face data set.
 
@@ -75,56 +81,53 @@ def load_data(
             sizes, are decoded when they are needed.
         seed: of the choice of images.
         options: `train_dir`, `val_dir`, `image_column`, `label_column`; see `FolderOptions`.
+            `channels` of the images for the model: 3 (RGB, the default), 1 (grey) or as many as the files have.
+            `value_range`: the two values that become black and white in files with more than 8 bits for each channel,
+            such as `(0, 4095)`; by default what the file states. Values outside it become black or white.
 
     Returns:
         The data set. Without a validation set on disk, a part of the training images is used, and a note says so.
 
     Raises:
-        DataError: nothing usable was found; the message says what was looked for.
+        DataError: nothing usable was found; the message says what was looked for. Or the values of the pixels have no
+            known range, or the images have not the channels.
         SettingError: a setting is out of range, or is set where it would be ignored.
         TypeError: there is no option of this name.
     """
     name = str(name.absolute()) if isinstance(name, Path) else name
     places = _places(data_dir, options)
     _check_settings(name, places, limit_per_class, holdout)
+    pixel_format = PixelFormat(channels=options.get("channels", 3), value_range=options.get("value_range"))
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache_path("vitrim")
     found = _without_repeated_classes(find(name, places, cache))
     train, validation, notes = _divide(found, limit_per_class, holdout, seed)
     if strict and found.not_images:
         raise DataError(f"{found.not_images[0]} is not an image; remove it, or load without strict.")
-    train, broken = _decode(train, memory_bytes, cache / "decoded", "training", strict)
-    free_bytes = memory_bytes - (train.pixels.numel() if train.pixels is not None else 0)
-    validation, more_broken = _decode(validation, free_bytes, cache / "decoded", "validation", strict)
-    absent = torch.bincount(train.labels, minlength=len(found.classes)).eq(0).nonzero().flatten().tolist()
-    for label in absent[:1] if broken else []:
-        raise DataError(f"Class {found.classes[label]!r} has no readable training image; add some or remove the class.")
-    skipped = [*found.not_images, *broken, *more_broken]
-    if skipped:
-        names = ", ".join(_short_path(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        kind = "file that is not a readable image" if len(skipped) == 1 else "files that are not readable images"
-        notes = (*notes, f"skipped {len(skipped)} {kind}: {names}")
-    return ImageData(name=_title(name, places), classes=found.classes, train=train, validation=validation, notes=notes)
+    reading = _Reading(pixel_format=pixel_format, strict=strict, memory_bytes=memory_bytes, cache=cache / "decoded")
+    data = ImageData(name=_title(name, places), classes=found.classes, train=train, validation=validation, notes=notes)
+    return _read(data, reading, found.not_images)
 
 
-def read_image(file: str | BinaryIO) -> Tensor:
-    """Decode a file to `(3, H, W)` uint8 RGB.
+def read_image(file: str | BinaryIO, pixel_format: PixelFormat = RGB) -> Tensor:
+    """Decode a file to `(channels, H, W)` uint8, by default RGB.
 
-    Grey is repeated, alpha is dropped, 16 bits are scaled to 8, EXIF is ignored. Decoded by Pillow: the decoders of
-    torchvision.io are up to 1.5 times faster, but deprecated since torchvision 0.29.
+    Grey is repeated, alpha is dropped, more than 8 bits are scaled by the type of the file, EXIF is ignored. Decoded by
+    Pillow: the decoders of torchvision.io are up to 1.5 times faster, but deprecated since torchvision 0.29.
 
     Raises:
+        UnsupportedPixels: the pixels would be a guess, or the file lacks channels.
         Exception: one of `decoding.BROKEN_IMAGE`; the file cannot be read or decoded.
     """
-    return torch.from_numpy(rgb_array(file)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixel_array(file, pixel_format)).permute(2, 0, 1).contiguous()
 
 
-def _places(data_dir: str | Path | None, options: FolderOptions) -> Places:
+def _places(data_dir: str | Path | None, options: LoadOptions) -> Places:
     """The options as one value.
 
     Raises:
         TypeError: there is no option of this name.
     """
-    unknown = set(options) - FolderOptions.__optional_keys__
+    unknown = set(options) - LoadOptions.__optional_keys__
     if unknown:
         raise TypeError(f"load_data() got an unexpected keyword argument {min(unknown)!r}")
     train = options.get("train_dir") or ()
@@ -214,10 +217,71 @@ def _divide(
     return train, validation, tuple(notes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """How the files of a data set are read; the fields are arguments of `load_data`."""
+
+    pixel_format: PixelFormat
+    strict: bool
+    memory_bytes: int
+    cache: Path
+
+
+def _read(data: ImageData, reading: _Reading, not_images: Sequence[str]) -> ImageData:
+    """Decode the images or check their files, and leave out those that cannot be decoded."""
+    train, validation = (
+        replace(_with_format(images, reading.pixel_format), strict=reading.strict)
+        for images in (data.train, data.validation)
+    )
+    files = [*train.files, *validation.files]
+    root = os.path.commonpath({os.path.dirname(file) for file in files}) if files else ""
+    notes = [*data.notes, *range_notes(files, reading.pixel_format)]
+    num_before = torch.bincount(train.labels, minlength=len(data.classes))
+    train, broken = _decode(train, reading, reading.memory_bytes, "training")
+    free_bytes = reading.memory_bytes - (train.pixels.numel() if train.pixels is not None else 0)
+    validation, more_broken = _decode(validation, reading, free_bytes, "validation")
+    absent = (torch.bincount(train.labels, minlength=len(data.classes)) == 0) & (num_before > 0)
+    for label in absent.nonzero().flatten().tolist()[:1]:
+        raise DataError(f"Class {data.classes[label]!r} has no readable training image; add some or remove the class.")
+    skipped = [*not_images, *broken, *more_broken]
+    if skipped:
+        names = ", ".join(_short_path(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        kind = "file that is not a readable image" if len(skipped) == 1 else "files that are not readable images"
+        notes.append(f"skipped {len(skipped)} {kind}: {names}")
+    left_out = tuple(Path(file).relative_to(root).as_posix() for file in (*broken, *more_broken))
+    return replace(data, train=train, validation=validation, notes=tuple(notes), root=root, left_out=left_out)
+
+
+# Channels
+
+
+def _with_format(images: ImageSet, pixel_format: PixelFormat) -> ImageSet:
+    """The images, to be decoded to this format. RGB images that are already in memory can become grey.
+
+    Raises:
+        DataError: they cannot have this number of channels.
+    """
+    if images.pixels is None:
+        return replace(images, pixel_format=pixel_format)
+    if pixel_format.channels == images.channels:
+        return images
+    if (images.channels, pixel_format.channels) != (3, 1):
+        raise DataError(
+            f"The images of this data set have {images.channels} channels; the model has {pixel_format.channels} input "
+            "channels. Use a folder of images with as many channels, or another model."
+        )
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32)[:, None, None]  # of ITU-R 601-2, as Pillow's
+    grey = [
+        ((part.int() * weights).sum(dim=1, keepdim=True).add_(1 << 15) >> 16).to(torch.uint8)
+        for part in images.pixels.split(4096)
+    ]
+    return replace(images, pixels=torch.cat(grey))
+
+
 # Decoding
 
 
-def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict: bool) -> tuple[ImageSet, list[str]]:
+def _decode(images: ImageSet, reading: _Reading, memory_bytes: int, what: str) -> tuple[ImageSet, list[str]]:
     """Drop unreadable files, and decode the pixels into memory if they fit. Those of many files are kept in `cache`.
 
     Returns:
@@ -225,15 +289,18 @@ def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict:
     """
     if images.pixels is not None or not images.files:
         return images, []
-    files, size = images.files, common_size(images.files)
+    files, pixel_format = images.files, reading.pixel_format
     pixels: np.ndarray | None = None
-    if size is not None and len(files) * 3 * size[0] * size[1] <= memory_bytes:
-        with suppress(SizesDiffer):
-            pixels, broken = decode_or_read(files, size, cache, f"Decoding {what} images")
-    if pixels is None:
-        broken = check_files(files, len(files) <= _MAX_DECODED_AT_START, f"Checking {what} images")
+    with as_data_error(files, pixel_format, f"{what} images"):
+        size = common_size(files)
+        if size is not None and len(files) * pixel_format.channels * size[0] * size[1] <= memory_bytes:
+            with suppress(SizesDiffer):
+                pixels, broken = decode_or_read(files, size, reading.cache, f"Decoding {what} images", pixel_format)
+        if pixels is None:
+            decode = len(files) <= MAX_DECODED_AT_START
+            broken = check_files(files, decode, f"Checking {what} images", pixel_format)
     dropped = [files[i] for i in broken.nonzero()[0]]
-    if dropped and strict:
+    if dropped and reading.strict:
         raise DataError(f"{dropped[0]} cannot be decoded; repair or remove it, or load without strict.")
     if 2 * len(dropped) > len(files):
         raise DataError(
@@ -244,7 +311,9 @@ def _decode(images: ImageSet, memory_bytes: int, cache: Path, what: str, strict:
     if pixels is None:
         return (images.subset(kept) if dropped else images), dropped
     tensor = torch.from_numpy(pixels)
-    return ImageSet(labels=images.labels[kept], pixels=tensor[kept] if dropped else tensor), dropped
+    decoded_from = tuple(files[i] for i in kept.tolist()) if dropped else files
+    labels, tensor = images.labels[kept], tensor[kept] if dropped else tensor
+    return replace(images, labels=labels, pixels=tensor, files=(), decoded_from=decoded_from), dropped
 
 
 def _short_path(file: str) -> str:

@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitrim.data.batches import eval_batches
+from vitrim.data.batches import check_channels, eval_batches
 from vitrim.data.class_names import ClassNames, are_numbered, join, look_up, read_class_names
 from vitrim.data.class_order import IMAGENET_ORDER, measure_order, possible_orders
+from vitrim.data.image_ops import RECOLOURED_CHANNELS
 from vitrim.data.imagenet_names import synsets_of, synsets_of_outputs
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import DataError, UnsupportedModel
 from vitrim.models import adapter_for, describe, origin_of, record_origin
+from vitrim.models.channels import with_channels
 from vitrim.models.label_names import descriptions_of
 from vitrim.runs.progress import log
 
@@ -36,7 +38,9 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
         recorded = origin_of(model).preprocessing
     except UnsupportedModel:
         recorded = {}
-    return Preprocessing.from_dict(recorded or adapter_for(model).preprocessing(model))
+    configured = adapter_for(model).preprocessing(model)
+    channels = len(configured["mean"])  # as many as the model takes now; its first convolution may have been replaced
+    return Preprocessing.from_dict(with_channels(recorded, channels) if recorded else configured)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -57,7 +61,9 @@ def match_labels(data: ImageData, model: nn.Module, *, learns: bool = False) -> 
 
     Raises:
         DataError: the model has no output for a class, class names do not fit, or the order of the classes is unclear.
+            Or the images have other channels than the model's.
     """
+    data = _match_channels(data, model)
     known, num_outputs = _outputs_of(model)
     if data.class_names is not None:
         return _match_stated(data, data.class_names, known, num_outputs)
@@ -88,12 +94,17 @@ def name_outputs(model: nn.Module, names: str | Path | Sequence[str] | ClassName
     record_origin(model, replace(origin, classes=stated.names))
 
 
-def note_classes(model: nn.Module, data: ImageData) -> None:
-    """Note the classes of a data set on a model that was trained on its labels, if it tells how it was made."""
+def note_classes(model: nn.Module, data: ImageData) -> nn.Module:
+    """Note the classes of a data set on a model that was trained on its labels, if it tells how it was made.
+
+    Returns:
+        The same model.
+    """
     with suppress(UnsupportedModel):
         origin = origin_of(model)
         if len(data.classes) == int(origin.model_args["num_classes"]):
             record_origin(model, replace(origin, classes=data.classes))
+    return model
 
 
 def fits_outputs(data: ImageData, model: nn.Module) -> bool:
@@ -300,6 +311,24 @@ def _unmatched(data: ImageData, columns: Sequence[tuple[str, ...]], source: str 
         f"Are these the same classes under other names? {advice}. Else train the model on this data set with "
         "`vitrim train`, or use another data set."
     )
+
+
+def _match_channels(data: ImageData, model: nn.Module) -> ImageData:
+    """Check the number of channels, and note what is particular to images that are not RGB."""
+    preprocessing = preprocessing_of(model)
+    for images in (data.train, data.validation):
+        check_channels(images, preprocessing.channels)
+    if preprocessing.channels == 3:
+        return data
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    name = "1 channel" if preprocessing.channels == 1 else f"{preprocessing.channels} channels"
+    notes = [f"{name}: the pixels are normalised with mean {mean} and std {std}, from the model's configuration"]
+    if preprocessing.channels not in RECOLOURED_CHANNELS:
+        notes.append(f"{name}: RandAugment moves pixels but changes no colours")
+    new = [note for note in notes if note not in data.notes]
+    for note in new:
+        log(note)
+    return replace(data, notes=(*data.notes, *new)) if new else data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ class Preprocessing:
 
     Attributes:
         img_size: height and width in pixels.
-        mean: mean of each of the three colours, for values in 0..1.
-        std: standard deviation of each of the three colours, for values in 0..1.
+        mean: mean of each channel, for values in 0..1.
+        std: standard deviation of each channel, for values in 0..1.
         interpolation: how images are resized; one of `INTERPOLATIONS`.
         crop_pct: side of the central crop in evaluation, as a fraction of the resized image.
         crop_mode: what is resized to the crop: `center` the shorter side, `squash` both sides, `border` the longer
@@ -44,14 +44,19 @@ class Preprocessing:
         check_setting(
             len(self.img_size) == 2 and min(self.img_size) > 0, "img_size", self.img_size, "two positive integers"
         )
-        check_setting(len(self.mean) == 3, "mean", self.mean, "three numbers: only models of RGB images are supported")
-        check_setting(len(self.std) == 3 and min(self.std) > 0, "std", self.std, "three positive numbers")
+        check_setting(len(self.mean) == len(self.std) > 0, "mean", self.mean, f"as many numbers as std, {self.std}")
+        check_setting(min(self.std) > 0, "std", self.std, "a positive number for each channel")
         check_setting(
             self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, f"one of {INTERPOLATIONS}"
         )
         check_setting(self.crop_pct > 0, "crop_pct", self.crop_pct, "positive")
         crop_modes = ("center", "squash", "border")
         check_setting(self.crop_mode in crop_modes, "crop_mode", self.crop_mode, f"one of {crop_modes}")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of an image."""
+        return len(self.mean)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -81,14 +86,14 @@ def check_setting(valid: bool, name: str, found: object, expected: str) -> None:
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Convert pixels to the numbers that the model expects: `(pixel / 255 - mean) / std` for each colour.
+    """Convert pixels to the numbers that the model expects: `(pixel / 255 - mean) / std` for each channel.
 
     Args:
-        images: `(B, 3, h, w)` uint8.
+        images: `(B, channels, h, w)` uint8.
         preprocessing: holds mean and std.
 
     Returns:
-        `(B, 3, h, w)` float32, on the same device.
+        `(B, channels, h, w)` float32, on the same device.
     """
     constants = [torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)]
     mean, std = send_together(constants, images.device)
@@ -96,16 +101,16 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 class EvalTransform:
-    """Resize and crop uint8 images for evaluation: `(..., 3, H, W)` to `(..., 3, h, w)`, with timm's transform.
+    """Resize and crop uint8 images `(..., H, W)` for evaluation, to `(..., h, w)`, with timm's transform.
 
     Small images that already have the model's size are not changed. With timm's usual `crop_pct` of 0.9, an image of 32
     pixels would be enlarged to 35 pixels and lose its edge. Models for small images are not trained that way.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.img_size = preprocessing.img_size
+        self.preprocessing = preprocessing
         self.transform = create_transform(
-            input_size=(3, *preprocessing.img_size),
+            input_size=(preprocessing.channels, *preprocessing.img_size),
             is_training=False,
             normalize=False,  # only resize and crop here; `normalise` converts whole batches
             **{key: getattr(preprocessing, key) for key in ("interpolation", "mean", "std", "crop_pct", "crop_mode")},
@@ -113,6 +118,7 @@ class EvalTransform:
 
     def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
         """Return the resized and cropped images. `epoch` and `index` are for callers that also call `Augmenter`."""
-        if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= MAX_SMALL_SIDE:
+        size = self.preprocessing.img_size
+        if tuple(images.shape[-2:]) == size and max(size) <= MAX_SMALL_SIDE:
             return images
         return self.transform(images)

@@ -48,7 +48,7 @@ def send_images(pixels: Tensor, index: Tensor, device: torch.device) -> Tensor:
     """Return `pixels[index]` on `device`.
 
     Args:
-        pixels: `(n, 3, H, W)` uint8. They are indexed where they are.
+        pixels: `(n, channels, H, W)` uint8. They are indexed where they are.
         index: `(B,)` int64 on the CPU.
         device: of the result.
     """

@@ -113,7 +113,7 @@ class OnnxProgram(nn.Module):
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits `(B, C)` from images `(B, 3, h, w)`."""
+        """Compute logits `(B, C)` from images `(B, channels, h, w)`."""
         (logits,) = self.session.run(["logits"], {"images": images.numpy()})
         return torch.from_numpy(logits)
 

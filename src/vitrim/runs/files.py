@@ -21,6 +21,8 @@ from torch import Tensor
 from vitrim.errors import CheckpointMismatch
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
+UNREADABLE = "unreadable.json"  # in a run folder: images that could not be decoded
+FILE_SIZES = "file-sizes.safetensors"  # in a run folder: sizes of the image files when the run began
 OURS = (CONFIG, WEIGHTS, MODELING, RUN)
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from vitrim.errors import FolderInUse
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import RUN, read_json, unknown_files, write_text, writing
+from vitrim.runs.files import FILE_SIZES, RUN, UNREADABLE, read_json, unknown_files, write_text, writing
 from vitrim.runs.processes import is_main_process, wait_for_all
 
 Result = TypeVar("Result")
@@ -48,7 +48,7 @@ class RunFolder:
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
         file = self.path / RUN
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-        if file.is_file() and not self._is_fresh():
+        if file.is_file() and not is_fresh(self.path):
             old = _with_missing(read_json(file), before or {})
             changed = changed or {}
             differences = [
@@ -68,10 +68,6 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(identity, indent=2) + "\n")
         wait_for_all()
-
-    def _is_fresh(self) -> bool:
-        """Whether only run.json and recipe.toml exist, so the folder may be reused."""
-        return {path.name for path in self.path.iterdir()} <= {RUN, "recipe.toml"}
 
     def once(
         self,
@@ -126,6 +122,12 @@ class RunFolder:
             return PruningPlan.from_json(path.read_text(encoding="utf-8"))
 
         return self.once(name, make, lambda plan, path: path.write_text(plan.to_json()), read)
+
+
+def is_fresh(folder: Path) -> bool:
+    """Whether a run folder has no result yet, so that it may be reused for another run."""
+    names = {path.name for path in folder.iterdir() if not path.name.endswith(UNREADABLE)}
+    return names <= {RUN, "recipe.toml", FILE_SIZES}
 
 
 def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:

@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
 from vitrim.data.matching import note_classes, preprocessing_of
+from vitrim.data.run_record import as_in_run, keep_record
+from vitrim.data.unreadable import log_replaced
 from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
@@ -80,7 +82,7 @@ def train(
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         SettingError: a teacher does not fit the model. DataError: the data does not fit the model.
     """
-    data, loss, teachers = match_student(data, model, teacher), None, Teachers()
+    data, loss, teachers = match_student(as_in_run(data, run_dir), model, teacher), None, Teachers()
     if teacher is not None and settings.epochs:
         loss, teachers = loss_with(model, teacher, settings.distillation, data, plan)
     job = TrainingJob(
@@ -94,9 +96,7 @@ def train(
         stage=stage,
         seed=seed,
     )
-    trained = run_job(job)
-    note_classes(trained, job.data)
-    return trained
+    return note_classes(run_job(job), job.data)
 
 
 def run_job(job: TrainingJob) -> nn.Module:
@@ -112,7 +112,10 @@ def run_job(job: TrainingJob) -> nn.Module:
     adapter_for(model).set_drop_path(model, job.settings.drop_path)
     device = this_process().device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return TrainingLoop(replace(job, model=model)).run()
+        trained = TrainingLoop(replace(job, model=model)).run()
+    images = job.data.train
+    log_replaced(images.unreadable.among(images.files), job.stage)
+    return trained
 
 
 class TrainingLoop:
@@ -142,6 +145,8 @@ class TrainingLoop:
         self.teacher_outputs: dict[str, Tensor] = {}
         if job.run_dir and self.accelerator.is_main_process:
             job.run_dir.mkdir(parents=True, exist_ok=True)
+        if job.run_dir:
+            keep_record(job.data, job.run_dir)
         self.metrics = job.run_dir / "metrics.jsonl" if job.run_dir else None
         self.state = TrainingState(
             path=job.run_dir / f"{job.stage}.checkpoint.safetensors" if job.run_dir else None,
@@ -221,7 +226,7 @@ class TrainingLoop:
         batch_size = check_batch_size(self.images, self.batch_size, num_processes * smallest, self.num_classes)
 
         def train_on(num_images: int) -> None:
-            images = torch.randn(num_images, 3, *self.preprocessing.img_size, device=self.device)
+            images = torch.randn(num_images, self.images.channels, *self.preprocessing.img_size, device=self.device)
             targets = torch.full((num_images, self.num_classes), 1 / self.num_classes, device=self.device)
             sum(self.loss_terms(images, targets, self.model, self.teacher).values()).backward()  # type: ignore
 
@@ -269,7 +274,7 @@ class TrainingLoop:
         """Update the weights once.
 
         Args:
-            micro_batches: images `(b, 3, h, w)` and targets `(b, C)`.
+            micro_batches: images `(b, channels, h, w)` and targets `(b, C)`.
             student: the student and, next, the teacher, from `forward_functions`.
             teacher: None for a training on labels.
             sums: the loss terms are added to it, by name.
@@ -307,7 +312,7 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss_terms(self, images: Tensor, targets: Tensor, student: Any, teacher: Any) -> dict[str, Tensor]:
-        """The terms of the loss by name, for images `(b, 3, h, w)` and targets `(b, C)`.
+        """The terms of the loss by name, for images `(b, channels, h, w)` and targets `(b, C)`.
 
         When they are returned, nothing is held in memory that their gradient does not need.
         """

@@ -138,7 +138,7 @@ def match_student(data: ImageData, student: nn.Module, teacher: Any = None) -> I
     """Return the data set with labels as a model that is to be trained counts them, see `match_labels`.
 
     A student without class names copies the outputs of its teacher. So its labels are those of the first teacher, if
-    an adapter knows this model and it has as many outputs.
+    an adapter knows this model, and it has as many outputs and input channels.
 
     Args:
         teacher: one model or several; None or anything else is not asked.
@@ -148,8 +148,9 @@ def match_student(data: ImageData, student: nn.Module, teacher: Any = None) -> I
     """
     first = teacher[0] if isinstance(teacher, list | tuple) and teacher else teacher
     if isinstance(first, nn.Module) and not names_of_outputs(student):
-        structure = structure_if_known(unwrapped(first))
-        if structure is not None and structure.num_classes == describe(student).num_classes:
+        structure, own = structure_if_known(unwrapped(first)), describe(student)
+        sizes = (own.num_classes, own.in_chans)
+        if structure is not None and (structure.num_classes, structure.in_chans) == sizes:
             return match_labels(data, unwrapped(first))
     return match_labels(data, student, learns=True)
 

@@ -19,6 +19,7 @@ from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.channels import with_channels
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.label_names import label_names
 from vitrim.models.origin import Origin
@@ -156,14 +157,16 @@ class TimmAdapter:
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """Read the preprocessing from `pretrained_cfg`, with timm's defaults."""
         config = timm.data.resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
-        return {
-            "img_size": list(_image_shape(model)[1:]),
+        channels, *size = _image_shape(model)
+        settings = {
+            "img_size": size,
             "mean": list(config["mean"]),
             "std": list(config["std"]),
             "interpolation": config["interpolation"],
             "crop_pct": config["crop_pct"],
             "crop_mode": config["crop_mode"],
         }
+        return with_channels(settings, channels)
 
 
 def create_model(architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:

@@ -19,6 +19,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTran
 from torchvision.ops import StochasticDepth
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.torchvision.families import BLOCKS, MODELS, PREPROCESSING, SIZES_BY_NAME
@@ -58,7 +59,7 @@ class TorchvisionAdapter:
                 model,
                 blocks,
                 name=_architecture(model),
-                image_shape=(3, *_img_size(model)),
+                image_shape=(input_channels(model, 3), *_img_size(model)),
                 num_classes=head.out_features if isinstance(head, nn.Linear) else 0,
                 embed_dim=model.hidden_dim if isinstance(model, VisionTransformer) else model.norm.normalized_shape[0],
             )
@@ -174,10 +175,10 @@ class TorchvisionAdapter:
 
     def preprocessing(self, model: Any) -> dict[str, Any]:
         """The preprocessing of the published weights of this name and image size, else `PREPROCESSING`."""
-        size = list(_img_size(model))
+        size, channels = list(_img_size(model)), input_channels(model, 3)
         for transforms in _transforms(_architecture(model)):
             if size == 2 * transforms.crop_size:
-                return {
+                published = {
                     "img_size": size,
                     "mean": list(transforms.mean),
                     "std": list(transforms.std),
@@ -185,7 +186,8 @@ class TorchvisionAdapter:
                     "crop_pct": transforms.crop_size[0] / transforms.resize_size[0],
                     "crop_mode": "center",
                 }
-        return {"img_size": size, **PREPROCESSING}
+                return with_channels(published, channels)
+        return with_channels({"img_size": size, **PREPROCESSING}, channels)
 
 
 def _build(architecture: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:

@@ -18,6 +18,7 @@ from timm.layers import calculate_drop_path_rates
 from torch import nn
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
@@ -62,7 +63,7 @@ class HuggingFaceAdapter:
                 model,
                 blocks,
                 name=type(model).__name__,
-                image_shape=(config.num_channels, *_img_size(config)),
+                image_shape=(input_channels(model, config.num_channels), *_img_size(config)),
                 num_classes=_num_classes(model),
                 embed_dim=config.hidden_size,
                 skipped_parts=_skipped_parts(model, names),
@@ -183,7 +184,7 @@ class HuggingFaceAdapter:
         file = Path(getattr(model.config, "_name_or_path", "") or ".") / "preprocessor_config.json"
         if file.is_file():
             settings |= _processor_settings(json.loads(file.read_text(encoding="utf-8")), size)
-        return settings
+        return with_channels(settings, input_channels(model, getattr(_vision_config(model), "num_channels", 3)))
 
     def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
         """transformers' configuration. A pruned model has the model type that vitrim registers."""
