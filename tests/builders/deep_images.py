@@ -23,6 +23,7 @@ def deep_png(path: Path, largest: int = 65535, significant_bits: int | None = No
 
 def deep_rgb_png(path: Path, largest: int = 65535, significant_bits: int | None = None) -> Path:
     """A PNG of 16 bits for each of three colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     values = np.repeat((RAMP * largest).round().astype(">u2")[..., None], 3, axis=2)
     header = struct.pack(">IIBBBBB", *RAMP.shape, 16, 2, 0, 0, 0)
     bits = _chunk(b"sBIT", bytes([significant_bits] * 3)) if significant_bits else b""

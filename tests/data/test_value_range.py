@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders.deep_images import EXPECTED, RAMP, deep_png, tiff
+from builders.deep_images import EXPECTED, RAMP, deep_png, deep_rgb_png, tiff
 from builders.images import save_image
 from vitrim.data import decoded_cache
 from vitrim.data.loading import load_data
@@ -56,6 +56,13 @@ def test_dark_images_are_noted(tmp_path: Path) -> None:
     assert "the largest value in 8 images of more than 8 bits is 4095" in note and "--value-range" in note
     deep_png(dark / "a" / "bright.png")
     assert load_data(dark).notes == (HELD_OUT,)
+
+
+def test_dark_colours_of_16_bits_are_noted(tmp_path: Path) -> None:
+    for largest, name in ((4095, "dark"), (65535, "bright")):
+        root = folder(tmp_path / name, lambda path, largest=largest: deep_rgb_png(path.with_suffix(".png"), largest))
+        notes = load_data(root).notes[1:]
+        assert [f"is {largest}, so all of them are dark" in note for note in notes] == [True] * (name == "dark")
 
 
 def test_a_range_that_would_not_be_used_is_refused(tmp_path: Path) -> None:

@@ -186,17 +186,22 @@ def is_deep(file: str) -> bool:
 
 
 def values_of_file(file: str, pixel_format: PixelFormat) -> tuple[np.ndarray, int | None] | None:
-    """The values of one channel of more than 8 bits as they are in the file, `(H, W)` float64.
+    """The values of a file of more than 8 bits, `(H, W)` float64, or `(H, W, 3)` of 16-bit colours.
 
     Returns:
-        The values, and the largest value of their type, None if it is not known. None for files of 8 bits.
+        The values, and the largest value of their type, None if it is not known. None for files of 8 bits. Of 16-bit
+        colours, Pillow reads the upper 8 bits, so the values are the largest that they may be.
 
     Raises:
         UnsupportedPixels, or one of `decoding.BROKEN_IMAGE`: as `pixel_array`.
     """
     with open_image(file) as image:
         values = check_pixels(image, file, pixel_format)
-        return None if values is None else (_numbers(image, file, values), values.stored_max or values.max)
+        if values is not None:
+            return _numbers(image, file, values), values.stored_max or values.max
+        if not has_16_bits(image):
+            return None
+        return 256.0 * np.asarray(image)[..., :3] + 255, MAX_UINT16
 
 
 # One channel of more than 8 bits
