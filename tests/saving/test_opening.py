@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from builders.models import build, random_images, random_plan
-from vitrim.errors import SettingError
+from vitrim.errors import CheckpointMismatch, SettingError
 from vitrim.models import describe
 from vitrim.saving.checkpoint import load, save
 from vitrim.saving.opening import has_random_weights, open_model
@@ -36,6 +36,20 @@ def test_a_folder_that_transformers_wrote_is_opened(tmp_path: Path) -> None:
     opened = open_model(str(tmp_path))
     assert type(opened) is type(dense)
     assert torch.equal(opened(IMAGES).logits, dense(IMAGES).logits)
+
+
+def test_weights_of_transformers_give_their_logits_at_their_image_size(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.ViTConfig(**sizes, patch_size=8, image_size=32, num_labels=5)
+    model = transformers.ViTForImageClassification(config).eval()
+    arguments = {"arch": "transformers:ViTForImageClassification", "model_args": {**sizes, "patch_size": 8}}
+    torch.save(
+        {"state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()}}, tmp_path / "a.ckpt"
+    )
+    assert torch.equal(open_model(str(tmp_path / "a.ckpt"), **arguments)(IMAGES).logits, model(IMAGES).logits)
+    with pytest.raises(CheckpointMismatch, match=r"position_embeddings is \(1, 17, 16\), the model has \(1, 37, 16\)"):
+        open_model(str(tmp_path / "a.ckpt"), **arguments, img_size=48)
 
 
 def test_a_name_may_have_the_prefix_of_its_library() -> None:
