@@ -171,6 +171,46 @@ def test_the_number_of_outputs_is_read_from_the_head_of_any_architecture(
     assert torch.equal(found(images), model(images)) and found(images).shape == (4, 5)
 
 
+def clip(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of timm's CLIP model as OpenAI and OpenCLIP name them, with a text model beside them."""
+    names = {"patch_embed.proj": "conv1", "blocks.": "transformer.resblocks.", "norm_pre": "ln_pre", ".norm": ".ln_"}
+    names |= {
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "attn.qkv.": "attn.in_proj_",
+        "attn.proj": "attn.out_proj",
+    }
+    found = {}
+    for name, tensor in model.state_dict().items():
+        short = re.sub(r"^norm\.", "ln_post.", name)
+        for ours, theirs in names.items():
+            short = short.replace(ours, theirs)
+        found[f"visual.{short}"] = tensor
+    found["visual.class_embedding"] = found.pop("visual.cls_token")[0, 0]
+    found["visual.positional_embedding"] = found.pop("visual.pos_embed")[0]
+    found["visual.proj"] = found.pop("visual.head.weight").T
+    del found["visual.head.bias"]
+    return {**found, "token_embedding.weight": torch.ones(3, 2), "logit_scale": torch.ones(())}
+
+
+def test_the_image_model_of_clip_is_opened_without_its_text_model(capsys: pytest.CaptureFixture[str]) -> None:
+    architecture, sizes = "vit_base_patch16_clip_224", {"embed_dim": 16, "depth": 2, "num_heads": 4, "img_size": 32}
+    model = of_timm(architecture, **sizes, num_classes=6)
+    nn.init.zeros_(model.head.bias)  # CLIP has none
+    found = opened({"state_dict": prefixed(clip(model), "module.")}, arch=architecture, model_args=sizes)
+    torch.testing.assert_close(found(IMAGES), model(IMAGES))
+    assert "not read: token_embedding.weight, logit_scale" in capsys.readouterr().err
+    backbone = opened(clip(model), arch=architecture, model_args=sizes, num_classes=0)
+    model.reset_classifier(0)
+    torch.testing.assert_close(backbone(IMAGES), model(IMAGES))
+
+
+def test_a_classifier_beside_the_backbone_is_named_in_the_refusal() -> None:
+    saved = {**prefixed(tiny(num_classes=0).state_dict(), "backbone."), "fc.weight": torch.ones(3, 16)}
+    with pytest.raises(CheckpointMismatch, match=r"no classifier .* It has fc\.weight beside the backbone"):
+        opened(saved)
+
+
 def of_torchvision() -> tuple[nn.Module, dict[str, Any]]:
     from torchvision.models import VisionTransformer
 

@@ -55,7 +55,8 @@ def find_weights(saved: Any, source: str) -> TrainingCheckpoint:
     Raises:
         CheckpointMismatch: there are no weights with names, or several and none with a known key.
     """
-    found, notes = saved, []
+    found = saved
+    notes: list[str] = []
     for _ in range(MAX_DEPTH):
         if isinstance(found, list | tuple):
             found = {f"item {index}": item for index, item in enumerate(found)}

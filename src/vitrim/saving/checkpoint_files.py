@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def open_checkpoint(path: Path, *, arch: str | None, arguments: Mapping[str, Any
     elif stated and library_in(arch) != library_in(stated):
         log(f"{path} states the architecture {stated}; {arch} is used, as it was given")
     library, architecture = library_in(arch or str(stated))
-    if stated == _known_architecture(architecture) and library == "timm":
+    if library == "timm" and stated and library_in(stated)[1].split(".")[0] == architecture.split(".")[0]:
         arguments = {**_stated_arguments(checkpoint, path, arguments), **arguments}
     model = build_from(checkpoint.tensors, library, architecture, arguments, str(path))
     _set_preprocessing(model, checkpoint, library, path)
@@ -112,12 +111,12 @@ def _set_preprocessing(model: Any, checkpoint: TrainingCheckpoint, library: str,
 def _stated_preprocessing(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in ("mean", "std"):
         value = settings.get(name)
-        if isinstance(value, list | tuple) and value and all(isinstance(number, Real) for number in value):
+        if isinstance(value, list | tuple) and value and all(isinstance(number, int | float) for number in value):
             yield name, tuple(float(number) for number in value)
     if settings.get("interpolation") in INTERPOLATIONS:
         yield "interpolation", settings["interpolation"]
     crop = settings.get("crop_pct")
-    if isinstance(crop, Real) and not isinstance(crop, bool) and crop > 0:
+    if isinstance(crop, int | float) and crop > 0:
         yield "crop_pct", float(crop)
     if settings.get("crop_mode") in ("center", "squash", "border"):
         yield "crop_mode", settings["crop_mode"]

@@ -6,7 +6,8 @@ resampled is logged.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  
 NOT_OF_THE_MODEL = re.compile(  # tensors that a model without them never misses
     r"(^|\.)mask_token$|^decoder[_.]|^(dino|ibot|projection)_head\.|^(projector|predictor)\.|^head\.(mlp|last_layer)\."
     r"|\.bias_mask$|^lm_head\.|^n_averaged$|(^|\.)rope(_embed)?\.periods$|(^|\.)(relative_position_index|position_ids)$"
-    r"|(^|\.)(attn_mask|relative_coords_table)$"
+    r"|(^|\.)(attn_mask|relative_coords_table|total_ops|total_params)$"
 )
 TEXT_MODEL = re.compile(
     r"^(transformer|token_embedding|ln_final|text)\.|^(positional_embedding|text_projection|logit_scale)$"
@@ -46,7 +47,8 @@ HINTS = {  # a pattern of names that the model does not have, and what it tells
 }
 SIZES = {  # how to set sizes that differ from those of the architecture
     "timm": "Set sizes that differ from those of the architecture with --model-arg, such as depth=6.",
-    "transformers": "Set sizes that differ from those of the class with --model-arg, such as num_hidden_layers=6.",
+    "transformers": "Name the class that was saved, and set sizes that differ with --model-arg, such as "
+    "num_hidden_layers=6.",
     "torchvision": "For sizes without a name, use --arch torchvision:VisionTransformer, with all sizes as --model-arg.",
 }
 MAX_NAMES = 6  # in a message
@@ -74,7 +76,7 @@ def build_from(
         probe = adapter.create(architecture, **arguments)
     inside, outside = _find_model(tensors, probe, source)
     stated = fitting.arguments_in(probe, inside, arguments)
-    num_classes = _num_outputs(probe, inside, fitting, arguments.get("num_classes"), source)
+    num_classes = _num_outputs(probe, inside, fitting, arguments.get("num_classes"), source, outside)
     if num_classes is not None:
         arguments = {**arguments, "num_classes": num_classes}
     if stated:
@@ -159,25 +161,42 @@ def _best_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, torch.Size], s
 
 
 def _num_outputs(
-    probe: nn.Module, tensors: Mapping[str, Tensor], fitting: Any, requested: int | None, source: str
+    probe: nn.Module,
+    tensors: Mapping[str, Tensor],
+    fitting: Any,
+    requested: int | None,
+    source: str,
+    outside: Sequence[str] = (),
 ) -> int | None:
     """The number of outputs of the classifier in the weights; None if the architecture has no classifier.
 
+    Args:
+        probe: the architecture.
+        tensors: the weights.
+        fitting: the module of the library.
+        requested: number that the user has set.
+        source: file name for messages.
+        outside: names of the tensors outside the model.
+
     Raises:
-        CheckpointMismatch: the weights have no classifier or another one, but a number was requested.
+        CheckpointMismatch: the weights have no classifier or another one, but one is needed.
     """
-    own = probe.state_dict()
-    names = [f"{name}.weight" for name in fitting.classifiers(probe) if f"{name}.weight" in own]
+    own, heads = probe.state_dict(), fitting.classifiers(probe)
+    names = [f"{name}.weight" for name in heads if f"{name}.weight" in own]
     if requested == 0 or not names:
         return requested
-    candidates = [tensors, *_conversions(probe, tensors, fitting)]
-    found = next((tensor for name in names for one in candidates if (tensor := one.get(name)) is not None), None)
-    if found is None:
-        others = {name for name in own if name.rpartition(".")[0] not in fitting.classifiers(probe)}
-        if not any(others <= one.keys() for one in candidates):
+    is_backbone = False
+    for candidate in chain([tensors], _conversions(probe, tensors, fitting)):
+        found = next((candidate[name] for name in names if name in candidate), None)
+        if found is not None:
+            break
+        is_backbone |= all(name in candidate or name.rpartition(".")[0] in heads for name in own)
+    else:
+        if not is_backbone:
             raise _misfit(probe, tensors, fitting, source)
+        beside = f" It has {_listed(outside)} beside the backbone." if outside else ""
         raise CheckpointMismatch(
-            f"{source} has no classifier ({names[0]}). Pass num_classes=0 (--num-classes 0) for the backbone; "
+            f"{source} has no classifier ({names[0]}).{beside} Pass num_classes=0 (--num-classes 0) for the backbone; "
             "`vitrim train` then gives it a new classifier for the classes of the data."
         )
     if requested is not None and found.shape[0] != requested:
@@ -203,7 +222,7 @@ def _fitted(
         CheckpointMismatch: they do not fit, also not as the library converts them.
     """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for candidate in (tensors, *_conversions(model, tensors, fitting)):
+    for candidate in chain([tensors], _conversions(model, tensors, fitting)):
         fitted = _without(candidate, _superfluous(candidate, model, fitting))
         if {name: tensor.shape for name, tensor in fitted.items()} == own:
             _refuse_other_numbers(model, fitted, source)
@@ -216,7 +235,8 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor], fitting: Any, sourc
     own = model.state_dict()
     unknown = [name for name in tensors if name not in own]
     hints = [text for pattern, text in HINTS.items() if any(re.search(pattern, name) for name in unknown)]
-    hint = hints[0] if hints else next(SIZES[name] for name, module in LIBRARIES.items() if module is fitting)
+    library = next(name for name, module in LIBRARIES.items() if module is fitting)
+    hint = hints[0] if hints and f"of {library};" not in hints[0] else SIZES[library]
     if 2 * len(unknown) > len(tensors):  # a list of missing names would not tell what the file has
         strange = next((name for name in unknown if any(re.search(pattern, name) for pattern in HINTS)), unknown[0])
         return CheckpointMismatch(
@@ -235,6 +255,8 @@ def _superfluous(tensors: Mapping[str, Tensor], model: nn.Module, fitting: Any) 
     own, names = model.state_dict(), fitting.classifiers(model)
     heads = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
     is_clip = any(name.startswith("visual.") for name in tensors)
+    if is_clip and not heads & own.keys():
+        heads.add("visual.proj")
     return {
         name
         for name in tensors
@@ -307,6 +329,6 @@ def _changes(before: Mapping[str, Tensor], fitted: Mapping[str, Tensor], grid: A
         yield f"names converted as the library does, such as {renamed[0]} ({len(renamed)} tensors)"
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f"{', '.join(names[:MAX_NAMES])}{more}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrim.errors import CheckpointMismatch, SettingError, UserError
-from vitrim.runs.files import CONFIG, WEIGHTS, read_checkpoint, read_json
+from vitrim.runs.files import CONFIG, RUN, WEIGHTS, read_checkpoint, read_json
 from vitrim.runs.progress import log
 from vitrim.runs.training_checkpoints import TrainingCheckpoint
 from vitrim.saving.checkpoint import is_model_folder
@@ -49,7 +49,7 @@ def resolve_model_path(path: Path, arch: str | None) -> Path:
         return _resolve_file(path, arch)
     if (path / ADAPTER).is_file() and not any((path / name).is_file() for name in OF_A_FOLDER[1:]):
         raise _adapter(path)
-    if is_model_folder(path) or is_model_folder(path / "model"):
+    if is_model_folder(path) or is_model_folder(path / "model") or (path / RUN).is_file():
         return path
     if checkpoints := _checkpoints(path):
         return _chosen_checkpoint(path, checkpoints)
@@ -129,8 +129,9 @@ def _chosen_checkpoint(path: Path, checkpoints: dict[int, Path]) -> Path:
     state = _json(last / "trainer_state.json")
     noted = state.get("best_model_checkpoint") if isinstance(state, dict) else None
     best = path / re.split(r"[/\\]", noted)[-1] if isinstance(noted, str) else None  # the folder may have been moved
-    chosen = best if best in checkpoints.values() else last
-    which = "the best one, as noted in trainer_state.json" if best == chosen else "the last one"
+    has_best = best is not None and best in checkpoints.values()
+    chosen = best if best and has_best else last
+    which = "the best one, as noted in trainer_state.json" if has_best else "the last one"
     log(f"{path} has {len(checkpoints)} checkpoint(s) of a training; {chosen} is opened, {which}")
     return chosen
 

@@ -55,10 +55,8 @@ def arguments_in(model: Any, tensors: Mapping[str, Tensor], known: Mapping[str, 
         known: arguments that the user has set; they are not returned.
     """
     found: dict[str, Any] = {}
-    projection, kernel = (
-        getattr(getattr(model, "patch_embed", None), "proj", None),
-        tensors.get("patch_embed.proj.weight"),
-    )
+    projection: Any = getattr(getattr(model, "patch_embed", None), "proj", None)
+    kernel = tensors.get("patch_embed.proj.weight")
     is_patch = isinstance(projection, nn.Conv2d) and projection.kernel_size == projection.stride
     if is_patch and kernel is not None and kernel.ndim == 4:
         if kernel.shape[1] != projection.in_channels:
@@ -70,7 +68,7 @@ def arguments_in(model: Any, tensors: Mapping[str, Tensor], known: Mapping[str, 
     if grid and (size := grid.img_size_in(tensors, patch_size)):
         found["img_size"] = size
     own = model.state_dict()
-    if "fc_norm.weight" in tensors and not {"fc_norm.weight"} & own.keys() and "norm.weight" not in tensors:
+    if "fc_norm.weight" in tensors and "norm.weight" not in tensors and "fc_norm.weight" not in own:
         found["global_pool"] = "avg"  # timm then normalises after pooling
     if "blocks.0.ls1.gamma" in tensors and "blocks.0.norm1.weight" in own and "blocks.0.ls1.gamma" not in own:
         found["init_values"] = LAYER_SCALE

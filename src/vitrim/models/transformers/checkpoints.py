@@ -1,5 +1,7 @@
 """Weights of other sources for transformers' models: names of its earlier releases, which transformers converts."""
 
+import contextlib
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,9 +46,10 @@ def converted(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, T
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     try:
-        loaded, info = type(model).from_pretrained(
-            None, config=model.config, state_dict=dict(tensors), output_loading_info=True
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            loaded, info = type(model).from_pretrained(
+                None, config=model.config, state_dict=dict(tensors), output_loading_info=True
+            )
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return
     if not any(info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
