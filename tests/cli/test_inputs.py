@@ -148,6 +148,17 @@ def test_random_weights_are_named_where_trained_weights_are_expected(
     assert "random weights" not in call(capsys, command, place.dense, *options, *budget, *output[:1], *output[1:])[2]
 
 
+def test_two_checkpoints_of_one_architecture_are_compared(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [place.path / "one.pth", place.path / "other.pth"]
+    for seed, file in enumerate(files):
+        torch.save(digits_model(depth=2, seed=seed).state_dict(), file)
+    options = ["--arch", "vit_tiny_patch16_224", *MODEL_OPTIONS, *SMALL_DIGITS]
+    status, out, _ = call(capsys, "evaluate", files[0], "--against", files[1], *options)
+    assert status == 0 and "one.pth" in out and "other.pth" in out
+
+
 def test_a_backbone_is_trained_with_a_new_classifier(place: CommandFolder) -> None:
     backbone = digits_model()
     weights = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith("head.")}

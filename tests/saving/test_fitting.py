@@ -171,6 +171,19 @@ def test_the_number_of_outputs_is_read_from_the_head_of_any_architecture(
     assert torch.equal(found(images), model(images)) and found(images).shape == (4, 5)
 
 
+def test_the_image_size_of_beit_is_read_from_its_table_of_positions() -> None:
+    sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = of_timm("beit_base_patch16_224", **sizes, img_size=48, num_classes=3)
+    images = random_images(side=48, dtype=torch.float32)
+    found = opened(model.state_dict(), arch="beit_base_patch16_224", model_args=sizes)
+    assert torch.equal(found(images), model(images))
+
+
+def test_normalisation_inside_the_model_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    opened({**prefixed(tiny().state_dict(), "1."), "0.mean": torch.ones(3), "0.std": torch.ones(3)})
+    assert "may normalise images inside the model (0.mean, 0.std)" in capsys.readouterr().err
+
+
 def clip(model: nn.Module) -> dict[str, Tensor]:
     """The weights of timm's CLIP model as OpenAI and OpenCLIP name them, with a text model beside them."""
     names = {"patch_embed.proj": "conv1", "blocks.": "transformer.resblocks.", "norm_pre": "ln_pre", ".norm": ".ln_"}

@@ -139,7 +139,9 @@ def evaluate(
     data = inputs.open_data(data_options or DataOptions())
     found = [(model, measure(model, model_options or ModelOptions()))]
     if against:
-        found.append((against, measure(against, ModelOptions())))
+        are_files = Path(model).is_file() and Path(against).is_file()  # two checkpoints of one architecture
+        options = model_options if model_options and are_files else ModelOptions()
+        found.append((against, measure(against, options)))
     print_evaluations(found)
 
 

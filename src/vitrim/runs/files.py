@@ -21,6 +21,11 @@ from vitrim.runs.torch_files import first_line, read_torch_file
 from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
+NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
+    b"version https://": "a pointer of Git LFS; get the file itself with `git lfs pull`",
+    b"<!doctype": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+}
 OURS = (CONFIG, WEIGHTS, MODELING, RUN)
 
 
@@ -145,7 +150,13 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
     """
     if not path.is_file():
         raise CheckpointMismatch(f"There is no file {path}.")
-    if path.suffix != ".safetensors":
+    with path.open("rb") as file:
+        start = file.read(16)
+    for beginning, what in NO_WEIGHTS.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise CheckpointMismatch(f"{path} is not a readable checkpoint: it is {what}.")
+    is_torch = start.startswith((b"PK", b"\x80")) and start[8:9] != b"{"
+    if is_torch or (path.suffix != ".safetensors" and start[8:9] != b"{"):
         return find_weights(read_torch_file(path), str(path))
     try:
         return find_weights(safetensors.torch.load_file(path), str(path))

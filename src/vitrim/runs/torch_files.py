@@ -100,7 +100,8 @@ def read_torch_file(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([*allowed, Counter, _Ignored]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a path, torch would judge by the ending
+                found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:  # what `weights_only` or a stand-in refuses
         raise _refusal(path, names, root, str(problem)) from None
     except (LookupError, TypeError, AttributeError) as problem:

@@ -103,9 +103,9 @@ def _set_preprocessing(model: Any, checkpoint: TrainingCheckpoint, library: str,
     others = f"{used['interpolation']}, crop {used['crop_pct']:.3g}"
     source = f"{', '.join(stated)} as the file states" if stated else "of the architecture, as the file states none"
     log(f"images are prepared with {numbers}, {others} ({source})")
-    size = checkpoint.settings.get("img_size")
+    size = checkpoint.settings.get("img_size") or checkpoint.settings.get("input_size")
     if isinstance(size, int) and size not in used["img_size"]:
-        log(f"{path} states img_size={size}, but the model is built for {used['img_size'][0]} pixels (see --img-size)")
+        log(f"{path} states images of {size} pixels, but the model is built for {used['img_size'][0]} (see --img-size)")
 
 
 def _stated_preprocessing(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

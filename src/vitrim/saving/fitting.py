@@ -86,6 +86,8 @@ def build_from(
     load_weights(model, fitted, source)
     for line in _changes(inside, fitted, fitting.position_grid(model)):
         log(f"{source}: {line}")
+    if inner := [name for name in outside if name.rpartition(".")[2] in ("mean", "std")]:
+        log(f"{source} may normalise images inside the model ({_listed(inner)}), which is left out: see below")
     if dropped := [*dropped, *outside]:
         log(f"{source}: not part of the model, so not read: {_listed(dropped)}")
     return model

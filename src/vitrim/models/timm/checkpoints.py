@@ -10,6 +10,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,28 @@ def arguments_in(model: Any, tensors: Mapping[str, Tensor], known: Mapping[str, 
             found["patch_size"] = kernel.shape[2]
     grid = position_grid(model)
     patch_size = known.get("patch_size") or found.get("patch_size")
+    own = model.state_dict()
     if grid and (size := grid.img_size_in(tensors, patch_size)):
         found["img_size"] = size
-    own = model.state_dict()
+    elif is_patch and (side := _side_of_table(model, own, tensors)):
+        found["img_size"] = side * (patch_size or projection.kernel_size[0])
     if "fc_norm.weight" in tensors and "norm.weight" not in tensors and "fc_norm.weight" not in own:
         found["global_pool"] = "avg"  # timm then normalises after pooling
     if "blocks.0.ls1.gamma" in tensors and "blocks.0.norm1.weight" in own and "blocks.0.ls1.gamma" not in own:
         found["init_values"] = LAYER_SCALE
     return {name: value for name, value in found.items() if name not in known}
+
+
+def _side_of_table(model: Any, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> int | None:
+    """Patches along one side, from BEiT's table of relative positions; None if they are those of the model.
+
+    The table has `(2 * side - 1)² + 3` rows.
+    """
+    name, (rows, columns) = "blocks.0.attn.relative_position_bias_table", model.patch_embed.grid_size
+    if not (name in own and name in tensors) or len(own[name]) != (2 * rows - 1) * (2 * columns - 1) + 3:
+        return None
+    side = (isqrt(max(len(tensors[name]) - 3, 0)) + 1) // 2
+    return side if (2 * side - 1) ** 2 + 3 == len(tensors[name]) and side != rows else None
 
 
 def converted(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
