@@ -68,7 +68,7 @@ def _stand_in(name: str) -> Callable[..., Any]:
     def new(cls: type, *arguments: Any) -> Any:
         return _empty(name)
 
-    return _StandIn(name.rpartition(".")[2] or name, (), {CLASS: name, "__new__": new})
+    return _StandIn("StandIn", (), {CLASS: name, "__new__": new})
 
 
 def class_in_file(value: Any) -> str | None:

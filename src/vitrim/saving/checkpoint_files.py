@@ -15,6 +15,7 @@ from vitrim.saving.fitting import LIBRARIES, build_from, build_from_npz
 from vitrim.saving.weight_files import read_weights
 
 TIMM_SOURCES = ("hf-hub", "hf_hub", "local-dir", "local_dir")  # prefixes of timm itself
+PROCESSOR = "preprocessor_config.json"  # of transformers
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
@@ -98,10 +99,14 @@ def _set_preprocessing(model: Any, checkpoint: TrainingCheckpoint, library: str,
     stated = dict(_stated_preprocessing(checkpoint.settings)) if library == "timm" else {}
     if stated:
         model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **stated}
+    beside = path.parent / PROCESSOR
+    if library == "transformers":
+        model.config._name_or_path = str(path.parent)  # where its adapter looks for the image processor
     used = adapter_of_library(library).preprocessing(model)
     numbers = ", ".join(f"{key} {' '.join(f'{value:.3g}' for value in used[key])}" for key in ("mean", "std"))
     others = f"{used['interpolation']}, crop {used['crop_pct']:.3g}"
     source = f"{', '.join(stated)} as the file states" if stated else "of the architecture, as the file states none"
+    source = f"of {beside}" if library == "transformers" and beside.is_file() else source
     log(f"images are prepared with {numbers}, {others} ({source})")
     size = checkpoint.settings.get("img_size") or checkpoint.settings.get("input_size")
     if isinstance(size, int) and size not in used["img_size"]:

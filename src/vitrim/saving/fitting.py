@@ -235,7 +235,7 @@ def _fitted(
 def _misfit(model: nn.Module, tensors: Mapping[str, Tensor], fitting: Any, source: str) -> CheckpointMismatch:
     """The error that lists what differs, with a hint on where the names come from or how sizes are set."""
     own = model.state_dict()
-    unknown = [name for name in tensors if name not in own]
+    unknown = [name for name in _without(tensors, _superfluous(tensors, model, fitting)) if name not in own]
     hints = [text for pattern, text in HINTS.items() if any(re.search(pattern, name) for name in unknown)]
     library = next(name for name, module in LIBRARIES.items() if module is fitting)
     hint = hints[0] if hints and f"of {library};" not in hints[0] else SIZES[library]
