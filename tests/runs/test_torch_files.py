@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from builders.models import build
 from vitrim.errors import CheckpointMismatch
 from vitrim.runs.torch_files import attributes_in_file, class_in_file, read_torch_file
 
@@ -128,6 +129,12 @@ def test_a_whole_module_is_refused_with_its_class(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointMismatch, match=r"whole pickled torch\.nn\..*TransformerEncoderLayer\. .*state_dict\(\)"
     ):
+        read_torch_file(tmp_path / "whole.pth")
+
+
+def test_a_module_in_a_dictionary_is_refused_with_its_class(tmp_path: Path) -> None:
+    torch.save({"model": build(depth=1), "epoch": 3}, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointMismatch, match=r"whole pickled module, such as timm\.models\.\S+VisionTransformer"):
         read_torch_file(tmp_path / "whole.pth")
 
 

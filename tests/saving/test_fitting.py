@@ -39,6 +39,10 @@ def opened(saved: Any, capsys: pytest.CaptureFixture[str] | None = None, **optio
     return open_model("file.pth", **{**ARGS, **options})
 
 
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head")}
+
+
 def test_position_embeddings_are_resampled_as_timm_does_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny(patch_size=8)  # 4 x 4 patches
     wide = opened(model.state_dict(), img_size=48)
@@ -177,6 +181,16 @@ def test_the_image_size_of_beit_is_read_from_its_table_of_positions() -> None:
     images = random_images(side=48, dtype=torch.float32)
     found = opened(model.state_dict(), arch="beit_base_patch16_224", model_args=sizes)
     assert torch.equal(found(images), model(images))
+
+
+def test_a_classifier_is_read_also_if_the_architecture_has_none_by_default() -> None:
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
+    model = of_timm("eva02_tiny_patch14_224", **sizes, img_size=32, num_classes=5)
+    assert of_timm("eva02_tiny_patch14_224", **sizes).num_classes == 0
+    found = opened(model.state_dict(), arch="eva02_tiny_patch14_224", model_args=sizes)
+    assert torch.equal(found(IMAGES), model(IMAGES))
+    backbone = opened(without_head(model.state_dict()), arch="eva02_tiny_patch14_224", model_args=sizes)
+    assert backbone(IMAGES).shape == (4, 32)
 
 
 def test_normalisation_inside_the_model_is_said(capsys: pytest.CaptureFixture[str]) -> None:

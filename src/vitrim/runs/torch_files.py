@@ -131,6 +131,8 @@ def _refusal(path: Path, names: list[str], root: str | None, problem: str) -> Ch
     more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
     if root:
         reason = f"it is a whole pickled {root}"
+    elif others and any(name.startswith("torch.nn.modules.") for name in names):
+        reason = f"it has a whole pickled module, such as {others[0]}{f', and calls {called[1]}' if called else ''}"
     elif called:
         reason = f"it calls {called[1]}"
     elif others:

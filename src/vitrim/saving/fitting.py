@@ -184,9 +184,10 @@ def _num_outputs(
         CheckpointMismatch: the weights have no classifier or another one, but one is needed.
     """
     own, heads = probe.state_dict(), fitting.classifiers(probe)
-    names = [f"{name}.weight" for name in heads if f"{name}.weight" in own]
+    names = [f"{name}.weight" for name in heads]
     if requested == 0 or not names:
         return requested
+    is_headless = not own.keys() & set(names)  # some architectures have no classifier unless a number is set
     is_backbone = False
     for candidate in chain([tensors], _conversions(probe, tensors, fitting)):
         found = next((candidate[name] for name in names if name in candidate), None)
@@ -194,6 +195,8 @@ def _num_outputs(
             break
         is_backbone |= all(name in candidate or name.rpartition(".")[0] in heads for name in own)
     else:
+        if is_headless and requested is None:
+            return None
         if not is_backbone:
             raise _misfit(probe, tensors, fitting, source)
         beside = f" It has {_listed(outside)} beside the backbone." if outside else ""
