@@ -102,12 +102,11 @@ def read_torch_file(path: Path) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             with path.open("rb") as file:  # of a path, torch would judge by the ending
                 found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as problem:  # what `weights_only` or a stand-in refuses
-        raise _refusal(path, names, root, str(problem)) from None
-    except (LookupError, TypeError, AttributeError) as problem:
-        if _unknown(names):
+    except (pickle.UnpicklingError, LookupError, TypeError, AttributeError) as problem:
+        # `weights_only` or a stand-in refuses something, or it is a text file, whose letters are read as commands
+        if _unknown(names) or _is_pickle(path):
             raise _refusal(path, names, root, str(problem)) from None
-        raise CheckpointMismatch(  # a text file: its letters are read as pickle commands
+        raise CheckpointMismatch(
             f"{path} is not a readable checkpoint: it is neither a pickle nor a zip file."
         ) from None
     except (RuntimeError, EOFError, ValueError) as problem:
@@ -137,6 +136,8 @@ def _refusal(path: Path, names: list[str], root: str | None, problem: str) -> Ch
         reason = f"it calls {called[1]}"
     elif others:
         reason = f"it names {', '.join(others[:MAX_NAMES])}{more}"
+    elif "Failed to load pickle data" in problem or not problem:
+        return CheckpointMismatch(f"{path} is not a readable checkpoint: it is damaged.")
     elif "Unsupported operand" in problem:
         reason = "its pickle protocol is not 2, which `torch.save` uses by default"
     else:
@@ -144,6 +145,12 @@ def _refusal(path: Path, names: list[str], root: str | None, problem: str) -> Ch
     return CheckpointMismatch(
         f"{path} has more than tensors, and vitrim does not run pickled code: {reason.rstrip('.')}. {CLEAN}"
     )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins like a pickle of `torch.save`, in the old format or in a zip file."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
 
 
 def _unknown(names: list[str]) -> set[str]:
