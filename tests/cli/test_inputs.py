@@ -1,5 +1,6 @@
 """Models, images and files that the options name: what is refused, and what is loaded."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,9 +12,10 @@ import torch
 
 from builders.class_order import NATURAL, NUMBERED, colour_folder, model_knowing
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
-from builders.runs import digits_model
-from vitrim.cli.inputs import channels_to_train_on, export_folder
+from builders.runs import digits, digits_model
+from vitrim.cli.inputs import channels_to_train_on, export_folder, open_model_to_train
 from vitrim.cli.options import ModelOptions
+from vitrim.models import describe
 from vitrim.saving.checkpoint import save
 
 Words = Callable[[CommandFolder], list[str]]
@@ -206,6 +208,29 @@ def test_random_weights_are_named_where_trained_weights_are_expected(
     assert status == 0, err
     assert (line in err) == (command != "inspect")
     assert "random weights" not in call(capsys, command, place.dense, *options, *budget, *output[:1], *output[1:])[2]
+
+
+def test_two_checkpoints_of_one_architecture_are_compared(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [place.path / "one.pth", place.path / "other.pth"]
+    for seed, file in enumerate(files):
+        torch.save(digits_model(depth=2, seed=seed).state_dict(), file)
+    options = ["--arch", "vit_tiny_patch16_224", *MODEL_OPTIONS, *SMALL_DIGITS]
+    status, out, _ = call(capsys, "evaluate", files[0], "--against", files[1], *options)
+    assert status == 0 and "one.pth" in out and "other.pth" in out
+
+
+def test_a_backbone_is_trained_with_a_new_classifier(place: CommandFolder) -> None:
+    backbone = digits_model()
+    weights = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith("head.")}
+    torch.save(weights, place.path / "backbone.pth")
+    arguments = {name: value for name, value in backbone._model_args.items() if name not in ("num_classes", "img_size")}
+    sizes = [f"{name}={json.dumps(value)}" for name, value in arguments.items()]
+    options = ModelOptions(arch="vit_tiny_patch16_224", num_classes=0, model_arg=sizes)
+    trained = open_model_to_train(str(place.path / "backbone.pth"), options, digits(), 0)
+    assert describe(trained).num_classes == 10
+    assert torch.equal(trained.blocks[0].mlp.fc1.weight, backbone.blocks[0].mlp.fc1.weight)
 
 
 def test_without_data_the_digits_are_used_and_named(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,30 @@ def test_a_checkpoint_without_a_state_dict_is_refused(content: object, tmp_path:
         read_tensors(tmp_path / "nothing.pth")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\n<!DOCTYPE html>", "a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_that_lies_in_place_of_a_checkpoint_is_named(
+    name: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match=said):
+        read_tensors(tmp_path / name)
+
+
+def test_the_content_of_a_file_counts_and_not_its_ending(tmp_path: Path) -> None:
+    weights = {"head.weight": torch.arange(3.0)}
+    torch.save(weights, tmp_path / "torch.safetensors")
+    write_tensors(tmp_path / "safe.bin", weights, {})
+    for name in ("torch.safetensors", "safe.bin"):
+        assert torch.equal(read_tensors(tmp_path / name)["head.weight"], weights["head.weight"])
+
+
 def test_all_files_have_the_usual_permissions(tmp_path: Path) -> None:
     write_tensors(tmp_path / "weights", {"a": torch.zeros(2)}, {})
     write_text(tmp_path / "text", "a")

@@ -158,7 +158,9 @@ def evaluate(
 
     found = [(model, measure(model, model_options or ModelOptions()))]
     if against:
-        found.append((against, measure(against, ModelOptions())))
+        are_files = Path(model).is_file() and Path(against).is_file()  # two checkpoints of one architecture
+        options = model_options if model_options and are_files else ModelOptions()
+        found.append((against, measure(against, options)))
     print_evaluations(found)
 
 

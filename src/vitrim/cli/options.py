@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 MODEL, DATA, BUDGET, TRAINING, OUTPUT = (
     Group(name, sort_key=position) for position, name in enumerate(("Model", "Data", "Budget", "Training", "Output"))
 )
-ModelName = Annotated[
-    str, Parameter(group=MODEL, help="timm name, folder of a model or run, or checkpoint file with --arch")
-]
+ModelName = Annotated[str, Parameter(group=MODEL, help="timm name, folder of a model or run, or checkpoint file")]
 RunFolderOption = Annotated[
     Path,
     Parameter(
@@ -94,18 +92,22 @@ TEACHER_HELP = (
 class ModelOptions:
     """How to build or load the model, besides its name."""
 
-    arch: Annotated[
-        str | None, Parameter(help="timm architecture of a checkpoint file (default: none, MODEL is no file)")
-    ] = None
+    arch: Annotated[str | None, Parameter(help="architecture of a checkpoint file (default: as the file states)")] = (
+        None
+    )
     pretrained: Annotated[bool, Parameter(help="load the pretrained weights (default: random weights)")] = False
     num_classes: Annotated[
         int | None, WHOLE, Parameter(help="number of outputs (default: as in the checkpoint or the library)")
     ] = None
     img_size: Annotated[
-        int | None, WHOLE, Parameter(help="height and width of the input in pixels (default: as in the architecture)")
+        int | None,
+        WHOLE,
+        Parameter(help="height and width of the input in pixels (default: as in the checkpoint or the architecture)"),
     ] = None
     patch_size: Annotated[
-        int | None, WHOLE, Parameter(help="height and width of a patch in pixels (default: as in the architecture)")
+        int | None,
+        WHOLE,
+        Parameter(help="height and width of a patch in pixels (default: as in the checkpoint or the architecture)"),
     ] = None
     model_arg: Annotated[
         list[str] | None,

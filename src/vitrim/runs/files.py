@@ -5,7 +5,6 @@ A file is written completely or not at all. Reading a checkpoint runs no pickled
 
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from vitrim.errors import CheckpointMismatch
+from vitrim.runs.torch_files import first_line, read_torch_file
+from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
 UNREADABLE = "unreadable.json"  # in a run folder: images that could not be decoded
 FILE_SIZES = "file-sizes.safetensors"  # in a run folder: sizes of the image files when the run began
+NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
+    b"version https://": "a pointer of Git LFS; get the file itself with `git lfs pull`",
+    b"<!doctype": "a web page; download the file itself",
+    b"<html": "a web page; download the file itself",
+}
 OURS = (CONFIG, WEIGHTS, MODELING, RUN)
 
 
@@ -130,32 +135,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         path: a `.safetensors` file, or a file of `torch.save`. The latter is read with `weights_only=True`.
 
     Raises:
-        CheckpointMismatch: there is no such file, it is damaged, or it has something other than tensors.
+        CheckpointMismatch: there is no such file, it is damaged, or it has no state dict.
+    """
+    tensors = read_checkpoint(path).tensors
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def read_checkpoint(path: Path) -> TrainingCheckpoint:
+    """Read the weights of a checkpoint and what it says about them, on the CPU. No pickled code is run.
+
+    Args:
+        path: a `.safetensors` file, or a file of `torch.save`. The latter is read with `weights_only=True`.
+
+    Raises:
+        CheckpointMismatch: there is no such file, it is damaged, or it has no state dict.
     """
     if not path.is_file():
         raise CheckpointMismatch(f"There is no file {path}.")
+    with path.open("rb") as file:
+        start = file.read(16)
+    for beginning, what in NO_WEIGHTS.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise CheckpointMismatch(f"{path} is not a readable checkpoint: it is {what}.")
+    is_torch = start.startswith((b"PK", b"\x80")) and start[8:9] != b"{"
+    if is_torch or (path.suffix != ".safetensors" and start[8:9] != b"{"):
+        return find_weights(read_torch_file(path), str(path))
     try:
-        if path.suffix == ".safetensors":
-            found: Any = safetensors.torch.load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (LookupError, TypeError, AttributeError):  # a text file: its letters are read as pickle commands
-        raise CheckpointMismatch(
-            f"{path} is not a readable checkpoint: it is neither a pickle nor a zip file."
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as problem:
-        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {_first_line(problem)}") from None
-    except pickle.UnpicklingError:  # what `weights_only` refuses
-        raise CheckpointMismatch(
-            f"{path} has more than tensors, and vitrim does not run pickled code. Save `model.state_dict()` instead."
-        ) from None
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointMismatch(f"{path} has no state dict of tensors. Save `model.state_dict()` instead.")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+        return find_weights(safetensors.torch.load_file(path), str(path))
+    except (SafetensorError, LookupError, TypeError, RuntimeError, EOFError) as problem:
+        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {first_line(problem)}") from None
 
 
 def unknown_files(folder: Path) -> list[str]:
@@ -169,7 +177,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _first_line(problem: Exception) -> str:
-    return str(problem).strip().splitlines()[0][:200] if str(problem).strip() else type(problem).__name__

@@ -1,6 +1,5 @@
 """Opens a model by name, folder or checkpoint file, from vitrim or from another library."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from torch import nn
 from vitrim.errors import SettingError
 from vitrim.models import adapter_of_library
 from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
-from vitrim.runs.files import RUN, read_tensors
-from vitrim.saving.checkpoint import config_keys, is_model_folder, load, load_weights
-
-LIBRARIES = ("timm", "transformers", "torchvision")
-TIMM_SOURCES = ("hf-hub", "hf_hub", "local-dir", "local_dir")  # prefixes of timm itself
+from vitrim.runs.files import RUN
+from vitrim.saving.checkpoint import config_keys, is_model_folder, load
+from vitrim.saving.checkpoint_files import library_in, open_checkpoint
+from vitrim.saving.weight_files import resolve_model_path
 
 
 def open_model(
@@ -32,12 +30,12 @@ def open_model(
     Args:
         name: one of three. A name of timm, or of another library after its prefix: `torchvision:vit_b_16`,
             `transformers:USER/NAME`, `timm:hf-hub:USER/NAME`. A folder that vitrim, transformers (`save_pretrained`) or
-            timm wrote. A checkpoint file, with `arch`.
-        arch: architecture of a checkpoint file, with a prefix as in `name`.
+            timm wrote. A checkpoint file, with `arch` unless the file states it.
+        arch: architecture of a checkpoint file, with a prefix as in `name`. By default as the file states.
         pretrained: load the weights of the library. By default they are random.
         num_classes: number of outputs. By default as in the head of the checkpoint, or as in the library.
-        img_size: height and width of the input in pixels. By default as in the architecture.
-        patch_size: height and width of a patch in pixels. By default as in the architecture.
+        img_size: height and width of the input in pixels. By default as in the checkpoint, or as in the architecture.
+        patch_size: height and width of a patch in pixels. By default as `img_size`.
         model_args: further arguments of the architecture, such as `{"embed_dim": 192}`.
 
     Raises:
@@ -48,21 +46,17 @@ def open_model(
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
     path = Path(name)
+    if path.exists():
+        path = resolve_model_path(path, arch)
     if path.is_dir():
         return _open_folder(path, [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])])
     if path.is_file():
-        if not arch:
-            raise SettingError(f"{name} is a file of weights; name its architecture with arch (--arch).")
-        tensors = read_tensors(path)
-        if "head.weight" in tensors:
-            arguments.setdefault("num_classes", len(tensors["head.weight"]))
-        library, architecture = _library_in(arch)
-        model = adapter_of_library(library).create(architecture, pretrained=False, **arguments)
-        load_weights(model, tensors, name)
-        return model.float().eval()
+        if pretrained:
+            raise SettingError(f"{name} is a file of weights; leave out pretrained (--pretrained).")
+        return open_checkpoint(path, arch=arch, arguments=arguments).float().eval()
     if arch:
         raise SettingError(f"There is no checkpoint file {name}; arch (--arch) is only for checkpoint files.")
-    library, architecture = _library_in(name)
+    library, architecture = library_in(name)
     if path.suffix in (".pth", ".pt", ".safetensors", ".bin") or (
         "/" in name and library == "timm" and ":" not in name
     ):
@@ -81,26 +75,8 @@ def has_random_weights(name: str, *, pretrained: bool = False) -> bool:
     """
     if pretrained or Path(name).exists():
         return False
-    library, architecture = _library_in(name)
+    library, architecture = library_in(name)
     return library != "transformers" or architecture in MODEL_CLASSES  # another name is a repository with weights
-
-
-def _library_in(name: str) -> tuple[str, str]:
-    """Split a name into library and name in this library. Without a prefix, the library is timm.
-
-    Raises:
-        SettingError: the prefix is not a library.
-    """
-    library, colon, rest = name.partition(":")
-    if library in LIBRARIES and rest:
-        return library, rest
-    if library in LIBRARIES and colon:
-        raise SettingError(f"The name of the model is missing after {name}")
-    if colon and library not in TIMM_SOURCES:
-        near = difflib.get_close_matches(library, LIBRARIES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(LIBRARIES)}."
-        raise SettingError(f"Unknown library {library!r}; {hint}")
-    return "timm", name
 
 
 def _open_folder(path: Path, arguments: list[str]) -> nn.Module:

@@ -17,7 +17,7 @@ from typing import Any
 from timm.layers import calculate_drop_path_rates
 from torch import nn
 
-from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.origin import Origin
@@ -26,6 +26,7 @@ from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_confi
 from vitrim.models.transformers.families import BY_CLASS, Family
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.plan import PruningPlan
+from vitrim.runs.progress import log
 from vitrim.structure import UnitGroup, ViTStructure
 
 BASE_CLASS = ("transformers.modeling_utils", "PreTrainedModel")
@@ -332,13 +333,27 @@ def _from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
             auto = transformers.AutoModelForImageClassification
         elif config.model_type != MODEL_TYPE:  # otherwise vitrim chooses the class
             auto = getattr(transformers, architecture, auto)
-        if num_classes in (None, config.num_labels):
-            return auto.from_pretrained(name)
-        config.num_labels = num_classes
-        return auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        has_new_head = num_classes not in (None, config.num_labels)
+        if has_new_head:
+            config.num_labels = num_classes
+        model, found = auto.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=has_new_head, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SettingError(f"transformers found no model under {name!r}: {first_line}") from error
+    heads = ("classifier.", "cls_classifier.", "distillation_classifier.") if num_classes is not None else ()
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(heads))
+    if missing and all(key.startswith("pooler.") for key in missing):
+        log(f"{name} has no pooler; {type(model).__name__} is built without it")
+        return type(model).from_pretrained(name, config=config, add_pooling_layer=False)
+    if missing:  # transformers only warns, and leaves them random
+        names = f"{', '.join(missing[:6])}{' and more' if len(missing) > 6 else ''}"
+        raise CheckpointMismatch(
+            f"{name} has no {names}, which {type(model).__name__} needs. Save the whole model, or name another class "
+            "as `architectures` in its config.json."
+        )
+    return model
 
 
 def _processor_settings(processor: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
