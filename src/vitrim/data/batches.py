@@ -283,6 +283,7 @@ def default_num_workers(preprocessing: Preprocessing, batch_size: int, num_batch
     """Number of decoding processes of one part: its cores, limited by the batches and by the free shared memory."""
     num_workers = min(max(1, num_cores() // num_parts), num_batches)
     if SHARED_MEMORY.is_dir():
-        bytes_per_worker = BATCHES_PER_WORKER * batch_size * 3 * math.prod(preprocessing.img_size)
+        bytes_per_value = 4 if preprocessing.steps and preprocessing.steps.as_float else 1
+        bytes_per_worker = BATCHES_PER_WORKER * batch_size * 3 * math.prod(preprocessing.img_size) * bytes_per_value
         num_workers = min(num_workers, shutil.disk_usage(SHARED_MEMORY).free // num_parts // bytes_per_worker)
     return num_workers

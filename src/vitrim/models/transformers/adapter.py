@@ -5,13 +5,11 @@ attentions and MLPs; `auto` makes `AutoModel` work for pruned models.
 """
 
 import inspect
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates
@@ -24,12 +22,13 @@ from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
 from vitrim.models.transformers.families import BY_CLASS, Family
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
+from vitrim.models.transformers.processors import log_defaults, processor_file, processor_settings
 from vitrim.plan import PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
 BASE_CLASS = ("transformers.modeling_utils", "PreTrainedModel")
 GENERATED_LABEL = "LABEL_"  # prefix of the class names that transformers makes up
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+IMG_SIZE = "vitrim_img_size"  # attribute for models that accept images of any size
 
 
 class HuggingFaceAdapter:
@@ -62,7 +61,7 @@ class HuggingFaceAdapter:
                 model,
                 blocks,
                 name=type(model).__name__,
-                image_shape=(config.num_channels, *_img_size(config)),
+                image_shape=(config.num_channels, *_img_size(model)),
                 num_classes=_num_classes(model),
                 embed_dim=config.hidden_size,
                 skipped_parts=_skipped_parts(model, names),
@@ -123,7 +122,10 @@ class HuggingFaceAdapter:
         num_classes = origin.model_args["num_classes"]
         if num_classes and built.num_labels != num_classes:
             built.num_labels = num_classes
-        return cls(built, **origin.model_args.get("init", {}))
+        model = cls(built, **origin.model_args.get("init", {}))
+        if BY_CLASS[origin.architecture].any_size and (size := origin.preprocessing.get("img_size")):
+            setattr(model, IMG_SIZE, list(size))
+        return model
 
     def reset_head(self, model: Any, num_classes: int) -> None:
         """Replace the classifiers; raises `SettingError` if the class has none."""
@@ -171,18 +173,20 @@ class HuggingFaceAdapter:
 
     def preprocessing(self, model: Any) -> dict[str, Any]:
         """The settings of the image processor in the folder of the weights, else those of the family."""
-        family, size = _family(model), list(_img_size(_vision_config(model)))
+        family = _family(model)
+        found = _processor(model)
+        if found is not None:
+            return found
         settings = {
-            "img_size": size,
+            "img_size": list(_img_size(model)),
             "mean": list(family.norm[0]),
             "std": list(family.norm[1]),
             "interpolation": family.interpolation,
             "crop_pct": family.crop_pct or 1.0,
             "crop_mode": "center" if family.crop_pct else "squash",
         }
-        file = Path(getattr(model.config, "_name_or_path", "") or ".") / "preprocessor_config.json"
-        if file.is_file():
-            settings |= _processor_settings(json.loads(file.read_text(encoding="utf-8")), size)
+        if name := getattr(model.config, "_name_or_path", ""):
+            log_defaults(name, type(model).__name__, str(settings))
         return settings
 
     def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
@@ -226,9 +230,32 @@ def _vision_config(model: Any) -> Any:
     return getattr(model.config, "vision_config", model.config)
 
 
-def _img_size(config: Any) -> tuple[int, int]:
-    size = config.image_size
+def _img_size(model: Any) -> tuple[int, int]:
+    """Height and width of the images that the model takes; those of its processor, if it accepts any size."""
+    size = getattr(model, IMG_SIZE, None)
+    if size is None and _family(model).any_size:
+        size = (_processor(model) or {}).get("img_size")
+    return _pair(_vision_config(model).image_size if size is None else size)
+
+
+def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _processor(model: Any) -> dict[str, Any] | None:
+    """What the image processor beside the weights does; None if there is none."""
+    config, vision = model.config, _vision_config(model)
+    from_hub = getattr(config, "_commit_hash", None) is not None
+    keys = processor_file(getattr(config, "_name_or_path", ""), from_hub=from_hub)
+    if keys is None:
+        return None
+    return processor_settings(
+        keys,
+        model_type=(getattr(config, "dense", None) or {}).get("model_type", config.model_type),
+        img_size=_pair(vision.image_size),
+        num_channels=vision.num_channels,
+        any_size=_family(model).any_size,
+    )
 
 
 def _num_classes(model: Any) -> int:
@@ -334,23 +361,3 @@ def _from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SettingError(f"transformers found no model under {name!r}: {first_line}") from error
-
-
-def _processor_settings(processor: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
-    """The settings of an image processor of transformers, under timm's names; `size` is the image size of the model."""
-    settings: dict[str, Any] = {}
-    if processor.get("do_normalize", True):
-        settings = {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
-    if processor.get("resample") in RESAMPLING:
-        settings["interpolation"] = RESAMPLING[processor["resample"]]
-    resized, crop = processor.get("size"), processor.get("crop_size")
-    if isinstance(resized, int):
-        resized = {"shortest_edge": resized}
-    if isinstance(crop, int):
-        crop = {"height": crop, "width": crop}
-    if processor.get("do_center_crop") and isinstance(resized, dict) and isinstance(crop, dict):
-        edge = resized.get("shortest_edge") or min(resized.get("height", size[0]), resized.get("width", size[1]))
-        return {**settings, "crop_pct": crop["height"] / edge, "crop_mode": "center"}
-    if isinstance(resized, dict) and "height" in resized:
-        return {**settings, "crop_pct": 1.0, "crop_mode": "squash"}
-    return settings
