@@ -324,6 +324,7 @@ def test_preprocessing_comes_from_the_folder_or_else_from_the_family(tmp_path: P
         "interpolation": "bicubic",
         "crop_pct": 0.8,
         "crop_mode": "center",
+        "steps": {"size": {"shortest_edge": 40}, "crop": [32, 32], "bgr": False, "as_float": False},
     }
 
 

@@ -53,7 +53,10 @@ class Preprocessing:
         check_setting(len(self.mean) == 3, "mean", self.mean, "three numbers: only models of RGB images are supported")
         check_setting(len(self.std) == 3 and min(self.std) > 0, "std", self.std, "three positive numbers")
         check_setting(
-            self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, f"one of {INTERPOLATIONS}"
+            self.interpolation in INTERPOLATIONS,
+            "interpolation",
+            self.interpolation,
+            f"one of {', '.join(INTERPOLATIONS)}",
         )
         check_setting(self.crop_pct > 0, "crop_pct", self.crop_pct, "positive")
         crop_modes = ("center", "squash", "border")

@@ -21,7 +21,8 @@ from torch import Tensor
 from vitrim.errors import CheckpointMismatch
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
-OURS = (CONFIG, WEIGHTS, MODELING, RUN)
+PROCESSOR = "preprocessor_config.json"
+OURS = (CONFIG, WEIGHTS, MODELING, PROCESSOR, RUN)
 
 
 @contextmanager

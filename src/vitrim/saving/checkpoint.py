@@ -2,8 +2,9 @@
 
 A model folder has `config.json` and `model.safetensors`. To load it, the dense model is built from the architecture and
 its arguments, pruned by the plan, and the weights are loaded strictly. For a pruned model there is also `modeling.py`,
-which builds it without vitrim (see `vitrim.saving.standalone`). No pickle is written or run. `vitrim.saving.opening`
-opens models of other libraries.
+which builds it without vitrim (see `vitrim.saving.standalone`). For a model of transformers there is
+`preprocessor_config.json`, if an image processor of transformers can prepare its images. No pickle is written or run.
+`vitrim.saving.opening` opens models of other libraries.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from vitrim.runs.environment import versions
 from vitrim.runs.files import (
     CONFIG,
     MODELING,
+    PROCESSOR,
     WEIGHTS,
     read_json,
     read_tensors,
@@ -75,6 +77,11 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
             write_text(folder / MODELING, modeling_source(model, origin))
         else:
             (folder / MODELING).unlink(missing_ok=True)  # of an earlier model in this folder
+        processor = adapter_of_library(origin.library).processor(origin)
+        if processor:
+            write_text(folder / PROCESSOR, json.dumps(processor, indent=2) + "\n")
+        else:
+            (folder / PROCESSOR).unlink(missing_ok=True)
         path.write_text(_to_json(config), encoding="utf-8")
     record_origin(model, origin)
     return folder

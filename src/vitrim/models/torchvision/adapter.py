@@ -172,6 +172,10 @@ class TorchvisionAdapter:
         """Keys for people: torchvision reads no configuration."""
         return {"architecture": origin.architecture, "num_classes": origin.model_args["num_classes"]}
 
+    def processor(self, origin: Origin) -> dict[str, Any] | None:
+        """None: torchvision reads no such file."""
+        return None
+
     def preprocessing(self, model: Any) -> dict[str, Any]:
         """The preprocessing of the published weights of this name and image size, else `PREPROCESSING`."""
         size = list(_img_size(model))

@@ -22,7 +22,7 @@ from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
 from vitrim.models.transformers.families import BY_CLASS, Family
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
-from vitrim.models.transformers.processors import log_defaults, processor_file, processor_settings
+from vitrim.models.transformers.processors import log_defaults, processor_file, processor_keys, processor_settings
 from vitrim.plan import PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
@@ -192,6 +192,10 @@ class HuggingFaceAdapter:
     def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
         """transformers' configuration. A pruned model has the model type that vitrim registers."""
         return config_root(model.config, origin)
+
+    def processor(self, origin: Origin) -> dict[str, Any] | None:
+        """The keys of `preprocessor_config.json`, from which `AutoImageProcessor` makes an image processor."""
+        return processor_keys(origin.preprocessing)
 
 
 def _library() -> Any:

@@ -22,6 +22,7 @@ KINDS = (  # beginnings of the names of the processors whose steps are known
 HEAD = "ImageProcessor"
 NO_CROP_FROM = 384  # pixels; from here on, ConvNext's processor resizes to a square without a crop
 LEVIT_CROP_PCT = 224 / 256
+MAX_SMALL_SIDE = 96  # as in `vitrim.data.preprocessing`
 
 
 class _Refused(Exception):
@@ -232,7 +233,7 @@ def _per_channel(values: Any, num_channels: int, name: str) -> list[float]:
 
 
 def _in_words_of_timm(steps: Mapping[str, Any]) -> tuple[float, str]:
-    """`crop_pct` and `crop_mode`, for readers that do not know the steps."""
+    """`crop_pct` and `crop_mode`, for those who do not know the steps."""
     size, crop = steps["size"], steps["crop"]
     if not size or not crop:
         return 1.0, "squash" if size and "height" in size else "center"
@@ -240,3 +241,48 @@ def _in_words_of_timm(steps: Mapping[str, Any]) -> tuple[float, str]:
         size.get("height", 0) or size["max_height"], size.get("width", 0) or size["max_width"]
     )
     return crop[0] / edge, "center"
+
+
+def processor_keys(preprocessing: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The keys of an image processor of transformers that prepares images in this way; None if none can.
+
+    Args:
+        preprocessing: the keys of `vitrim.data.preprocessing.Preprocessing`.
+    """
+    steps = preprocessing.get("steps") or _usual_steps(preprocessing)
+    if steps is None:
+        return None
+    resample = next(number for number, name in RESAMPLING.items() if name == preprocessing["interpolation"])
+    keys = {
+        "image_processor_type": "DINOv3ViTImageProcessor" if steps["as_float"] else "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": steps["size"] is not None,
+        "resample": resample,
+        "do_center_crop": steps["crop"] is not None,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing["mean"]),
+        "image_std": list(preprocessing["std"]),
+    }
+    if steps["bgr"]:  # this processor does not normalise
+        factor = 1 / (255 * preprocessing["std"][0])
+        keys |= {"image_processor_type": "MobileViTImageProcessor", "do_normalize": False, "rescale_factor": factor}
+    if steps["size"]:
+        keys["size"] = dict(steps["size"])
+    if steps["crop"]:
+        keys["crop_size"] = dict(zip(("height", "width"), steps["crop"], strict=True))
+    return keys
+
+
+def _usual_steps(preprocessing: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The steps of a family of models; None if no processor can do them, because small images are not to be cropped."""
+    if "refused" in preprocessing or not preprocessing:
+        return None
+    (height, width), crop_pct = preprocessing["img_size"], preprocessing["crop_pct"]
+    rest = {"bgr": False, "as_float": False}
+    if preprocessing["crop_mode"] == "squash" and crop_pct == 1:
+        return {"size": {"height": height, "width": width}, "crop": None, **rest}
+    if preprocessing["crop_mode"] == "center" and height == width and (crop_pct == 1 or height > MAX_SMALL_SIDE):
+        return {"size": {"shortest_edge": math.floor(height / crop_pct)}, "crop": [height, width], **rest}
+    return None

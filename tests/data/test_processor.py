@@ -1,4 +1,4 @@
-"""Laws of reading image processors: vitrim prepares images as transformers' own processor does, or refuses by name."""
+"""Laws of image processors: vitrim prepares images as transformers' own processor does, or refuses by name."""
 
 import json
 from pathlib import Path
@@ -84,10 +84,15 @@ def test_images_are_prepared_as_the_processor_of_transformers_does(processor: di
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     found = preprocessing_of(model)
     assert Preprocessing.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    save(model, tmp_path / "saved")
+    assert preprocessing_of(load(tmp_path / "saved")) == found
+    saved = transformers.AutoImageProcessor.from_pretrained(tmp_path / "saved")
     for size in SIZES:
         pixels = noise(*size)
         expected = theirs(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(prepared(pixels, found), expected.float(), atol=1e-3, rtol=1e-5)
+        again = saved(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(again, expected.float(), atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("resample", [1, 2, 3, 4, 5])
@@ -179,3 +184,17 @@ def test_a_processor_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(SettingError, match="JSON"):
         adapter_for(model).preprocessing(model)
+
+
+def test_a_processor_is_written_for_the_preprocessing_of_a_family_unless_none_can_do_it(tmp_path: Path) -> None:
+    deit, pixels = vit("DeiT"), noise(41, 32)  # small images of the size of a small model are not enlarged and cropped
+    save(deit, tmp_path / "deit")
+    assert not (tmp_path / "deit" / "preprocessor_config.json").exists()
+    for name, large in {"vit": vit(), "deit": vit("DeiT", image_size=112)}.items():
+        save(large, tmp_path / name)
+        saved = transformers.AutoImageProcessor.from_pretrained(tmp_path / name)
+        expected = saved(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+        found = prepared(pixels, preprocessing_of(large))
+        assert (found - expected).abs().mean() < 0.02  # of about 1; the rounding of the resized pixels differs
+    save(deit, tmp_path / "deit")
+    assert not (tmp_path / "deit" / "preprocessor_config.json").exists()
