@@ -19,7 +19,7 @@ from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
-from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
+from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, dense_type, note_cut
 from vitrim.models.transformers.families import BY_CLASS, Family
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.models.transformers.processors import log_defaults, processor_file, processor_keys, processor_settings
@@ -255,7 +255,7 @@ def _processor(model: Any) -> dict[str, Any] | None:
         return None
     return processor_settings(
         keys,
-        model_type=(getattr(config, "dense", None) or {}).get("model_type", config.model_type),
+        model_type=dense_type(config.dense) if getattr(config, "dense", None) else config.model_type,
         img_size=_pair(vision.image_size),
         num_channels=vision.num_channels,
         any_size=_family(model).any_size,
