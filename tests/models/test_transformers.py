@@ -340,3 +340,28 @@ def test_stochastic_depth_grows_linearly_in_dinov2_and_is_an_error_in_vit() -> N
     adapter.set_drop_path(plain, 0.0)
     with pytest.raises(SettingError, match="no stochastic depth"):
         adapter.set_drop_path(plain, 0.1)
+
+
+def test_the_class_by_its_name_loads_a_pruned_model(tmp_path: Path) -> None:
+    student = pruned_model()
+    student.save_pretrained(tmp_path)
+    by_name = type(student).from_pretrained(tmp_path)
+    assert_same(by_name, student)
+    assert_same(load(tmp_path), student)
+    images = images_for(describe(student), dtype=torch.float32)
+    backbone, expected = transformers.ViTModel.from_pretrained(tmp_path), student.vit(images).last_hidden_state
+    assert relative_distance(backbone(images).last_hidden_state, expected) < ROUNDING
+    with pytest.raises(CheckpointMismatch, match="AutoModelForImageClassification"):
+        transformers.ViTForMaskedImageModeling.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointMismatch, match=r"vitrim\.load"):
+        transformers.ViTConfig.from_pretrained(tmp_path)
+
+
+def test_a_model_that_lost_only_blocks_has_its_depth_in_its_configuration(tmp_path: Path) -> None:
+    model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
+    depth = model.config.num_hidden_layers
+    student = prune(model, PruningPlan.full(describe(model)).without_blocks([0]))
+    student.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_hidden_layers"] == depth - 1  # so that transformers can load it without vitrim
+    assert_same(load(tmp_path), student)

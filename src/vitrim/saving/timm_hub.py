@@ -82,7 +82,15 @@ def register_with_timm() -> None:
 
 def _save_config(save_config_for_hf: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """timm's `save_config_for_hf`, which also writes what vitrim knows about a model."""
-    return save_config_for_hf(**_with_origin(*args, **kwargs))
+    given = _with_origin(*args, **kwargs)
+    model, before = given["model"], getattr(given["model"], "_model_args", None)
+    if before:
+        model._model_args = {name: value for name, value in before.items() if name != "pretrained_cfg_overlay"}
+    try:  # the overlay is in `base_args`; timm cannot read it from `model_args`
+        return save_config_for_hf(**given)
+    finally:
+        if before:
+            model._model_args = before
 
 
 def _with_origin(

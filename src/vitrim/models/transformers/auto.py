@@ -28,6 +28,7 @@ from vitrim.structure import ViTStructure
 Cut = Callable[[nn.Module, PruningPlan], nn.Module]
 MODEL_TYPE = "vitrim"
 FORMAT = 1
+BACKBONE_KEYS = ("out_features", "out_indices", "stage_names")
 RUNTIME_KEYS = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
 
 
@@ -106,8 +107,11 @@ def _redirect_to_cut_class(prune: Cut) -> Callable[..., Any]:
 def cut_config_class(base: Any) -> Any:
     """A subclass of the configuration class `base`, with the same settings and the model type `vitrim`."""
 
-    def to_dict(config: Any) -> dict[str, Any]:  # `dense` is missing in the defaults, which transformers also asks for
-        return {**base.to_dict(config), "dense": dict(getattr(config, "dense", None) or {})}
+    def to_dict(config: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = base.to_dict(config)
+        for name in BACKBONE_KEYS:  # they name blocks, of which there are fewer now; no model of vitrim uses them
+            settings.pop(name, None)
+        return {**settings, "dense": settings.get("dense") or {}}  # missing in the defaults that transformers asks for
 
     def reduce_ex(config: Any, protocol: Any) -> Any:  # pickle does not find a class that was made at run time
         return _new_cut_config, (base,), config.__dict__
