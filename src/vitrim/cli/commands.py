@@ -214,13 +214,26 @@ def export(
         Parameter(
             name=["-o", "--output"],
             group=OUTPUT,
-            help="file to write (default: model.onnx, model.int8.onnx or model.pt2 in the folder of the model)",
+            help="file to write (default: model.onnx, model.int8.onnx, model.half.onnx or model.pt2 beside the model)",
         ),
     ] = None,
     int8: Annotated[
         bool,
         Parameter(group=OUTPUT, help="quantise to int8, and measure its accuracy on --data (default: float32)"),
     ] = False,
+    half: Annotated[
+        bool, Parameter(group=OUTPUT, help="weights, images and computation in float16 (default: float32)")
+    ] = False,
+    batch: Annotated[
+        int | None,
+        WHOLE,
+        Parameter(group=OUTPUT, help="number of images of every forward pass of the file (default: any number)"),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        WHOLE,
+        Parameter(group=OUTPUT, help="release of the ONNX operators, such as 18 (default: the one PyTorch recommends)"),
+    ] = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
 ) -> None:
@@ -231,12 +244,15 @@ def export(
     The file is read back, its logits are compared with the model's, and both are timed.
     """
     from vitrim import exporting
+    from vitrim.models.programs import ProgramSettings
 
-    path = output or inputs.export_folder(model) / f"model{'.int8' if int8 else ''}{exporting.SUFFIXES[format]}"
-    exporting.check_settings(path, format, int8=int8, has_data=data_options is not None)
+    program = ProgramSettings(opset=opset, batch=batch, half=half)
+    ending = f"{'.int8' if int8 else '.half' if half else ''}{exporting.SUFFIXES[format]}"
+    path = output or inputs.export_folder(model) / f"model{ending}"
+    exporting.check_settings(path, format, int8=int8, has_data=data_options is not None, program=program)
     opened = inputs.open_named_model(model, model_options or ModelOptions())
     data = inputs.open_data(data_options) if data_options else None
-    print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data))
+    print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data, program=program))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (demo, train, compress, evaluate, inspect, plan, export)
