@@ -29,6 +29,7 @@ from vitrim.data.loading import read_image
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send
+from vitrim.data.workers import worker_context
 from vitrim.errors import DataError, SettingError
 
 MAX_VALUES_TOGETHER = 2**22  # pixel values augmented in one go; several small batches, where calls cost most
@@ -262,6 +263,7 @@ def _stream(
         _Files(images.files, change),
         batch_sampler=batches,  # read once, from its beginning
         num_workers=num_workers,
+        multiprocessing_context=worker_context(num_workers),
         pin_memory=device.type == "cuda",
         worker_init_fn=_lower_priority,
         generator=torch.Generator(),  # else the loader draws the seed of its workers from the global generator

@@ -65,8 +65,8 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-        steps = plain.pop("steps")
-        return plain if steps is None else {**plain, "steps": steps.to_dict()}
+        del plain["steps"]
+        return {**plain, "steps": self.steps.to_dict()} if self.steps else plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -128,36 +128,35 @@ class EvalTransform:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.img_size = preprocessing.img_size
         self.steps, self.interpolation = preprocessing.steps, preprocessing.interpolation
-        self.transform = (
-            None
-            if preprocessing.steps
-            else create_transform(
+        keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
+        self.transform: Any = None
+        if not self.steps:
+            self.transform = create_transform(
                 input_size=(3, *preprocessing.img_size),
                 is_training=False,
                 normalize=False,  # only resize and crop here; `normalise` converts whole batches
-                **{
-                    key: getattr(preprocessing, key)
-                    for key in ("interpolation", "mean", "std", "crop_pct", "crop_mode")
-                },
+                **{key: getattr(preprocessing, key) for key in keys},
             )
-        )
 
     def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
         """Return the resized and cropped images. `epoch` and `index` are for callers that also call `Augmenter`."""
         if self.steps:
-            made = apply_steps(images, self.steps, self.interpolation)
-            if tuple(made.shape[-2:]) != self.img_size:
-                found, expected = ("x".join(map(str, size)) for size in (made.shape[-2:], self.img_size))
-                raise DataError(
-                    f"The model's image processor makes an image of {found} here; expected {expected}, as the model "
-                    "takes. Its file, preprocessor_config.json, must set do_resize or do_center_crop with this size."
-                )
-            return made
+            return self._checked(apply_steps(images, self.steps, self.interpolation))
         if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= MAX_SMALL_SIDE:
             return images
         if self.interpolation in NOT_FOR_TENSORS:
             return self._with_pillow(images)
-        return self.transform(images)
+        transformed: Tensor = self.transform(images)
+        return transformed
+
+    def _checked(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[-2:]) != self.img_size:
+            found, expected = ("x".join(map(str, size)) for size in (images.shape[-2:], self.img_size))
+            raise DataError(
+                f"The model's image processor makes an image of {found} here; expected {expected}, as the model takes. "
+                "Its file, preprocessor_config.json, must set do_resize or do_center_crop with this size."
+            )
+        return images
 
     def _with_pillow(self, images: Tensor) -> Tensor:
         planes = images.cpu().reshape(-1, *images.shape[-2:]).numpy()

@@ -147,11 +147,11 @@ class OnnxProgram(nn.Module):
         # idle threads would occupy the cores while another model is measured
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self.half = self.session.get_inputs()[0].type == "tensor(float16)"
+        self.takes_half = self.session.get_inputs()[0].type == "tensor(float16)"
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `(B, C)` from images `(B, 3, h, w)`, both float32; the file itself may compute in float16."""
-        given = images.half() if self.half else images
+        given = images.half() if self.takes_half else images
         (output,) = self.session.run(None, {"images": given.numpy()})
         return torch.from_numpy(output).float()
 

@@ -127,7 +127,7 @@ def _steps(kind: str, processor: Any) -> tuple[dict[str, Any], tuple[int, int] |
     """The steps before normalisation, and the size of all images after them, if it is the same for all."""
     size = _plain_size(processor.size) if processor.do_resize else None
     crop = _crop(processor) if processor.do_center_crop else None
-    crop_pct = getattr(processor, "crop_pct", None)
+    crop_pct: Any = getattr(processor, "crop_pct", None)
     if kind == "ConvNext" and size:
         edge = _edge(kind, size)
         if crop and crop != (edge, edge):
@@ -253,7 +253,7 @@ def processor_keys(preprocessing: Mapping[str, Any]) -> dict[str, Any] | None:
     if steps is None:
         return None
     resample = next(number for number, name in RESAMPLING.items() if name == preprocessing["interpolation"])
-    keys = {
+    keys: dict[str, Any] = {
         "image_processor_type": "DINOv3ViTImageProcessor" if steps["as_float"] else "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": steps["size"] is not None,
