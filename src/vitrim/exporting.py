@@ -133,25 +133,18 @@ def export(
         SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.
         ExportMismatch: the logits differ. After each error, no file is written.
     """
-    path = Path(path)
+    path, timing = Path(path), _timing(latency, program)
     check_settings(path, format, int8=int8, has_data=data is not None, program=program)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    if int8:
-        _check_size(model)
-    timing = latency or LatencySettings()
-    if program.batch:
-        timing = replace(timing, batch_size=program.batch)
-    tolerance = tolerance or (HALF_TOLERANCE if program.half else TOLERANCE)
+    _check_size(model, int8=int8)
     batches = None if data is None else _validation_batches(model, data)
-    about = _about(model, program, int8=int8)
-    metadata = {**_metadata(model), **about}
+    metadata = {**_metadata(model), **(about := _about(model, program, int8=int8))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
         file = Path(folder) / path.name
-        written = copy.deepcopy(model).half() if program.half else model
-        run = write_program(written, file, format, metadata, program)
-        differences = compare_logits(model, run, tolerance, program)
+        run = write_program(copy.deepcopy(model).to(program.dtype), file, format, metadata, program)
+        differences = compare_logits(model, run, _tolerance(tolerance, program), program)
         if int8:  # made from the float32 file, after that file was compared
             run = _write_int8(file, metadata)
             differences = compare_logits(model, run, math.inf, program)
@@ -166,10 +159,25 @@ def export(
             accuracy=None if batches is None else _measure(model, run, batches, timing.batch_size),
             **about,
         )
-        for weights_file in set(Path(folder).iterdir()) - {file}:  # the ONNX file refers to it by name
-            os.replace(weights_file, path.with_name(weights_file.name))
-        os.replace(file, working)
+        _move(file, working, path)
     return found
+
+
+def _timing(latency: LatencySettings | None, program: ProgramSettings) -> LatencySettings:
+    timing = latency or LatencySettings()
+    return replace(timing, batch_size=program.batch) if program.batch else timing
+
+
+def _tolerance(tolerance: float | None, program: ProgramSettings) -> float:
+    default = HALF_TOLERANCE if program.half else TOLERANCE
+    return default if tolerance is None else tolerance
+
+
+def _move(file: Path, working: Path, path: Path) -> None:
+    """Move a finished file to `working`, and a second file with its weights beside `path`."""
+    for weights_file in set(file.parent.iterdir()) - {file}:  # the ONNX file refers to it by name
+        os.replace(weights_file, path.with_name(weights_file.name))
+    os.replace(file, working)
 
 
 def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, program: ProgramSettings = DEFAULT) -> None:
@@ -211,10 +219,10 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, progr
         check_onnx()
 
 
-def _check_size(model: nn.Module) -> None:
+def _check_size(model: nn.Module, *, int8: bool) -> None:
     """ONNX Runtime quantises only models in one file."""
     weights = weight_bytes(model.state_dict())
-    if weights > MAX_ONNX_FILE:
+    if int8 and weights > MAX_ONNX_FILE:
         raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
 
 

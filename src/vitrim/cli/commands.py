@@ -19,6 +19,7 @@ from vitrim.cli.options import (
     CompressTraining,
     DataOptions,
     DenseTraining,
+    FileOptions,
     ModelName,
     ModelOptions,
     RunFolderOption,
@@ -217,23 +218,7 @@ def export(
             help="file to write (default: model.onnx, model.int8.onnx, model.half.onnx or model.pt2 beside the model)",
         ),
     ] = None,
-    int8: Annotated[
-        bool,
-        Parameter(group=OUTPUT, help="quantise to int8, and measure its accuracy on --data (default: float32)"),
-    ] = False,
-    half: Annotated[
-        bool, Parameter(group=OUTPUT, help="weights, images and computation in float16 (default: float32)")
-    ] = False,
-    batch: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(group=OUTPUT, help="number of images of every forward pass of the file (default: any number)"),
-    ] = None,
-    opset: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(group=OUTPUT, help="release of the ONNX operators, such as 18 (default: the one PyTorch recommends)"),
-    ] = None,
+    file_options: FileOptions | None = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
 ) -> None:
@@ -246,13 +231,14 @@ def export(
     from vitrim import exporting
     from vitrim.models.programs import ProgramSettings
 
-    program = ProgramSettings(opset=opset, batch=batch, half=half)
-    ending = f"{'.int8' if int8 else '.half' if half else ''}{exporting.SUFFIXES[format]}"
+    asked = file_options or FileOptions()
+    program = ProgramSettings(opset=asked.opset, batch=asked.batch, half=asked.half)
+    ending = f"{'.int8' if asked.int8 else '.half' if asked.half else ''}{exporting.SUFFIXES[format]}"
     path = output or inputs.export_folder(model) / f"model{ending}"
-    exporting.check_settings(path, format, int8=int8, has_data=data_options is not None, program=program)
+    exporting.check_settings(path, format, int8=asked.int8, has_data=data_options is not None, program=program)
     opened = inputs.open_named_model(model, model_options or ModelOptions())
     data = inputs.open_data(data_options) if data_options else None
-    print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data, program=program))
+    print_export(model, exporting.export(opened, path, format=format, int8=asked.int8, data=data, program=program))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (demo, train, compress, evaluate, inspect, plan, export)

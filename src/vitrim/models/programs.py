@@ -151,8 +151,8 @@ class OnnxProgram(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `(B, C)` from images `(B, 3, h, w)`, both float32; the file itself may compute in float16."""
-        given = images.half() if self.takes_half else images
-        (output,) = self.session.run(None, {"images": given.numpy()})
+        images = images.half() if self.takes_half else images
+        (output,) = self.session.run(None, {"images": images.numpy()})
         return torch.from_numpy(output).float()
 
 

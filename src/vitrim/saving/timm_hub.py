@@ -82,12 +82,12 @@ def register_with_timm() -> None:
 
 def _save_config(save_config_for_hf: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """timm's `save_config_for_hf`, which also writes what vitrim knows about a model."""
-    given = _with_origin(*args, **kwargs)
-    model, before = given["model"], getattr(given["model"], "_model_args", None)
+    arguments = _with_origin(*args, **kwargs)
+    model, before = arguments["model"], getattr(arguments["model"], "_model_args", None)
     if before:
         model._model_args = {name: value for name, value in before.items() if name != "pretrained_cfg_overlay"}
     try:  # the overlay is in `base_args`; timm cannot read it from `model_args`
-        return save_config_for_hf(**given)
+        return save_config_for_hf(**arguments)
     finally:
         if before:
             model._model_args = before
@@ -103,22 +103,22 @@ def _with_origin(
     """The arguments of `save_config_for_hf`, completed by the origin that vitrim recorded on the model."""
     from vitrim.models import ORIGIN_ATTRIBUTE, origin_of
 
-    given = {"model": model, "config_path": config_path, "model_config": model_config, "model_args": model_args}
-    given["data_config"] = data_config
+    arguments = {"model": model, "config_path": config_path, "model_config": model_config, "model_args": model_args}
+    arguments["data_config"] = data_config
     if getattr(model, ORIGIN_ATTRIBUTE, None) is None:
-        return given
+        return arguments
     origin = origin_of(model)
     names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     known = {name: origin.preprocessing[name] for name in names if name in origin.preprocessing}
-    given["data_config"] = {**known, **(data_config or {})}
+    arguments["data_config"] = {**known, **(data_config or {})}
     completed = {**({"label_names": list(origin.classes)} if origin.classes else {}), **(model_config or {})}
     if origin.plan:
         base_args = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
         cut_args = {"base": origin.architecture, "base_args": base_args, "plan": origin.plan.to_json()}
         completed["model_args"] = {**(completed.get("model_args") or {}), **cut_args}
         completed["pretrained_cfg"] = {**(completed.get("pretrained_cfg") or {}), "architecture": vitrim_cut.__name__}
-    given["model_config"] = completed
-    return given
+    arguments["model_config"] = completed
+    return arguments
 
 
 def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[str, Any]:
