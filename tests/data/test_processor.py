@@ -10,7 +10,8 @@ import torch
 import transformers
 from PIL import Image
 
-from vitrim.data.batches import eval_batches
+from vitrim.data.augmentation import AugmentationSettings
+from vitrim.data.batches import BatchSchedule, eval_batches, train_batches
 from vitrim.data.images import ImageSet
 from vitrim.data.matching import preprocessing_of
 from vitrim.data.preprocessing import Preprocessing
@@ -198,3 +199,37 @@ def test_a_processor_is_written_for_the_preprocessing_of_a_family_unless_none_ca
         assert (found - expected).abs().mean() < 0.02  # of about 1; the rounding of the resized pixels differs
     save(deit, tmp_path / "deit")
     assert not (tmp_path / "deit" / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+def test_training_images_go_through_the_same_normalisation(crop: Any, tmp_path: Path) -> None:
+    pixels = torch.from_numpy(noise(32, 32)).permute(2, 0, 1)[None].repeat(4, 1, 1, 1).contiguous()
+    images = ImageSet(labels=torch.zeros(4, dtype=torch.long), pixels=pixels)
+    plain = {"flip": 0.0, "rand_augment_ops": 0, "mixup": 0.0, "cutmix": 0.0, "padding": 0.0}
+    settings = AugmentationSettings(crop=crop, min_scale=1.0, **plain)
+    schedule = BatchSchedule(batch_size=4, seed=0)
+    for processor in (
+        {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 32}, "crop_size": SQUARE},
+        {"image_processor_type": "DINOv3ViTImageProcessor", "size": SQUARE},
+        {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": 5, "rescale_factor": 1 / 127.5},
+    ):
+        found = preprocessing_of(with_processor(tmp_path, processor))
+        ((made, _),) = train_batches(images, found, settings, schedule, num_classes=1)
+        expected = prepared(noise(32, 32), found)
+        assert made.shape == (4, 3, 32, 32)
+        if crop != "resized":  # a box of the whole area may still have another aspect
+            torch.testing.assert_close(made[0], expected)
+        assert abs(float(made.mean() - expected.mean())) < 0.1
+
+
+def test_training_images_from_files_have_whole_numbers_where_evaluation_has_fractions(tmp_path: Path) -> None:
+    files = [tmp_path / f"{index}.png" for index in range(2)]
+    for file in files:
+        Image.fromarray(noise(41, 35)).save(file)
+    images = ImageSet(labels=torch.zeros(2, dtype=torch.long), files=tuple(map(str, files)))
+    found = preprocessing_of(with_processor(tmp_path, {"image_processor_type": "DINOv3ViTImageProcessor", "size": 32}))
+    settings = AugmentationSettings(crop="none", flip=0.0, rand_augment_ops=0, mixup=0.0, cutmix=0.0)
+    schedule = BatchSchedule(batch_size=2, seed=0)
+    ((made, _),) = train_batches(images, found, settings, schedule, num_classes=1, num_workers=0)
+    ((expected, _),) = eval_batches(images, found, batch_size=2, num_workers=0)
+    assert 0 < float((made - expected).abs().max()) <= 0.501 / 255 / min(STD)

@@ -365,3 +365,23 @@ def test_a_model_that_lost_only_blocks_has_its_depth_in_its_configuration(tmp_pa
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["num_hidden_layers"] == depth - 1  # so that transformers can load it without vitrim
     assert_same(load(tmp_path), student)
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_refused(tmp_path: Path) -> None:
+    adapter = adapter_of_library("transformers")
+    model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    assert same_tensors(adapter.create(str(tmp_path)), model)
+    assert adapter.create(str(tmp_path), num_classes=9).classifier.out_features == 9
+    written = json.loads((tmp_path / "config.json").read_text())
+    for changes in ({"num_hidden_layers": 9}, {"num_hidden_layers": 1}, {"intermediate_size": 9}):
+        (tmp_path / "config.json").write_text(json.dumps({**written, **changes}))
+        for num_classes in (None, 9):
+            with pytest.raises(CheckpointMismatch, match=r"layers\.\d+\."):
+                adapter.create(str(tmp_path), num_classes=num_classes)
+
+
+def test_a_pooler_without_weights_is_left_out(tmp_path: Path) -> None:
+    model = transformers.ViTModel(transformers.ViTConfig(**PLAIN), add_pooling_layer=False).eval()
+    model.save_pretrained(tmp_path)
+    assert_same(adapter_of_library("transformers").create(str(tmp_path)).eval(), model)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates
@@ -19,8 +18,9 @@ from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
-from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, dense_type, note_cut
+from vitrim.models.transformers.auto import config_root, dense_config, dense_type, note_cut
 from vitrim.models.transformers.families import BY_CLASS, Family
+from vitrim.models.transformers.loading import HEADS, from_pretrained, import_library
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.models.transformers.processors import log_defaults, processor_file, processor_keys, processor_settings
 from vitrim.plan import PruningPlan
@@ -92,11 +92,11 @@ class HuggingFaceAdapter:
         Raises:
             SettingError: transformers cannot build the model, or an argument does not fit.
         """
-        transformers = _library()
+        transformers = import_library()
         names = {"num_classes": "num_labels", "img_size": "image_size"}
         arguments = {name: value for name, value in arguments.items() if value is not None or name not in names}
         if architecture not in BY_CLASS:
-            return _from_pretrained(architecture, arguments)
+            return from_pretrained(architecture, arguments)
         if pretrained:
             raise SettingError(
                 f"{architecture} is a class without weights of its own. Name a folder or a repository of the Hub."
@@ -110,7 +110,7 @@ class HuggingFaceAdapter:
 
     def build(self, origin: Origin) -> nn.Module:
         """Build the dense model of this origin; raises `UnsupportedModel` if transformers has no such class."""
-        transformers = _library()
+        transformers = import_library()
         cls = getattr(transformers, origin.architecture, None)
         if cls is None:
             raise UnsupportedModel(
@@ -129,7 +129,7 @@ class HuggingFaceAdapter:
 
     def reset_head(self, model: Any, num_classes: int) -> None:
         """Replace the classifiers; raises `SettingError` if the class has none."""
-        heads = [name for name in ("classifier", "cls_classifier", "distillation_classifier") if hasattr(model, name)]
+        heads = [name for name in HEADS if hasattr(model, name)]
         if not heads:
             raise SettingError(
                 f"{type(model).__name__} has no classifier. Load its weights as a class that ends in "
@@ -196,18 +196,6 @@ class HuggingFaceAdapter:
     def processor(self, origin: Origin) -> dict[str, Any] | None:
         """The keys of `preprocessor_config.json`, from which `AutoImageProcessor` makes an image processor."""
         return processor_keys(origin.preprocessing)
-
-
-def _library() -> Any:
-    """Import transformers, which is an optional dependency.
-
-    Raises:
-        UnsupportedModel: it is not installed; says how to install it.
-    """
-    try:
-        return import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise UnsupportedModel("This model needs transformers: pip install 'vitrim[hf]'.") from error
 
 
 def _family(model: nn.Module) -> Family:
@@ -342,26 +330,3 @@ def _new_config(config_class: Any, settings: dict[str, Any]) -> Any:
     if has_vision_config:
         return config_class(**label_settings, vision_config=model_settings)
     return config_class(**label_settings, **model_settings)
-
-
-def _from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Load the model of a folder or repository, with a new classifier if `num_classes` asks for other classes."""
-    transformers = _library()
-    num_classes = arguments.pop("num_classes", None)
-    if arguments:
-        raise SettingError(f"{name} is a saved model with its own settings. Leave out {', '.join(arguments)}.")
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        architecture = (config.architectures or [""])[0]
-        auto: Any = transformers.AutoModel
-        if num_classes is not None or "ForImageClassification" in architecture:
-            auto = transformers.AutoModelForImageClassification
-        elif config.model_type != MODEL_TYPE:  # otherwise vitrim chooses the class
-            auto = getattr(transformers, architecture, auto)
-        if num_classes in (None, config.num_labels):
-            return auto.from_pretrained(name)
-        config.num_labels = num_classes
-        return auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise SettingError(f"transformers found no model under {name!r}: {first_line}") from error
