@@ -233,3 +233,13 @@ def test_training_images_from_files_have_whole_numbers_where_evaluation_has_frac
     ((made, _),) = train_batches(images, found, settings, schedule, num_classes=1, num_workers=0)
     ((expected, _),) = eval_batches(images, found, batch_size=2, num_workers=0)
     assert 0 < float((made - expected).abs().max()) <= 0.501 / 255 / min(STD)
+
+
+def test_a_processor_that_was_changed_after_save_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(vit(), tmp_path)
+    load(tmp_path)
+    assert not capsys.readouterr().err
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "do_normalize": False}))
+    assert preprocessing_of(load(tmp_path)) == preprocessing_of(vit())
+    assert "preprocessor_config.json was changed" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from builders.runs import digits_model
 from vitrim.costs.latency import LatencySettings
 from vitrim.errors import ExportFailed, ExportMismatch
 from vitrim.exporting import Exported, export
-from vitrim.models.programs import ProgramSettings
+from vitrim.models.programs import ProgramSettings, output_name
 
 QUICK = LatencySettings(rounds=2, warmup=1)
 
@@ -49,6 +49,13 @@ def test_a_file_has_the_opset_the_batch_the_precision_and_the_name_of_the_output
     assert found.input.startswith("float16 (2, 3, ")
     properties = {entry.key: json.loads(entry.value) for entry in made.metadata_props}
     assert (properties["precision"], properties["output"], properties["input"]) == ("float16", "features", found.input)
+
+
+def test_a_classifier_that_was_replaced_by_nothing_leaves_features() -> None:
+    model = digits_model(depth=1)
+    assert output_name(model) == "logits"
+    model.head = nn.Identity()
+    assert output_name(model) == "features"
 
 
 @torch.no_grad()

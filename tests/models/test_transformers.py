@@ -351,6 +351,12 @@ def test_the_class_by_its_name_loads_a_pruned_model(tmp_path: Path) -> None:
     images = images_for(describe(student), dtype=torch.float32)
     backbone, expected = transformers.ViTModel.from_pretrained(tmp_path), student.vit(images).last_hidden_state
     assert relative_distance(backbone(images).last_hidden_state, expected) < ROUNDING
+    config = json.loads((tmp_path / "config.json").read_text())
+    section = config["dense"]
+    config |= section.pop("sizes") | {"dense": {"model_type": section["type"], "init": section["init"]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))  # as earlier releases wrote it
+    assert_same(type(student).from_pretrained(tmp_path), student)
+    assert_same(load_with_auto(tmp_path), student)
     with pytest.raises(CheckpointMismatch, match="AutoModelForImageClassification"):
         transformers.ViTForMaskedImageModeling.from_pretrained(tmp_path)
     with pytest.raises(CheckpointMismatch, match=r"vitrim\.load"):

@@ -86,7 +86,9 @@ def onnx_program(model: nn.Module) -> Program:
 
 def output_name(model: nn.Module) -> str:
     """The name of the output: `logits`, or `features` if the model has no classifier."""
-    return "logits" if describe(model).num_classes else "features"
+    classifier_of = getattr(model, "get_classifier", None)  # of timm, whose `num_classes` may be older than its head
+    has_no_head = callable(classifier_of) and isinstance(classifier_of(), nn.Identity)
+    return "features" if has_no_head or not describe(model).num_classes else "logits"
 
 
 def write_program(

@@ -37,6 +37,7 @@ from vitrim.runs.files import (
     write_text,
     writing,
 )
+from vitrim.runs.progress import log
 from vitrim.saving.standalone import modeling_source, rebuild_facts
 from vitrim.surgery import prune
 
@@ -112,12 +113,23 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
         raise CheckpointMismatch(
             f"{folder / CONFIG} was not written by vitrim: {problem} is missing or has the wrong type."
         ) from None
+    _say_if_processor_differs(folder, origin)
     model = adapter_of_library(origin.library).build(origin)
     record_origin(model, origin)
     if plan is not None:
         model = prune(model, plan)
     load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     return model.to(device).eval()
+
+
+def _say_if_processor_differs(folder: Path, origin: Origin) -> None:
+    """Log that `preprocessor_config.json` is not what `save` wrote, because vitrim reads `config.json` alone."""
+    expected = adapter_of_library(origin.library).processor(origin)
+    if expected and (folder / PROCESSOR).is_file() and read_json(folder / PROCESSOR) != expected:
+        log(
+            f"{folder / PROCESSOR} was changed, but vitrim prepares images as {CONFIG} says (vitrim.preprocessing). Edit "
+            f"{CONFIG} to change this."
+        )
 
 
 def is_model_folder(path: str | Path) -> bool:
