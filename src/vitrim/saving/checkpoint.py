@@ -127,8 +127,8 @@ def _say_if_processor_differs(folder: Path, origin: Origin) -> None:
     expected = adapter_of_library(origin.library).processor(origin)
     if expected and (folder / PROCESSOR).is_file() and read_json(folder / PROCESSOR) != expected:
         log(
-            f"{folder / PROCESSOR} was changed, but vitrim prepares images as {CONFIG} says (vitrim.preprocessing). Edit "
-            f"{CONFIG} to change this."
+            f"{folder / PROCESSOR} was changed, but vitrim prepares images as {CONFIG} says (vitrim.preprocessing). "
+            f"Edit {CONFIG} to change this."
         )
 
 
