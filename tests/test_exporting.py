@@ -31,7 +31,7 @@ from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
 from vitrim.evaluation import compare, evaluate
 from vitrim.exporting import SUFFIXES, TOLERANCE, Exported, export
 from vitrim.models import describe, origin_of, programs, record_origin
-from vitrim.models.programs import METADATA_FILE
+from vitrim.models.programs import METADATA_FILE, ProgramSettings
 from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
 
@@ -219,10 +219,10 @@ def test_a_file_with_other_weights_is_refused_and_the_earlier_file_is_kept(
     trace, path = programs._trace, tmp_path / f"model{SUFFIXES[format]}"
     path.write_text("precious")
 
-    def trace_another(model: nn.Module) -> torch.export.ExportedProgram:
+    def trace_another(model: nn.Module, batch: int | None) -> torch.export.ExportedProgram:
         model = copy.deepcopy(model)
         model.blocks[0].mlp.fc2.bias[0] += 0.01
-        return trace(model)
+        return trace(model, batch)
 
     monkeypatch.setattr(programs, "_trace", trace_another)
     with pytest.raises(ExportMismatch, match=r"differ from the model's by .* No file was written"):
@@ -298,6 +298,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"path": "model.pt2", "format": "torch-export", "int8": True},
         "expected onnx",
     ),
+    "opset of another format": (
+        {"path": "model.pt2", "format": "torch-export", "program": ProgramSettings(opset=18)},
+        "opset",
+    ),
+    "no images": ({"program": ProgramSettings(batch=0)}, "batch is 0"),
+    "int8 and half": ({"int8": True, "data": [], "program": ProgramSettings(half=True)}, "contradict"),
+    "int8 and batches": ({"int8": True, "data": [], "program": ProgramSettings(batch=2)}, "batch is 2"),
     "a folder": ({"path": "folder.onnx"}, "is a folder; name the file"),
 }
 

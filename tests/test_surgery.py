@@ -1,6 +1,9 @@
 """Laws of `prune`: removing equals silencing, keeping all changes nothing, plans compose, the dense model stays."""
 
 import copy
+import io
+import multiprocessing
+import pickle
 
 import pytest
 import timm
@@ -8,6 +11,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from builders.exactness import images_for
+from builders.families_timm import build_row
 from builders.models import (
     SIZES,
     VARIANTS,
@@ -18,12 +23,15 @@ from builders.models import (
     random_plan,
     same_tensors,
 )
+from builders.narrowing import random_head_widths
+from builders.rows import ROWS
 from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.errors import PlanMismatch, UnsupportedModel
+from vitrim.hooks import logits_of
 from vitrim.importance.criteria import score
-from vitrim.models import describe
+from vitrim.models import describe, origin_of
 from vitrim.plan import PruningPlan
 from vitrim.silencing import silence
 from vitrim.structure import ViTStructure
@@ -244,3 +252,45 @@ def test_a_model_built_without_timms_factory_can_be_pruned() -> None:
     with silence(model, plan):
         silenced = model(random_images())
     assert distance(prune(model, plan)(random_images()), silenced) < EXACT
+
+
+PICKLED = ("transformers ViT", "torchvision ViT", "BEiT", "transformers Swin v2", "torchvision Swin")
+
+
+def pickled(model: nn.Module) -> bytes:
+    file = io.BytesIO()
+    torch.save(model, file)
+    return file.getvalue()
+
+
+def cut_row(row: str) -> nn.Module:
+    """A pruned model with an attention of ours, where its family has one."""
+    model = build_row(ROWS[row]).eval()
+    structure = describe(model)
+    plan = random_head_widths(structure, random_plan(structure, seed=1), seed=1)
+    return prune(model, plan)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module) -> Tensor:
+    return logits_of(model(images_for(describe(model))))
+
+
+@pytest.mark.parametrize("row", [*PICKLED[:2], *(pytest.param(row, marks=pytest.mark.slow) for row in PICKLED[2:])])
+def test_a_pruned_model_computes_the_same_after_pickle_and_copy(row: str) -> None:
+    model = cut_row(row)
+    expected = outputs(model)
+    for again in (
+        torch.load(io.BytesIO(pickled(model)), weights_only=False),
+        pickle.loads(pickle.dumps(model)),
+        copy.deepcopy(model),
+    ):
+        assert type(again) is type(model) and torch.equal(outputs(again), expected)
+        assert origin_of(again).plan == origin_of(model).plan
+
+
+@pytest.mark.slow
+def test_a_pruned_model_can_be_sent_to_a_new_process() -> None:
+    model = cut_row("transformers Swin v2")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert torch.equal(pool.apply(outputs, (model,)), outputs(model))

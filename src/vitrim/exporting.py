@@ -1,8 +1,9 @@
 """Exports a model as one file that runs without vitrim and without the model's library.
 
 The file is written, read back, compared with the model, and timed. If its logits differ, it is deleted. The file is
-float32 and is compared on the CPU, whatever the precision and device of the model. An int8 file differs on purpose; its
-accuracy is measured on images. `vitrim.models.programs` writes and runs the files.
+float32 and is compared on the CPU, whatever the precision and device of the model. A float16 file is compared with the
+model in float32. An int8 file differs on purpose; its accuracy is measured on images. `vitrim.models.programs` writes
+and runs the files.
 """
 
 import copy
@@ -11,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,17 @@ from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.errors import ExportMismatch, SettingError, UnsupportedModel
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate
 from vitrim.hooks import logits_of
-from vitrim.models import origin_of
+from vitrim.models import describe, origin_of
 from vitrim.models.programs import (
+    DEFAULT,
     MAX_ONNX_FILE,
     OnnxProgram,
     Program,
+    ProgramSettings,
     check_onnx,
     failing_as,
     onnx_properties,
+    output_name,
     random_images,
     weight_bytes,
     write_program,
@@ -46,6 +50,7 @@ from vitrim.runs.progress import log
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-4  # of the largest logit: rounding in float32 is 1e-6, GELU with tanh instead of erf 1.6e-4
+HALF_TOLERANCE = 2e-2  # of the largest logit, for float16, which keeps 3 digits: 6e-4 in two blocks, more in many
 EVALUATION_BATCH = 64  # for float32, whose logits do not depend on the batch size
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -79,6 +84,9 @@ class Exported:
         eager: latency of the model on the CPU, timed in turns with the file.
         latency: latency of the file; its `ratio` is relative to `eager`.
         accuracy: for int8, else None.
+        precision: of the weights: `float32`, `float16` or `int8`.
+        input: the images that the file takes, such as `float32 (batch, 3, 224, 224)`.
+        output: name of the output: `logits`, or `features` if the model has no classifier.
     """
 
     path: Path
@@ -88,6 +96,9 @@ class Exported:
     eager: Latency
     latency: Latency
     accuracy: Int8Accuracy | None = None
+    precision: str = "float32"
+    input: str = ""
+    output: str = "logits"
 
 
 def export(
@@ -98,12 +109,13 @@ def export(
     int8: bool = False,
     data: ImageData | ImageSet | Batches | None = None,
     latency: LatencySettings | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    program: ProgramSettings = DEFAULT,
 ) -> Exported:
     """Write a model as a program from normalised images `(B, channels, height, width)` to logits `(B, C)`.
 
-    The program runs on any batch size. The file also has classes, preprocessing, architecture, cost and plan, as JSON:
-    in ONNX as metadata properties, in `.pt2` as the extra file `vitrim.json`.
+    The program runs on any batch size, unless `program` fixes one. The file also has classes, preprocessing,
+    architecture, cost and plan, as JSON: in ONNX as metadata properties, in `.pt2` as the extra file `vitrim.json`.
 
     Args:
         model: is not changed.
@@ -113,29 +125,29 @@ def export(
             whole batch, so the logits of an image depend on the other images of its batch. ONNX only.
         data: labelled images for the accuracy of int8, as for `evaluate`, in batches of `latency.batch_size`.
         latency: how both are timed; by default one image per forward pass.
-        tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. Not for int8.
+        tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. By default
+            `TOLERANCE`, and `HALF_TOLERANCE` for float16. Not for int8.
+        program: the opset of ONNX, a fixed batch size, float16 (`vitrim.models.programs.ProgramSettings`).
 
     Raises:
         SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.
         ExportMismatch: the logits differ. After each error, no file is written.
     """
-    path = Path(path)
-    check_settings(path, format, int8=int8, has_data=data is not None)
+    path, timing = Path(path), _timing(latency, program)
+    check_settings(path, format, int8=int8, has_data=data is not None, program=program)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    if int8:
-        _check_size(model)
-    timing = latency or LatencySettings()
+    _check_size(model, int8=int8)
     batches, classes = _validation_batches(model, data)
-    metadata = {**_metadata(model, classes), "precision": "int8" if int8 else "float32"}
+    metadata = {**_metadata(model, classes), **(about := _about(model, program, int8=int8))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
         file = Path(folder) / path.name
-        run = write_program(model, file, format, metadata)
-        differences = compare_logits(model, run, tolerance)
+        run = write_program(copy.deepcopy(model).to(program.dtype), file, format, metadata, program)
+        differences = compare_logits(model, run, _tolerance(tolerance, program), program)
         if int8:  # made from the float32 file, after that file was compared
             run = _write_int8(file, metadata)
-            differences = compare_logits(model, run, math.inf)
+            differences = compare_logits(model, run, math.inf, program)
         eager, exported = _time(model, run, timing)
         found = Exported(
             path=path,
@@ -145,14 +157,30 @@ def export(
             eager=eager,
             latency=exported,
             accuracy=None if batches is None else _measure(model, run, batches, timing.batch_size),
+            **about,
         )
-        for weights_file in set(Path(folder).iterdir()) - {file}:  # the ONNX file refers to it by name
-            os.replace(weights_file, path.with_name(weights_file.name))
-        os.replace(file, working)
+        _move(file, working, path)
     return found
 
 
-def check_settings(path: Path, format: str, *, int8: bool, has_data: bool) -> None:
+def _timing(latency: LatencySettings | None, program: ProgramSettings) -> LatencySettings:
+    timing = latency or LatencySettings()
+    return replace(timing, batch_size=program.batch) if program.batch else timing
+
+
+def _tolerance(tolerance: float | None, program: ProgramSettings) -> float:
+    default = HALF_TOLERANCE if program.half else TOLERANCE
+    return default if tolerance is None else tolerance
+
+
+def _move(file: Path, working: Path, path: Path) -> None:
+    """Move a finished file to `working`, and a second file with its weights beside `path`."""
+    for weights_file in set(file.parent.iterdir()) - {file}:  # the ONNX file refers to it by name
+        os.replace(weights_file, path.with_name(weights_file.name))
+    os.replace(file, working)
+
+
+def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, program: ProgramSettings = DEFAULT) -> None:
     """Check the settings of `export`, before a model is opened and images are read.
 
     Raises:
@@ -177,15 +205,36 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool) -> No
         )
     if has_data and not int8:
         raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
+    if program.opset is not None and format != "onnx":
+        raise SettingError(f"The format is {format}; opset (--opset) is only for onnx.")
+    if program.batch is not None and program.batch < 1:
+        raise SettingError(f"batch is {program.batch}; expected at least 1, or none for any number of images.")
+    if int8 and program.half:
+        raise SettingError("int8 and half contradict each other; give one of them.")
+    if int8 and program.batch not in (None, 1):
+        raise SettingError(
+            f"batch is {program.batch} with int8; expected 1 or none, because accuracy is measured on single images."
+        )
     if format == "onnx":
         check_onnx()
 
 
-def _check_size(model: nn.Module) -> None:
+def _check_size(model: nn.Module, *, int8: bool) -> None:
     """ONNX Runtime quantises only models in one file."""
     weights = weight_bytes(model.state_dict())
-    if weights > MAX_ONNX_FILE:
+    if int8 and weights > MAX_ONNX_FILE:
         raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
+
+
+def _about(model: nn.Module, program: ProgramSettings, *, int8: bool) -> dict[str, str]:
+    """What goes in and out of the file, and in which precision."""
+    structure, dtype = describe(model), str(program.dtype).removeprefix("torch.")
+    shape = (program.batch or "batch", structure.in_chans, *structure.img_size)
+    return {
+        "precision": "int8" if int8 else dtype,
+        "input": f"{dtype} ({', '.join(map(str, shape))})",
+        "output": output_name(model),
+    }
 
 
 def _metadata(model: nn.Module, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -205,9 +254,13 @@ def _metadata(model: nn.Module, classes: tuple[str, ...]) -> dict[str, Any]:
             "model_args": origin.model_args,
             "plan": origin.plan.to_dict() if origin.plan else None,
         }
+    try:
+        preprocessing: dict[str, Any] = preprocessing_of(model).to_dict()
+    except SettingError as error:  # the file is right nevertheless
+        preprocessing = {"refused": str(error)}
     return {
         **built,
-        "preprocessing": preprocessing_of(model).to_dict(),
+        "preprocessing": preprocessing,
         "params": cost.params,
         "macs": cost.macs,
         "versions": versions(),
@@ -232,8 +285,10 @@ def _write_int8(file: Path, metadata: dict[str, Any]) -> Program:
 
 
 @torch.no_grad()
-def compare_logits(model: nn.Module, run: Program, tolerance: float) -> dict[int, float]:
-    """Compare the logits of a program and the model on random images.
+def compare_logits(
+    model: nn.Module, run: Program, tolerance: float, program: ProgramSettings = DEFAULT
+) -> dict[int, float]:
+    """Compare the logits of a program and the model in float32 on random images, rounded to float16 for float16.
 
     Returns:
         For each batch size, the largest difference, as a fraction of the model's largest logit.
@@ -243,8 +298,8 @@ def compare_logits(model: nn.Module, run: Program, tolerance: float) -> dict[int
         ExportFailed: the program does not run on this batch size.
     """
     differences = {}
-    for batch_size in CHECKED_BATCHES:
-        images = random_images(model, batch_size)
+    for batch_size in (program.batch,) if program.batch else CHECKED_BATCHES:
+        images = random_images(model, batch_size).to(program.dtype).float()
         expected = logits_of(model(images))
         with failing_as(f"The exported file does not run on a batch of {batch_size}"):
             found = run(images)

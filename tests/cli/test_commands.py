@@ -191,6 +191,14 @@ def test_export_writes_beside_the_config(folder: str, place: CommandFolder, caps
     assert same_tensors(load(Path(folder)), load(model))
 
 
+def test_export_writes_float16_for_a_fixed_batch(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save(digits_model(depth=1), place.path / "model")
+    status, out, err = call(capsys, "export", model, "--format", "torch-export", "--half", "--batch", "2")
+    assert status == 0, err
+    assert "float16 (2, 3," in out and "batch of 2" in out and "batch of 3" not in out
+    assert (model / "model.half.pt2").exists()
+
+
 def test_export_measures_the_accuracy_of_int8(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(digits_model(depth=1), place.path / "model")
     status, out, err = call(capsys, "export", model, "--int8", "--data", "digits")
@@ -206,6 +214,9 @@ def test_export_measures_the_accuracy_of_int8(place: CommandFolder, capsys: pyte
         (["--data", "digits"], "data is only used with int8"),
         (["--format", "tflite"], "tflite"),
         (["-o", "model.pt2"], r"ends in \.onnx"),
+        (["--format", "torch-export", "--opset", "18"], "--opset"),
+        (["--batch", "0"], "batch is 0"),
+        (["--int8", "--half", "--data", "digits"], "contradict"),
     ],
     ids=str,
 )

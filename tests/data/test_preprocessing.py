@@ -1,10 +1,14 @@
 """Laws of the preprocessing: it is stored and read again, checked, and leaves small images alone."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data import create_transform
 
 from builders.images import memory_set, preprocessing
 from vitrim.data.batches import eval_batches
+from vitrim.data.images import ImageSet
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import SettingError
 
@@ -18,7 +22,7 @@ def test_preprocessing_is_the_same_after_a_round_trip_through_a_dictionary() -> 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mean": (0.5,)}, {"mean": ()}, {"std": (0.0, 1.0, 1.0)}, {"interpolation": "lanczos"}, {"crop_pct": 0.0}],
+    [{"mean": (0.5,)}, {"mean": ()}, {"std": (0.0, 1.0, 1.0)}, {"interpolation": "random"}, {"crop_pct": 0.0}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_preprocessing_out_of_range_is_refused(changes: dict) -> None:
@@ -32,3 +36,15 @@ def test_small_images_of_the_size_of_the_model_are_only_normalised() -> None:
     mean, std = torch.tensor((0.5, 0.4, 0.3)), torch.tensor((0.2, 0.3, 0.4))
     expected = (images.pixels / 255 - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(pixels, expected)
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", "box", "hamming"])
+def test_what_only_pillow_resizes_is_resized_as_timm_does(interpolation: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (41, 30, 3), dtype=np.uint8)
+    model = preprocessing(16, crop_pct=0.9, interpolation=interpolation)
+    stored = ImageSet(labels=torch.zeros(1, dtype=torch.long), pixels=torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    ((found, _),) = eval_batches(stored, model, batch_size=1)
+    theirs = create_transform(
+        input_size=(3, 16, 16), interpolation=interpolation, mean=model.mean, std=model.std, crop_pct=0.9
+    )
+    torch.testing.assert_close(found[0], theirs(Image.fromarray(pixels)), atol=1e-5, rtol=1e-5)

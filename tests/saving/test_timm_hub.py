@@ -1,14 +1,17 @@
 """timm and transformers load models that vitrim has pruned and saved."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 from torch import nn
 
 from builders.models import build, random_images, random_plan, same_tensors
-from vitrim.models import describe, origin_of
+from vitrim.models import describe, origin_of, record_origin
 from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import prune
 
@@ -98,3 +101,26 @@ def test_a_model_with_few_blocks_returns_the_features_of_all_its_blocks(tmp_path
     dense = build(dtype=torch.float32)
     save(prune(dense, random_plan(describe(dense), seed=2, blocks=(0, 3))), tmp_path)
     assert len(timm.create_model(f"local-dir:{tmp_path}", features_only=True).eval()(IMAGES)) == 2
+
+
+def test_what_timm_writes_of_a_pruned_model_is_loaded_by_timm(student: nn.Module, tmp_path: Path) -> None:
+    model = load(save(student, tmp_path / "saved", classes=tuple("abcdefg")))
+    changed = replace(origin_of(model), preprocessing={**origin_of(model).preprocessing, "mean": [0.1, 0.2, 0.3]})
+    record_origin(model, changed)  # what vitrim knows about the weights is more than timm's defaults
+    save_for_hf(model, tmp_path / "hub")
+    again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), student(IMAGES))
+    assert origin_of(again).plan == origin_of(student).plan
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert config["label_names"] == list("abcdefg") and config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    once_more = prune(again, random_plan(describe(again), seed=5, blocks=(0, 2)))
+    once_more.reset_classifier(3)
+    save_for_hf(once_more, tmp_path / "again", safe_serialization=True)
+    last = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).eval()
+    assert torch.equal(last(IMAGES), once_more.eval()(IMAGES)) and last.num_classes == 3
+
+
+def test_what_timm_writes_of_a_dense_model_is_unchanged(tmp_path: Path) -> None:
+    save_for_hf(build(dtype=torch.float32), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == "vit_tiny_patch16_224" and "plan" not in config["model_args"]

@@ -21,6 +21,7 @@ from vitrim.cli.options import (
     CompressTraining,
     DataOptions,
     DenseTraining,
+    FileOptions,
     ModelName,
     ModelOptions,
     RunFolderOption,
@@ -236,13 +237,10 @@ def export(
         Parameter(
             name=["-o", "--output"],
             group=OUTPUT,
-            help="file to write (default: model.onnx, model.int8.onnx or model.pt2 in the folder of the model)",
+            help="file to write (default: model.onnx, model.int8.onnx, model.half.onnx or model.pt2 beside the model)",
         ),
     ] = None,
-    int8: Annotated[
-        bool,
-        Parameter(group=OUTPUT, help="quantise to int8, and measure its accuracy on --data (default: float32)"),
-    ] = False,
+    file_options: FileOptions | None = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
 ) -> None:
@@ -254,17 +252,21 @@ def export(
     """
     from vitrim import exporting
     from vitrim.data.matching import name_outputs
+    from vitrim.models.programs import ProgramSettings
 
     names = data_options.class_names if data_options else None
     if names and data_options == DataOptions(class_names=names):  # they name the outputs in the file; no image is read
         data_options = None
-    path = output or inputs.export_folder(model) / f"model{'.int8' if int8 else ''}{exporting.SUFFIXES[format]}"
-    exporting.check_settings(path, format, int8=int8, has_data=data_options is not None)
+    asked = file_options or FileOptions()
+    program = ProgramSettings(opset=asked.opset, batch=asked.batch, half=asked.half)
+    ending = f"{'.int8' if asked.int8 else '.half' if asked.half else ''}{exporting.SUFFIXES[format]}"
+    path = output or inputs.export_folder(model) / f"model{ending}"
+    exporting.check_settings(path, format, int8=asked.int8, has_data=data_options is not None, program=program)
     opened = inputs.open_named_model(model, model_options or ModelOptions())
     if names and not data_options:
         name_outputs(opened, names)
     data = inputs.open_data(data_options, inputs.channels_of(opened)) if data_options else None
-    print_export(model, exporting.export(opened, path, format=format, int8=int8, data=data))
+    print_export(model, exporting.export(opened, path, format=format, int8=asked.int8, data=data, program=program))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (demo, train, compress, evaluate, inspect, plan, export)

@@ -118,7 +118,12 @@ def print_evaluations(evaluations: Sequence[tuple[str, "Evaluation"]]) -> None:
 def print_export(model: str, exported: "Exported") -> None:
     """Print the size, the difference to the model and the latency of an exported file, and the accuracy of int8."""
     accuracy, differences = exported.accuracy, exported.max_differences
-    header = ["", "size", *(f"difference, batch of {size}" for size in differences), "ms at batch 1"]
+    header = [
+        "",
+        "size",
+        *(f"difference, batch of {size}" for size in differences),
+        f"ms at batch {exported.latency.batch_size}",
+    ]
     rows = [
         [model, "", *("" for _ in differences), f"{exported.eager.median_ms:.2f} (x 1.00)"],
         [
@@ -132,7 +137,8 @@ def print_export(model: str, exported: "Exported") -> None:
         header.append("top-1 [95 %]")
         for row, found in zip(rows, (accuracy.float32, accuracy.int8), strict=True):
             row.append(top1_interval(found))
-    print_table(f"{exported.format}, {'int8' if accuracy else 'float32'}", header, rows)
+    print_table(f"{exported.format}, {exported.precision}", header, rows)
+    print_line(f"input `images`: {exported.input}; output: `{exported.output}`")
     print_line("difference: largest difference of a logit on random images, as a fraction of the largest logit")
     threads = counted(exported.latency.threads, "thread")
     print_line(f"ms: on the CPU, model and file timed in turns, {threads}")

@@ -24,6 +24,7 @@ from vitrim.data.seeds import generator_for, numpy_seeded, seed_for
 from vitrim.data.transfer import send, send_images, send_together
 
 Crop = Literal["none", "pad", "resized"]
+SIMILAR = {"lanczos": "bicubic", "box": "bilinear", "hamming": "bilinear"}  # for random crops, which are of tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ class Augmenter:
         if self.settings.crop == "pad":
             batch = shift(batch, offset)
         elif self.settings.crop == "resized":
-            batch = zoom(batch, draws.box, self.preprocessing.interpolation)
+            batch = zoom(batch, draws.box, self._interpolation)
         return self._resize(self._flip_and_rand_augment(batch, flip, draws))
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
@@ -155,8 +156,10 @@ class Augmenter:
         draws = self._draw(1, (image.shape[-2], image.shape[-1]), crop, generator)
         if crop == "none":
             image = EvalTransform(self.preprocessing)(image)
+            if image.dtype != torch.uint8:
+                image = image.round().clamp(0, 255).to(torch.uint8)
         else:
-            interpolation = InterpolationMode(self.preprocessing.interpolation)
+            interpolation = InterpolationMode(self._interpolation)
             top, left, height, width = draws.box[0].tolist()
             size = list(self.preprocessing.img_size)
             image = F.resized_crop(image, top, left, height, width, size, interpolation, antialias=True)
@@ -206,14 +209,20 @@ class Augmenter:
     def _flip_and_rand_augment(self, images: Tensor, flip: Tensor, draws: _Draws) -> Tensor:
         """Change `(b, channels, H, W)` images; `flip`, `(b,)` bool, is on their device, the draws are on the CPU."""
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        fill = tuple(float(round(255 * value)) for value in self.preprocessing.mean)
+        fill = tuple(float(min(255, max(0, round(255 * value)))) for value in self.preprocessing.mean)
+        if self.preprocessing.steps and self.preprocessing.steps.bgr:
+            fill = fill[::-1]  # `normalise` reverses the channels later
         return rand_augment(images, draws.ops, draws.sign, self.settings.rand_augment_magnitude, fill)
 
     def _resize(self, images: Tensor) -> Tensor:
         size = self.preprocessing.img_size
         if tuple(images.shape[-2:]) == size:
             return images
-        return F.resize(images, list(size), InterpolationMode(self.preprocessing.interpolation), antialias=True)
+        return F.resize(images, list(size), InterpolationMode(self._interpolation), antialias=True)
+
+    @property
+    def _interpolation(self) -> str:
+        return SIMILAR.get(self.preprocessing.interpolation, self.preprocessing.interpolation)
 
 
 def random_boxes(count: int, height: int, width: int, min_scale: float, generator: torch.Generator) -> Tensor:

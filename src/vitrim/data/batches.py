@@ -30,6 +30,7 @@ from vitrim.data.pixels import UnsupportedPixels
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send
+from vitrim.data.workers import worker_context
 from vitrim.errors import DataError, SettingError, counted
 
 MAX_VALUES_TOGETHER = 2**22  # pixel values augmented in one go; several small batches, where calls cost most
@@ -348,6 +349,7 @@ def _stream(
         _Files(images, change, replaces),
         batch_sampler=ahead,  # read once, from its beginning
         num_workers=num_workers,
+        multiprocessing_context=worker_context(num_workers),
         pin_memory=device.type == "cuda",
         worker_init_fn=_lower_priority,
         generator=torch.Generator(),  # else the loader draws the seed of its workers from the global generator
@@ -374,6 +376,8 @@ def default_num_workers(preprocessing: Preprocessing, batch_size: int, num_batch
     """Number of decoding processes of one part: its cores, limited by the batches and by the free shared memory."""
     num_workers = min(max(1, num_cores() // num_parts), num_batches)
     if SHARED_MEMORY.is_dir():
-        bytes_per_worker = BATCHES_PER_WORKER * batch_size * preprocessing.channels * math.prod(preprocessing.img_size)
+        bytes_per_value = 4 if preprocessing.steps and preprocessing.steps.as_float else 1
+        bytes_per_image = preprocessing.channels * math.prod(preprocessing.img_size) * bytes_per_value
+        bytes_per_worker = BATCHES_PER_WORKER * batch_size * bytes_per_image
         num_workers = min(num_workers, shutil.disk_usage(SHARED_MEMORY).free // num_parts // bytes_per_worker)
     return num_workers

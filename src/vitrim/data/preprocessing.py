@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from vitrim.data.processor import PILLOW_FILTERS, ProcessorSteps, apply_steps
 from vitrim.data.transfer import send_together
-from vitrim.errors import SettingError
+from vitrim.errors import DataError, SettingError
 
-INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # those that torchvision has for tensors
+INTERPOLATIONS = ("nearest", *PILLOW_FILTERS)
+NOT_FOR_TENSORS = ("lanczos", "box", "hamming")  # timm computes them with Pillow
 MAX_SMALL_SIDE = 96  # pixels; models with an input up to this size are trained on images of exactly that size
 
 
@@ -28,6 +31,8 @@ class Preprocessing:
         crop_pct: side of the central crop in evaluation, as a fraction of the resized image.
         crop_mode: what is resized to the crop: `center` the shorter side, `squash` both sides, `border` the longer
             side.
+        steps: how an image processor of transformers resizes and crops. In evaluation, it is used instead of `crop_pct`
+            and `crop_mode`.
 
     Raises:
         SettingError: a value is out of range.
@@ -39,6 +44,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    steps: ProcessorSteps | None = None
 
     def __post_init__(self) -> None:
         check_setting(
@@ -47,7 +53,10 @@ class Preprocessing:
         check_setting(len(self.mean) == len(self.std) > 0, "mean", self.mean, f"as many numbers as std, {self.std}")
         check_setting(min(self.std) > 0, "std", self.std, "a positive number for each channel")
         check_setting(
-            self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, f"one of {INTERPOLATIONS}"
+            self.interpolation in INTERPOLATIONS,
+            "interpolation",
+            self.interpolation,
+            f"one of {', '.join(INTERPOLATIONS)}",
         )
         check_setting(self.crop_pct > 0, "crop_pct", self.crop_pct, "positive")
         crop_modes = ("center", "squash", "border")
@@ -60,15 +69,20 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        del plain["steps"]
+        return {**plain, "steps": self.steps.to_dict()} if self.steps else plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """Return what `to_dict` was called on.
 
         Raises:
-            SettingError: a key is unknown or missing, or a value is out of range.
+            SettingError: a key is unknown or missing, or a value is out of range. Or `refused` says why vitrim cannot
+                prepare images for the model.
         """
+        if "refused" in values:
+            raise SettingError(str(values["refused"]))
         known = {field.name for field in dataclasses.fields(cls)}
         check_setting(
             set(values) <= known, "preprocessing", sorted(values), f"a mapping with keys from {sorted(known)}"
@@ -76,6 +90,8 @@ class Preprocessing:
         required = {"img_size", "mean", "std"}
         check_setting(required <= set(values), "preprocessing", sorted(values), f"a mapping with {sorted(required)}")
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        if plain.get("steps") is not None:
+            plain["steps"] = ProcessorSteps.from_dict(plain["steps"])
         return cls(**plain)
 
 
@@ -89,36 +105,65 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Convert pixels to the numbers that the model expects: `(pixel / 255 - mean) / std` for each channel.
 
     Args:
-        images: `(B, channels, h, w)` uint8.
-        preprocessing: holds mean and std.
+        images: `(B, channels, h, w)` uint8, or float32 in 0..255.
+        preprocessing: holds mean and std, and whether the order of the channels is reversed.
 
     Returns:
         `(B, channels, h, w)` float32, on the same device.
     """
     constants = [torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)]
     mean, std = send_together(constants, images.device)
-    return images.float().div_(255).sub_(mean).div_(std)
+    if preprocessing.steps and preprocessing.steps.bgr:
+        images = images.flip(1)
+    images = images.float() if images.dtype == torch.uint8 else images.clone()
+    return images.div_(255).sub_(mean).div_(std)
 
 
 class EvalTransform:
-    """Resize and crop uint8 images `(..., H, W)` for evaluation, to `(..., h, w)`, with timm's transform.
+    """Resize and crop uint8 images for evaluation: `(..., H, W)` to `(..., h, w)`.
 
-    Small images that already have the model's size are not changed. With timm's usual `crop_pct` of 0.9, an image of 32
-    pixels would be enlarged to 35 pixels and lose its edge. Models for small images are not trained that way.
+    With `steps`, this is what transformers' image processor does; the result may be float32 in 0..255. Else it is
+    timm's transform. Small images that already have the model's size are then not changed. With timm's usual `crop_pct`
+    of 0.9, an image of 32 pixels would be enlarged to 35 pixels and lose its edge. Models for small images are not
+    trained that way.
+
+    A call raises DataError if the steps give an image of another size than the model takes.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-        self.transform = create_transform(
-            input_size=(preprocessing.channels, *preprocessing.img_size),
-            is_training=False,
-            normalize=False,  # only resize and crop here; `normalise` converts whole batches
-            **{key: getattr(preprocessing, key) for key in ("interpolation", "mean", "std", "crop_pct", "crop_mode")},
-        )
+        self.img_size = preprocessing.img_size
+        self.steps, self.interpolation = preprocessing.steps, preprocessing.interpolation
+        keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
+        self.transform: Any = None
+        if not self.steps:
+            self.transform = create_transform(
+                input_size=(preprocessing.channels, *preprocessing.img_size),
+                is_training=False,
+                normalize=False,  # only resize and crop here; `normalise` converts whole batches
+                **{key: getattr(preprocessing, key) for key in keys},
+            )
 
     def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
         """Return the resized and cropped images. `epoch` and `index` are for callers that also call `Augmenter`."""
-        size = self.preprocessing.img_size
-        if tuple(images.shape[-2:]) == size and max(size) <= MAX_SMALL_SIDE:
+        if self.steps:
+            return self._checked(apply_steps(images, self.steps, self.interpolation))
+        if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= MAX_SMALL_SIDE:
             return images
-        return self.transform(images)
+        if self.interpolation in NOT_FOR_TENSORS:
+            return self._with_pillow(images)
+        transformed: Tensor = self.transform(images)
+        return transformed
+
+    def _checked(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[-2:]) != self.img_size:
+            found, expected = ("x".join(map(str, size)) for size in (images.shape[-2:], self.img_size))
+            raise DataError(
+                f"The model's image processor makes an image of {found} here; expected {expected}, as the model takes. "
+                "Its file, preprocessor_config.json, must set do_resize or do_center_crop with this size."
+            )
+        return images
+
+    def _with_pillow(self, images: Tensor) -> Tensor:
+        planes = images.cpu().reshape(-1, *images.shape[-2:]).numpy()
+        made = torch.cat([self.transform(Image.fromarray(plane)) for plane in planes])
+        return made.reshape(*images.shape[:-2], *self.img_size).to(images.device)

@@ -71,8 +71,14 @@ class Adapter(Protocol):
     def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
         """The keys of `config.json` that the library itself needs to load the model."""
 
+    def processor(self, origin: Origin) -> dict[str, Any] | None:
+        """The keys of `preprocessor_config.json`, which prepares images as the origin says; None for no such file."""
+
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
-        """How images are prepared: `img_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`."""
+        """How images are prepared: `img_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
+
+        `steps`, if known, are more exact (see `vitrim.data.processor`). `refused` alone says why vitrim cannot do it.
+        """
 
 
 ADAPTERS: tuple[Adapter, ...] = (TimmAdapter(), HuggingFaceAdapter(), TorchvisionAdapter())

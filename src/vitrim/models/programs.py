@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,29 @@ METADATA_FILE = "vitrim.json"
 MAX_ONNX_FILE = 1_500_000_000  # of weights in one file; protobuf allows 2 GiB, graph included
 
 Program = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramSettings:
+    """What a file is made for.
+
+    Attributes:
+        opset: release of the ONNX operators, such as 17. By default the one that PyTorch recommends.
+        batch: number of images of every forward pass. By default the file accepts any number.
+        half: weights, images and computation in float16. Else in float32.
+    """
+
+    opset: int | None = None
+    batch: int | None = None
+    half: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights and of the images."""
+        return torch.float16 if self.half else torch.float32
+
+
+DEFAULT = ProgramSettings()
 
 
 def random_images(model: nn.Module, batch_size: int) -> Tensor:
@@ -60,20 +84,34 @@ def onnx_program(model: nn.Module) -> Program:
         return write_program(model, Path(folder) / "model.onnx", "onnx", {})
 
 
-def write_program(model: nn.Module, file: Path, format: str, metadata: dict[str, Any]) -> Program:
+def output_name(model: nn.Module) -> str:
+    """The name of the output: `logits`, or `features` if the model has no classifier."""
+    classifier_of = getattr(model, "get_classifier", None)  # of timm, whose `num_classes` may be older than its head
+    has_no_head = callable(classifier_of) and isinstance(classifier_of(), nn.Identity)
+    return "features" if has_no_head or not describe(model).num_classes else "logits"
+
+
+def write_program(
+    model: nn.Module, file: Path, format: str, metadata: dict[str, Any], settings: ProgramSettings = DEFAULT
+) -> Program:
     """Write a model to a file and load it back.
 
     If the ONNX exporter fails with fused attention, the model is exported with unfused attention.
 
     Args:
+        model: in the dtype of the settings.
         format: `onnx`, or anything else for torch.export.
         metadata: stored in the file.
+        settings: what the file is made for.
+
+    Returns:
+        A function from float32 images to float32 outputs.
 
     Raises:
         ExportFailed: the exporter or the runtime fails on this model.
     """
     try:
-        return _write(_trace(model), file, format, metadata)
+        return _write(model, file, format, metadata, settings)
     except ExportFailed:
         fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
         if format != "onnx" or not fused:
@@ -81,7 +119,7 @@ def write_program(model: nn.Module, file: Path, format: str, metadata: dict[str,
     for module in fused:
         module.fused_attn = False
     try:
-        return _write(_trace(model), file, format, metadata)
+        return _write(model, file, format, metadata, settings)
     finally:
         for module in fused:
             module.fused_attn = True
@@ -111,17 +149,22 @@ class OnnxProgram(nn.Module):
         # idle threads would occupy the cores while another model is measured
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.takes_half = self.session.get_inputs()[0].type == "tensor(float16)"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits `(B, C)` from images `(B, channels, h, w)`."""
-        (logits,) = self.session.run(["logits"], {"images": images.numpy()})
-        return torch.from_numpy(logits)
+        """Compute logits `(B, C)` from images `(B, channels, h, w)`, both float32.
+
+        The file itself may compute in float16.
+        """
+        images = images.half() if self.takes_half else images
+        (output,) = self.session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(output).float()
 
 
 @torch.no_grad()
-def _trace(model: nn.Module) -> ExportedProgram:
-    images = random_images(model, TRACED_BATCH)
-    shapes = {"images": {0: Dim("batch", min=1)}}
+def _trace(model: nn.Module, batch: int | None) -> ExportedProgram:
+    images = random_images(model, batch or TRACED_BATCH)
+    shapes = None if batch else {"images": {0: Dim("batch", min=1)}}
     with failing_as("torch.export cannot take this model"):
         program = torch.export.export(_Logits(model), (images,), dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
@@ -129,30 +172,44 @@ def _trace(model: nn.Module) -> ExportedProgram:
     return program
 
 
-def _write(program: ExportedProgram, file: Path, format: str, metadata: dict[str, Any]) -> Program:
+def _write(model: nn.Module, file: Path, format: str, metadata: dict[str, Any], settings: ProgramSettings) -> Program:
     """Write the program and load it back."""
-    return _write_onnx(program, file, metadata) if format == "onnx" else _write_torch_export(program, file, metadata)
+    program = _trace(model, settings.batch)
+    if format != "onnx":
+        return _write_torch_export(program, file, metadata, settings.dtype)
+    return _write_onnx(program, file, metadata, settings, output_name(model))
 
 
-def _write_torch_export(program: ExportedProgram, file: Path, metadata: dict[str, Any]) -> Program:
+def _write_torch_export(program: ExportedProgram, file: Path, metadata: dict[str, Any], dtype: torch.dtype) -> Program:
     with failing_as("torch.export cannot write and read back this model"):
         with file.open("wb") as opened:
             torch.export.save(program, opened, extra_files={METADATA_FILE: json.dumps(metadata)})
-        return torch.export.load(file).module()
+        run = torch.export.load(file).module()
+    return run if dtype == torch.float32 else lambda images: run(images.to(dtype)).float()
 
 
-def _write_onnx(program: ExportedProgram, file: Path, metadata: dict[str, Any]) -> Program:
+def _write_onnx(
+    program: ExportedProgram, file: Path, metadata: dict[str, Any], settings: ProgramSettings, output: str
+) -> Program:
     with failing_as("torch.onnx cannot take this model"):
         converted = torch.onnx.export(
             program,
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: "batch"}},  # the name of the axis in the file
+            output_names=[output],
+            dynamic_shapes=None if settings.batch else {"images": {0: "batch"}},  # the name of the axis in the file
+            opset_version=settings.opset,
             dynamo=True,
             verbose=False,
         )
         assert converted is not None
         converted.model.metadata_props.update(onnx_properties(metadata))
+    made = converted.model.opset_imports.get("")
+    if settings.opset not in (None, made):  # torch.onnx says nothing
+        raise ExportFailed(
+            f"PyTorch {torch.__version__} cannot write this model in opset {settings.opset}; it wrote {made}. Give "
+            "another number, from 18 to 23 for most models, or leave out opset (--opset)."
+        )
+    with failing_as("torch.onnx cannot write this model"):
         converted.save(file, external_data=weight_bytes(program.state_dict) > MAX_ONNX_FILE)
     with failing_as("ONNX Runtime cannot run what torch.onnx made of this model"):
         return OnnxProgram(file)

@@ -28,7 +28,8 @@ NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
     b"<!doctype": "a web page; download the file itself",
     b"<html": "a web page; download the file itself",
 }
-OURS = (CONFIG, WEIGHTS, MODELING, RUN)
+PROCESSOR = "preprocessor_config.json"
+OURS = (CONFIG, WEIGHTS, MODELING, PROCESSOR, RUN)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 A model folder has `config.json` and `model.safetensors`. To load it, the dense model is built from the architecture and
 its arguments, pruned by the plan, and the weights are loaded strictly. For a pruned model there is also `modeling.py`,
-which builds it without vitrim (see `vitrim.saving.standalone`). No pickle is written or run. `vitrim.saving.opening`
-opens models of other libraries.
+which builds it without vitrim (see `vitrim.saving.standalone`). For a model of transformers there is
+`preprocessor_config.json`, if an image processor of transformers can prepare its images. No pickle is written or run.
+`vitrim.saving.opening` opens models of other libraries.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from vitrim.runs.environment import versions
 from vitrim.runs.files import (
     CONFIG,
     MODELING,
+    PROCESSOR,
     WEIGHTS,
     read_json,
     read_tensors,
@@ -35,6 +37,7 @@ from vitrim.runs.files import (
     write_text,
     writing,
 )
+from vitrim.runs.progress import log
 from vitrim.saving.standalone import modeling_source, rebuild_facts
 from vitrim.surgery import prune
 
@@ -75,6 +78,11 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
             write_text(folder / MODELING, modeling_source(model, origin))
         else:
             (folder / MODELING).unlink(missing_ok=True)  # of an earlier model in this folder
+        processor = adapter_of_library(origin.library).processor(origin)
+        if processor:
+            write_text(folder / PROCESSOR, json.dumps(processor, indent=2) + "\n")
+        else:
+            (folder / PROCESSOR).unlink(missing_ok=True)
         path.write_text(_to_json(config), encoding="utf-8")
     record_origin(model, origin)
     return folder
@@ -105,12 +113,23 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
         raise CheckpointMismatch(
             f"{folder / CONFIG} was not written by vitrim: {problem} is missing or has the wrong type."
         ) from None
+    _say_if_processor_differs(folder, origin)
     model = adapter_of_library(origin.library).build(origin)
     record_origin(model, origin)
     if plan is not None:
         model = prune(model, plan)
     load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     return model.to(device).eval()
+
+
+def _say_if_processor_differs(folder: Path, origin: Origin) -> None:
+    """Log that `preprocessor_config.json` is not what `save` wrote, because vitrim reads `config.json` alone."""
+    expected = adapter_of_library(origin.library).processor(origin)
+    if expected and (folder / PROCESSOR).is_file() and read_json(folder / PROCESSOR) != expected:
+        log(
+            f"{folder / PROCESSOR} was changed, but vitrim prepares images as {CONFIG} says (vitrim.preprocessing). "
+            f"Edit {CONFIG} to change this."
+        )
 
 
 def is_model_folder(path: str | Path) -> bool:

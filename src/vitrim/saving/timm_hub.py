@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+import wrapt
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
@@ -70,9 +71,54 @@ def vitrim_cut(
 
 
 def register_with_timm() -> None:
-    """Register the architecture `vitrim_cut` with timm, if it is not registered."""
+    """Register the architecture `vitrim_cut` with timm, if it is not registered.
+
+    `save_for_hf` and `push_to_hf_hub` of timm then write this architecture for pruned models.
+    """
     if not timm.is_model(vitrim_cut.__name__):
         register_model(vitrim_cut)
+        wrapt.wrap_function_wrapper("timm.models._hub", "save_config_for_hf", _save_config)
+
+
+def _save_config(save_config_for_hf: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """timm's `save_config_for_hf`, which also writes what vitrim knows about a model."""
+    arguments = _with_origin(*args, **kwargs)
+    model, before = arguments["model"], getattr(arguments["model"], "_model_args", None)
+    if before:
+        model._model_args = {name: value for name, value in before.items() if name != "pretrained_cfg_overlay"}
+    try:  # the overlay is in `base_args`; timm cannot read it from `model_args`
+        return save_config_for_hf(**arguments)
+    finally:
+        if before:
+            model._model_args = before
+
+
+def _with_origin(
+    model: nn.Module,
+    config_path: Any,
+    model_config: dict[str, Any] | None = None,
+    model_args: dict[str, Any] | None = None,
+    data_config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The arguments of `save_config_for_hf`, completed by the origin that vitrim recorded on the model."""
+    from vitrim.models import ORIGIN_ATTRIBUTE, origin_of
+
+    arguments = {"model": model, "config_path": config_path, "model_config": model_config, "model_args": model_args}
+    arguments["data_config"] = data_config
+    if getattr(model, ORIGIN_ATTRIBUTE, None) is None:
+        return arguments
+    origin = origin_of(model)
+    names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    known = {name: origin.preprocessing[name] for name in names if name in origin.preprocessing}
+    arguments["data_config"] = {**known, **(data_config or {})}
+    completed = {**({"label_names": list(origin.classes)} if origin.classes else {}), **(model_config or {})}
+    if origin.plan:
+        base_args = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
+        cut_args = {"base": origin.architecture, "base_args": base_args, "plan": origin.plan.to_json()}
+        completed["model_args"] = {**(completed.get("model_args") or {}), **cut_args}
+        completed["pretrained_cfg"] = {**(completed.get("pretrained_cfg") or {}), "architecture": vitrim_cut.__name__}
+    arguments["model_config"] = completed
+    return arguments
 
 
 def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[str, Any]:

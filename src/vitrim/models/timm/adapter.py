@@ -154,6 +154,10 @@ class TimmAdapter:
         labels = {"num_classes": num_classes, "label_names": list(origin.classes) or None}
         return {**root, **labels, "pretrained_cfg": config}
 
+    def processor(self, origin: Origin) -> dict[str, Any] | None:
+        """None: timm reads no such file."""
+        return None
+
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """Read the preprocessing from `pretrained_cfg`, with timm's defaults."""
         config = timm.data.resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))

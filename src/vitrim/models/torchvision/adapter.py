@@ -173,6 +173,10 @@ class TorchvisionAdapter:
         """Keys for people: torchvision reads no configuration."""
         return {"architecture": origin.architecture, "num_classes": origin.model_args["num_classes"]}
 
+    def processor(self, origin: Origin) -> dict[str, Any] | None:
+        """None: torchvision reads no such file."""
+        return None
+
     def preprocessing(self, model: Any) -> dict[str, Any]:
         """The preprocessing of the published weights of this name and image size, else `PREPROCESSING`."""
         size, channels = list(_img_size(model)), input_channels(model, 3)

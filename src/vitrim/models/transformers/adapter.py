@@ -5,33 +5,31 @@ attentions and MLPs; `auto` makes `AutoModel` work for pruned models.
 """
 
 import inspect
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates
 from torch import nn
 
-from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
+from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
-from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
+from vitrim.models.transformers.auto import config_root, dense_config, dense_type, note_cut
 from vitrim.models.transformers.families import BY_CLASS, Family
+from vitrim.models.transformers.loading import HEADS, from_pretrained, import_library
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
+from vitrim.models.transformers.processors import log_defaults, processor_file, processor_keys, processor_settings
 from vitrim.plan import PruningPlan
-from vitrim.runs.progress import log
 from vitrim.structure import UnitGroup, ViTStructure
 
 BASE_CLASS = ("transformers.modeling_utils", "PreTrainedModel")
 GENERATED_LABEL = "LABEL_"  # prefix of the class names that transformers makes up
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+IMG_SIZE = "vitrim_img_size"  # attribute for models that accept images of any size
 
 
 class HuggingFaceAdapter:
@@ -95,11 +93,11 @@ class HuggingFaceAdapter:
         Raises:
             SettingError: transformers cannot build the model, or an argument does not fit.
         """
-        transformers = _library()
+        transformers = import_library()
         names = {"num_classes": "num_labels", "img_size": "image_size"}
         arguments = {name: value for name, value in arguments.items() if value is not None or name not in names}
         if architecture not in BY_CLASS:
-            return _from_pretrained(architecture, arguments)
+            return from_pretrained(architecture, arguments)
         if pretrained:
             raise SettingError(
                 f"{architecture} is a class without weights of its own. Name a folder or a repository of the Hub."
@@ -113,7 +111,7 @@ class HuggingFaceAdapter:
 
     def build(self, origin: Origin) -> nn.Module:
         """Build the dense model of this origin; raises `UnsupportedModel` if transformers has no such class."""
-        transformers = _library()
+        transformers = import_library()
         cls = getattr(transformers, origin.architecture, None)
         if cls is None:
             raise UnsupportedModel(
@@ -125,11 +123,14 @@ class HuggingFaceAdapter:
         num_classes = origin.model_args["num_classes"]
         if num_classes and built.num_labels != num_classes:
             built.num_labels = num_classes
-        return cls(built, **origin.model_args.get("init", {}))
+        model = cls(built, **origin.model_args.get("init", {}))
+        if BY_CLASS[origin.architecture].any_size and (size := origin.preprocessing.get("img_size")):
+            setattr(model, IMG_SIZE, list(size))
+        return model
 
     def reset_head(self, model: Any, num_classes: int) -> None:
         """Replace the classifiers; raises `SettingError` if the class has none."""
-        heads = [name for name in ("classifier", "cls_classifier", "distillation_classifier") if hasattr(model, name)]
+        heads = [name for name in HEADS if hasattr(model, name)]
         if not heads:
             raise SettingError(
                 f"{type(model).__name__} has no classifier. Load its weights as a class that ends in "
@@ -173,35 +174,30 @@ class HuggingFaceAdapter:
 
     def preprocessing(self, model: Any) -> dict[str, Any]:
         """The settings of the image processor in the folder of the weights, else those of the family."""
-        family, size = _family(model), list(_img_size(_vision_config(model)))
+        family = _family(model)
+        channels = input_channels(model, getattr(_vision_config(model), "num_channels", 3))
+        found = _processor(model)
+        if found is not None:
+            return with_channels(found, channels)
         settings = {
-            "img_size": size,
+            "img_size": list(_img_size(model)),
             "mean": list(family.norm[0]),
             "std": list(family.norm[1]),
             "interpolation": family.interpolation,
             "crop_pct": family.crop_pct or 1.0,
             "crop_mode": "center" if family.crop_pct else "squash",
         }
-        file = Path(getattr(model.config, "_name_or_path", "") or ".") / "preprocessor_config.json"
-        if file.is_file():
-            settings |= _processor_settings(json.loads(file.read_text(encoding="utf-8")), size)
-        return with_channels(settings, input_channels(model, getattr(_vision_config(model), "num_channels", 3)))
+        if name := getattr(model.config, "_name_or_path", ""):
+            log_defaults(name, type(model).__name__, str(settings))
+        return with_channels(settings, channels)
 
     def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
         """transformers' configuration. A pruned model has the model type that vitrim registers."""
         return config_root(model.config, origin)
 
-
-def _library() -> Any:
-    """Import transformers, which is an optional dependency.
-
-    Raises:
-        UnsupportedModel: it is not installed; says how to install it.
-    """
-    try:
-        return import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise UnsupportedModel("This model needs transformers: pip install 'vitrim[hf]'.") from error
+    def processor(self, origin: Origin) -> dict[str, Any] | None:
+        """The keys of `preprocessor_config.json`, from which `AutoImageProcessor` makes an image processor."""
+        return processor_keys(origin.preprocessing)
 
 
 def _family(model: nn.Module) -> Family:
@@ -228,9 +224,32 @@ def _vision_config(model: Any) -> Any:
     return getattr(model.config, "vision_config", model.config)
 
 
-def _img_size(config: Any) -> tuple[int, int]:
-    size = config.image_size
+def _img_size(model: Any) -> tuple[int, int]:
+    """Height and width of the images that the model takes; those of its processor, if it accepts any size."""
+    size = getattr(model, IMG_SIZE, None)
+    if size is None and _family(model).any_size:
+        size = (_processor(model) or {}).get("img_size")
+    return _pair(_vision_config(model).image_size if size is None else size)
+
+
+def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _processor(model: Any) -> dict[str, Any] | None:
+    """What the image processor beside the weights does; None if there is none."""
+    config, vision = model.config, _vision_config(model)
+    from_hub = getattr(config, "_commit_hash", None) is not None
+    keys = processor_file(getattr(config, "_name_or_path", ""), from_hub=from_hub)
+    if keys is None:
+        return None
+    return processor_settings(
+        keys,
+        model_type=dense_type(config.dense) if getattr(config, "dense", None) else config.model_type,
+        img_size=_pair(vision.image_size),
+        num_channels=vision.num_channels,
+        any_size=_family(model).any_size,
+    )
 
 
 def _num_classes(model: Any) -> int:
@@ -317,60 +336,3 @@ def _new_config(config_class: Any, settings: dict[str, Any]) -> Any:
     if has_vision_config:
         return config_class(**label_settings, vision_config=model_settings)
     return config_class(**label_settings, **model_settings)
-
-
-def _from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Load the model of a folder or repository, with a new classifier if `num_classes` asks for other classes."""
-    transformers = _library()
-    num_classes = arguments.pop("num_classes", None)
-    if arguments:
-        raise SettingError(f"{name} is a saved model with its own settings. Leave out {', '.join(arguments)}.")
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        architecture = (config.architectures or [""])[0]
-        auto: Any = transformers.AutoModel
-        if num_classes is not None or "ForImageClassification" in architecture:
-            auto = transformers.AutoModelForImageClassification
-        elif config.model_type != MODEL_TYPE:  # otherwise vitrim chooses the class
-            auto = getattr(transformers, architecture, auto)
-        has_new_head = num_classes not in (None, config.num_labels)
-        if has_new_head:
-            config.num_labels = num_classes
-        model, found = auto.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=has_new_head, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise SettingError(f"transformers found no model under {name!r}: {first_line}") from error
-    heads = ("classifier.", "cls_classifier.", "distillation_classifier.") if num_classes is not None else ()
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith(heads))
-    if missing and all(key.startswith("pooler.") for key in missing):
-        log(f"{name} has no pooler; {type(model).__name__} is built without it")
-        return type(model).from_pretrained(name, config=config, add_pooling_layer=False)
-    if missing:  # transformers only warns, and leaves them random
-        names = f"{', '.join(missing[:6])}{' and more' if len(missing) > 6 else ''}"
-        raise CheckpointMismatch(
-            f"{name} has no {names}, which {type(model).__name__} needs. Save the whole model, or name another class "
-            "as `architectures` in its config.json."
-        )
-    return model
-
-
-def _processor_settings(processor: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
-    """The settings of an image processor of transformers, under timm's names; `size` is the image size of the model."""
-    settings: dict[str, Any] = {}
-    if processor.get("do_normalize", True):
-        settings = {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
-    if processor.get("resample") in RESAMPLING:
-        settings["interpolation"] = RESAMPLING[processor["resample"]]
-    resized, crop = processor.get("size"), processor.get("crop_size")
-    if isinstance(resized, int):
-        resized = {"shortest_edge": resized}
-    if isinstance(crop, int):
-        crop = {"height": crop, "width": crop}
-    if processor.get("do_center_crop") and isinstance(resized, dict) and isinstance(crop, dict):
-        edge = resized.get("shortest_edge") or min(resized.get("height", size[0]), resized.get("width", size[1]))
-        return {**settings, "crop_pct": crop["height"] / edge, "crop_mode": "center"}
-    if isinstance(resized, dict) and "height" in resized:
-        return {**settings, "crop_pct": 1.0, "crop_mode": "squash"}
-    return settings

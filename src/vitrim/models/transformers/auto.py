@@ -1,18 +1,22 @@
 """Make `AutoModel.from_pretrained(FOLDER)` of transformers work for pruned models, after `import vitrim`.
 
 A pruned model keeps its class (`ViTForImageClassification`). The class of its configuration changes to one of the model
-type `vitrim`. In memory, the configuration states the depth of the pruned model. On disk, it holds all settings of the
-dense model, its model type (`dense`) and the plan (`vitrim`). Reading such a configuration registers a class with
-`AutoModel` and `AutoModelForImageClassification`. That class builds the dense model and prunes it; then transformers
-loads the weights.
+type `vitrim`. The configuration states the depth of the pruned model. It also holds the depth and the model type of the
+dense model (`dense`) and the plan (`vitrim`). Reading such a configuration registers a class with `AutoModel` and
+`AutoModelForImageClassification`. That class builds the dense model and prunes it; then transformers loads the weights.
+
+`ViTForImageClassification.from_pretrained(FOLDER)` would build a dense model and leave what it does not find in the
+folder at random values. So the configurations of dense models refuse a folder of a pruned model, and `from_pretrained`
+then takes the class that prunes.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import torch
+import wrapt
 from torch import nn
 
 from vitrim.errors import CheckpointMismatch
@@ -24,6 +28,7 @@ from vitrim.structure import ViTStructure
 Cut = Callable[[nn.Module, PruningPlan], nn.Module]
 MODEL_TYPE = "vitrim"
 FORMAT = 1
+BACKBONE_KEYS = ("out_features", "out_indices", "stage_names")
 RUNTIME_KEYS = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
 
 
@@ -42,7 +47,7 @@ def register(prune: Cut) -> None:
         @classmethod
         def from_dict(cls, config_dict: dict[str, Any], **arguments: Any) -> Any:
             try:
-                base = CONFIG_MAPPING[config_dict["dense"]["model_type"]]
+                base = CONFIG_MAPPING[dense_type(config_dict["dense"])]
                 PruningPlan.from_dict(config_dict["vitrim"]["plan"])
             except (KeyError, TypeError) as error:
                 raise CheckpointMismatch(
@@ -54,6 +59,48 @@ def register(prune: Cut) -> None:
             return config_class.from_dict(config_dict, **arguments)
 
     AutoConfig.register(MODEL_TYPE, VitrimConfig, exist_ok=True)
+    if not isinstance(PreTrainedConfig.from_dict, wrapt.ObjectProxy):
+        wrapt.wrap_function_wrapper(PreTrainedConfig, "from_dict", _refuse_for_dense_models)
+
+
+def redirect(models: Any, prune: Cut) -> None:
+    """Let `from_pretrained` of classes of dense models load pruned models; `models` is transformers.modeling_utils."""
+    wrapt.wrap_function_wrapper(models, "PreTrainedModel.from_pretrained", _redirect_to_cut_class(prune))
+
+
+class _IsPruned(CheckpointMismatch):
+    """A dense class was asked for a pruned model; `config_dict` is its configuration."""
+
+    def __init__(self, name: str, config_dict: dict[str, Any]) -> None:
+        super().__init__(
+            f"The folder has a pruned model, and {name} would build a dense one. Load it with `vitrim.load(FOLDER)` or "
+            "`AutoModelForImageClassification.from_pretrained(FOLDER)`."
+        )
+        self.config_dict = config_dict
+
+
+def _refuse_for_dense_models(from_dict: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`from_dict` of transformers; raises `_IsPruned` if a class of dense models reads a pruned one."""
+    settings = kwargs.get("config_dict", args[0] if args else {})
+    is_section = "init" in settings and set(settings) <= {"init", "model_type", "sizes"}  # `dense` of earlier releases
+    if (settings.get("model_type") == MODEL_TYPE or is_section) and cls.model_type != MODEL_TYPE:
+        raise _IsPruned(cls.__name__, settings)
+    return from_dict(*args, **kwargs)
+
+
+def _redirect_to_cut_class(prune: Cut) -> Callable[..., Any]:
+    """A wrapper of `PreTrainedModel.from_pretrained` that loads a pruned model with the class that prunes."""
+
+    def from_pretrained(dense: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return dense(*args, **kwargs)
+        except _IsPruned as pruned:
+            if cls.__name__ not in BY_CLASS:
+                raise CheckpointMismatch(str(pruned)) from None
+            config_class = cut_config_class(cls.config_class)
+        return cut_model_class(cls, config_class, prune).from_pretrained(*args, **kwargs)
+
+    return from_pretrained
 
 
 @cache
@@ -62,12 +109,21 @@ def cut_config_class(base: Any) -> Any:
 
     def to_dict(config: Any) -> dict[str, Any]:
         settings: dict[str, Any] = base.to_dict(config)
-        dense = dict(settings.get("dense") or {})  # missing in the defaults, which transformers also asks for
-        settings.get("vision_config", settings).update(dense.pop("sizes", {}))
-        return {**settings, "dense": dense}
+        for name in BACKBONE_KEYS:  # they name blocks, of which there are fewer now; no model of vitrim uses them
+            settings.pop(name, None)
+        return {**settings, "dense": settings.get("dense") or {}}  # missing in the defaults that transformers asks for
 
-    members = {"model_type": MODEL_TYPE, "to_dict": to_dict, "__module__": __name__}
+    def reduce_ex(config: Any, protocol: Any) -> Any:  # pickle does not find a class that was made at run time
+        return _new_cut_config, (base,), config.__dict__
+
+    members = {"model_type": MODEL_TYPE, "to_dict": to_dict, "__reduce_ex__": reduce_ex, "__module__": __name__}
     return type(f"Cut{base.__name__}", (base,), members)
+
+
+def _new_cut_config(base: Any) -> Any:
+    """An empty configuration of a pruned model, which pickle and `copy` fill."""
+    cls = cut_config_class(base)
+    return cls.__new__(cls)
 
 
 @cache
@@ -107,7 +163,8 @@ def dense_config(config: Any) -> tuple[dict[str, Any], PruningPlan | None]:
     settings = json.loads(config.to_json_string(use_diff=False))
     dense, section = settings.pop("dense", None), settings.pop("vitrim", None)
     if dense:
-        settings["model_type"] = dense["model_type"]
+        settings["model_type"] = dense_type(dense)
+        settings.get("vision_config", settings).update(dense.get("sizes", {}))  # earlier releases wrote no `sizes`
     plan = PruningPlan.from_dict(section["plan"]) if section else None
     return {name: value for name, value in settings.items() if name not in RUNTIME_KEYS}, plan
 
@@ -123,10 +180,19 @@ def config_root(config: Any, origin: Origin) -> dict[str, Any]:
     return {**root, "architectures": [origin.architecture]}
 
 
+def dense_type(dense: Mapping[str, Any]) -> str:
+    """The model type of the dense model, from the section `dense` of a configuration.
+
+    Its key is not `model_type`, else configurations of dense models would read this section in place of the whole.
+    """
+    found: str = dense["type"] if "type" in dense else dense["model_type"]  # as written by earlier releases
+    return found
+
+
 def _mark(config: Any, plan: PruningPlan, init: dict[str, Any]) -> None:
     """Turn the configuration of a dense model, in place, into that of a model pruned by this plan."""
     base: Any = type(config)
-    config.dense = {"model_type": base.model_type, "init": init}
+    config.dense = {"type": base.model_type, "init": init}
     config.vitrim = _vitrim_section(plan)
     config.__class__ = cut_config_class(base)
 

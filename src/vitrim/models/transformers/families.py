@@ -20,6 +20,7 @@ class Family:
         norm: mean and standard deviation of the pixels for most published weights.
         interpolation: interpolation that resizes the images.
         crop_pct: fraction of the resized image that the center crop keeps; None if images are resized to a square.
+        any_size: whether the models accept images of other sizes than that of their configuration.
     """
 
     prefix: str
@@ -29,6 +30,7 @@ class Family:
     norm: tuple[list[float], list[float]] = IMAGENET
     interpolation: str = "bicubic"
     crop_pct: float | None = None
+    any_size: bool = False
 
 
 FAMILIES = (
@@ -39,10 +41,17 @@ FAMILIES = (
         models=("Model", "ForImageClassification", "ForImageClassificationWithTeacher"),
         crop_pct=0.875,
     ),
-    Family(prefix="Dinov2", block="Dinov2Layer", crop_pct=0.875),
-    Family(prefix="Dinov2WithRegisters", block="Dinov2WithRegistersLayer", crop_pct=0.875),
-    Family(prefix="DINOv3ViT", block="DINOv3ViTLayer", interpolation="bilinear"),
-    Family(prefix="Beit", block="BeitLayer", shared_bias="shared_position_bias", norm=HALF, interpolation="bilinear"),
+    Family(prefix="Dinov2", block="Dinov2Layer", crop_pct=0.875, any_size=True),
+    Family(prefix="Dinov2WithRegisters", block="Dinov2WithRegistersLayer", crop_pct=0.875, any_size=True),
+    Family(prefix="DINOv3ViT", block="DINOv3ViTLayer", interpolation="bilinear", any_size=True),
+    Family(
+        prefix="Beit",
+        block="BeitLayer",
+        shared_bias="shared_position_bias",
+        norm=HALF,
+        interpolation="bilinear",
+        any_size=True,
+    ),
     Family(prefix="Siglip", block="SiglipEncoderLayer", models=("VisionModel", "ForImageClassification"), norm=HALF),
     Family(
         prefix="CLIP",
@@ -54,7 +63,7 @@ FAMILIES = (
     Family(prefix="ViTMAE", block="ViTMAELayer", models=("Model",)),
     Family(prefix="ViTMSN", block="ViTMSNLayer"),
     Family(prefix="IJepa", block="IJepaLayer"),
-    Family(prefix="Swin", block="SwinLayer"),
-    Family(prefix="Swinv2", block="Swinv2Layer"),
+    Family(prefix="Swin", block="SwinLayer", any_size=True),
+    Family(prefix="Swinv2", block="Swinv2Layer", any_size=True),
 )
 BY_CLASS = {family.prefix + ending: family for family in FAMILIES for ending in family.models}
