@@ -22,6 +22,7 @@ from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, preprocessing_of
 from vitrim.errors import DataError
 from vitrim.hooks import eval_mode, logits_of
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import track
 
@@ -105,6 +106,7 @@ def evaluate(
     Raises:
         DataError: there are no images, or the model has no output for a label.
     """
+    model = unwrapped(model)
     images = data.validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None

@@ -5,7 +5,6 @@ float32 and is compared on the CPU, whatever the precision and device of the mod
 accuracy is measured on images. `vitrim.models.programs` writes and runs the files.
 """
 
-import copy
 import math
 import os
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, time_in_rounds
 from vitrim.data.batches import eval_batches
@@ -39,6 +39,7 @@ from vitrim.models.programs import (
     weight_bytes,
     write_program,
 )
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.environment import versions
 from vitrim.runs.files import writing
 from vitrim.runs.progress import log
@@ -121,7 +122,7 @@ def export(
     """
     path = Path(path)
     check_settings(path, format, int8=int8, has_data=data is not None)
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+    model = copied(unwrapped(model)).to("cpu", torch.float32).eval().requires_grad_(False)
     if int8:
         _check_size(model)
     timing = latency or LatencySettings()

@@ -19,6 +19,7 @@ from vitrim.errors import SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.models import describe
+from vitrim.models.wrappers import unwrapped
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint as weights_fingerprint
@@ -45,7 +46,8 @@ class Source:
         Raises:
             UnsupportedModel: the model cannot be pruned exactly. DataError: the data has classes that it lacks.
         """
-        structure, device = describe(model), this_process().device
+        model, device = unwrapped(model), this_process().device
+        structure = describe(model)
         images = match_labels(data, model) if data is not None else None
         model = model.to(device)  # first: images take only what it leaves free
         return cls(model=model, structure=structure, images=images.to(device) if images is not None else None)

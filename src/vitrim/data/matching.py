@@ -14,6 +14,7 @@ from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import DataError, UnsupportedModel
 from vitrim.models import adapter_for, origin_of
+from vitrim.models.wrappers import unwrapped
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
@@ -27,7 +28,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
         recorded = origin_of(model).preprocessing
     except UnsupportedModel:
         recorded = {}
-    return Preprocessing.from_dict(recorded or adapter_for(model).preprocessing(model))
+    return Preprocessing.from_dict(recorded or adapter_for(model).preprocessing(unwrapped(model)))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -6,7 +6,6 @@ uninterrupted one. Several processes divide each batch and end with the weights 
 stochastic depth or dropout, each process draws its own masks, and the weights differ.
 """
 
-import copy
 import json
 import math
 import time
@@ -24,6 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrim.copying import copied
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
 from vitrim.data.matching import match_labels, preprocessing_of
@@ -31,6 +31,7 @@ from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
 from vitrim.models import adapter_for, describe
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.precision import autocast, computes_in_bf16, with_bf16_products
 from vitrim.runs.processes import this_process
@@ -74,6 +75,7 @@ def train(
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         DataError: the data does not fit the model.
     """
+    model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
     job = TrainingJob(
         model=model,
         data=match_labels(data, model),
@@ -93,7 +95,7 @@ def run_job(job: TrainingJob) -> nn.Module:
     Raises:
         NonFiniteLoss, FolderInUse, DataError: as `train`.
     """
-    model = copy.deepcopy(job.model)
+    model = copied(job.model)
     if job.settings.epochs == 0:
         return model.eval()
     model.requires_grad_(True)  # a teacher may be frozen; its student learns
