@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vitrim.evaluation import Difference, Evaluation
     from vitrim.exporting import Exported
     from vitrim.planning import Proposal
-    from vitrim.structure import BlockStructure, ViTStructure
+    from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
 
 
 def print_structure(structure: "ViTStructure") -> None:
@@ -19,7 +19,7 @@ def print_structure(structure: "ViTStructure") -> None:
     rows = []
     for index, block in enumerate(structure.blocks):
         cost = block_cost(structure, index, {group.key: group.count for group in block.groups})
-        heads = [f"{group.count} x {group.width}" for group in block.groups if group.kind == "heads"]
+        heads = [_heads_and_width(group) for group in block.groups if group.kind == "heads"]
         neurons = [str(group.count) for group in block.groups if group.kind == "neurons"]
         costs = [f"{cost.params:,}", f"{cost.macs:,}"]
         rows.append([block.name, ", ".join(heads), ", ".join(neurons), *costs, _prunable(block)])
@@ -35,6 +35,11 @@ def print_structure(structure: "ViTStructure") -> None:
     print_table(title, ["block", "heads x width", "neurons", "parameters", "multiply-adds", "can be pruned"], rows)
     for part in structure.skipped_parts:
         print_line(f"not pruned: {part}")
+
+
+def _heads_and_width(group: "UnitGroup") -> str:
+    """Number and width of heads; only the number if an attention is left whole, because its width is not known."""
+    return f"{group.count} x {group.width}" if group.output_proj else str(group.count)
 
 
 def _prunable(block: "BlockStructure") -> str:

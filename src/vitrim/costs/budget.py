@@ -262,7 +262,11 @@ def unprunable_summary(structure: ViTStructure) -> str:
         ]:
             if reason:
                 reasons.setdefault(kind, reason)
-    return f" Not prunable: {'; '.join(f'{kind} ({why})' for kind, why in reasons.items())}." if reasons else ""
+    texts = [f"{kind} ({why})" for kind, why in reasons.items()]
+    if structure.skipped_parts:
+        more = f", and {len(structure.skipped_parts) - 1} other parts" if len(structure.skipped_parts) > 1 else ""
+        texts.append(f"{structure.skipped_parts[0]}{more}")
+    return f" Not prunable: {'; '.join(texts)}." if texts else ""
 
 
 def _min_count(group: UnitGroup, budget: Budget) -> int:

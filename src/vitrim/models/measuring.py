@@ -4,7 +4,6 @@ torch's `FlopCounterMode` counts the multiply-adds of each module, attention pro
 FLOPs). The tensors hold no data, and no weight changes.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitrim.copying import copied
 from vitrim.errors import UnsupportedModel
 from vitrim.hooks import input_state, output_state
 
@@ -84,7 +84,8 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
     input_shapes: dict[str, tuple[int, ...]] = {}
     output_shapes: dict[str, tuple[int, ...]] = {}
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, tensors)  # shares the tensors; a copy, because some models store what they computed
+    # shares the tensors; a copy, because some models store what they computed
+    model = _with_own_modules(copied(model, dict(tensors)), tensors)
 
     def watch(name: str, position: int):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -116,6 +117,17 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
         input_shapes=input_shapes,
         output_shapes=output_shapes,
     )
+
+
+def _with_own_modules(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
+    """Give every place of the model a module of its own, in place: the counter knows a module by one name only."""
+    seen: set[int] = set()
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in seen:
+            parent, _, key = name.rpartition(".")
+            setattr(model.get_submodule(parent), key, copied(module, dict(tensors)))
+        seen.add(id(module))
+    return model
 
 
 def _by_name(model: nn.Module, counts: dict[str, dict[Any, int]]) -> dict[str, int]:

@@ -49,8 +49,7 @@ class TorchvisionAdapter:
                 find_groups=partial(find_groups, module, name),
                 residual_scales=RESIDUAL_SCALES.get(type(module), {}),
             )
-            for name, module in model.named_modules()
-            if isinstance(module, BLOCKS)
+            for name, module in _named_blocks(model)
         ]
         head = _head(model)
         with self.hookable(model):
@@ -207,6 +206,23 @@ def _head(model: Any) -> Any:
 
 def _blocks(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BLOCKS)]
+
+
+def _named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks with their names. What stands among blocks is a block too, also if a person replaced it.
+
+    Raises:
+        UnsupportedModel: there is none.
+    """
+    modules = dict(model.named_modules())
+    lists = {name.rpartition(".")[0] for name, module in modules.items() if isinstance(module, BLOCKS)}
+    if not lists:
+        raise UnsupportedModel(
+            f"Found a {type(model).__name__} without blocks of torchvision. vitrim prunes attention heads, MLP neurons "
+            "and such blocks."
+        )
+    inside = [(name, module) for name, module in modules.items() if name.rpartition(".")[0] in lists]
+    return [(name, module) for name, module in inside if any(module.children())]
 
 
 def _is_v2(model: nn.Module) -> bool:
