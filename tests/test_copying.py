@@ -11,7 +11,7 @@ from vitrim.copying import copied
 from vitrim.errors import UnsupportedModel
 
 
-def test_a_copy_of_a_model_with_masks_computes_the_same_and_shares_nothing() -> None:
+def test_a_copy_of_a_model_with_masks_computes_the_same_from_its_own_tensors() -> None:
     model, images = build(depth=1), random_images()
     masks.l1_unstructured(model.head, "weight", 0.5)
     model(images)  # the weight is now a computed tensor, which copy.deepcopy refuses

@@ -8,9 +8,9 @@ from builders.models import build, has_hooks, random_images
 from vitrim.hooks import (
     BatchesFor,
     eval_mode,
-    foreign_hooks,
     forward_hooks,
     forward_pre_hooks,
+    hooks_of_others,
     output_state,
     recorded_states,
     with_fixed_output,
@@ -64,8 +64,8 @@ def test_hooks_of_a_person_are_told_from_those_of_vitrim() -> None:
 
     layer.register_forward_hook(own)
     with forward_pre_hooks([(layer, lambda module, args: None)]), forward_hooks([(layer, lambda *args: None)]):
-        assert foreign_hooks(layer) == [own]
-    assert foreign_hooks(layer) == [own]
+        assert hooks_of_others(layer) == [own]
+    assert hooks_of_others(layer) == [own]
 
 
 def test_batches_take_the_number_format_of_the_model() -> None:

@@ -119,7 +119,7 @@ def eager_mode(*models: nn.Module) -> Iterator[None]:
 _own_hooks: set[int] = set()  # ids of the handles of vitrim's hooks
 
 
-def foreign_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+def hooks_of_others(module: nn.Module) -> list[Callable[..., Any]]:
     """The forward hooks and forward pre-hooks of a module that vitrim did not register."""
     hooks = (*module._forward_pre_hooks.items(), *module._forward_hooks.items())
     return [hook for key, hook in hooks if key not in _own_hooks]

@@ -1,4 +1,4 @@
-"""Layers that a person changed: the part is left whole by name, and pruning the rest still equals silencing."""
+"""Layers that a person changed: their part is named and not pruned, and pruning the rest still equals silencing."""
 
 import types
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def assert_pruning_equals_silencing(model: nn.Module) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_part_with_a_changed_layer_is_left_whole_by_name(name: str) -> None:
+def test_a_part_with_a_changed_layer_is_named_and_not_pruned(name: str) -> None:
     """The other parts are pruned, and pruning equals silencing."""
     change, key, reason = CHANGES[name]
     model = build(depth=3)
@@ -186,7 +186,7 @@ def test_an_unchanged_model_has_no_problem() -> None:
 
 
 def test_a_block_whose_mlp_was_put_into_another_module_states_no_residual_scale() -> None:
-    """The MLP is pruned; an adapter behind it changes what the block adds to its input."""
+    """The MLP is pruned; an adapter after it changes what the block adds to its input."""
     model = build(depth=3, init_values=0.5)
     assert describe(model).blocks[1].neurons.residual_scale == "blocks.1.ls2.gamma"
     model.blocks[1].mlp = layers(model.blocks[1].mlp, nn.Linear(16, 16))
@@ -206,7 +206,7 @@ def test_an_mlp_of_a_persons_own_is_named() -> None:
     assert_pruning_equals_silencing(model)
 
 
-def test_attention_whose_layers_another_module_calls_is_left_whole() -> None:
+def test_attention_whose_layers_another_module_calls_is_not_pruned() -> None:
     class Outer(nn.Module):
         def __init__(self, attn: nn.Module) -> None:
             super().__init__()
@@ -221,7 +221,7 @@ def test_attention_whose_layers_another_module_calls_is_left_whole() -> None:
     assert_pruning_equals_silencing(model)
 
 
-def test_one_module_in_two_blocks_is_left_whole_in_both() -> None:
+def test_one_module_in_two_blocks_is_pruned_in_neither() -> None:
     model = build(depth=3)
     model.blocks[2].mlp = model.blocks[1].mlp
     model.blocks[0].attn.qkv = model.blocks[1].attn.qkv

@@ -38,7 +38,7 @@ def print_structure(structure: "ViTStructure") -> None:
 
 
 def _heads_and_width(group: "UnitGroup") -> str:
-    """Number and width of heads; only the number if an attention is left whole, because its width is not known."""
+    """Number and width of heads; only the number if an attention is not pruned, because its width is not known."""
     return f"{group.count} x {group.width}" if group.output_proj else str(group.count)
 
 

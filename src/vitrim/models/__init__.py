@@ -122,7 +122,7 @@ def adapter_of_library(library: str) -> Adapter:
 def describe(model: nn.Module) -> ViTStructure:
     """Describe a model: its blocks, their heads and neurons, and the cost of each.
 
-    An attention or MLP with layers that vitrim does not know is left whole; the structure says why.
+    An attention or MLP with layers that vitrim does not know is not pruned; the structure says why.
 
     Args:
         model: also inside a wrapper, see `vitrim.models.wrappers.unwrapped`. All names are those in the inner model.

@@ -33,7 +33,7 @@ class BlockParts:
     Attributes:
         name, state, cuts, not_prunable: as in `BlockStructure`.
         find_groups: returns the unit groups of the block; their keys, parameters and residual scales are added later.
-            A group of 0 units stands for a part that is left whole and whose units are not known.
+            A group of 0 units stands for a part that is not pruned and whose units are not known.
         residual_scales: paths in the block, as `resolve_residual_scale` needs them; empty where nothing is known.
     """
 
@@ -147,7 +147,7 @@ def not_prunable_heads(count: int, reason: str, not_narrowable: str = "") -> Uni
     )
 
 
-def left_whole(group: UnitGroup, reason: str) -> UnitGroup:
+def not_pruned(group: UnitGroup, reason: str) -> UnitGroup:
     """The same group without its tensors, for a part that nothing is removed from and that is not refitted."""
     return UnitGroup(kind=group.kind, key=group.key, count=group.count, not_prunable=reason, not_narrowable=reason)
 
@@ -238,7 +238,7 @@ def _describe_block(
         key = f"{group.kind}.{num_before}" if num_before else group.kind
         problem = cut_problem(model, group) or (columns_problem(model, group, found) if group.cuts else "")
         if problem:
-            group = left_whole(group, problem)
+            group = not_pruned(group, problem)
         groups.append(_complete(model, block, replace(group, key=key), measured, owners))
     if any(not group.output_proj for group in groups):  # its output is not recorded, so a sum would lack it
         groups = [replace(group, residual_scale=None) for group in groups]
@@ -285,7 +285,7 @@ def _complete(
     if group.output_proj and not measured.macs.get(group.output_proj) and not reason:
         reason = f"`{group.output_proj}` does not run when the model classifies an image"
     if reason:
-        return left_whole(group, group.not_prunable or reason)
+        return not_pruned(group, group.not_prunable or reason)
     directions = group.directions
     if directions:
         directions = replace(directions, params=_params_of_direction(model, group, directions))

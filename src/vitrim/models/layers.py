@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from vitrim.errors import UnsupportedModel
-from vitrim.hooks import foreign_hooks, is_own_forward
+from vitrim.hooks import hooks_of_others, is_own_forward
 from vitrim.models.wrappers import expression
 from vitrim.structure import UnitGroup
 
@@ -38,7 +38,7 @@ REMOVED_BY = {
 
 
 def part_problem(name: str, part: nn.Module) -> str:
-    """Why an attention or MLP must be left whole, or why a block cannot be trusted to be as its class says.
+    """Why an attention or MLP must not be pruned, or why a block cannot be trusted to be as its class says.
 
     Returns:
         The first problem of the part and the modules in it; empty if there is none.
@@ -191,7 +191,7 @@ def _advice(cls: type) -> str:
 
 def hook_problem(name: str, module: nn.Module) -> str:
     """The first forward hook of a module that is neither vitrim's nor its library's, as a problem; else empty."""
-    for hook in foreign_hooks(module):
+    for hook in hooks_of_others(module):
         kind = type(hook)
         if isinstance(hook, BasePruningMethod):
             tensor = getattr(hook, "_tensor_name", "weight")

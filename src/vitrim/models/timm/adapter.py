@@ -19,6 +19,7 @@ from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.changed_parts import find_or_skip, unknown_parts
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
@@ -26,7 +27,6 @@ from vitrim.models.timm.families import BY_CLASS, Family, family_of
 from vitrim.models.timm.finders import set_head_width
 from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
 from vitrim.models.timm.renumbering import has_mixed_rope, renumber_blocks
-from vitrim.models.whole_parts import find_or_leave_whole, unknown_parts
 from vitrim.plan import PruningPlan
 from vitrim.structure import TensorCut, UnitGroup, UnitKind, ViTStructure
 
@@ -282,7 +282,7 @@ def _find_groups(model: nn.Module, family: Family, block: str, macs: Macs) -> li
             reason = f"vitrim does not know which tensors store the heads of `{name}` ({type(module).__name__})"
             groups.append(not_prunable_heads(_num_heads(module), reason))
         else:
-            groups += find_or_leave_whole(name, module, part.find, macs, num_heads=_num_heads(module))
+            groups += find_or_skip(name, module, part.find, macs, num_heads=_num_heads(module))
     if block not in parts:
         groups += unknown_parts(block, model.get_submodule(block), parts)
     if family.shared_bias and getattr(model, family.shared_bias, None) is not None:

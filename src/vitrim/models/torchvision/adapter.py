@@ -20,6 +20,7 @@ from torchvision.ops import StochasticDepth
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.describing import BlockParts, structure_of
+from vitrim.models.layers import part_problem
 from vitrim.models.origin import Origin
 from vitrim.models.torchvision.families import BLOCKS, MODELS, PREPROCESSING, SIZES_BY_NAME
 from vitrim.models.torchvision.forwards import HOOKABLE
@@ -147,8 +148,12 @@ class TorchvisionAdapter:
 
     @contextmanager
     def hookable(self, model: nn.Module) -> Iterator[None]:
-        """A context in which the attentions have the classes of `forwards`."""
-        before = [(module, type(module)) for module in model.modules() if type(module) in HOOKABLE]
+        """A context in which the attentions have the classes of `forwards`, but for those that are not pruned.
+
+        torchvision's own classes never call `out_proj`, so another kind of layer in its place would change the output.
+        """
+        found = [(name, module) for name, module in model.named_modules() if type(module) in HOOKABLE]
+        before = [(module, type(module)) for name, module in found if not part_problem(name, module)]
         try:
             for module, cls in before:
                 module.__class__ = HOOKABLE[cls]

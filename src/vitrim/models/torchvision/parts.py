@@ -12,9 +12,9 @@ from torchvision.models.swin_transformer import (
 from torchvision.models.vision_transformer import EncoderBlock, MLPBlock
 from torchvision.ops import MLP
 
+from vitrim.models.changed_parts import find_or_skip, unknown_parts
 from vitrim.models.describing import Macs, UnknownLayer, cut_of, heads, neurons, rows
 from vitrim.models.layers import is_unit_by_unit
-from vitrim.models.whole_parts import find_or_leave_whole, unknown_parts
 from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup, UnitKind
 
 Find = Callable[[str, Any, Macs], UnitGroup]
@@ -27,12 +27,12 @@ def find_groups(block: nn.Module, name: str, macs: Macs) -> list[UnitGroup]:
     for path, part in parts.items():
         find, num_heads = _find_of(part), getattr(part, "num_heads", 0)
         assert find is not None
-        groups += find_or_leave_whole(path, part, _as_list(find), macs, num_heads=num_heads)
+        groups += find_or_skip(path, part, _as_list(find), macs, num_heads=num_heads)
     return [*groups, *unknown_parts(name, block, parts)]
 
 
 def _find_of(part: nn.Module) -> Find | None:
-    """How to find the units of a part; a subclass of an unknown kind is found too, and then left whole."""
+    """How to find the units of a part; a subclass of an unknown kind is found too, and then not pruned."""
     return next((PARTS[cls] for cls in type(part).__mro__ if cls in PARTS), None)
 
 

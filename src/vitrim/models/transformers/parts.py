@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.models.describing import NO_NARROW_FORM, Macs, heads, left_whole, neurons, not_prunable_heads, rows
+from vitrim.models.changed_parts import find_or_skip, unknown_parts
+from vitrim.models.describing import NO_NARROW_FORM, Macs, heads, neurons, not_prunable_heads, not_pruned, rows
 from vitrim.models.layers import part_problem
-from vitrim.models.whole_parts import find_or_leave_whole, unknown_parts
 from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup, UnitKind
 
 Find = Callable[[str, Any, Macs], list[UnitGroup]]
@@ -118,16 +118,16 @@ def find_units(block: nn.Module, name: str, macs: Macs, *, not_prunable: str = "
     for part_name, part in parts.items():
         if _is_attention(part):
             find: Find = partial(_heads, block, name, not_prunable=not_prunable)
-            groups += find_or_leave_whole(part_name, part, find, macs, num_heads=_num_heads(part))
+            groups += find_or_skip(part_name, part, find, macs, num_heads=_num_heads(part))
         else:
-            groups += find_or_leave_whole(part_name, part, _neurons_of_part, macs)
+            groups += find_or_skip(part_name, part, _neurons_of_part, macs)
     if _has(block, MLP_OF_A_BLOCK):  # its layers belong to the block itself
         intermediate = block.get_submodule("intermediate")
         problem = part_problem(f"{name}.intermediate", intermediate)
         problem = problem or part_problem(f"{name}.output", block.get_submodule("output"))
         mlp_macs = macs.get(f"{name}.intermediate", 0) + macs.get(f"{name}.output", 0)
         group = _neurons(block, name, MLP_OF_A_BLOCK, mlp_macs)
-        groups.append(left_whole(group, problem) if problem else group)
+        groups.append(not_pruned(group, problem) if problem else group)
         parts |= {f"{name}.intermediate": intermediate, f"{name}.output": block.get_submodule("output")}
     return [*groups, *unknown_parts(name, block, parts)]
 

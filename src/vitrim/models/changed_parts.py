@@ -1,4 +1,4 @@
-"""Find the units of an attention or MLP, or leave the part whole, with the reason."""
+"""Find the units of an attention or MLP, or skip the part, with the reason."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.models.describing import Macs, UnknownLayer, left_whole, not_prunable_heads
+from vitrim.models.describing import Macs, UnknownLayer, not_prunable_heads, not_pruned
 from vitrim.models.layers import LIBRARIES, part_problem
 from vitrim.structure import UnitGroup
 
@@ -14,7 +14,7 @@ PART_NAMES = re.compile(r"(self_)?att(n|ention)\w*|mlp\w*|ffn\w*|ff\d*|feed_?for
 CANNOT_READ = (AttributeError, TypeError, ValueError, IndexError, ZeroDivisionError, AssertionError, UnknownLayer)
 
 
-def find_or_leave_whole(
+def find_or_skip(
     name: str, part: nn.Module, find: Callable[[str, Any, Macs], list[UnitGroup]], macs: Macs, *, num_heads: int = 0
 ) -> list[UnitGroup]:
     """The unit groups of a part, by `find`. If the part is not as its class says, they are not prunable.
@@ -34,7 +34,7 @@ def find_or_leave_whole(
     except CANNOT_READ:  # `find` is written for the layers of the library
         groups = []
     if groups and all(_is_counted(name, part, group) for group in groups):
-        return [left_whole(group, problem) for group in groups]
+        return [not_pruned(group, problem) for group in groups]
     if num_heads:
         return [not_prunable_heads(num_heads, problem)]
     return [skipped_part(name, part, problem)]
@@ -60,9 +60,9 @@ def unknown_parts(name: str, module: nn.Module, parts: Mapping[str, nn.Module]) 
         if any(part.startswith(f"{path}.") for part in parts):
             yield from unknown_parts(path, child, parts)
         elif any(parameter.ndim > 1 for parameter in child.parameters()):
-            problem, is_foreign = part_problem(path, child), not type(child).__module__.startswith(LIBRARIES)
+            problem, is_unknown = part_problem(path, child), not type(child).__module__.startswith(LIBRARIES)
             is_changed = problem or isinstance(child, nn.Sequential)
-            if is_foreign or (is_changed and PART_NAMES.fullmatch(key)):
+            if is_unknown or (is_changed and PART_NAMES.fullmatch(key)):
                 reason = problem or "vitrim does not know which tensors store its units"
                 yield skipped_part(path, child, reason)
 
