@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vitrim.errors import UnsupportedModel
+
 
 def input_state(args: Sequence[Any], kwargs: Mapping[str, Any], position: int = 0) -> Tensor:
     """The hidden state `(B, N, D)` among a block's arguments.
@@ -90,7 +92,17 @@ class BatchesFor:
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """A context in which the models are in eval mode and run eager; afterwards every module has its earlier mode."""
+    """A context in which the models are in eval mode and run eager; afterwards every module has its earlier mode.
+
+    Raises:
+        UnsupportedModel: a model has weights without numbers, on the meta device.
+    """
+    for model in models:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise UnsupportedModel(
+                f"This {type(model).__name__} has weights on the meta device, which hold no numbers. Load its weights "
+                "before it is run."
+            )
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()

@@ -54,12 +54,13 @@ def _cut_copy(model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> n
     """A copy with all blocks, without the removed units. Memory for removed entries and blocks is never allocated."""
     removed, scales = _removed_entries(structure, plan), _query_scales(structure, plan)
     smaller = {name: _without(_tensor(model, name), entries, scales.get(name)) for name, entries in removed.items()}
+    removed_blocks = [f"{structure.blocks[index].name}." for index in _removed_blocks(structure, plan)]
     copies: dict[int, Any] = {}  # the memo of `deepcopy`: the copy of each tensor, by the tensor's `id`
     for name in _tensors_of_one_module(model):
         old = _tensor(model, name)
         if name in smaller:
             copies[id(old)] = smaller[name]
-        elif any(name.startswith(f"{structure.blocks[index].name}.") for index in _removed_blocks(structure, plan)):
+        elif type(old) in (nn.Parameter, Tensor) and any(name.startswith(block) for block in removed_blocks):
             copies[id(old)] = _like(old, old.detach().new_empty(0))
     student = copied(model, copies)
     for name, tensor in smaller.items():

@@ -83,8 +83,17 @@ CASES = {  # how to build the model, the module that is replaced, by what, and w
     "transformers, own block": (transformers_vit, LAYER, lambda old: Block(), "ff` .Sequential.: vitrim does not know"),
 }
 
+IN_FAST_RUN = {
+    "torchvision, LoRA on out_proj",
+    "torchvision, wrapper",
+    "transformers, wrapper",
+    "transformers, own block",
+}
 
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize(
+    "case", [case if case in IN_FAST_RUN else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 @torch.no_grad()
 def test_a_changed_part_is_named_and_the_rest_is_pruned(case: str) -> None:
     make, name, replacement, reason = CASES[case]
@@ -104,3 +113,20 @@ def test_a_changed_part_is_named_and_the_rest_is_pruned(case: str) -> None:
     with silence(model, plan):
         expected = logits_of(model(images))
     assert relative_distance(logits_of(prune(model, plan)(images)), expected) < EXACT
+
+
+def test_an_attention_function_of_a_persons_own_is_named() -> None:
+    """Registered with transformers; it may mix the heads."""
+
+    def own_attention_function(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object
+    ):
+        return value.flip(1).transpose(1, 2), None
+
+    transformers.AttentionInterface.register("own", own_attention_function)
+    model = transformers_vit()
+    model.set_attn_implementation("own")
+    heads = describe(model).blocks[0].heads
+    assert "registered as 'own'" in heads.not_prunable and heads.directions is None
+    model.set_attn_implementation("sdpa")
+    assert not describe(model).blocks[0].heads.not_prunable

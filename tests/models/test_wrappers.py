@@ -33,6 +33,7 @@ WRAPPERS = {
     "ModelEmaV3": ModelEmaV3,
     "two wrappers": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
 }
+IN_FAST_RUN = {"AveragedModel", "two wrappers"}
 
 
 class Own(nn.Module):
@@ -51,7 +52,9 @@ def model() -> nn.Module:
     return build(depth=2)
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "wrapper", [name if name in IN_FAST_RUN else pytest.param(name, marks=pytest.mark.slow) for name in WRAPPERS]
+)
 def test_a_wrapped_model_is_described_pruned_and_scored_as_the_model(wrapper: str, model: nn.Module) -> None:
     wrapped = WRAPPERS[wrapper](copy.deepcopy(model)).eval()
     structure = describe(model)

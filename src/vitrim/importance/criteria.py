@@ -151,6 +151,11 @@ def _effects(inputs: Inputs, *, power: int = 2, own_labels: bool = False, factor
             if own_labels:
                 probabilities = logits.detach().float().softmax(dim=-1).cpu()
                 labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits.device)
+            if not logits.requires_grad:
+                raise UnsupportedModel(
+                    f"No gradient reaches the logits of this {type(model).__name__}: one of its last layers computes "
+                    "without gradients, as quantised layers do. Score the float model, or use the criterion activation."
+                )
             # a sum, not a mean: each image's gradient is then that of its own loss
             F.cross_entropy(logits, labels, reduction="sum").backward()
             count += len(images)

@@ -67,6 +67,11 @@ def structure_of(
     """
     check_blocks_differ(model, [block.name for block in blocks])
     measured = measure(model, image_shape, {block.name: block.state for block in blocks})
+    if measured.repeated:
+        raise UnsupportedModel(
+            f"`{measured.repeated[0]}` runs several times in one forward pass; expected blocks that run once. vitrim "
+            "cannot prune a part of it for one of these times only."
+        )
     owners = _owners(model)
     ran = [block for block in blocks if block.name in measured.order]
     ran.sort(key=lambda block: measured.order.index(block.name))

@@ -6,7 +6,8 @@ module, and says what to do where that is known.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -53,7 +54,8 @@ def part_problem(name: str, part: nn.Module) -> str:
 def module_problem(name: str, module: nn.Module) -> str:
     """What makes this module, without the modules in it, differ from what its class in the library computes."""
     if parametrize.is_parametrized(module):
-        tensors = ", ".join(f"'{key}'" for key in module.parametrizations)
+        parametrized: Any = module.parametrizations
+        tensors = ", ".join(f"'{key}'" for key in parametrized)
         return (
             f"`{name}` has a parametrisation of {tensors}; fix its value with "
             "`torch.nn.utils.parametrize.remove_parametrizations(layer, ...)`"
@@ -61,7 +63,7 @@ def module_problem(name: str, module: nn.Module) -> str:
     cls = type(module)
     if not cls.__module__.startswith(LIBRARIES):
         return f"`{name}` is a {_full_name(cls)}, which vitrim does not know{_advice(cls)}"
-    if not _is_of_library(cls.forward) or not _is_of_library(vars(module).get("forward")):
+    if not is_of_library(cls.forward) or not is_of_library(vars(module).get("forward")):
         return f"`{name}` ({cls.__name__}) has a forward that is not the one of its class in the library"
     return hook_problem(name, module) or _tensor_problem(name, module) or _role_problem(name, module)
 
@@ -90,6 +92,11 @@ def columns_problem(model: nn.Module, group: UnitGroup, groups: Sequence[UnitGro
     if columns == weight.shape[1]:
         return ""
     return f"`{group.output_proj}` has {weight.shape[1]} input columns, but its units have {columns}"
+
+
+def is_of_torch(hook: Any) -> bool:
+    """Whether a hook is one with which torch.nn.utils computes a tensor of the layer, such as a mask."""
+    return type(hook).__module__.startswith("torch.nn.utils.") or isinstance(hook, BasePruningMethod)
 
 
 def check_blocks_differ(model: nn.Module, blocks: Sequence[str]) -> None:
@@ -132,30 +139,57 @@ def check_modules(model: nn.Module) -> None:
                 "float model, and quantise the result."
             )
         forward = vars(module).get("forward")
-        if forward is not None and not is_own_forward(forward) and _refers_to_modules(forward, module):
+        if forward is not None and not is_own_forward(forward) and _refers_to_modules(forward, set()):
             raise UnsupportedModel(
                 f"`{name or type(model).__name__}` has another `forward`, set as an attribute, which refers to the "
-                "original layers. A copy of the model would still use them, and vitrim works on copies. Write a "
-                "subclass with this `forward`, or set `module.forward = types.MethodType(function, module)`."
+                "original layers. A copy of the model would still use them, and vitrim works on copies. Take it off "
+                f"(`del {expression(name)}.forward`), or set it as `types.MethodType(function, module)`."
             )
 
 
-def _is_of_library(function: Any) -> bool:
+def is_of_library(function: Any) -> bool:
     """Whether a function is of a library or of vitrim, or None."""
-    function = getattr(function, "__func__", function)
-    module = str(getattr(function, "__module__", ""))
-    return function is None or module.startswith(LIBRARIES) or is_own_forward(function)
+    if function is None or is_own_forward(function):
+        return True
+    function = _innermost(function)
+    # not `__module__`, which `functools.wraps` copies from the function that is replaced
+    module = function.__globals__["__name__"] if isinstance(function, FunctionType) else function.__module__
+    return str(module).startswith(LIBRARIES)
 
 
-def _refers_to_modules(function: Any, owner: nn.Module) -> bool:
-    """Whether a function holds a module or a tensor that `copy.deepcopy` would not replace."""
-    if isinstance(function, MethodType):
-        return False  # a copy of the model gets a copy of the object that the method is bound to
-    if not isinstance(function, FunctionType):
-        return isinstance(function, nn.Module) and function is not owner
+def _innermost(function: Any) -> Any:
+    """The function inside partial functions, methods and decorators of torch; the class of any other object."""
+    while True:
+        if isinstance(function, partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        elif isinstance(function, FunctionType):
+            name = str(function.__globals__["__name__"])
+            if not hasattr(function, "__wrapped__") or not name.startswith("torch.") or name.startswith(LIBRARIES):
+                return function
+            function = function.__wrapped__
+        else:
+            return type(function)
+
+
+def _refers_to_modules(function: Any, seen: set[int]) -> bool:
+    """Whether a function holds a module or a tensor. `copy.deepcopy` does not copy a function, so it holds them still.
+
+    Args:
+        seen: ids of the functions that were looked at.
+    """
+    if not isinstance(function, FunctionType) or id(function) in seen:
+        return False  # copies are made of other objects, such as a method with the object that it is bound to
+    seen.add(id(function))
     values = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     values += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    return any(_holds_modules(value) for value in values)
+    for value in values:
+        for item in value if type(value) in (list, tuple) else [value]:
+            owner = item.__self__ if isinstance(item, MethodType) else item
+            if isinstance(owner, nn.Module | Tensor) or _refers_to_modules(item, seen):
+                return True
+    return False
 
 
 def _is_filled(cell: Any) -> bool:
@@ -163,14 +197,6 @@ def _is_filled(cell: Any) -> bool:
         return cell.cell_contents is not None
     except ValueError:  # nothing was assigned yet
         return False
-
-
-def _holds_modules(value: Any) -> bool:
-    if isinstance(value, nn.Module | Tensor):
-        return True
-    if isinstance(value, MethodType):
-        return isinstance(value.__self__, nn.Module)
-    return isinstance(value, FunctionType) and _refers_to_modules(value, nn.Identity())
 
 
 def _full_name(cls: type) -> str:
@@ -201,15 +227,9 @@ def hook_problem(name: str, module: nn.Module) -> str:
             )
         if kind.__module__.startswith("torch.nn.utils.") and kind.__name__ in REMOVED_BY:
             return f"`{name}` has a {kind.__name__} of torch.nn.utils; remove it with {REMOVED_BY[kind.__name__]}"
-        if not _is_of_library(_innermost(hook)):
+        if not is_of_library(hook):
             return f"`{name}` has a forward hook; remove it first (`handle.remove()`)"
     return ""
-
-
-def _innermost(hook: Any) -> Callable[..., Any]:
-    while hasattr(hook, "func"):  # of functools.partial
-        hook = hook.func
-    return hook if isinstance(hook, FunctionType | MethodType) else type(hook)
 
 
 def _tensor_problem(name: str, module: nn.Module) -> str:

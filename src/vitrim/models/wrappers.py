@@ -59,8 +59,7 @@ def unknown_model_text(model: Any, supported: str, is_supported: Callable[[nn.Mo
     inside = inside_text(model, is_supported)
     advice = next((text for start, text in ADVICE.items() if name.startswith(start)), "")
     if inside or advice:
-        kind = "a model of timm, transformers or torchvision"
-        return " ".join(filter(None, [f"{found}; expected {kind}.", advice, inside]))
+        return f"{found}; expected a model of timm, transformers or torchvision. {advice or inside}"
     return (
         f"{found}, which vitrim cannot prune. It looks for one of {supported}. "
         "docs/models.md lists all model classes; docs/add-a-model.md shows how to add one."

@@ -4,6 +4,7 @@ transformers repeats a few attentions and MLPs under a new name in each family, 
 releases. So a part is recognised by the names of its layers. If a part has any other parameter, it is not pruned.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vitrim.models.changed_parts import find_or_skip, unknown_parts
 from vitrim.models.describing import NO_NARROW_FORM, Macs, heads, neurons, not_prunable_heads, not_pruned, rows
-from vitrim.models.layers import part_problem
+from vitrim.models.layers import is_of_library, part_problem
 from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup, UnitKind
 
 Find = Callable[[str, Any, Macs], list[UnitGroup]]
@@ -235,6 +236,7 @@ def _heads(
     block: nn.Module, block_name: str, name: str, attention: Any, macs: Macs, not_prunable: str
 ) -> list[UnitGroup]:
     layout = _layout(attention, "heads")
+    not_prunable = not_prunable or _function_problem(name, attention)
     if layout is None:
         reason = f"vitrim does not know which tensors store the heads of `{name}` ({type(attention).__name__})"
         return [not_prunable_heads(_num_heads(attention), reason)]
@@ -255,9 +257,22 @@ def _heads(
         cuts=cuts,
         macs=macs.get(name, 0) - common_macs,
         not_prunable=not_prunable,
-        narrowing=_narrowing(attention, name, layout, macs),
+        narrowing=_function_problem(name, attention) or _narrowing(attention, name, layout, macs),
     )
     return [group]
+
+
+def _function_problem(name: str, attention: nn.Module) -> str:
+    """Why the function with which transformers computes the attention is not known; empty if it is transformers' own.
+
+    A person registers a function under a name of `attn_implementation`.
+    """
+    library: Any = sys.modules.get("transformers.modeling_utils")
+    implementation = getattr(getattr(attention, "config", None), "_attn_implementation", None)
+    function = getattr(library, "ALL_ATTENTION_FUNCTIONS", {}).get(implementation, None)
+    if function is None or is_of_library(function):
+        return ""
+    return f"`{name}` calls a function of its own for attention, registered as {implementation!r}"
 
 
 def _narrowing(attention: Any, name: str, layout: Layout, macs: Macs) -> Directions | str:
