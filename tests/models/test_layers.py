@@ -179,6 +179,7 @@ def test_a_part_with_a_changed_layer_is_named_and_not_pruned(name: str) -> None:
         assert (block, group.key, group.count) == ("blocks.1", key, full.count)
         assert reason in group.not_prunable and "`blocks.1." in group.not_prunable
         assert group.directions is None and not group.cuts
+        assert group.not_narrowable == (group.not_prunable if key == "heads" else "")
         assert not structure.skipped_parts
     else:
         (text,) = structure.skipped_parts

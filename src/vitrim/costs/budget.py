@@ -264,8 +264,8 @@ def unprunable_summary(structure: ViTStructure) -> str:
                 reasons.setdefault(kind, reason)
     texts = [f"{kind} ({why})" for kind, why in reasons.items()]
     if structure.skipped_parts:
-        more = f", and {len(structure.skipped_parts) - 1} other parts" if len(structure.skipped_parts) > 1 else ""
-        texts.append(f"{structure.skipped_parts[0]}{more}")
+        num_others = len(structure.skipped_parts) - 1
+        texts.append(structure.skipped_parts[0] + (f" (and {num_others} more such parts)" if num_others else ""))
     return f" Not prunable: {'; '.join(texts)}." if texts else ""
 
 

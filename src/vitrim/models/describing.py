@@ -154,7 +154,8 @@ def not_prunable_heads(count: int, reason: str, not_narrowable: str = "") -> Uni
 
 def not_pruned(group: UnitGroup, reason: str) -> UnitGroup:
     """The same group without its tensors, for a part that nothing is removed from and that is not refitted."""
-    return UnitGroup(kind=group.kind, key=group.key, count=group.count, not_prunable=reason, not_narrowable=reason)
+    why_wide = reason if group.kind == "heads" else ""
+    return UnitGroup(kind=group.kind, key=group.key, count=group.count, not_prunable=reason, not_narrowable=why_wide)
 
 
 def not_prunable_neurons(count: int, reason: str) -> UnitGroup:
