@@ -179,7 +179,7 @@ def recorded_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str
 
         return hook
 
-    with forward_hooks([(model.get_submodule(name), record(name)) for name in names]):
+    with eager_mode(model), forward_hooks([(model.get_submodule(name), record(name)) for name in names]):
         yield states
 
 
