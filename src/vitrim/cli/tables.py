@@ -49,7 +49,8 @@ def _prunable(block: "BlockStructure") -> str:
         parts.append((group.key, group.not_prunable))
         width = group.key.replace("heads", "head width")
         if group.directions is None:
-            parts += [(width, group.not_narrowable)] if group.not_narrowable else []
+            is_other_reason = group.not_narrowable not in ("", group.not_prunable)
+            parts += [(width, group.not_narrowable)] if is_other_reason else []
         elif group.directions.only_values:
             parts += [(f"{width} (values only)", ""), (f"{width} (queries and keys)", group.directions.only_values)]
         else:
