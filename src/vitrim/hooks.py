@@ -76,12 +76,21 @@ def columns_dim(output_proj: nn.Module) -> int:
 
 @dataclass(frozen=True, eq=False)
 class BatchesFor:
-    """Batches of images and labels, the images in the number format of a model's weights, such as bf16."""
+    """Batches of images and labels, the images in the number format of a model's weights, such as bf16.
+
+    Raises:
+        UnsupportedModel: when it is iterated, if weights of the model are on the meta device.
+    """
 
     model: nn.Module
     batches: Iterable[tuple[Tensor, Any]]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise UnsupportedModel(
+                f"This {type(self.model).__name__} has weights on the meta device, which hold no numbers. Load its "
+                "weights before it is run."
+            )
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
         for images, labels in self.batches:
             yield images.to(dtype) if dtype and images.is_floating_point() else images, labels
@@ -92,17 +101,7 @@ class BatchesFor:
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """A context in which the models are in eval mode and run eager; afterwards every module has its earlier mode.
-
-    Raises:
-        UnsupportedModel: a model has weights without numbers, on the meta device.
-    """
-    for model in models:
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise UnsupportedModel(
-                f"This {type(model).__name__} has weights on the meta device, which hold no numbers. Load its weights "
-                "before it is run."
-            )
+    """A context in which the models are in eval mode and run eager; afterwards every module has its earlier mode."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
