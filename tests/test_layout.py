@@ -18,6 +18,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"structure"},
     {"plan"},
     {"runs"},
+    {"copying"},
     {"hooks", "precision"},
     {"models"},
     {"surgery", "silencing", "rotation"},

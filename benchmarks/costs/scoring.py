@@ -215,11 +215,11 @@ def _both_forward(case: _Case) -> None:
 @torch.no_grad()
 def _output_projs(case: _Case) -> list[tuple[nn.Linear, list[tuple[Tensor, Tensor]]]]:
     """Return each output projection of the student, with its inputs and the teacher's outputs for each batch."""
-    found = []
+    found, structure = [], describe(case.model)  # before hooks: a part with a hook is not prunable
     for kept, block in zip(case.plan.blocks, describe(case.student).blocks, strict=True):
         for group in block.groups:
             layer: Any = case.student.get_submodule(group.output_proj)
-            dense = case.model.get_submodule(describe(case.model).blocks[kept.block].group(group.key).output_proj)
+            dense = case.model.get_submodule(structure.blocks[kept.block].group(group.key).output_proj)
             seen: list[Tensor] = []
             outputs: list[Tensor] = []
             hooks = [

@@ -23,6 +23,7 @@ from vitrim.data.matching import device_of, match_labels, preprocessing_of
 from vitrim.data.unreadable import not_counted_note
 from vitrim.errors import DataError
 from vitrim.hooks import eval_mode, logits_of
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log, track
 
@@ -110,6 +111,7 @@ def evaluate(
     Raises:
         DataError: there are no images, the model has no output for a label, or the order of its classes is unclear.
     """
+    model = unwrapped(model)
     images = match_labels(data, model).validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None

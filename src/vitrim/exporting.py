@@ -6,7 +6,6 @@ model in float32. An int8 file differs on purpose; its accuracy is measured on i
 and runs the files.
 """
 
-import copy
 import math
 import os
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, time_in_rounds
 from vitrim.data.batches import eval_batches
@@ -43,6 +43,7 @@ from vitrim.models.programs import (
     weight_bytes,
     write_program,
 )
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.environment import versions
 from vitrim.runs.files import writing
 from vitrim.runs.progress import log
@@ -135,7 +136,7 @@ def export(
     """
     path, timing = Path(path), _timing(latency, program)
     check_settings(path, format, int8=int8, has_data=data is not None, program=program)
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+    model = copied(unwrapped(model)).to("cpu", torch.float32).eval().requires_grad_(False)
     _check_size(model, int8=int8)
     batches, classes = _validation_batches(model, data)
     metadata = {**_metadata(model, classes), **(about := _about(model, program, int8=int8))}
@@ -143,7 +144,7 @@ def export(
     with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
         file = Path(folder) / path.name
-        run = write_program(copy.deepcopy(model).to(program.dtype), file, format, metadata, program)
+        run = write_program(copied(model).to(program.dtype), file, format, metadata, program)
         differences = compare_logits(model, run, _tolerance(tolerance, program), program)
         if int8:  # made from the float32 file, after that file was compared
             run = _write_int8(file, metadata)

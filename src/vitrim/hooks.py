@@ -4,11 +4,15 @@ Most blocks take and return a tensor `(B, N, D)`. Some take or return a tuple th
 tuple. What a hook computes belongs to the module that registers it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vitrim.errors import UnsupportedModel
 
 
 def input_state(args: Sequence[Any], kwargs: Mapping[str, Any], position: int = 0) -> Tensor:
@@ -70,17 +74,73 @@ def columns_dim(output_proj: nn.Module) -> int:
     return 1 if isinstance(output_proj, nn.Conv2d) else -1
 
 
+@dataclass(frozen=True, eq=False)
+class BatchesFor:
+    """Batches of images and labels, the images in the number format of a model's weights, such as bf16.
+
+    Raises:
+        UnsupportedModel: when it is iterated, if weights of the model are on the meta device.
+    """
+
+    model: nn.Module
+    batches: Iterable[tuple[Tensor, Any]]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise UnsupportedModel(
+                f"This {type(self.model).__name__} has weights on the meta device, which hold no numbers. Load its "
+                "weights before it is run."
+            )
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+        for images, labels in self.batches:
+            yield images.to(dtype) if dtype and images.is_floating_point() else images, labels
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]  # asked for only where the batches have a length
+
+
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """A context in which the models are in eval mode; afterwards every module has its earlier mode."""
+    """A context in which the models are in eval mode and run eager; afterwards every module has its earlier mode."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
     try:
-        yield
+        with eager_mode(*models):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def eager_mode(*models: nn.Module) -> Iterator[None]:
+    """A context in which modules that were compiled in place run eager: compiled code ignores hooks added later."""
+    compiled: list[Any] = [m for model in models for m in model.modules() if m._compiled_call_impl is not None]
+    calls = [module._compiled_call_impl for module in compiled]
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in zip(compiled, calls, strict=True):
+            module._compiled_call_impl = call
+
+
+_own_hooks: set[int] = set()  # ids of the handles of vitrim's hooks
+
+
+def hooks_of_others(module: nn.Module) -> list[Callable[..., Any]]:
+    """The forward hooks and forward pre-hooks of a module that vitrim did not register."""
+    hooks = (*module._forward_pre_hooks.items(), *module._forward_hooks.items())
+    return [hook for key, hook in hooks if key not in _own_hooks]
+
+
+def _register(stack: ExitStack, handle: RemovableHandle) -> None:
+    """Note that a hook is vitrim's until the stack is closed, which removes the hook."""
+    _own_hooks.add(handle.id)
+    stack.callback(_own_hooks.discard, handle.id)
+    stack.callback(handle.remove)
 
 
 @contextmanager
@@ -88,7 +148,7 @@ def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iter
     """A context in which these hooks run after their modules: `hook(module, args, kwargs, output)`."""
     with ExitStack() as stack:
         for module, hook in hooks:
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            _register(stack, module.register_forward_hook(hook, with_kwargs=True))
         yield
 
 
@@ -103,7 +163,7 @@ def forward_pre_hooks(
     """
     with ExitStack() as stack:
         for module, hook in hooks:
-            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs).remove)
+            _register(stack, module.register_forward_pre_hook(hook, with_kwargs=with_kwargs))
         yield
 
 
@@ -118,15 +178,29 @@ def recorded_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str
 
         return hook
 
-    with forward_hooks([(model.get_submodule(name), record(name)) for name in names]):
+    with eager_mode(model), forward_hooks([(model.get_submodule(name), record(name)) for name in names]):
         yield states
+
+
+def own_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function as one that vitrim sets as the `forward` of a module for a time."""
+    function.of_vitrim = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_own_forward(function: Any) -> bool:
+    """Whether `own_forward` has marked this function."""
+    return getattr(function, "of_vitrim", False) is True
 
 
 @contextmanager
 def with_fixed_output(module: nn.Module, output: Any) -> Iterator[None]:
     """A context in which the module returns `output` and computes nothing."""
-    module.forward = lambda *args, **kwargs: output
+    before = vars(module).get("forward")
+    module.forward = own_forward(lambda *args, **kwargs: output)
     try:
         yield
     finally:
         del module.forward
+        if before is not None:  # a person replaced it on this module
+            module.forward = before

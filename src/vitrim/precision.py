@@ -1,12 +1,13 @@
 """The number format of a model's matrix products: fp32, or bf16 by autocast."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import nn
+
+from vitrim.copying import copied
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # autocast computes them in bf16, weights and bias included
@@ -35,7 +36,7 @@ def with_bf16_products(model: nn.Module) -> nn.Module:
     Autocast converts these weights to bf16 in every forward pass. The copy is converted once, and its outputs are equal
     bit for bit. Other weights, such as norms and position embeddings, stay as they are.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     for module in model.modules():
         if type(module) in PRODUCTS:
             module.to(torch.bfloat16)

@@ -7,7 +7,6 @@ decided elsewhere.
 Shapes: `H` heads, `K` head width, `D` width of an attention's input, `T` tokens of all calibration images.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitrim.copying import copied
 from vitrim.errors import CheckpointMismatch, DataError
-from vitrim.hooks import columns_dim, eval_mode, forward_pre_hooks
+from vitrim.hooks import BatchesFor, columns_dim, eval_mode, forward_pre_hooks
 from vitrim.models import describe, hookable
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import log
 from vitrim.structure import HeadRows, UnitGroup, ViTStructure
 from vitrim.surgery import direction_rows
@@ -97,6 +98,7 @@ class RotationStatistics:
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """A context in which every forward pass of `model` adds to the sums, such as the passes of `score`."""
+        model = unwrapped(model)
         structure = describe(model)
         hooks: list[tuple[nn.Module, Callable[..., None]]] = []
         for name, group in narrowable_attentions(structure):
@@ -119,7 +121,7 @@ class RotationStatistics:
         Raises:
             DataError: no image passed the model.
         """
-        maps, few = {}, 0
+        model, maps, few = unwrapped(model), {}, 0
         for name, group in narrowable_attentions(describe(model)):
             sums = self.outputs[name]
             if not sums.count:
@@ -251,9 +253,9 @@ def measure_rotation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     Raises:
         DataError: no batch. UnsupportedModel: the model cannot be described.
     """
-    statistics = RotationStatistics()
+    model, statistics = unwrapped(model), RotationStatistics()
     with torch.no_grad(), eval_mode(model), statistics.watching(model):
-        for images, _ in batches:
+        for images, _ in BatchesFor(model, batches):
             model(images)
     return statistics.rotation(model)
 
@@ -261,7 +263,7 @@ def measure_rotation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
 @torch.no_grad()
 def rotate(model: nn.Module, rotation: Rotation) -> nn.Module:
     """Return a copy of `model` with rotated heads. It computes what the model computes."""
-    rotated = copy.deepcopy(model)
+    rotated = copied(unwrapped(model))
     for name, group in narrowable_attentions(describe(rotated)):
         maps, directions = rotation.maps[name], group.directions
         assert directions is not None

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrim.hooks import columns_dim, forward_hooks, forward_pre_hooks, input_state, with_state
+from vitrim.hooks import columns_dim, eager_mode, forward_hooks, forward_pre_hooks, input_state, with_state
 from vitrim.models import describe, hookable
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.structure import BlockStructure, UnitGroup
 from vitrim.surgery import direction_rows
@@ -22,6 +23,7 @@ def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
         PlanMismatch: the plan does not fit the model.
         UnsupportedModel: vitrim does not support this class of models.
     """
+    model = unwrapped(model)
     structure = describe(model)
     plan.check(structure)
     kept_blocks = {kept.block: kept for kept in plan.blocks}
@@ -35,7 +37,7 @@ def silence(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
                 gates.append((group, unit_gate(group, kept.units(group.key), width)))
             if width < group.width:
                 narrowed.append((group, width))
-    with _without_query_directions(model, narrowed), gated(model, gates), skipping(model, skipped):
+    with eager_mode(model), _without_query_directions(model, narrowed), gated(model, gates), skipping(model, skipped):
         yield
 
 

@@ -21,6 +21,7 @@ from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.losses import needs_teacher_logits
 from vitrim.models import describe
+from vitrim.models.wrappers import unwrapped
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint as weights_fingerprint
@@ -64,7 +65,8 @@ class Source:
                 order of its classes is unclear, or there are no training images.
             SettingError: a teacher does not fit the model.
         """
-        structure, device = describe(model), this_process().device
+        model, device = unwrapped(model), this_process().device
+        structure = describe(model)
         model = model.to(device)  # first: images take only what it leaves free
         images = None
         if data is not None:

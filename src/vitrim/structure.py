@@ -185,7 +185,8 @@ class ViTStructure:
         embed_dim, num_tokens: width and length of the hidden state after the last block.
         blocks: the blocks in the order in which they run.
         params, macs: cost of everything outside the blocks. Multiply-adds are for one image.
-        skipped_parts: attentions and MLPs outside the blocks. vitrim does not prune them.
+        skipped_parts: attentions and MLPs that vitrim does not prune and of whose units it knows nothing: those outside
+            the blocks, and those in a block that it does not know. Each is a name with the reason.
     """
 
     model: str

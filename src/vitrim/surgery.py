@@ -3,7 +3,6 @@
 It decides nothing: what is kept is in the plan.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.copying import copied
 from vitrim.errors import UnsupportedModel
 from vitrim.models import adapter_for, describe, origin_of, record_origin
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.structure import HeadRows, TensorCut, UnitGroup, ViTStructure
 
@@ -30,6 +31,7 @@ def prune(model: nn.Module, plan: PruningPlan) -> nn.Module:
         PlanMismatch: the plan keeps units or blocks that the model does not have, or removes some that it must keep.
         UnsupportedModel: vitrim does not support this class of models.
     """
+    model = unwrapped(model)
     structure = describe(model)
     plan.check(structure)
     student = _cut_copy(model, structure, plan)
@@ -52,14 +54,15 @@ def _cut_copy(model: nn.Module, structure: ViTStructure, plan: PruningPlan) -> n
     """A copy with all blocks, without the removed units. Memory for removed entries and blocks is never allocated."""
     removed, scales = _removed_entries(structure, plan), _query_scales(structure, plan)
     smaller = {name: _without(_tensor(model, name), entries, scales.get(name)) for name, entries in removed.items()}
+    removed_blocks = [f"{structure.blocks[index].name}." for index in _removed_blocks(structure, plan)]
     copies: dict[int, Any] = {}  # the memo of `deepcopy`: the copy of each tensor, by the tensor's `id`
     for name in _tensors_of_one_module(model):
         old = _tensor(model, name)
         if name in smaller:
             copies[id(old)] = smaller[name]
-        elif any(name.startswith(f"{structure.blocks[index].name}.") for index in _removed_blocks(structure, plan)):
+        elif type(old) in (nn.Parameter, Tensor) and any(name.startswith(block) for block in removed_blocks):
             copies[id(old)] = _like(old, old.detach().new_empty(0))
-    student = copy.deepcopy(model, copies)
+    student = copied(model, copies)
     for name, tensor in smaller.items():
         module_name, _, key = name.rpartition(".")
         module = student.get_submodule(module_name)

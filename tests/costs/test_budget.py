@@ -58,6 +58,14 @@ def test_an_impossible_budget_says_what_is_not_prunable() -> None:
         check_reachable(structure, replace(TINY, params=0.2, macs=0.2))
 
 
+def test_an_impossible_budget_names_a_part_that_is_not_known() -> None:
+    structure = replace(make_structure(EVEN), skipped_parts=("`blocks.0.mlp` (Sequential): unknown", "`blocks.1.mlp`"))
+    with pytest.raises(
+        BudgetError, match=r"Not prunable: `blocks.0.mlp` \(Sequential\): unknown .and 1 more such parts."
+    ):
+        check_reachable(structure, replace(TINY, params=0.2, macs=0.2))
+
+
 @pytest.mark.parametrize("num_removed", range(3))
 def test_the_smallest_cost_is_that_of_the_smallest_plan(num_removed: int) -> None:
     structure = make_structure([(3, 8), (1, 5), (2, 1)], seed=2)

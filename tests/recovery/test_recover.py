@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune as masks
 
 from builders.models import build, has_hooks, one_unit_plan, plan_of_sizes, random_batches, random_plan, same_tensors
 from vitrim.errors import DataError, PlanMismatch, SettingError
 from vitrim.hooks import forward_hooks, forward_pre_hooks
+from vitrim.importance.criteria import score
 from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.recovery.recover import RecoverySettings, recover
@@ -220,3 +222,18 @@ def test_recovery_without_images_or_with_another_plan_is_refused() -> None:
 def test_the_ridge_is_positive(ridge: float) -> None:
     with pytest.raises(SettingError, match=f"ridge is {ridge:g}; expected a number of at least"):
         RecoverySettings(ridge=ridge)
+
+
+def test_recovery_and_scores_work_on_a_model_with_masks_and_change_no_masked_layer() -> None:
+    model = build(depth=3)
+    for block in model.blocks:
+        masks.l1_unstructured(block.mlp.fc2, "weight", 0.5)
+    masks.l1_unstructured(model.head, "weight", 0.5)
+    structure, batches = describe(model), random_batches()
+    assert {group.key for block in structure.blocks for group in block.groups if group.not_prunable} == {"neurons"}
+    assert score(model, batches).heads[0].sum() > 0
+    plan = random_plan(structure, seed=1)
+    student = recover(prune(model, plan), model, plan, batches)
+    for name in ("head", "blocks.0.mlp.fc2"):
+        assert torch.equal(student.get_submodule(name).weight_orig, model.get_submodule(name).weight_orig)
+    assert not torch.equal(student.blocks[0].attn.proj.weight, prune(model, plan).blocks[0].attn.proj.weight)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vitrim.evaluation import Difference, Evaluation
     from vitrim.exporting import Exported
     from vitrim.planning import Proposal
-    from vitrim.structure import BlockStructure, ViTStructure
+    from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
 
 
 def print_structure(structure: "ViTStructure") -> None:
@@ -21,7 +21,7 @@ def print_structure(structure: "ViTStructure") -> None:
     rows = []
     for index, block in enumerate(structure.blocks):
         cost = block_cost(structure, index, {group.key: group.count for group in block.groups})
-        heads = [f"{group.count} x {group.width}" for group in block.groups if group.kind == "heads"]
+        heads = [_heads_and_width(group) for group in block.groups if group.kind == "heads"]
         neurons = [str(group.count) for group in block.groups if group.kind == "neurons"]
         costs = [f"{cost.params:,}", f"{cost.macs:,}"]
         rows.append([block.name, ", ".join(heads), ", ".join(neurons), *costs, _prunable(block)])
@@ -39,6 +39,11 @@ def print_structure(structure: "ViTStructure") -> None:
         print_line(f"not pruned: {part}")
 
 
+def _heads_and_width(group: "UnitGroup") -> str:
+    """Number and width of heads; only the number if an attention is not pruned, because its width is not known."""
+    return f"{group.count} x {group.width}" if group.output_proj else str(group.count)
+
+
 def _prunable(block: "BlockStructure") -> str:
     """The parts of a block that can be removed or narrowed, and the reason for each part that cannot."""
     parts = []
@@ -46,7 +51,8 @@ def _prunable(block: "BlockStructure") -> str:
         parts.append((group.key, group.not_prunable))
         width = group.key.replace("heads", "head width")
         if group.directions is None:
-            parts += [(width, group.not_narrowable)] if group.not_narrowable else []
+            is_other_reason = group.not_narrowable not in ("", group.not_prunable)
+            parts += [(width, group.not_narrowable)] if is_other_reason else []
         elif group.directions.only_values:
             parts += [(f"{width} (values only)", ""), (f"{width} (queries and keys)", group.directions.only_values)]
         else:

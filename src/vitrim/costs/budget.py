@@ -262,7 +262,11 @@ def unprunable_summary(structure: ViTStructure) -> str:
         ]:
             if reason:
                 reasons.setdefault(kind, reason)
-    return f" Not prunable: {'; '.join(f'{kind} ({why})' for kind, why in reasons.items())}." if reasons else ""
+    texts = [f"{kind} ({why})" for kind, why in reasons.items()]
+    if structure.skipped_parts:
+        num_others = len(structure.skipped_parts) - 1
+        texts.append(structure.skipped_parts[0] + (f" (and {num_others} more such parts)" if num_others else ""))
+    return f" Not prunable: {'; '.join(texts)}." if texts else ""
 
 
 def _min_count(group: UnitGroup, budget: Budget) -> int:

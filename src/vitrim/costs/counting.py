@@ -3,7 +3,6 @@
 `count_cost` computes them from the structure. `count_cost_by_running` asks torch's own counter; tests compare the two.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -13,7 +12,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitrim.copying import copied
 from vitrim.models import describe
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import ViTStructure
 
@@ -154,7 +155,9 @@ def block_cost(
 def count_cost_by_running(model: nn.Module) -> Cost:
     """Count by running the model on the meta device under torch's FLOP counter; one multiply-add is two FLOPs."""
     structure = describe(model)
-    twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)  # the counter hooks onto gradients otherwise
+    twin = (
+        copied(unwrapped(model)).to("meta").eval().requires_grad_(False)
+    )  # the counter hooks onto gradients otherwise
     dtype = next(twin.parameters()).dtype
     images = torch.empty(1, structure.in_chans, *structure.img_size, device="meta", dtype=dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -4,7 +4,6 @@ Models that are compared run one after the other in each round. If the machine b
 by the same factor, so their ratios stay the same. What single heads, neurons and blocks cost is in `latency_table`.
 """
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitrim.copying import copied
 from vitrim.errors import SettingError
 from vitrim.hooks import eval_mode
 from vitrim.models.programs import check_onnx, onnx_program, random_images
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import track
 
 Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]
@@ -76,6 +77,8 @@ class Latency:
 def measure_latency(model: nn.Module, settings: LatencySettings | None = None) -> Latency:
     """Time the forward pass of one model in eval mode, on random images. The model is not changed.
 
+    A compiled model runs eager, as all models do whose latency is compared.
+
     Raises:
         SettingError: the runtime is missing. ExportFailed: the model cannot be exported to ONNX.
     """
@@ -98,7 +101,7 @@ def measure_latencies(models: Sequence[nn.Module], settings: LatencySettings | N
     Raises:
         SettingError: the runtime is missing. ExportFailed: a model cannot be exported to ONNX.
     """
-    settings = settings or LatencySettings()
+    settings, models = settings or LatencySettings(), [unwrapped(model) for model in models]
     with eval_mode(*models):
         return time_in_rounds(forward_passes(models, settings), settings, run_device(models[0], settings))
 
@@ -117,7 +120,7 @@ def forward_passes(models: Sequence[nn.Module], settings: LatencySettings) -> li
     passes: list[Callable[[], object]] = []
     for model in models:
         device = run_device(model, settings)
-        on_device = model if next(model.parameters()).device.type == device.type else copy.deepcopy(model).to(device)
+        on_device = model if next(model.parameters()).device.type == device.type else copied(model).to(device)
         images = random_images(on_device, settings.batch_size)
         if settings.on == "onnxruntime":
             passes.append(partial(onnx_program(on_device), images.float()))

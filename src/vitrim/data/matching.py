@@ -22,6 +22,7 @@ from vitrim.errors import DataError, UnsupportedModel
 from vitrim.models import adapter_for, describe, origin_of, record_origin
 from vitrim.models.channels import with_channels
 from vitrim.models.label_names import descriptions_of
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import log
 
 MIN_VALIDATION_IMAGES = 50  # with fewer, an unclear order of classes is measured on training images
@@ -38,7 +39,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
         recorded = origin_of(model).preprocessing
     except UnsupportedModel:
         recorded = {}
-    configured = adapter_for(model).preprocessing(model)
+    configured = adapter_for(model).preprocessing(unwrapped(model))
     channels = len(configured["mean"])  # as many as the model takes now; its first convolution may have been replaced
     return Preprocessing.from_dict(with_channels(recorded, channels) if recorded else configured)
 

@@ -35,3 +35,8 @@ def numpy_seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def mixed_seed(seed: int, step: int, rank: int) -> int:
+    """One seed for each (seed, step, process)."""
+    return (seed * 1_000_003 + step) * 4_099 + rank

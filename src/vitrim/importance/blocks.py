@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.errors import DataError, SettingError, counted
-from vitrim.hooks import eval_mode, forward_hooks, input_state, logits_of, with_fixed_output, with_state
+from vitrim.hooks import BatchesFor, eval_mode, forward_hooks, input_state, logits_of, with_fixed_output, with_state
 from vitrim.models import describe
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import track
 from vitrim.silencing import skipping
 from vitrim.structure import BlockStructure, ViTStructure
@@ -30,6 +31,7 @@ def rank_blocks_for_removal(model: nn.Module, batches: Iterable[Batch], count: i
     Raises:
         SettingError: fewer blocks than that can be removed. DataError: no batch.
     """
+    model = unwrapped(model)
     structure = describe(model)
     removable = sum(not block.not_prunable for block in structure.blocks)
     if count >= len(structure.blocks) or count > removable:
@@ -38,6 +40,7 @@ def rank_blocks_for_removal(model: nn.Module, batches: Iterable[Batch], count: i
             "be removed, and at least one must be kept."
         )
     batches = list(batches) if iter(batches) is batches else batches  # they are read several times
+    batches = BatchesFor(model, batches)
     removed: list[int] = []
     with eval_mode(model):
         for _ in track(range(count), "skipping blocks"):

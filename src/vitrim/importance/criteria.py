@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel, counted
-from vitrim.hooks import eval_mode, forward_hooks, input_state, logits_of, output_state
+from vitrim.hooks import BatchesFor, eval_mode, forward_hooks, input_state, logits_of, output_state
 from vitrim.importance.blocks import Batch, losses_without, mean_loss
 from vitrim.importance.effects import (
     columns_of,
@@ -28,6 +28,7 @@ from vitrim.importance.effects import (
 )
 from vitrim.importance.scores import Scores
 from vitrim.models import describe, hookable
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import track
 from vitrim.silencing import gated, unit_gate
 from vitrim.structure import BlockStructure, TensorCut, UnitGroup, ViTStructure
@@ -114,6 +115,7 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: str = "fisher",
     """
     if criterion not in CRITERIA:
         raise SettingError(f"The criterion is {criterion!r}; expected {_names()}.")
+    model = unwrapped(model)
     chosen, structure = CRITERIA[criterion], describe(model)
     if structure.num_classes < 1 and chosen.needs_classifier:
         raise UnsupportedModel(
@@ -121,7 +123,7 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: str = "fisher",
             "score by activation or magnitude."
         )
     with eval_mode(model):
-        sums = chosen.compute(Inputs(model, structure, batches, seed))
+        sums = chosen.compute(Inputs(model, structure, BatchesFor(model, batches), seed))
     return _as_scores(structure, criterion, sums)
 
 
@@ -149,6 +151,11 @@ def _effects(inputs: Inputs, *, power: int = 2, own_labels: bool = False, factor
             if own_labels:
                 probabilities = logits.detach().float().softmax(dim=-1).cpu()
                 labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits.device)
+            if not logits.requires_grad:
+                raise UnsupportedModel(
+                    f"No gradient reaches the logits of this {type(model).__name__}: one of its last layers computes "
+                    "without gradients, as quantised layers do. Score the float model, or use the criterion activation."
+                )
             # a sum, not a mean: each image's gradient is then that of its own loss
             F.cross_entropy(logits, labels, reduction="sum").backward()
             count += len(images)

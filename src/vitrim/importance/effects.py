@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitrim.errors import UnsupportedModel
 from vitrim.hooks import columns_dim, forward_hooks, forward_pre_hooks, input_state, output_state, with_input_state
 from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
 
@@ -110,6 +111,11 @@ def _watch_block(block: BlockStructure, add: AddEffect) -> Callable[..., None]:
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         state = output_state(output)
+        if not state.requires_grad:
+            raise UnsupportedModel(
+                f"No gradient passes `{block.name}`: it computes without gradients, as quantised layers do. Score the "
+                "float model, or use the criterion activation."
+            )
         before, after = input_state(args, kwargs, block.state).detach(), state.detach()
 
         def add_effect(gradient: Tensor) -> None:

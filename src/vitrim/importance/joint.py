@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.errors import DataError
-from vitrim.hooks import columns_dim, eval_mode, forward_pre_hooks
+from vitrim.hooks import BatchesFor, columns_dim, eval_mode, forward_pre_hooks
 from vitrim.importance.effects import group_name, prunable_groups
 from vitrim.models import describe, hookable
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import KeptBlock, PruningPlan
 from vitrim.structure import UnitGroup
 
@@ -39,6 +40,7 @@ def choose_jointly(model: nn.Module, plan: PruningPlan, batches: Iterable[tuple[
     Raises:
         DataError: no batch. PlanMismatch: the plan does not fit the model.
     """
+    model = unwrapped(model)
     structure = describe(model)
     plan.check(structure)
     groups: dict[tuple[int, str], UnitGroup] = {}
@@ -50,7 +52,7 @@ def choose_jointly(model: nn.Module, plan: PruningPlan, batches: Iterable[tuple[
     hooks = [(model.get_submodule(groups[key].output_proj), found.hook) for key, found in moments.items()]
     if hooks:
         with eval_mode(model), hookable(model), forward_pre_hooks(hooks):
-            for images, _ in batches:
+            for images, _ in BatchesFor(model, batches):
                 model(images)
     blocks = []
     for kept in plan.blocks:

@@ -11,10 +11,13 @@ from typing import Any, Protocol
 from torch import nn
 
 from vitrim.errors import UnsupportedModel
+from vitrim.models.layers import check_modules
 from vitrim.models.origin import Origin
 from vitrim.models.timm.adapter import TimmAdapter
 from vitrim.models.torchvision.adapter import TorchvisionAdapter
 from vitrim.models.transformers.adapter import HuggingFaceAdapter
+from vitrim.models.transformers.families import BY_CLASS as TRANSFORMERS_CLASSES
+from vitrim.models.wrappers import check_wrapped_inside, inside_text, unknown_model_text, unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
@@ -85,20 +88,25 @@ ADAPTERS: tuple[Adapter, ...] = (TimmAdapter(), HuggingFaceAdapter(), Torchvisio
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter that supports this model.
+    """The adapter that supports this model, or the model inside a wrapper that `unwrapped` knows.
 
     Raises:
-        UnsupportedModel: no adapter supports this class.
+        UnsupportedModel: no adapter supports this class. If it holds a supported model, the message says where.
     """
+    model = unwrapped(model)
     for adapter in ADAPTERS:
         if adapter.matches(model):
             return adapter
     supported = "; ".join(adapter.supported for adapter in ADAPTERS)
-    cls = type(model)
-    raise UnsupportedModel(
-        f"Found a {cls.__module__}.{cls.__qualname__}, which vitrim cannot prune. It looks for one of {supported}. "
-        "docs/models.md lists all model classes; docs/add-a-model.md shows how to add one."
-    )
+    raise UnsupportedModel(unknown_model_text(model, supported, _is_supported))
+
+
+def _is_supported(module: nn.Module) -> bool:
+    """Whether an adapter supports this class of models."""
+    adapter = next((adapter for adapter in ADAPTERS if adapter.matches(module)), None)
+    if adapter is None or adapter.library != "transformers":
+        return adapter is not None
+    return type(module).__name__ in TRANSFORMERS_CLASSES
 
 
 def adapter_of_library(library: str) -> Adapter:
@@ -120,15 +128,31 @@ def adapter_of_library(library: str) -> Adapter:
 def describe(model: nn.Module) -> ViTStructure:
     """Describe a model: its blocks, their heads and neurons, and the cost of each.
 
+    An attention or MLP with layers that vitrim does not know is not pruned; the structure says why.
+
+    Args:
+        model: also inside a wrapper, see `vitrim.models.wrappers.unwrapped`. All names are those in the inner model.
+
     Raises:
-        UnsupportedModel: vitrim does not support this class of models; says what was found.
+        UnsupportedModel: vitrim does not support this class of models, or nothing in it is prunable; says what was
+            found.
     """
-    return adapter_for(model).describe(model)
+    model = unwrapped(model)
+    adapter = adapter_for(model)
+    check_wrapped_inside(model)
+    check_modules(model)
+    try:
+        return adapter.describe(model)
+    except UnsupportedModel as problem:
+        inside = "" if _is_supported(model) else inside_text(model, _is_supported)
+        if not inside:
+            raise
+        raise UnsupportedModel(f"{problem} {inside}") from problem
 
 
 def hookable(model: nn.Module) -> AbstractContextManager[None]:
     """A context in which hooks on the model's output projections see their inputs."""
-    return adapter_for(model).hookable(model)
+    return adapter_for(model).hookable(unwrapped(model))
 
 
 def origin_of(model: nn.Module) -> Origin:
@@ -139,6 +163,7 @@ def origin_of(model: nn.Module) -> Origin:
     Raises:
         UnsupportedModel: nothing was recorded, and the model does not tell how it was made.
     """
+    model = unwrapped(model)
     recorded = getattr(model, ORIGIN_ATTRIBUTE, None)
     if not isinstance(recorded, Origin):
         return adapter_for(model).origin(model)
@@ -151,6 +176,7 @@ def origin_of(model: nn.Module) -> Origin:
 
 def with_new_head(model: nn.Module, num_classes: int) -> nn.Module:
     """Replace the classifier of `model`, in place, with a new one, and note the change in its origin."""
+    model = unwrapped(model)
     adapter_for(model).reset_head(model, num_classes)
     record_origin(model, replace(origin_of(model), classes=()))
     return model
@@ -158,4 +184,4 @@ def with_new_head(model: nn.Module, num_classes: int) -> nn.Module:
 
 def record_origin(model: nn.Module, origin: Origin) -> None:
     """Note on the model how it can be built again. Deep copies keep the note; state dicts do not contain it."""
-    setattr(model, ORIGIN_ATTRIBUTE, origin)
+    setattr(unwrapped(model), ORIGIN_ATTRIBUTE, origin)

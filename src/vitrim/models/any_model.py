@@ -19,17 +19,6 @@ RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 GENERATED_LABEL = "LABEL_"  # prefix of the class names that transformers makes up
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
 def name_of(model: nn.Module) -> str:
     """The architecture that timm noted, else the folder or repository of transformers, else the class."""
     found = _pretrained_cfg(model).get("architecture") or getattr(_config(model), "_name_or_path", "")

@@ -11,12 +11,19 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vitrim.errors import UnsupportedModel
+from vitrim.models.layers import check_blocks_differ, columns_problem, cut_problem, hook_problem, part_problem
 from vitrim.models.measuring import Measurement, measure
 from vitrim.structure import BlockStructure, Directions, TensorCut, UnitGroup, UnitKind, ViTStructure
 
-NO_NARROW_FORM = "vitrim knows no narrow form of this attention"
 Macs = Mapping[str, int]
 """Multiply-adds of every module for one image, by module name."""
+NO_NARROW_FORM = "vitrim knows no narrow form of this attention"
+MAX_REASONS = 5  # that an error lists
+
+
+class UnknownLayer(Exception):
+    """A part has a layer of another kind than its class in the library; the message says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,7 @@ class BlockParts:
     Attributes:
         name, state, cuts, not_prunable: as in `BlockStructure`.
         find_groups: returns the unit groups of the block; their keys, parameters and residual scales are added later.
+            A group of 0 units stands for a part that is not pruned and whose units are not known.
         residual_scales: paths in the block, as `resolve_residual_scale` needs them; empty where nothing is known.
     """
 
@@ -54,13 +62,26 @@ def structure_of(
         image_shape: `(C, h, w)` of the images that the model was built for.
 
     Raises:
-        UnsupportedModel: the model does not run on such images.
+        UnsupportedModel: the model does not run on such images, uses one block in several places, or has nothing that
+            can be pruned.
     """
+    check_blocks_differ(model, [block.name for block in blocks])
     measured = measure(model, image_shape, {block.name: block.state for block in blocks})
+    if measured.repeated:
+        raise UnsupportedModel(
+            f"`{measured.repeated[0]}` runs several times in one forward pass; expected blocks that run once. vitrim "
+            "cannot prune a part of it for one of these times only."
+        )
     owners = _owners(model)
     ran = [block for block in blocks if block.name in measured.order]
     ran.sort(key=lambda block: measured.order.index(block.name))
     described = tuple(_describe_block(model, block, measured, owners) for block in ran)
+    skipped = [
+        *skipped_parts,
+        *(group.not_prunable for block in described for group in block.groups if not group.count),
+    ]
+    described = tuple(replace(block, groups=tuple(g for g in block.groups if g.count)) for block in described)
+    _check_prunable(model, described, skipped)
     last_shape = measured.output_shapes[ran[-1].name] if ran else (embed_dim,)
     return ViTStructure(
         model=name,
@@ -73,8 +94,24 @@ def structure_of(
         blocks=described,
         params=_num_params(model) - sum(block.params + _cost_of_units(block, "params") for block in described),
         macs=measured.macs[""] - sum(block.macs + _cost_of_units(block, "macs") for block in described),
-        skipped_parts=tuple(skipped_parts),
+        skipped_parts=tuple(skipped),
     )
+
+
+def _check_prunable(model: nn.Module, blocks: Sequence[BlockStructure], skipped: Sequence[str]) -> None:
+    """Raise `UnsupportedModel` if no unit and no block can be removed and no head narrowed, with the reasons."""
+    groups = [group for block in blocks for group in block.groups]
+    if any(not group.not_prunable or group.directions for group in groups):
+        return
+    if len(blocks) > 1 and any(not block.not_prunable for block in blocks):
+        return
+    reasons = dict.fromkeys(
+        [*(group.not_prunable for group in groups), *skipped, *(block.not_prunable for block in blocks)]
+    )
+    found = [reason for reason in reasons if reason][:MAX_REASONS] or [
+        "it has no attention, no MLP and no second block"
+    ]
+    raise UnsupportedModel(f"Nothing in this {type(model).__name__} can be pruned: {'; '.join(found)}.")
 
 
 def heads(
@@ -115,14 +152,26 @@ def not_prunable_heads(count: int, reason: str, not_narrowable: str = "") -> Uni
     )
 
 
+def not_pruned(group: UnitGroup, reason: str) -> UnitGroup:
+    """The same group without its tensors, for a part that nothing is removed from and that is not refitted."""
+    why_wide = reason if group.kind == "heads" else ""
+    return UnitGroup(kind=group.kind, key=group.key, count=group.count, not_prunable=reason, not_narrowable=why_wide)
+
+
 def not_prunable_neurons(count: int, reason: str) -> UnitGroup:
     """The neurons of an MLP that is not pruned, with the reason."""
     return UnitGroup(kind="neurons", key="neurons", count=count, not_prunable=reason)
 
 
 def rows(name: str, layer: nn.Module | None, width: int = 1, *, repeats: int = 1, first: int = 0) -> list[TensorCut]:
-    """Cuts along dimension 0 of every parameter and buffer of a layer; none if `layer` is None."""
+    """Cuts along dimension 0 of every parameter and buffer of a layer; none if `layer` is None.
+
+    Raises:
+        UnknownLayer: its tensors are in modules inside it.
+    """
     tensors = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False)) if layer else {}
+    if layer is not None and not tensors and any(True for _ in layer.parameters()):
+        raise UnknownLayer(f"`{name}` is a {type(layer).__name__} of several layers")
     return [
         TensorCut(name=f"{name}.{key}", dim=0, width=width, repeats=repeats, first=first)
         for key, tensor in tensors.items()
@@ -187,12 +236,20 @@ def _describe_block(
     model: nn.Module, block: BlockParts, measured: Measurement, owners: Mapping[int, list[str]]
 ) -> BlockStructure:
     groups: list[UnitGroup] = []
-    for group in block.find_groups(measured.macs):
-        num_before = sum(other.kind == group.kind for other in groups)
+    module, found = model.get_submodule(block.name), block.find_groups(measured.macs)
+    if part_problem(block.name, module):  # nobody knows what such a block adds to its input
+        block = replace(block, residual_scales={})
+    for group in found:
+        num_before = sum(other.kind == group.kind for other in groups if other.count)
         key = f"{group.kind}.{num_before}" if num_before else group.kind
+        problem = cut_problem(model, group) or (columns_problem(model, group, found) if group.cuts else "")
+        if problem:
+            group = not_pruned(group, problem)
         groups.append(_complete(model, block, replace(group, key=key), measured, owners))
+    if any(not group.output_proj for group in groups):  # its output is not recorded, so a sum would lack it
+        groups = [replace(group, residual_scale=None) for group in groups]
     input_shape, output_shape = measured.input_shapes[block.name], measured.output_shapes[block.name]
-    not_prunable = block.not_prunable
+    not_prunable = block.not_prunable or hook_problem(block.name, module)
     if input_shape != output_shape and not not_prunable:
         shapes = f"from {_shape_text(input_shape)} to {_shape_text(output_shape)}"
         not_prunable = f"`{block.name}` changes the shape of the hidden state {shapes}"
@@ -221,6 +278,8 @@ def _complete(
     model: nn.Module, block: BlockParts, group: UnitGroup, measured: Measurement, owners: Mapping[int, list[str]]
 ) -> UnitGroup:
     """Add parameters, residual scale and general reasons: tensors that others use, or that do not run."""
+    if not group.cuts:
+        return group
     reason, params = "", 0
     for cut in group.cuts:
         tensor = _tensor(model, cut.name)
@@ -231,16 +290,16 @@ def _complete(
                 reason = f"`{names[0]}` and `{names[1]}` are the same tensor"
     if group.output_proj and not measured.macs.get(group.output_proj) and not reason:
         reason = f"`{group.output_proj}` does not run when the model classifies an image"
-    not_prunable, directions = group.not_prunable or reason, group.directions
-    if directions and reason:
-        group, directions = replace(group, not_narrowable=reason), None
+    if reason:
+        return not_pruned(group, group.not_prunable or reason)
+    directions = group.directions
     if directions:
         directions = replace(directions, params=_params_of_direction(model, group, directions))
     scale = group.residual_scale
     if group.output_proj and group.kind in block.residual_scales:
         path = block.residual_scales[group.kind]
         scale = resolve_residual_scale(model.get_submodule(block.name), block.name, path)
-    return replace(group, params=params, residual_scale=scale, not_prunable=not_prunable, directions=directions)
+    return replace(group, params=params, residual_scale=scale, directions=directions)
 
 
 def _params_of_direction(model: nn.Module, group: UnitGroup, directions: Directions) -> int:

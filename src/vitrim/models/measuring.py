@@ -4,7 +4,6 @@ torch's `FlopCounterMode` counts the multiply-adds of each module, attention pro
 FLOPs). The tensors hold no data, and no weight changes.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitrim.copying import copied
 from vitrim.errors import UnsupportedModel
 from vitrim.hooks import input_state, output_state
+from vitrim.models.layers import is_of_torch
 
 MAX_CACHED = 512
+CANNOT_RUN = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +31,14 @@ class Measurement:
     Attributes:
         macs: multiply-adds of every module that ran, by name; the empty name stands for the whole model.
         order: the watched modules, in the order in which they first ran.
+        repeated: the watched modules that ran more than once.
         input_shapes, output_shapes: shapes of the hidden state in the input and output of each watched module, without
             the batch dimension.
     """
 
     macs: dict[str, int]
     order: tuple[str, ...]
+    repeated: tuple[str, ...]
     input_shapes: dict[str, tuple[int, ...]]
     output_shapes: dict[str, tuple[int, ...]]
 
@@ -76,23 +80,28 @@ def _construction(model: nn.Module) -> int:
         ]
         named_tensors = (*module._parameters.items(), *module._buffers.items())
         tensors = [(key, tuple(tensor.shape), tensor.dtype) for key, tensor in named_tensors if tensor is not None]
-        parts.append((name, type(module), repr(plain), repr(tensors)))
+        forwards = (type(module).forward, vars(module).get("forward"))  # a person may replace either
+        parts.append((name, type(module), forwards, repr(plain), repr(tensors)))
     return hash(tuple(parts))
 
 
 def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, int]) -> Measurement:
     input_shapes: dict[str, tuple[int, ...]] = {}
     output_shapes: dict[str, tuple[int, ...]] = {}
+    runs: dict[str, int] = {}
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, tensors)  # shares the tensors; a copy, because some models store what they computed
+    # shares the tensors; a copy, because some models store what they computed
+    model = _with_own_modules(copied(model, dict(tensors)), tensors)
 
     def watch(name: str, position: int):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            runs[name] = runs.get(name, 0) + 1
             input_shapes.setdefault(name, tuple(input_state(args, kwargs, position).shape[1:]))
             output_shapes.setdefault(name, tuple(output_state(output).shape[1:]))
 
         return hook
 
+    _remove_hooks(model)
     for name, position in watched.items():
         model.get_submodule(name).register_forward_hook(watch(name, position), with_kwargs=True)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -106,7 +115,7 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
             }
             with FlopCounterMode(display=False) as counter:
                 torch.func.functional_call(model, state, (torch.empty(1, *image_shape, dtype=dtype),))
-    except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+    except CANNOT_RUN as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         size = " x ".join(map(str, image_shape))
         raise UnsupportedModel(f"{type(model).__name__} does not run on one image of {size}: {first_line}") from error
@@ -115,7 +124,27 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
         order=tuple(output_shapes),
         input_shapes=input_shapes,
         output_shapes=output_shapes,
+        repeated=tuple(name for name, count in runs.items() if count > 1),
     )
+
+
+def _remove_hooks(model: nn.Module) -> None:
+    """Remove a person's hooks from a copy, in place: they may record tensors, and here tensors hold no data."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if not is_of_torch(hook)]:
+                del hooks[key]
+
+
+def _with_own_modules(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
+    """Give every place of the model a module of its own, in place: the counter knows a module by one name only."""
+    seen: set[int] = set()
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in seen:
+            parent, _, key = name.rpartition(".")
+            setattr(model.get_submodule(parent), key, copied(module, dict(tensors)))
+        seen.add(id(module))
+    return model
 
 
 def _by_name(model: nn.Module, counts: dict[str, dict[Any, int]]) -> dict[str, int]:

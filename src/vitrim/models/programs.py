@@ -3,7 +3,6 @@
 What an export folder holds and how it is checked is in `vitrim.exporting`.
 """
 
-import copy
 import importlib
 import io
 import json
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from vitrim.copying import copied
 from vitrim.errors import ExportFailed, SettingError, UserError
 from vitrim.hooks import logits_of
 from vitrim.models import describe
@@ -79,7 +79,7 @@ def onnx_program(model: nn.Module) -> Program:
         ExportFailed: the exporter fails on this model.
     """
     check_onnx()
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+    model = copied(model).to("cpu", torch.float32).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         return write_program(model, Path(folder) / "model.onnx", "onnx", {})
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.hooks import forward_hooks, forward_pre_hooks, logits_of
+from vitrim.models.layers import PRODUCTS, module_problem
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # as fractions of the mean squared feature
 NUM_PROBE_IMAGES = 2  # to find the classifier
@@ -58,7 +59,7 @@ def refit_classifier(
     return True
 
 
-def _classifier(model: nn.Module, images: Tensor) -> nn.Linear | None:
+def _classifier(model: nn.Module, images: Tensor) -> Any:
     """The linear layer whose output is the model's logits; None where they are made in another way."""
     outputs: dict[str, list[Tensor]] = {}
 
@@ -68,7 +69,11 @@ def _classifier(model: nn.Module, images: Tensor) -> nn.Linear | None:
 
         return hook
 
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) in PRODUCTS and not module_problem(name, layer)  # else its weight alone is not what it computes
+    }
     with forward_hooks([(layer, record(name)) for name, layer in layers.items()]):
         logits = logits_of(model(images))
     once = [(name, found[0]) for name, found in outputs.items() if len(found) == 1]

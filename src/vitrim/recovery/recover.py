@@ -6,16 +6,17 @@ projection minus the student's hidden state before it. So an error of one layer 
 the last projection before a removed block also learns what that block would have added. The classifier comes last.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vitrim.copying import copied
 from vitrim.errors import DataError, SettingError
-from vitrim.hooks import eval_mode
+from vitrim.hooks import BatchesFor, eval_mode
 from vitrim.models import describe, hookable
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.recovery.blockwise import BlockIO, BlockwiseForward, LayerInput, in_float32
 from vitrim.recovery.classifier import refit_classifier
@@ -82,9 +83,10 @@ def recover(
     Raises:
         DataError: no batch. PlanMismatch: the plan does not fit the teacher.
     """
+    teacher = unwrapped(teacher)
     dense = describe(teacher)
     plan.check(dense)
-    student = copy.deepcopy(student).eval()
+    student = copied(unwrapped(student)).eval()
     if not plan.keeps_all(dense):
         with eval_mode(teacher), hookable(teacher), hookable(student):
             _refit_all(student, teacher, plan, batches, ridge)
@@ -100,7 +102,7 @@ def _refit_all(
 ) -> None:
     """Go through both models block by block, and refit the student's output projections in place."""
     dense, small = describe(teacher), describe(student)
-    images = [images for images, _ in batches]
+    images = [images for images, _ in BatchesFor(teacher, batches)]
     if not images:
         raise DataError("No calibration image was given; expected at least one batch of (images, labels).")
     student_forward = BlockwiseForward(student, small, images)

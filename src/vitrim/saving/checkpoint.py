@@ -23,6 +23,7 @@ from vitrim.costs.counting import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
 from vitrim.models import adapter_of_library, origin_of, record_origin
 from vitrim.models.origin import Origin
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.runs.environment import versions
 from vitrim.runs.files import (
@@ -65,7 +66,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
         FolderInUse: the folder has files that are not of a vitrim model.
         UnsupportedModel: the arguments that the model was built with are not known.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unwrapped(model)
     origin = origin_of(model)
     origin = replace(origin, classes=tuple(classes) or origin.classes)
     _refuse_unknown_files(folder)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vitrim.errors import SettingError
+from vitrim.hooks import own_forward
 from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 
@@ -81,7 +82,7 @@ def compiled_blocks(models: Mapping[nn.Module, ViTStructure], *, backend: str | 
         for block in _blocks(models):
             compiled = torch.compile(block.forward, fullgraph=True, **options)
             stack.callback(_restore, block, vars(block).get("forward"))
-            block.forward = compiled
+            block.forward = own_forward(compiled)
         yield
 
 

@@ -6,7 +6,6 @@ uninterrupted one. Several processes divide each batch and end with the weights 
 stochastic depth or dropout, each process draws its own masks, and the weights differ.
 """
 
-import copy
 import json
 import math
 import time
@@ -24,15 +23,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrim.copying import copied
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.images import ImageData
 from vitrim.data.matching import note_classes, preprocessing_of
 from vitrim.data.run_record import as_in_run, keep_record
+from vitrim.data.seeds import mixed_seed
 from vitrim.data.unreadable import log_replaced
 from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
 from vitrim.models import adapter_for, describe
+from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.precision import autocast
 from vitrim.runs.processes import this_process
@@ -82,6 +84,7 @@ def train(
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         SettingError: a teacher does not fit the model. DataError: the data does not fit the model.
     """
+    model = unwrapped(model)
     data, loss, teachers = match_student(as_in_run(data, run_dir), model, teacher), None, Teachers()
     if teacher is not None and settings.epochs:
         loss, teachers = loss_with(model, teacher, settings.distillation, data, plan)
@@ -105,7 +108,7 @@ def run_job(job: TrainingJob) -> nn.Module:
     Raises:
         NonFiniteLoss, FolderInUse, DataError: as `train`.
     """
-    model = copy.deepcopy(job.model)
+    model = copied(job.model)
     if job.settings.epochs == 0:
         return model.eval()
     model.requires_grad_(True)  # a teacher may be frozen; its student learns
@@ -287,7 +290,7 @@ class TrainingLoop:
     def _update(
         self, micro_batches: list[tuple[Tensor, Tensor]], student: Any, teacher: Any, sums: dict[str, Tensor]
     ) -> None:
-        torch.manual_seed(_mixed_seed(self.job.seed, self.step, self.accelerator.process_index))
+        torch.manual_seed(mixed_seed(self.job.seed, self.step, self.accelerator.process_index))
         self.scheduler.step_update(self.step)
         loss = torch.zeros((), device=self.device)
         for index, (images, targets) in enumerate(micro_batches):
@@ -393,8 +396,3 @@ class TrainingLoop:
             log(f"{self.job.stage}: resuming at step {self.step} of {self.total_steps}")
         if self.metrics and self.accelerator.is_main_process:  # an earlier start may have ended before its checkpoint
             delete_metrics_after(self.metrics, self.job.stage, self.step)
-
-
-def _mixed_seed(seed: int, step: int, rank: int) -> int:
-    """One seed for each (seed, step, process)."""
-    return (seed * 1_000_003 + step) * 4_099 + rank

@@ -22,7 +22,8 @@ from vitrim.data.views import can_view, is_same_view, view_between, view_interpo
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import describe, origin_of
-from vitrim.models.any_model import name_of, num_channels, recorded_classes, recorded_preprocessing, unwrapped
+from vitrim.models.any_model import name_of, num_channels, recorded_classes, recorded_preprocessing
+from vitrim.models.wrappers import unwrapped
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint

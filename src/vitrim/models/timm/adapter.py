@@ -19,6 +19,7 @@ from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.changed_parts import find_or_skip, unknown_parts
 from vitrim.models.channels import with_channels
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.label_names import label_names
@@ -29,7 +30,7 @@ from vitrim.models.timm.finders import set_head_width
 from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
 from vitrim.models.timm.renumbering import has_mixed_rope, renumber_blocks
 from vitrim.plan import PruningPlan
-from vitrim.structure import TensorCut, UnitGroup, ViTStructure
+from vitrim.structure import TensorCut, UnitGroup, UnitKind, ViTStructure
 
 PRUNED_ARCHITECTURE = "vitrim_cut"  # the architecture under which vitrim registers pruned models with timm
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
@@ -270,20 +271,29 @@ def _block_parts(model: nn.Module, family: Family, name: str) -> BlockParts:
         find_groups=partial(_find_groups, model, family, name),
         state=_lookup(family.hidden_state_args, name, 0),
         cuts=(TensorCut(name="rope.freqs", dim=1),) if has_mixed_rope(model) else (),
-        residual_scales=RESIDUAL_SCALES.get(type(model.get_submodule(name)), {}),
+        residual_scales=_residual_scales(model.get_submodule(name)),
         not_prunable=_lookup(reasons, name, ""),
     )
 
 
+def _residual_scales(block: nn.Module) -> Mapping[UnitKind, str]:
+    """What is known of the residual scales of a block; nothing if its attention or MLP was put into another module."""
+    is_usual = all("." not in name for name, _ in _parts(block, ""))
+    return RESIDUAL_SCALES.get(type(block), {}) if is_usual else {}
+
+
 def _find_groups(model: nn.Module, family: Family, block: str, macs: Macs) -> list[UnitGroup]:
     groups: list[UnitGroup] = []
-    for name, module in _parts(model.get_submodule(block), block):
+    parts = dict(_parts(model.get_submodule(block), block))
+    for name, module in parts.items():
         part = PARTS.get(type(module))
         if part is None:
             reason = f"vitrim does not know which tensors store the heads of `{name}` ({type(module).__name__})"
             groups.append(not_prunable_heads(_num_heads(module), reason))
         else:
-            groups += part.find(name, module, macs)
+            groups += find_or_skip(name, module, part.find, macs, num_heads=_num_heads(module))
+    if block not in parts:
+        groups += unknown_parts(block, model.get_submodule(block), parts)
     if family.shared_bias and getattr(model, family.shared_bias, None) is not None:
         reason = f"all blocks use the position bias `{family.shared_bias}`"
         groups = [
@@ -300,7 +310,7 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
         return
     for key, child in module.named_children():
-        yield from _parts(child, f"{name}.{key}")
+        yield from _parts(child, f"{name}.{key}".removeprefix("."))
 
 
 def _num_heads(module: nn.Module) -> int:

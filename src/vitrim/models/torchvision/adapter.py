@@ -21,6 +21,7 @@ from torchvision.ops import StochasticDepth
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, structure_of
+from vitrim.models.layers import part_problem
 from vitrim.models.origin import Origin
 from vitrim.models.torchvision.families import BLOCKS, MODELS, PREPROCESSING, SIZES_BY_NAME
 from vitrim.models.torchvision.forwards import HOOKABLE
@@ -50,8 +51,7 @@ class TorchvisionAdapter:
                 find_groups=partial(find_groups, module, name),
                 residual_scales=RESIDUAL_SCALES.get(type(module), {}),
             )
-            for name, module in model.named_modules()
-            if isinstance(module, BLOCKS)
+            for name, module in _named_blocks(model)
         ]
         head = _head(model)
         with self.hookable(model):
@@ -149,8 +149,12 @@ class TorchvisionAdapter:
 
     @contextmanager
     def hookable(self, model: nn.Module) -> Iterator[None]:
-        """A context in which the attentions have the classes of `forwards`."""
-        before = [(module, type(module)) for module in model.modules() if type(module) in HOOKABLE]
+        """A context in which the attentions have the classes of `forwards`, but for those that are not pruned.
+
+        torchvision's own classes never call `out_proj`, so another kind of layer in its place would change the output.
+        """
+        found = [(name, module) for name, module in model.named_modules() if type(module) in HOOKABLE]
+        before = [(module, type(module)) for name, module in found if not part_problem(name, module)]
         try:
             for module, cls in before:
                 module.__class__ = HOOKABLE[cls]
@@ -213,6 +217,23 @@ def _head(model: Any) -> Any:
 
 def _blocks(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BLOCKS)]
+
+
+def _named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks with their names. What stands among blocks is a block too, also if a person replaced it.
+
+    Raises:
+        UnsupportedModel: there is none.
+    """
+    modules = dict(model.named_modules())
+    lists = {name.rpartition(".")[0] for name, module in modules.items() if isinstance(module, BLOCKS)}
+    if not lists:
+        raise UnsupportedModel(
+            f"Found a {type(model).__name__} without blocks of torchvision. vitrim prunes attention heads, MLP neurons "
+            "and such blocks."
+        )
+    inside = [(name, module) for name, module in modules.items() if name.rpartition(".")[0] in lists]
+    return [(name, module) for name, module in inside if any(module.children())]
 
 
 def _is_v2(model: nn.Module) -> bool:

@@ -12,7 +12,9 @@ from torchvision.models.swin_transformer import (
 from torchvision.models.vision_transformer import EncoderBlock, MLPBlock
 from torchvision.ops import MLP
 
-from vitrim.models.describing import Macs, cut_of, heads, neurons, rows
+from vitrim.models.changed_parts import find_or_skip, unknown_parts
+from vitrim.models.describing import Macs, UnknownLayer, cut_of, heads, neurons, rows
+from vitrim.models.layers import is_unit_by_unit
 from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup, UnitKind
 
 Find = Callable[[str, Any, Macs], UnitGroup]
@@ -20,12 +22,22 @@ Find = Callable[[str, Any, Macs], UnitGroup]
 
 def find_groups(block: nn.Module, name: str, macs: Macs) -> list[UnitGroup]:
     """The unit groups of a block, in the order of its attention and MLP."""
-    groups = []
-    for key, part in block.named_children():
-        find = next((PARTS[cls] for cls in type(part).__mro__ if cls in PARTS), None)
-        if find is not None:
-            groups.append(find(f"{name}.{key}", part, macs))
-    return groups
+    groups: list[UnitGroup] = []
+    parts = {f"{name}.{key}": part for key, part in block.named_children() if _find_of(part)}
+    for path, part in parts.items():
+        find, num_heads = _find_of(part), getattr(part, "num_heads", 0)
+        assert find is not None
+        groups += find_or_skip(path, part, _as_list(find), macs, num_heads=num_heads)
+    return [*groups, *unknown_parts(name, block, parts)]
+
+
+def _find_of(part: nn.Module) -> Find | None:
+    """How to find the units of a part; a subclass of an unknown kind is found too, and then not pruned."""
+    return next((PARTS[cls] for cls in type(part).__mro__ if cls in PARTS), None)
+
+
+def _as_list(find: Find) -> Callable[[str, Any, Macs], list[UnitGroup]]:
+    return lambda name, part, macs: [find(name, part, macs)]
 
 
 def _vit_attention(name: str, attention: Any, macs: Macs) -> UnitGroup:
@@ -113,6 +125,9 @@ def _directions(name: str, tensors: list[str], count: int, width: int, macs: int
 
 def _mlp(name: str, mlp: Any, macs: Macs) -> UnitGroup:
     """The MLP is a sequence: layer, activation, dropout, layer, dropout."""
+    others = [path for path, layer in mlp.named_children() if path not in ("0", "3") and not is_unit_by_unit(layer)]
+    if len(mlp) != 5 or others:
+        raise UnknownLayer(f"it has {', '.join(type(layer).__name__ for layer in mlp)}")
     return neurons(
         count=mlp[3].in_features,
         output_proj=f"{name}.3",

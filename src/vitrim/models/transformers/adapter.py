@@ -47,12 +47,12 @@ class HuggingFaceAdapter:
     def describe(self, model: Any) -> ViTStructure:
         """Describe the model's blocks; raises `UnsupportedModel` for classes that `families` does not list."""
         family = _family(model)
-        names = [name for name, module in model.named_modules() if type(module).__name__ == family.block]
+        names = _block_names(model, family)
         blocks = [
             BlockParts(
                 name=name,
                 find_groups=partial(_find_groups, model, family, name),
-                residual_scales=RESIDUAL_SCALES.get(family.block, {}),
+                residual_scales=RESIDUAL_SCALES.get(type(model.get_submodule(name)).__name__, {}),
             )
             for name in names
         ]
@@ -218,6 +218,24 @@ def _family(model: nn.Module) -> Family:
     else:
         reason = "is none of the classes that vitrim knows"
     raise UnsupportedModel(f"Found transformers' {name}, which {reason}. Supported: {', '.join(BY_CLASS)}.")
+
+
+def _block_names(model: nn.Module, family: Family) -> list[str]:
+    """Names of the blocks. What stands among blocks is a block too, also if a person replaced it.
+
+    Raises:
+        UnsupportedModel: there is none.
+    """
+    modules = dict(model.named_modules())
+    known = [name for name, module in modules.items() if type(module).__name__ == family.block]
+    lists = {name.rpartition(".")[0] for name in known}
+    names = [name for name, module in modules.items() if name.rpartition(".")[0] in lists and any(module.children())]
+    if not names:
+        raise UnsupportedModel(
+            f"Found a {type(model).__name__} without blocks of the class {family.block}. vitrim prunes attention "
+            "heads, MLP neurons and such blocks."
+        )
+    return names
 
 
 def _vision_config(model: Any) -> Any:

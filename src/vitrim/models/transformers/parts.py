@@ -4,15 +4,20 @@ transformers repeats a few attentions and MLPs under a new name in each family, 
 releases. So a part is recognised by the names of its layers. If a part has any other parameter, it is not pruned.
 """
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from vitrim.models.describing import NO_NARROW_FORM, Macs, heads, neurons, not_prunable_heads, rows
+from vitrim.models.changed_parts import find_or_skip, unknown_parts
+from vitrim.models.describing import NO_NARROW_FORM, Macs, heads, neurons, not_prunable_heads, not_pruned, rows
+from vitrim.models.layers import is_of_library, part_problem
 from vitrim.structure import Directions, HeadRows, TensorCut, UnitGroup, UnitKind
 
+Find = Callable[[str, Any, Macs], list[UnitGroup]]
 NUM_HEADS_ATTRIBUTES = ("num_attention_heads", "num_heads")
 HEAD_WIDTH_ATTRIBUTES = ("head_dim", "attention_head_size")
 SCALE_ATTRIBUTES = ("scale", "scaling")
@@ -110,17 +115,22 @@ RESIDUAL_SCALES: Mapping[str, Mapping[UnitKind, str]] = {
 def find_units(block: nn.Module, name: str, macs: Macs, *, not_prunable: str = "") -> list[UnitGroup]:
     """The heads and neurons of a block; `not_prunable` is a reason why its heads cannot be removed."""
     groups: list[UnitGroup] = []
-    for part_name, part in _parts(block, name):
+    parts = dict(_parts(block, name))
+    for part_name, part in parts.items():
         if _is_attention(part):
-            groups.append(_heads(block, name, part, part_name, macs, not_prunable))
+            find: Find = partial(_heads, block, name, not_prunable=not_prunable)
+            groups += find_or_skip(part_name, part, find, macs, num_heads=_num_heads(part))
         else:
-            layout = _layout(part, "neurons")
-            assert layout is not None
-            groups.append(_neurons(part, part_name, layout, macs.get(part_name, 0)))
+            groups += find_or_skip(part_name, part, _neurons_of_part, macs)
     if _has(block, MLP_OF_A_BLOCK):  # its layers belong to the block itself
+        intermediate = block.get_submodule("intermediate")
+        problem = part_problem(f"{name}.intermediate", intermediate)
+        problem = problem or part_problem(f"{name}.output", block.get_submodule("output"))
         mlp_macs = macs.get(f"{name}.intermediate", 0) + macs.get(f"{name}.output", 0)
-        groups.append(_neurons(block, name, MLP_OF_A_BLOCK, mlp_macs))
-    return groups
+        group = _neurons(block, name, MLP_OF_A_BLOCK, mlp_macs)
+        groups.append(not_pruned(group, problem) if problem else group)
+        parts |= {f"{name}.intermediate": intermediate, f"{name}.output": block.get_submodule("output")}
+    return [*groups, *unknown_parts(name, block, parts)]
 
 
 def fit_units(block: nn.Module, group: UnitGroup, width: int) -> None:
@@ -222,11 +232,14 @@ def _num_heads(attention: nn.Module) -> int:
     return 1
 
 
-def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: Macs, not_prunable: str) -> UnitGroup:
+def _heads(
+    block: nn.Module, block_name: str, name: str, attention: Any, macs: Macs, not_prunable: str
+) -> list[UnitGroup]:
     layout = _layout(attention, "heads")
+    not_prunable = not_prunable or _function_problem(name, attention)
     if layout is None:
         reason = f"vitrim does not know which tensors store the heads of `{name}` ({type(attention).__name__})"
-        return not_prunable_heads(_num_heads(attention), reason)
+        return [not_prunable_heads(_num_heads(attention), reason)]
     width = _head_width(attention)
     values = getattr(attention, VALUE_WIDTH, width)
     cuts: list[TensorCut] = []
@@ -237,15 +250,29 @@ def _heads(block: nn.Module, block_name: str, attention: Any, name: str, macs: M
         if table.endswith(BIAS_TABLE):
             cuts.append(TensorCut(name=f"{block_name}.{table}", dim=1))
     common_macs = sum(macs.get(f"{name}.{layer}", 0) for layer in layout.common)
-    return heads(
+    group = heads(
         count=_num_columns(attention, layout) // values,
         width=values,
         output_proj=f"{name}.{layout.output_proj}",
         cuts=cuts,
         macs=macs.get(name, 0) - common_macs,
         not_prunable=not_prunable,
-        narrowing=_narrowing(attention, name, layout, macs),
+        narrowing=_function_problem(name, attention) or _narrowing(attention, name, layout, macs),
     )
+    return [group]
+
+
+def _function_problem(name: str, attention: nn.Module) -> str:
+    """Why the function with which transformers computes the attention is not known; empty if it is transformers' own.
+
+    A person registers a function under a name of `attn_implementation`.
+    """
+    library: Any = sys.modules.get("transformers.modeling_utils")
+    implementation = getattr(getattr(attention, "config", None), "_attn_implementation", None)
+    function = getattr(library, "ALL_ATTENTION_FUNCTIONS", {}).get(implementation, None)
+    if function is None or is_of_library(function):
+        return ""
+    return f"`{name}` calls a function of its own for attention, registered as {implementation!r}"
 
 
 def _narrowing(attention: Any, name: str, layout: Layout, macs: Macs) -> Directions | str:
@@ -276,6 +303,12 @@ def _narrowing(attention: Any, name: str, layout: Layout, macs: Macs) -> Directi
         key_input=key_layer,
         macs=of_all // columns,
     )
+
+
+def _neurons_of_part(name: str, part: nn.Module, macs: Macs) -> list[UnitGroup]:
+    layout = _layout(part, "neurons")
+    assert layout is not None
+    return [_neurons(part, name, layout, macs.get(name, 0))]
 
 
 def _neurons(part: nn.Module, name: str, layout: Layout, macs: int) -> UnitGroup:
