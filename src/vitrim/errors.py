@@ -46,3 +46,7 @@ class ExportFailed(UserError):
 
 class ExportMismatch(UserError):
     """The exported file does not compute the same logits as the model."""
+
+
+class SaveMismatch(UserError):
+    """A model was changed after it was created, and the model that would be loaded would not compute the same."""

@@ -68,7 +68,7 @@ def compress(
         scores: of this model, from an earlier run with the same importance settings; measured by default.
 
     Raises:
-        UnsupportedModel, SettingError, BudgetError, DataError: see `vitrim.source`.
+        UnsupportedModel, SaveMismatch, SettingError, BudgetError, DataError: see `vitrim.source`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data; lists what differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
@@ -130,10 +130,12 @@ def fit(model: nn.Module, data: ImageData, recipe: TrainRecipe, run_dir: str | P
 
     Raises:
         SettingError, DataError: the training batch does not fit the data or the processes.
+        SaveMismatch, UnsupportedModel: the trained model could not be saved; see `find_changes`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model or data.
     """
     source = Source.of(model, data)
     check_training(recipe.training, source.structure, source.data)
+    _ = source.changes  # refuses a model that could not be saved
     folder = open_folder(run_dir, source, "train", recipe)
     provenance = {"trained_on": source.data.name, "recipe": to_table(recipe)}
 

@@ -1,9 +1,10 @@
 """Lets timm build pruned models, from a folder (`local-dir:`) or from the Hugging Face Hub (`hf-hub:`).
 
 `config.json` of a pruned model names the architecture `vitrim_cut`. It is registered here. Its arguments are the dense
-architecture and the plan. timm loads the weights.
+architecture, the plan, and what was changed on the model besides. timm loads the weights.
 """
 
+import json
 import sys
 from typing import Any
 
@@ -21,6 +22,7 @@ def vitrim_cut(
     base: str,
     base_args: dict[str, Any],
     plan: str,
+    changes: str = "",
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | None = None,
@@ -33,7 +35,8 @@ def vitrim_cut(
             architecture are of no use.
         base: architecture of the dense model.
         base_args: arguments of the dense model.
-        plan: the plan as JSON.
+        plan: the plan as JSON; empty for a model that was changed, but not pruned.
+        changes: what was changed on the model after it was built, as JSON (see `vitrim.models.restoring`).
         pretrained_cfg: where the weights are, from timm.
         pretrained_cfg_overlay: changes to it, from timm.
         cache_dir: for downloads, from timm.
@@ -44,17 +47,25 @@ def vitrim_cut(
     """
     base_args = dict(base_args)
     overlay = base_args.pop("pretrained_cfg_overlay", {})  # has the image size of models without `img_size`
-    source = getattr(pretrained_cfg, "source", None) or (pretrained_cfg or {}).get("source")
+    source = _of_config(pretrained_cfg, "source")
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
     from vitrim.models import adapter_of_library
+    from vitrim.models.changes import without
+    from vitrim.models.restoring import restore
     from vitrim.surgery import prune
 
-    kept = PruningPlan.from_json(plan)
+    kept, noted = PruningPlan.from_json(plan) if plan else None, json.loads(changes or "{}")
+    saved_classes = _of_config(pretrained_cfg, "num_classes")
+    if arguments.get("num_classes", saved_classes) != saved_classes:  # then timm builds a new classifier
+        names = _of_config(pretrained_cfg, "classifier") or "head"
+        noted = without(noted, (names,) if isinstance(names, str) else names)
 
     def build(**all_arguments: Any) -> nn.Module:
         dense = adapter_of_library("timm").create(base, pretrained_cfg_overlay=overlay, **all_arguments)
-        return prune(dense, kept)
+        model = prune(dense, kept) if kept else dense
+        restore(model, noted)
+        return model
 
     return build_model_with_cfg(
         build,
@@ -62,7 +73,7 @@ def vitrim_cut(
         pretrained or source in ("local-dir", "hf-hub"),
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
-        feature_cfg=_features_of(base, base_args, len(kept.blocks)) if arguments.get("features_only") else None,
+        feature_cfg=_features_of(base, base_args, kept) if arguments.get("features_only") else None,
         pretrained_filter_fn=_filter_of(base),
         cache_dir=cache_dir,
         **{**base_args, **arguments},
@@ -75,7 +86,14 @@ def register_with_timm() -> None:
         register_model(vitrim_cut)
 
 
-def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[str, Any]:
+def _of_config(pretrained_cfg: Any, name: str) -> Any:
+    """A value of timm's configuration of weights, which is an object or a dictionary, or None."""
+    return getattr(pretrained_cfg, name, None) or (
+        pretrained_cfg.get(name) if isinstance(pretrained_cfg, dict) else None
+    )
+
+
+def _features_of(base: str, base_args: dict[str, Any], kept: PruningPlan | None) -> dict[str, Any]:
     """timm's settings for features of the pruned model, made from those of the dense model.
 
     Raises:
@@ -85,6 +103,7 @@ def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[
         wrapper = timm.create_model(base, features_only=True, **base_args)
     indices = wrapper.feature_info.out_indices
     if hasattr(wrapper, "out_indices"):  # FeatureGetterNet: a number n selects the last n blocks
+        num_blocks = len(kept.blocks) if kept else len(indices)
         return {"feature_cls": type(wrapper), "out_indices": min(len(indices), num_blocks)}
     flat = any("." in name for name in wrapper.feature_info.module_name())
     return {"feature_cls": type(wrapper), "out_indices": tuple(indices), "flatten_sequential": flat}

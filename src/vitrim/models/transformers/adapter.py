@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,10 +19,12 @@ from timm.layers import calculate_drop_path_rates
 from torch import nn
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.changes import Changes
 from vitrim.models.describing import BlockParts, Macs, structure_of
+from vitrim.models.heads import num_features, num_outputs
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
-from vitrim.models.transformers.auto import MODEL_TYPE, config_root, dense_config, note_cut
+from vitrim.models.transformers.auto import CLASSIFIERS, MODEL_TYPE, config_root, dense_config, note_cut
 from vitrim.models.transformers.families import BY_CLASS, Family
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.plan import PruningPlan
@@ -82,6 +85,12 @@ class HuggingFaceAdapter:
             classes=_classes(model),
         )
 
+    def updated(self, model: Any, origin: Origin) -> Origin:
+        """Read the configuration, the number of classes and the image size again."""
+        now = self.origin(model)
+        preprocessing = {**now.preprocessing, **origin.preprocessing, "img_size": now.preprocessing["img_size"]}
+        return replace(origin, model_args=now.model_args, preprocessing=preprocessing)
+
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         """Build a model by its class, or load one from a folder or a repository of the Hub.
 
@@ -127,7 +136,7 @@ class HuggingFaceAdapter:
 
     def reset_head(self, model: Any, num_classes: int) -> None:
         """Replace the classifiers; raises `SettingError` if the class has none."""
-        heads = [name for name in ("classifier", "cls_classifier", "distillation_classifier") if hasattr(model, name)]
+        heads = [name for name in CLASSIFIERS if hasattr(model, name)]
         if not heads:
             raise SettingError(
                 f"{type(model).__name__} has no classifier. Load its weights as a class that ends in "
@@ -185,9 +194,9 @@ class HuggingFaceAdapter:
             settings |= _processor_settings(json.loads(file.read_text(encoding="utf-8")), size)
         return settings
 
-    def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
-        """transformers' configuration. A pruned model has the model type that vitrim registers."""
-        return config_root(model.config, origin)
+    def config_root(self, model: Any, origin: Origin, changes: Changes) -> dict[str, Any]:
+        """transformers' configuration. A pruned or changed model has the model type that vitrim registers."""
+        return config_root(model.config, origin, changes, _init_arguments(model))
 
 
 def _library() -> Any:
@@ -232,8 +241,9 @@ def _img_size(config: Any) -> tuple[int, int]:
 
 
 def _num_classes(model: Any) -> int:
-    head = getattr(model, "classifier", None) or getattr(model, "cls_classifier", None)
-    return head.out_features if isinstance(head, nn.Linear) else 0
+    heads = [getattr(model, name, None) for name in CLASSIFIERS]
+    config = _vision_config(model)
+    return num_outputs(model, heads, (config.num_channels, *_img_size(config)))
 
 
 def _classes(model: Any) -> tuple[str, ...]:
@@ -244,10 +254,8 @@ def _classes(model: Any) -> tuple[str, ...]:
 
 
 def _head_width(model: Any, head: nn.Module) -> int:
-    if isinstance(head, nn.Linear):
-        return head.in_features
-    width: int = _vision_config(model).hidden_size
-    return 2 * width if "Dinov2" in type(model).__name__ else width  # class token and mean of the patches
+    width: int = _vision_config(model).hidden_size  # Dinov2: of the class token and of the mean of the patches
+    return num_features(head, 2 * width if "Dinov2" in type(model).__name__ else width)
 
 
 def _find_groups(model: Any, family: Family, name: str, macs: Macs) -> list[UnitGroup]:
