@@ -76,7 +76,7 @@ class Source:
     @cached_property
     def changes(self) -> Changes:
         """What was changed on the model after it was created. Raises SaveMismatch if it could not be saved."""
-        return find_changes(self.model, origin_of(self.model), self.structure)
+        return find_changes(self.model, origin_of(self.model), self.structure)[0]
 
     def calibration(self, settings: ImportanceSettings, seed: int) -> Calibration:
         """Training images for scoring and recovery, as many from each class."""

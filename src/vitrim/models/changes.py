@@ -31,7 +31,6 @@ BOOKKEEPING = {  # attributes that no forward pass in eval mode reads, or that t
     *("vitrim_origin", "vitrim_img_size", "vitrim_architecture"),
 }
 OF_THE_MODEL = {"num_classes", "num_labels"}  # attributes of the model itself; the origin holds the number of outputs
-SAME_RESULT = {"fused_attn"}  # attributes that change the result by rounding only
 Changes = dict[str, Any]
 """Changes as plain data for JSON, as `vitrim.models.restoring.restore` takes them; empty if there are none."""
 
@@ -83,12 +82,6 @@ def other_values(built: nn.Module, model: nn.Module) -> Iterator[str]:
                 continue
             if not _is_same(expected[key], value):
                 yield f"`{_join(name, key)}` is {_short(value)}, and {_short(expected[key])} would be loaded"
-
-
-def affects_result(changes: Changes) -> bool:
-    """Whether a model without these changes computes something else, beyond rounding."""
-    attributes = {key for values in changes.get("attributes", {}).values() for key in values}
-    return bool(changes.keys() - {"attributes"} or attributes - SAME_RESULT)
 
 
 def renamed(changes: Changes, rename: Callable[[str], str | None]) -> Changes:

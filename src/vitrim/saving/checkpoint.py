@@ -72,7 +72,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     origin = replace(origin, classes=tuple(classes) or origin.classes)
     _refuse_unknown_files(folder)
     structure = describe(model)
-    changes = find_changes(model, origin, structure)
+    changes, origin = find_changes(model, origin, structure)
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, structure, changes, provenance)
     with writing(folder / CONFIG) as path:  # written last: a folder with config.json is complete

@@ -40,7 +40,9 @@ def rebuild_facts(model: nn.Module, origin: Origin, changes: Changes) -> dict[st
     """
     with torch.device("meta"):
         dense = adapter_of_library(origin.library).build(origin)
-    removed = origin.removed_blocks()
+    removed, arguments = origin.removed_blocks(), dict(origin.model_args)
+    if origin.library == "torchvision":
+        arguments["num_classes"] = arguments["num_classes"] or 1  # its models have a head, which the changes remove
     for name in reversed(removed):
         stage, _, key = name.rpartition(".")
         container: Any = dense.get_submodule(stage)
@@ -70,7 +72,7 @@ def rebuild_facts(model: nn.Module, origin: Origin, changes: Changes) -> dict[st
     return {
         "library": origin.library,
         "architecture": origin.architecture,
-        "model_args": origin.model_args,
+        "model_args": arguments,
         "removed_blocks": list(removed),
         "attributes": attributes,
         "forwards": forwards,

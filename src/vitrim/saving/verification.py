@@ -8,14 +8,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitrim.errors import PlanMismatch, SaveMismatch, SettingError
 from vitrim.hooks import eval_mode, logits_of, recorded_states
-from vitrim.models import adapter_of_library, record_origin
+from vitrim.models import adapter_of_library, origin_of, record_origin
 from vitrim.models.changes import Changes, differences, other_values
 from vitrim.models.origin import Origin
 from vitrim.models.restoring import restore
@@ -42,7 +41,7 @@ def rebuild(origin: Origin, plan: PruningPlan | None) -> nn.Module:
 
 
 @torch.no_grad()
-def find_changes(model: nn.Module, origin: Origin, structure: ViTStructure) -> Changes:
+def find_changes(model: nn.Module, origin: Origin, structure: ViTStructure) -> tuple[Changes, Origin]:
     """Build the model again from its origin and plan, and find what else must be noted in its folder.
 
     The rebuilt model gets the changes and the weights. Then names, shapes, number formats, attributes, classes of
@@ -55,7 +54,8 @@ def find_changes(model: nn.Module, origin: Origin, structure: ViTStructure) -> C
         structure: of this model.
 
     Returns:
-        The changes as plain data for JSON; empty if there are none.
+        The changes as plain data for JSON, empty if there are none; and the origin with the names of the blocks that the
+        arguments build, which may be more than the model had when it was pruned.
 
     Raises:
         SaveMismatch: the rebuilt model would differ; the message names what differs.
@@ -85,7 +85,7 @@ def find_changes(model: nn.Module, origin: Origin, structure: ViTStructure) -> C
             f"{'; '.join(problems[:MAX_LISTED])}{more}. A folder holds the arguments, the plan, the weights, plain "
             "attributes, and heads made of torch's layers. Undo the change before saving."
         )
-    return found.changes
+    return found.changes, replace(origin, block_names=origin_of(built).block_names)
 
 
 def _other_tensors(built: nn.Module, model: nn.Module) -> list[str]:

@@ -19,7 +19,7 @@ from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
-from vitrim.models.changes import Changes, affects_result
+from vitrim.models.changes import Changes
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
 from vitrim.models.heads import num_outputs, submodule
 from vitrim.models.origin import Origin
@@ -155,7 +155,7 @@ class TimmAdapter:
             name: pretrained_cfg[name] for name in ("pool_size", "first_conv", "classifier") if pretrained_cfg.get(name)
         }
         root: dict[str, Any] = {"architecture": origin.architecture, "model_args": arguments}
-        if origin.plan or affects_result(changes):
+        if origin.plan or changes:
             plan = origin.plan.to_json() if origin.plan else ""
             pruned_args = {"base": origin.architecture, "base_args": arguments, "plan": plan}
             if changes:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from vitrim.errors import CheckpointMismatch
-from vitrim.models.changes import Changes, affects_result, renamed, without
+from vitrim.models.changes import Changes, renamed, without
 from vitrim.models.origin import Origin
 from vitrim.models.restoring import restore
 from vitrim.models.transformers.families import BY_CLASS
@@ -125,7 +125,7 @@ def config_root(config: Any, origin: Origin, changes: Changes, init: dict[str, A
         init: constructor arguments of the model's class, besides the configuration.
     """
     root: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    if affects_result(changes) and type(config).model_type != MODEL_TYPE:
+    if changes and type(config).model_type != MODEL_TYPE:
         root |= {"model_type": MODEL_TYPE, "dense": {"model_type": root["model_type"], "init": init}}
     num_classes = origin.model_args["num_classes"]
     if num_classes and num_classes != config.num_labels:  # the classifier was replaced by hand
