@@ -135,7 +135,11 @@ def doubled(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[str, Change, str]] = {
-    "a layer of an own class": ("timm", lambda m: setattr(m, "head", LowRank(m.head)), "`head` is a .*LowRank, and a Linear"),
+    "a layer of an own class": (
+        "timm",
+        lambda m: setattr(m, "head", LowRank(m.head)),
+        "`head` is a .*LowRank, and a Linear",
+    ),
     "a head of an own class": ("timm", lambda m: setattr(m, "head", OwnHead()), "`head` is a .*OwnHead, and a Linear"),
     "an own layer in a head": (
         "timm",
@@ -144,7 +148,11 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     ),
     "forward of the model": ("timm", with_other_forward, "`forward` was replaced by a method"),
     "forward of a block": ("timm", lambda m: with_other_forward(m.blocks[0]), r"`blocks\.0\.forward` was replaced"),
-    "a hook": ("timm", lambda m: m.blocks[1].register_forward_hook(doubled), r"`blocks\.1` would.*hooks on `blocks\.1`"),
+    "a hook": (
+        "timm",
+        lambda m: m.blocks[1].register_forward_hook(doubled),
+        r"`blocks\.1` would.*hooks on `blocks\.1`",
+    ),
     "a hook on the head": ("timm", lambda m: m.head.register_forward_hook(doubled), "the model would.*hooks on `head`"),
     "a scale that is a tensor": (
         "timm",

@@ -130,7 +130,7 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict strictly. If all its floats have one dtype, the model gets this dtype, else each tensor its own.
+    """Load a state dict strictly. If its floats have one dtype, the model gets this dtype, else each tensor its own.
 
     Args:
         model: changed in place.

@@ -2,7 +2,8 @@
 
 `modeling.py` builds the dense model with timm or torchvision and removes blocks. Then it gives each tensor the shape
 that it has in the weights file, and sets the attributes that differ. To find these attributes, the dense and the pruned
-model are compared here. Last, it makes the changes that were made on the model by hand, such as a head of several layers.
+model are compared here. Last, it makes the changes that were made on the model by hand, such as a head of several
+layers.
 """
 
 import ast

@@ -57,7 +57,7 @@ def vitrim_cut(
 
     kept, noted = PruningPlan.from_json(plan) if plan else None, json.loads(changes or "{}")
     saved_classes = _of_config(pretrained_cfg, "num_classes")
-    if arguments.get("num_classes", saved_classes) != saved_classes:  # then timm builds a new classifier
+    if saved_classes is not None and arguments.get("num_classes", saved_classes) != saved_classes:  # a new classifier
         names = _of_config(pretrained_cfg, "classifier") or "head"
         noted = without(noted, (names,) if isinstance(names, str) else names)
 

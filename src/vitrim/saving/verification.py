@@ -54,8 +54,8 @@ def find_changes(model: nn.Module, origin: Origin, structure: ViTStructure) -> t
         structure: of this model.
 
     Returns:
-        The changes as plain data for JSON, empty if there are none; and the origin with the names of the blocks that the
-        arguments build, which may be more than the model had when it was pruned.
+        The changes as plain data for JSON, empty if there are none; and the origin with the names of the blocks that
+        the arguments build, which may be more than the model had when it was pruned.
 
     Raises:
         SaveMismatch: the rebuilt model would differ; the message names what differs.
