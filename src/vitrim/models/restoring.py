@@ -4,6 +4,7 @@ This file imports nothing of vitrim, because `modeling.py` of a model folder get
 """
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ def restored_layer(layer: dict) -> nn.Module:
 
 def restore_tensor(module: nn.Module, key: str, tensor: dict) -> None:
     """Give a module a parameter or buffer of this kind (`parameter` or `buffer`), shape and dtype, or None."""
-    tensors = module._parameters if tensor["kind"] == "parameter" else module._buffers
+    tensors: dict[str, Any] = module._parameters if tensor["kind"] == "parameter" else module._buffers
     if tensor["shape"] is None:
         tensors[key] = None
         return
@@ -66,7 +67,7 @@ def restore_tensor(module: nn.Module, key: str, tensor: dict) -> None:
     tensors[key] = nn.Parameter(zeros) if tensor["kind"] == "parameter" else zeros
 
 
-def restored_value(value):
+def restored_value(value: Any) -> Any:
     """The plain value of this description: lists, tuples and dictionaries of numbers, texts, truth values and None."""
     if isinstance(value, list):
         return [restored_value(item) for item in value]

@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import jinja2
@@ -116,7 +116,7 @@ def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
 
 
-def _sources(classes: Iterable[type | FunctionType]) -> tuple[list[str], list[str]]:
+def _sources(classes: Iterable[Any]) -> tuple[list[str], list[str]]:
     """The imports and the definitions that these classes and functions need, each as source text."""
     files: list[ModuleType] = []
     pending = [inspect.getmodule(cls) for cls in classes]
