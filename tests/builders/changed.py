@@ -65,6 +65,11 @@ def larger_by_hand(model: Any) -> None:
     model.vit.embeddings.position_embeddings = nn.Parameter(torch.randn(1, 37, 16))
 
 
+def with_registers(model: Any) -> None:
+    model.reg_token, model.pos_embed = (nn.Parameter(torch.randn(1, count, 16)) for count in (2, 19))
+    model.num_prefix_tokens = 3
+
+
 KEPT: dict[str, tuple[str, Change]] = {
     "pooling": ("timm", lambda m: m.reset_classifier(3, global_pool="avg")),
     "a linear head": ("timm", lambda m: setattr(m, "head", nn.Linear(16, 3))),
@@ -82,6 +87,7 @@ KEPT: dict[str, tuple[str, Change]] = {
     "no bias": ("timm", lambda m: setattr(m.blocks[0].mlp.fc2, "bias", None)),
     "the unfused path": ("timm", lambda m: set_everywhere(m, ".attn", "fused_attn", False)),
     "fewer blocks": ("timm", lambda m: setattr(m, "blocks", m.blocks[:1])),
+    "registers": ("timm", with_registers),
     "half precision": ("timm", lambda m: m.half() and m.bfloat16()),
     "torchvision: linear heads": ("torchvision", lambda m: setattr(m, "heads", nn.Linear(16, 3))),
     "torchvision: heads of several layers": ("torchvision", lambda m: setattr(m, "heads", deep_head())),
@@ -95,6 +101,7 @@ KEPT: dict[str, tuple[str, Change]] = {
     "transformers: no head": ("transformers", lambda m: setattr(m, "classifier", nn.Identity())),
     "transformers: eps of the norms": ("transformers", lambda m: set_everywhere(m, nn.LayerNorm, "eps", 0.5)),
     "transformers: a dropout": ("transformers", lambda m: set_everywhere(m, nn.Dropout, "p", 0.25)),
+    "transformers: the unfused path": ("transformers", lambda m: m.set_attn_implementation("eager")),
     "transformers: the input size": ("transformers", larger_by_hand),
 }
 

@@ -60,6 +60,7 @@ def assert_every_loader_agrees(model: nn.Module, library: str, folder: Path) -> 
         from transformers import AutoModelForImageClassification
 
         through_auto = AutoModelForImageClassification.from_pretrained(folder)
+        through_auto.set_attn_implementation(model.config._attn_implementation)
         assert torch.equal(through_auto(images_of(model)).logits, model(images_of(model)).logits)
 
 
@@ -169,6 +170,22 @@ def test_timm_and_transformers_can_still_replace_a_changed_classifier(tmp_path: 
         images = images_of(model)
         expected = model.vit(images).last_hidden_state
         assert torch.equal(backbone(images).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("library", ["timm", pytest.param("transformers", marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_a_changed_model_that_its_library_loaded_can_be_saved_again(library: str, tmp_path: Path) -> None:
+    name = {"timm": "head", "transformers": "classifier"}[library]
+    model = changed(lambda m: setattr(m, name, deep_head()), library)
+    folder = save(model, tmp_path / "first")
+    if library == "timm":
+        loaded = timm.create_model(f"local-dir:{folder}").eval()
+    else:
+        from transformers import AutoModelForImageClassification
+
+        loaded = AutoModelForImageClassification.from_pretrained(folder)
+    assert_every_loader_agrees(loaded, library, tmp_path / "second")
+    assert_same_result(load(tmp_path / "second"), model)
 
 
 @torch.no_grad()

@@ -59,6 +59,7 @@ def restored_layer(layer: dict) -> nn.Module:
 
 def restore_tensor(module: nn.Module, key: str, tensor: dict) -> None:
     """Give a module a parameter or buffer of this kind (`parameter` or `buffer`), shape and dtype, or None."""
+    vars(module).pop(key, None)  # an attribute would hide the tensor
     tensors: dict[str, Any] = module._parameters if tensor["kind"] == "parameter" else module._buffers
     if tensor["shape"] is None:
         tensors[key] = None

@@ -50,7 +50,7 @@ def vitrim_cut(
     source = _of_config(pretrained_cfg, "source")
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
-    from vitrim.models import adapter_of_library
+    from vitrim.models import adapter_of_library, origin_of, record_origin
     from vitrim.models.changes import without
     from vitrim.models.restoring import restore
     from vitrim.surgery import prune
@@ -63,6 +63,7 @@ def vitrim_cut(
 
     def build(**all_arguments: Any) -> nn.Module:
         dense = adapter_of_library("timm").create(base, pretrained_cfg_overlay=overlay, **all_arguments)
+        record_origin(dense, origin_of(dense))
         model = prune(dense, kept) if kept else dense
         restore(model, noted)
         return model

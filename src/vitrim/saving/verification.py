@@ -26,6 +26,7 @@ NUM_IMAGES = 2
 MAX_LISTED = 6
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest value; other formats have fewer digits
 LOW_PRECISION = 5e-2
+TF32 = 1e-2  # what a GPU computes with float32, unless it was told not to
 
 
 def rebuild(origin: Origin, plan: PruningPlan | None) -> nn.Module:
@@ -127,6 +128,8 @@ def _other_outputs(built: nn.Module, model: nn.Module, structure: ViTStructure) 
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         return [f"the loaded model would not run: {str(error).strip().splitlines()[0]}"]
     tolerance = TOLERANCES.get(dtype, LOW_PRECISION)
+    if dtype == torch.float32 and first.device.type != "cpu":
+        tolerance = TF32
     differing = [
         name for name in expected if name not in outputs or not _close(outputs[name], expected[name], tolerance)
     ]

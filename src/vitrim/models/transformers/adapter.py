@@ -31,6 +31,7 @@ from vitrim.plan import PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
 BASE_CLASS = ("transformers.modeling_utils", "PreTrainedModel")
+ATTENTION = "attn_implementation"  # argument of transformers, beside the configuration
 GENERATED_LABEL = "LABEL_"  # prefix of the class names that transformers makes up
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -79,7 +80,12 @@ class HuggingFaceAdapter:
         return Origin(
             library=self.library,
             architecture=type(model).__name__,
-            model_args={**config, **({"init": init} if init else {}), "num_classes": _num_classes(model)},
+            model_args={
+                **config,
+                **_attention(model),
+                **({"init": init} if init else {}),
+                "num_classes": _num_classes(model),
+            },
             preprocessing=self.preprocessing(model),
             plan=plan,
             classes=_classes(model),
@@ -127,8 +133,11 @@ class HuggingFaceAdapter:
                 f"transformers {transformers.__version__} has no {origin.architecture}. Install the release that "
                 "made the model."
             )
-        config = {name: value for name, value in origin.model_args.items() if name not in ("num_classes", "init")}
+        ours = ("num_classes", "init", ATTENTION)
+        config = {name: value for name, value in origin.model_args.items() if name not in ours}
         built = cls.config_class.from_dict(config)
+        if ATTENTION in origin.model_args:
+            built._attn_implementation = origin.model_args[ATTENTION]
         num_classes = origin.model_args["num_classes"]
         if num_classes and built.num_labels != num_classes:
             built.num_labels = num_classes
@@ -209,6 +218,11 @@ def _library() -> Any:
         return import_module("transformers")
     except ModuleNotFoundError as error:
         raise UnsupportedModel("This model needs transformers: pip install 'vitrim[hf]'.") from error
+
+
+def _attention(model: Any) -> dict[str, str]:
+    """The unfused attention, if it was chosen. Any other choice depends on the machine, and is made when loading."""
+    return {ATTENTION: "eager"} if model.config._attn_implementation == "eager" else {}
 
 
 def _family(model: nn.Module) -> Family:
