@@ -51,15 +51,10 @@ def vitrim_cut(
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
     from vitrim.models import adapter_of_library, origin_of, record_origin
-    from vitrim.models.changes import without
     from vitrim.models.restoring import restore
     from vitrim.surgery import prune
 
-    kept, noted = PruningPlan.from_json(plan) if plan else None, json.loads(changes or "{}")
-    saved_classes = _of_config(pretrained_cfg, "num_classes")
-    if saved_classes is not None and arguments.get("num_classes", saved_classes) != saved_classes:  # a new classifier
-        names = _of_config(pretrained_cfg, "classifier") or "head"
-        noted = without(noted, (names,) if isinstance(names, str) else names)
+    kept, noted = PruningPlan.from_json(plan) if plan else None, _changes_for(changes, arguments, pretrained_cfg)
 
     def build(**all_arguments: Any) -> nn.Module:
         dense = adapter_of_library("timm").create(base, pretrained_cfg_overlay=overlay, **all_arguments)
@@ -85,6 +80,18 @@ def register_with_timm() -> None:
     """Register the architecture `vitrim_cut` with timm, if it is not registered."""
     if not timm.is_model(vitrim_cut.__name__):
         register_model(vitrim_cut)
+
+
+def _changes_for(changes: str, arguments: dict[str, Any], pretrained_cfg: Any) -> dict[str, Any]:
+    """The noted changes, without those of the classifier if timm builds another one for `num_classes`."""
+    from vitrim.models.changes import without
+
+    noted: dict[str, Any] = json.loads(changes or "{}")
+    saved_classes = _of_config(pretrained_cfg, "num_classes")
+    if saved_classes is None or arguments.get("num_classes", saved_classes) == saved_classes:
+        return noted
+    names = _of_config(pretrained_cfg, "classifier") or "head"
+    return without(noted, (names,) if isinstance(names, str) else names)
 
 
 def _of_config(pretrained_cfg: Any, name: str) -> Any:
