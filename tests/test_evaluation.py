@@ -142,3 +142,10 @@ def test_a_difference_on_every_image_has_an_interval_of_no_width(second: list[in
 def test_evaluations_of_different_numbers_of_images_are_not_compared() -> None:
     with pytest.raises(DataError, match="3 and 2 images"):
         compare(made_up([1, 0, 1]), made_up([1, 0]))
+
+
+def test_a_model_without_a_classifier_is_refused() -> None:
+    model = build(dtype=torch.float32)
+    model.head = nn.Identity()
+    with pytest.raises(DataError, match="has no classifier: it returns features"):
+        evaluate(model, image_data(("ant", "bee")))

@@ -7,6 +7,7 @@ Shapes: `B` batch, `C` classes, `n` all images.
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ from torch.nn import functional as F
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, preprocessing_of
-from vitrim.errors import DataError
+from vitrim.errors import DataError, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
+from vitrim.models import origin_of
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import track
 
@@ -103,12 +105,13 @@ def evaluate(
         description: shown before the progress bar.
 
     Raises:
-        DataError: there are no images, or the model has no output for a label.
+        DataError: there are no images, or the model has no classifier, or no output for a label.
     """
     images = data.validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     if isinstance(images, ImageSet):
+        _check_classifier(model)
         state = this_process()
         part = Part(index=state.process_index, count=state.num_processes)
         batches = eval_batches(
@@ -158,6 +161,16 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
         high=100 * float(interval.high),
         p_value=float(stats.binomtest(gained, disagreed).pvalue),
     )
+
+
+def _check_classifier(model: nn.Module) -> None:
+    """Refuse a model that returns features. Their largest value would be taken for the class."""
+    with suppress(UnsupportedModel):  # a model that does not tell how it was made
+        if origin_of(model).model_args["num_classes"] == 0:
+            raise DataError(
+                f"This {type(model).__name__} has no classifier: it returns features. Give it a head with one output "
+                "for each class before it is evaluated."
+            )
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, Tensor, Tensor]:
