@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from builders.changed import KEPT, MODELS, REFUSED, changed, deep_head
+from builders.families_timm import build_row
 from builders.models import random_plan, same_tensors
+from builders.rows import ROWS
 from builders.standalone import modeling_of
 from vitrim.data.matching import preprocessing_of
 from vitrim.errors import CheckpointMismatch, SaveMismatch
@@ -133,6 +135,16 @@ def test_a_changed_buffer_that_is_not_in_the_state_dict_is_named(tmp_path: Path)
     index[0, 0] = index[0, 0] + 1
     with pytest.raises(SaveMismatch, match=r"buffer `layers\.0\.blocks\.0\.attn\.relative_position_index`"):
         save(model, tmp_path / "model")
+
+
+@pytest.mark.filterwarnings("ignore")  # timm's own, where it resizes position biases
+@pytest.mark.parametrize("family", ["EVA-02", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Swin", "BEiT"))])
+@torch.no_grad()
+def test_tables_of_positions_fit_the_image_size_that_was_set_after_pruning(family: str, tmp_path: Path) -> None:
+    model = cut(build_row(ROWS[family], dtype=torch.float32))
+    height = 2 * describe(model).img_size[0]
+    model.set_input_size(img_size=(height, height))
+    assert_every_loader_agrees(model.eval(), "timm", tmp_path)
 
 
 def test_saving_changes_neither_the_model_nor_the_random_state(tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ class TimmAdapter:
 
     def updated(self, model: nn.Module, origin: Origin) -> Origin:
         """Read the number of classes, the image size and the preprocessing again."""
-        arguments = {**origin.model_args, **_size_argument(model), "num_classes": _num_classes(model)}
+        arguments = {**origin.model_args, "num_classes": _num_classes(model)}
+        size = _image_shape(model)[1:]
+        if size != (_pair(arguments.get("img_size")) or _pair(origin.preprocessing.get("img_size"))):
+            arguments["img_size"] = list(size)
         return replace(origin, model_args=arguments, preprocessing=self.preprocessing(model))
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
