@@ -89,7 +89,9 @@ class TimmAdapter:
 
     def updated(self, model: nn.Module, origin: Origin) -> Origin:
         """Read the number of classes, the image size and the preprocessing again."""
-        arguments = {**origin.model_args, "num_classes": _num_classes(model)}
+        noted = getattr(model, "_model_args", None) or {}  # timm's `set_input_size` changes them, windows included
+        noted = {} if "base_args" in noted else _storable(noted)  # those of a folder are of `vitrim_cut`
+        arguments = {**origin.model_args, **noted, "num_classes": _num_classes(model)}
         size = _image_shape(model)[1:]
         if size != (_pair(arguments.get("img_size")) or _pair(origin.preprocessing.get("img_size"))):
             arguments["img_size"] = list(size)
