@@ -183,3 +183,10 @@ def test_models_are_compared_on_the_images_that_both_count() -> None:
     assert found == compare(made_up([0, 1, 1]), made_up([1, 0, 0]))
     with pytest.raises(DataError, match="5 and 4 images"):
         compare(replace(first, not_counted=(0,)), second)
+
+
+def test_a_model_without_a_classifier_is_refused() -> None:
+    model = build(dtype=torch.float32)
+    model.head = nn.Identity()
+    with pytest.raises(DataError, match="has no classifier: it returns features"):
+        evaluate(model, image_data(("ant", "bee")))

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from builders.runs import digits, digits_model, short_recipe, short_training
-from vitrim.errors import BudgetError, DataError, SettingError, UserError
+from vitrim.errors import BudgetError, DataError, SaveMismatch, SettingError, UserError
 from vitrim.importance.criteria import score
-from vitrim.pipeline import compress
-from vitrim.saving.checkpoint import fingerprint
+from vitrim.pipeline import compress, fit
+from vitrim.recipe import TrainRecipe
+from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.source import Source, check
 
 
@@ -28,6 +29,30 @@ def test_a_budget_below_the_smallest_model_is_refused(blocks: Any, tmp_path: Pat
 def test_more_blocks_than_there_are_cannot_be_removed() -> None:
     with pytest.raises(SettingError, match=r"depth\.blocks is 3, but the model has 3"):
         check(Source.of(digits_model()), short_recipe(blocks=3))
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_any_work(tmp_path: Path) -> None:
+    dense = digits_model()
+    dense.blocks[1].mlp.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(SaveMismatch, match=r"output of `blocks\.1` would be another one.*hooks on `blocks\.1\.mlp`"):
+        compress(dense, digits(), short_recipe(), tmp_path / "compressed")
+    with pytest.raises(SaveMismatch, match="hooks on"):
+        fit(dense, digits(), TrainRecipe(training=short_training()), tmp_path / "trained")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_ends_with_the_pooling_that_was_set_on_the_model(tmp_path: Path) -> None:
+    dense = digits_model(depth=2)
+    dense.reset_classifier(10, global_pool="avg")
+    settings = short_training(epochs=0)
+    recipe = short_recipe(keep=0.8, width_training=settings, depth_training=settings)
+    found = compress(dense, digits(), recipe, tmp_path)
+    assert found.model.global_pool == load(tmp_path).global_pool == "avg"
+    images = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        features = found.model.forward_features(images)[:, 1:].mean(dim=1)  # without the class token
+        assert torch.allclose(found.model(images), found.model.head(features), atol=1e-6)
+        assert torch.equal(load(tmp_path)(images), found.model(images))
 
 
 def test_data_with_more_classes_than_outputs_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ class ExportMismatch(UserError):
     """The exported file does not compute the same logits as the model."""
 
 
+class SaveMismatch(UserError):
+    """A model was changed after it was created, and the model that would be loaded would not compute the same."""
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, for messages: `1 file`, `2 files`, `3 classes`."""
     plural = noun if number == 1 else noun + ("es" if noun.endswith(("s", "x", "ch")) else "s")

@@ -7,6 +7,7 @@ Shapes: `B` batch, `C` classes, `n` all images.
 
 import math
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,8 +22,9 @@ from vitrim.data.batches import Part, eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
 from vitrim.data.unreadable import not_counted_note
-from vitrim.errors import DataError
+from vitrim.errors import DataError, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
+from vitrim.models import origin_of
 from vitrim.models.wrappers import unwrapped
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log, track
@@ -109,7 +111,8 @@ def evaluate(
         description: shown before the progress bar.
 
     Raises:
-        DataError: there are no images, the model has no output for a label, or the order of its classes is unclear.
+        DataError: there are no images, the model has no classifier or no output for a label, or the order of its
+            classes is unclear.
     """
     model = unwrapped(model)
     images = match_labels(data, model).validation if isinstance(data, ImageData) else data
@@ -117,6 +120,7 @@ def evaluate(
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     unreadable: list[int] = []
     if isinstance(images, ImageSet):
+        _check_classifier(model)
         state = this_process()
         part = Part(index=state.process_index, count=state.num_processes)
         batches = eval_batches(
@@ -193,6 +197,16 @@ def _counted_without(evaluation: Evaluation, dropped: Set[int]) -> np.ndarray:
     """`correct` without the images that one of two evaluations does not count."""
     counted = np.setdiff1d(np.arange(_num_all(evaluation)), evaluation.not_counted)
     return evaluation.correct[~np.isin(counted, sorted(dropped))]
+
+
+def _check_classifier(model: nn.Module) -> None:
+    """Refuse a model that returns features. Their largest value would be taken for the class."""
+    with suppress(UnsupportedModel):  # a model that does not tell how it was made
+        if origin_of(model).model_args["num_classes"] == 0:
+            raise DataError(
+                f"This {type(model).__name__} has no classifier: it returns features. Give it a head with one output "
+                "for each class before it is evaluated."
+            )
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -80,7 +80,7 @@ def compress(
             loss on hidden states use the dense model. They are not changed.
 
     Raises:
-        UnsupportedModel, SettingError, BudgetError, DataError: see `vitrim.source`.
+        UnsupportedModel, SaveMismatch, SettingError, BudgetError, DataError: see `vitrim.source`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher; lists what
             differs.
         NonFiniteLoss: a loss became infinite or not a number.
@@ -155,11 +155,13 @@ def fit(
     Raises:
         SettingError, DataError: the training batch does not fit the data or the processes, or a teacher does not fit
             the model.
+        SaveMismatch, UnsupportedModel: the trained model could not be saved; see `find_changes`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher.
     """
     source = Source.of(model, as_in_run(data, run_dir), teacher, learns=True)
     check_training(recipe.training, source.structure, source.data)
     check_use_of_teachers(source, [recipe.training])
+    _ = source.changes  # refuses a model that could not be saved
     folder = open_folder(run_dir, source, "train", recipe)
     provenance = {"trained_on": source.data.name, **_teachers_of(source), "recipe": to_table(recipe)}
 

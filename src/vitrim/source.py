@@ -20,11 +20,13 @@ from vitrim.errors import DataError, SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.losses import needs_teacher_logits
-from vitrim.models import describe
+from vitrim.models import describe, origin_of
+from vitrim.models.changes import Changes
 from vitrim.models.wrappers import unwrapped
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint as weights_fingerprint
+from vitrim.saving.verification import find_changes
 from vitrim.structure import ViTStructure
 from vitrim.training.job import check_training
 from vitrim.training.settings import TrainingSettings
@@ -101,6 +103,11 @@ class Source:
         """A short hash of the model's weights."""
         return weights_fingerprint(self.model)
 
+    @cached_property
+    def changes(self) -> Changes:
+        """What was changed on the model after it was created. Raises SaveMismatch if it could not be saved."""
+        return find_changes(self.model, origin_of(self.model), self.structure)[0]
+
     def calibration(self, settings: ImportanceSettings, seed: int) -> Calibration:
         """Training images for scoring and recovery, as many from each class."""
         images = self.data.train.sample(settings.num_images, seed)
@@ -136,6 +143,7 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
             be used, or the scores are of another criterion or model.
         BudgetError: the smallest possible model is above the budget.
         DataError: there are too few images for one update.
+        SaveMismatch, UnsupportedModel: the stages of the run could not be saved; see `find_changes`.
     """
     check_runtime(recipe.latency)
     _check_depth(source.structure, recipe)
@@ -153,6 +161,7 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
     check_use_of_teachers(source, (recipe.width_training, recipe.depth_training))
     if scores is not None:
         _check_scores(scores, source, recipe)
+    _ = source.changes  # refuses a model that could not be saved; last, because the model runs
 
 
 def check_use_of_teachers(source: Source, trainings: Sequence[TrainingSettings]) -> None:

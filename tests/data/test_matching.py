@@ -1,5 +1,6 @@
 """Laws of fitting data to a model: its labels, its preprocessing, its calibration images."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,18 +9,20 @@ import torch
 from timm.data import ImageNetInfo
 from torch import nn
 
+from builders.changed import MODELS, changed, deep_head
 from builders.class_order import NATURAL, NUMBERED, colour_data, model_knowing
 from builders.images import equal_batches, image_data
-from builders.models import build
+from builders.models import build, random_plan
 from builders.runs import short_training
 from vitrim.data.batches import eval_batches
 from vitrim.data.matching import Calibration, match_labels, name_outputs, preprocessing_of
 from vitrim.errors import DataError
 from vitrim.evaluation import evaluate
-from vitrim.models import origin_of, record_origin
+from vitrim.models import describe, origin_of, record_origin, with_new_head
 from vitrim.pipeline import fit
 from vitrim.recipe import TrainRecipe
 from vitrim.saving.checkpoint import load
+from vitrim.surgery import prune
 from vitrim.training.loop import train
 
 
@@ -54,6 +57,34 @@ def test_classes_without_an_output_of_the_model_are_refused() -> None:
         match_labels(image_data(tuple("abcdefgh")), build())
     with pytest.raises(DataError, match=r"3 classes.*7 outputs and no class names"):
         match_labels(image_data(("ant", "bee", "cat")), build())
+
+
+@pytest.mark.parametrize("library", MODELS)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(16, 3), deep_head], ids=["linear", "several layers"])
+def test_the_outputs_of_a_replaced_head_count(library: str, make: Callable[[], nn.Module]) -> None:
+    name = {"timm": "head", "torchvision": "heads", "transformers": "classifier"}[library]
+    model = changed(lambda plain: setattr(plain, name, make()), library)
+    assert describe(model).num_classes == 3
+    data = image_data(("ant", "bee", "cat"))
+    assert match_labels(data, model) is data
+    with pytest.raises(DataError, match="2 classes, but the model has 3 outputs"):
+        match_labels(image_data(("ant", "bee")), model)
+
+
+def test_a_model_whose_head_was_taken_away_has_no_classes() -> None:
+    assert describe(changed(lambda model: setattr(model, "head", nn.Identity()), "timm")).num_classes == 0
+
+
+def test_a_new_head_takes_the_place_of_a_head_of_several_layers() -> None:
+    for library, name in (("timm", "head"), ("torchvision", "heads"), ("transformers", "classifier")):
+        model = with_new_head(changed(lambda plain, name=name: setattr(plain, name, deep_head()), library), 5)
+        assert describe(model).num_classes == 5 == origin_of(model).model_args["num_classes"]
+
+
+def test_preprocessing_that_was_changed_on_the_model_counts() -> None:
+    model = prune(build(), random_plan(describe(build()), seed=1))
+    model.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    assert preprocessing_of(model).mean == (0.1, 0.2, 0.3)
 
 
 def test_calibration_can_be_iterated_again_and_again() -> None:

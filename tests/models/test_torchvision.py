@@ -12,7 +12,7 @@ from builders.exactness import EXACT, images_for, relative_distance
 from builders.families_timm import build_row
 from builders.families_torchvision import SWIN, TORCHVISION, VIT
 from builders.models import random_plan, same_tensors
-from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.errors import SettingError
 from vitrim.models import adapter_for, adapter_of_library, describe, hookable, origin_of, with_new_head
 from vitrim.saving.checkpoint import load, save
 from vitrim.silencing import silence
@@ -140,12 +140,13 @@ def test_preprocessing_comes_from_the_published_weights_of_the_same_image_size()
     assert preprocessing(odd)["img_size"] == [32, 32] and preprocessing(odd)["crop_pct"] == 0.875
 
 
-def test_a_model_with_other_layers_can_be_pruned_but_not_saved(tmp_path) -> None:
+@torch.no_grad()
+def test_a_model_with_another_norm_is_saved_with_it(tmp_path) -> None:
     model = build_row(TORCHVISION["torchvision ViT"])
-    model.encoder.ln = nn.LayerNorm(16, eps=0.1)
+    model.encoder.ln = nn.LayerNorm(16, eps=0.1).double()
     student = prune(model, random_plan(describe(model), seed=1))
-    with pytest.raises(UnsupportedModel, match="other layers"):
-        save(student, tmp_path)
+    images = images_for(describe(model))
+    assert torch.equal(load(save(student, tmp_path))(images), student(images))
 
 
 def test_a_model_with_a_new_head_is_saved_and_loaded(tmp_path) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from builders.counting import count_macs
 from builders.exactness import EXACT, images_for, plans, relative_distance, set_fused
 from builders.families_timm import build_row
-from builders.families_transformers import BACKBONES, HUGGINGFACE, PLAIN
+from builders.families_transformers import BACKBONES, PLAIN
 from builders.models import random_plan, same_tensors
 from builders.narrowing import random_head_widths
+from builders.transformers_folders import CLASSIFIER, ROWS, assert_same, load_with_auto, pruned_model
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.hooks import logits_of
@@ -25,34 +26,8 @@ from vitrim.silencing import silence
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune
 
-ROWS = {**HUGGINGFACE, **BACKBONES}
-CLASSIFIER = transformers.AutoModelForImageClassification
-ROUNDING = 1e-5  # in float32: transformers maps the file into memory, and rounding depends on memory addresses
 FAST = ("transformers ViT", "transformers DINOv2, SwiGLU", "transformers CLIP", "transformers Swin", "DINOv3")
 representatives = pytest.mark.parametrize("family", FAST)
-
-
-def pruned_model(family: str = "transformers ViT", seed: int = 1) -> nn.Module:
-    """A model in float32 without some heads and neurons and without its first block."""
-    model = build_row(ROWS[family], dtype=torch.float32)
-    structure = describe(model)
-    return prune(model, random_plan(structure, seed=seed, blocks=tuple(range(1, len(structure.blocks)))))
-
-
-def load_with_auto(folder: Path, auto: type | None = None) -> nn.Module:
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    auto = auto or (CLASSIFIER if "Classification" in architecture else transformers.AutoModel)
-    model, loading = auto.from_pretrained(folder, output_loading_info=True)
-    assert not any(loading.values())
-    return model
-
-
-@torch.no_grad()
-def assert_same(first: nn.Module, second: nn.Module) -> None:
-    assert type(first) is type(second)
-    assert same_tensors(first, second)
-    images = images_for(describe(second), dtype=torch.float32)
-    assert relative_distance(logits_of(first(images)), logits_of(second(images))) < ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -362,54 +337,3 @@ def test_names_of_transformers_are_those_of_its_classifier(id2label: dict[int, s
     model = ROWS["transformers ViT"]()
     model.config.id2label = id2label
     assert origin_of(model).classes == expected
-
-
-def test_the_class_by_its_name_loads_a_pruned_model(tmp_path: Path) -> None:
-    student = pruned_model()
-    student.save_pretrained(tmp_path)
-    by_name = type(student).from_pretrained(tmp_path)
-    assert_same(by_name, student)
-    assert_same(load(tmp_path), student)
-    images = images_for(describe(student), dtype=torch.float32)
-    backbone, expected = transformers.ViTModel.from_pretrained(tmp_path), student.vit(images).last_hidden_state
-    assert relative_distance(backbone(images).last_hidden_state, expected) < ROUNDING
-    config = json.loads((tmp_path / "config.json").read_text())
-    section = config["dense"]
-    config |= section.pop("sizes") | {"dense": {"model_type": section["type"], "init": section["init"]}}
-    (tmp_path / "config.json").write_text(json.dumps(config))  # as earlier releases wrote it
-    assert_same(type(student).from_pretrained(tmp_path), student)
-    assert_same(load_with_auto(tmp_path), student)
-    with pytest.raises(CheckpointMismatch, match="AutoModelForImageClassification"):
-        transformers.ViTForMaskedImageModeling.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointMismatch, match=r"vitrim\.load"):
-        transformers.ViTConfig.from_pretrained(tmp_path)
-
-
-def test_a_model_that_lost_only_blocks_has_its_depth_in_its_configuration(tmp_path: Path) -> None:
-    model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
-    depth = model.config.num_hidden_layers
-    student = prune(model, PruningPlan.full(describe(model)).without_blocks([0]))
-    student.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["num_hidden_layers"] == depth - 1  # so that transformers can load it without vitrim
-    assert_same(load(tmp_path), student)
-
-
-def test_weights_that_are_missing_or_of_another_shape_are_refused(tmp_path: Path) -> None:
-    adapter = adapter_of_library("transformers")
-    model = build_row(ROWS["transformers ViT"], dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    assert same_tensors(adapter.create(str(tmp_path)), model)
-    assert adapter.create(str(tmp_path), num_classes=9).classifier.out_features == 9
-    written = json.loads((tmp_path / "config.json").read_text())
-    for changes in ({"num_hidden_layers": 9}, {"num_hidden_layers": 1}, {"intermediate_size": 9}):
-        (tmp_path / "config.json").write_text(json.dumps({**written, **changes}))
-        for num_classes in (None, 9):
-            with pytest.raises(CheckpointMismatch, match=r"layers\.\d+\."):
-                adapter.create(str(tmp_path), num_classes=num_classes)
-
-
-def test_a_pooler_without_weights_is_left_out(tmp_path: Path) -> None:
-    model = transformers.ViTModel(transformers.ViTConfig(**PLAIN), add_pooling_layer=False).eval()
-    model.save_pretrained(tmp_path)
-    assert_same(adapter_of_library("transformers").create(str(tmp_path)).eval(), model)

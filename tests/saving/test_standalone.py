@@ -37,12 +37,12 @@ def test_modeling_py_builds_the_same_model(student: nn.Module, folder: Path) -> 
 
 
 def test_modeling_py_imports_no_vitrim(student: nn.Module) -> None:
-    source = modeling_source(student, origin_of(student))
+    source = modeling_source(student, origin_of(student), {})
     assert "import timm" in source and "import vitrim" not in source and "from vitrim" not in source
 
 
 def test_only_differences_to_the_dense_model_are_stored(student: nn.Module) -> None:
-    facts = rebuild_facts(student, origin_of(student))
+    facts = rebuild_facts(student, origin_of(student), {})
     assert facts["removed_blocks"] == ["blocks.1"]
     assert facts["architecture"] == "vit_tiny_patch16_224" and not facts["forwards"] and not facts["zeros"]
     heads = [block.attn.num_heads for block in student.blocks]

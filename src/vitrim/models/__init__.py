@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from vitrim.errors import UnsupportedModel
+from vitrim.models.changes import Changes
 from vitrim.models.layers import check_modules
 from vitrim.models.origin import Origin
 from vitrim.models.timm.adapter import TimmAdapter
@@ -44,6 +45,9 @@ class Adapter(Protocol):
     def origin(self, model: nn.Module) -> Origin:
         """How to build this dense model again; raises `UnsupportedModel` if the model does not tell."""
 
+    def updated(self, model: nn.Module, origin: Origin) -> Origin:
+        """The origin of this model with what was changed since: number of classes, image size, preprocessing."""
+
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         """Build a dense model by the library's name; raises `SettingError` for a wrong name or argument."""
 
@@ -71,8 +75,12 @@ class Adapter(Protocol):
     def set_drop_path(self, model: nn.Module, rate: float) -> None:
         """Set stochastic depth in all blocks; the rate grows linearly from 0 to `rate` at the last block."""
 
-    def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
-        """The keys of `config.json` that the library itself needs to load the model."""
+    def config_root(self, model: nn.Module, origin: Origin, changes: Changes) -> dict[str, Any]:
+        """The keys of `config.json` that the library itself needs to load the model.
+
+        Args:
+            changes: what differs from the model that the origin builds.
+        """
 
     def processor(self, origin: Origin) -> dict[str, Any] | None:
         """The keys of `preprocessor_config.json`, which prepares images as the origin says; None for no such file."""
@@ -158,7 +166,8 @@ def hookable(model: nn.Module) -> AbstractContextManager[None]:
 def origin_of(model: nn.Module) -> Origin:
     """How the model can be built again.
 
-    The origin that an earlier cut or load recorded on the model, else the origin that its adapter reads from it.
+    The origin that an earlier cut or load recorded on the model, else the origin that its adapter reads from it. The
+    number of classes, the image size and the preprocessing are those of the model now.
 
     Raises:
         UnsupportedModel: nothing was recorded, and the model does not tell how it was made.
@@ -167,11 +176,9 @@ def origin_of(model: nn.Module) -> Origin:
     recorded = getattr(model, ORIGIN_ATTRIBUTE, None)
     if not isinstance(recorded, Origin):
         return adapter_for(model).origin(model)
-    num_classes = describe(model).num_classes
-    if num_classes == recorded.model_args["num_classes"]:
-        return recorded
-    # the classifier was replaced since then, for example by timm's `reset_classifier`
-    return replace(recorded, model_args={**recorded.model_args, "num_classes": num_classes}, classes=())
+    origin = adapter_for(model).updated(model, recorded)
+    has_other_classes = origin.model_args["num_classes"] != recorded.model_args["num_classes"]
+    return replace(origin, classes=()) if has_other_classes else origin
 
 
 def with_new_head(model: nn.Module, num_classes: int) -> nn.Module:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +34,8 @@ class Measurement:
         repeated: the watched modules that ran more than once.
         input_shapes, output_shapes: shapes of the hidden state in the input and output of each watched module, without
             the batch dimension.
+        logits_shape: shape of the model's logits or features, without the batch dimension; empty if its output is
+            neither a tensor nor has logits.
     """
 
     macs: dict[str, int]
@@ -41,6 +43,7 @@ class Measurement:
     repeated: tuple[str, ...]
     input_shapes: dict[str, tuple[int, ...]]
     output_shapes: dict[str, tuple[int, ...]]
+    logits_shape: tuple[int, ...] = ()
 
 
 _cache: OrderedDict[Any, Measurement] = OrderedDict()
@@ -114,7 +117,7 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
                 for name, tensor in (*model.named_parameters(), *model.named_buffers())
             }
             with FlopCounterMode(display=False) as counter:
-                torch.func.functional_call(model, state, (torch.empty(1, *image_shape, dtype=dtype),))
+                output = torch.func.functional_call(model, state, (torch.empty(1, *image_shape, dtype=dtype),))
     except CANNOT_RUN as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         size = " x ".join(map(str, image_shape))
@@ -125,6 +128,7 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
         input_shapes=input_shapes,
         output_shapes=output_shapes,
         repeated=tuple(name for name, count in runs.items() if count > 1),
+        logits_shape=_shape_of_logits(output),
     )
 
 
@@ -145,6 +149,11 @@ def _with_own_modules(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
             setattr(model.get_submodule(parent), key, copied(module, dict(tensors)))
         seen.add(id(module))
     return model
+
+
+def _shape_of_logits(output: Any) -> tuple[int, ...]:
+    logits = getattr(output, "logits", output)
+    return tuple(logits.shape[1:]) if isinstance(logits, Tensor) else ()
 
 
 def _by_name(model: nn.Module, counts: dict[str, dict[Any, int]]) -> dict[str, int]:

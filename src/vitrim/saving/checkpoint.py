@@ -1,10 +1,10 @@
 """Saves a model to a folder and loads it again.
 
 A model folder has `config.json` and `model.safetensors`. To load it, the dense model is built from the architecture and
-its arguments, pruned by the plan, and the weights are loaded strictly. For a pruned model there is also `modeling.py`,
-which builds it without vitrim (see `vitrim.saving.standalone`). For a model of transformers there is
-`preprocessor_config.json`, if an image processor of transformers can prepare its images. No pickle is written or run.
-`vitrim.saving.opening` opens models of other libraries.
+its arguments, pruned by the plan, changed as the folder notes, and the weights are loaded strictly. For a pruned model
+there is also `modeling.py`, which builds it without vitrim (see `vitrim.saving.standalone`). For a model of
+transformers there is `preprocessor_config.json`, if an image processor of transformers can prepare its images. No pickle
+is written or run. `vitrim.saving.opening` opens models of other libraries.
 """
 
 import hashlib
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from vitrim.costs.counting import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
-from vitrim.models import adapter_of_library, origin_of, record_origin
+from vitrim.models import adapter_of_library, describe, origin_of, record_origin
+from vitrim.models.changes import Changes
 from vitrim.models.origin import Origin
+from vitrim.models.restoring import restore
 from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.runs.environment import versions
@@ -40,7 +42,8 @@ from vitrim.runs.files import (
 )
 from vitrim.runs.progress import log
 from vitrim.saving.standalone import modeling_source, rebuild_facts
-from vitrim.surgery import prune
+from vitrim.saving.verification import find_changes, rebuild
+from vitrim.structure import ViTStructure
 
 STANDALONE = ("timm", "torchvision")  # libraries whose models get a `modeling.py`
 FORMAT = 2
@@ -51,7 +54,8 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     """Write a model to a folder. `load` returns a model with the same logits, bit for bit.
 
     After `import vitrim`, timm also loads the folder (`timm.create_model("local-dir:FOLDER")`), and so does
-    transformers.
+    transformers. Before anything is written, the model is built again from what the folder will hold, and compared with
+    this one. What was changed after the model was created is noted, if it is plain data.
 
     Args:
         model: a model of a supported library, pruned or not; it is not changed.
@@ -65,18 +69,21 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     Raises:
         FolderInUse: the folder has files that are not of a vitrim model.
         UnsupportedModel: the arguments that the model was built with are not known.
+        SaveMismatch: the model was changed in a way that cannot be noted; the message names what would be lost.
     """
     folder, model = Path(folder), unwrapped(model)
     origin = origin_of(model)
     origin = replace(origin, classes=tuple(classes) or origin.classes)
     _refuse_unknown_files(folder)
+    structure = describe(model)
+    changes, origin = find_changes(model, origin, structure)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(model, origin, provenance)
+    config = _config(model, origin, structure, changes, provenance)
     with writing(folder / CONFIG) as path:  # written last: a folder with config.json is complete
         write_tensors(folder / WEIGHTS, model.state_dict(), FILE_METADATA)
         if origin.plan and origin.library in STANDALONE:
-            config["rebuild"] = rebuild_facts(model, origin)
-            write_text(folder / MODELING, modeling_source(model, origin))
+            config["rebuild"] = rebuild_facts(model, origin, changes)
+            write_text(folder / MODELING, modeling_source(model, origin, changes))
         else:
             (folder / MODELING).unlink(missing_ok=True)  # of an earlier model in this folder
         processor = adapter_of_library(origin.library).processor(origin)
@@ -115,10 +122,14 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
             f"{folder / CONFIG} was not written by vitrim: {problem} is missing or has the wrong type."
         ) from None
     _say_if_processor_differs(folder, origin)
-    model = adapter_of_library(origin.library).build(origin)
-    record_origin(model, origin)
-    if plan is not None:
-        model = prune(model, plan)
+    model = rebuild(origin, plan)
+    try:
+        restore(model, config["vitrim"].get("changes") or {})
+    except (ValueError, AttributeError, KeyError, TypeError, RuntimeError, ImportError) as problem:
+        raise CheckpointMismatch(
+            f"{folder / CONFIG} notes changes that cannot be made on the model: {problem}. It is damaged, or another "
+            "release of the library made it."
+        ) from problem
     load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     return model.to(device).eval()
 
@@ -139,7 +150,7 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict strictly. If all its floats have one dtype, the model gets this dtype.
+    """Load a state dict strictly. If its floats have one dtype, the model gets this dtype, else each tensor its own.
 
     Args:
         model: changed in place.
@@ -164,7 +175,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(floats) == 1:
         model.to(floats.pop())
-    model.load_state_dict(dict(tensors), strict=True)
+    model.load_state_dict(dict(tensors), strict=True, assign=len(floats) > 1)
 
 
 def file_bytes(model: nn.Module) -> int:
@@ -182,9 +193,11 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _config(model: nn.Module, origin: Origin, provenance: Any) -> dict[str, Any]:
-    cost = count_cost(model)
-    about = {
+def _config(
+    model: nn.Module, origin: Origin, structure: ViTStructure, changes: Changes, provenance: Any
+) -> dict[str, Any]:
+    cost = count_cost(structure)
+    about: dict[str, Any] = {
         "format": FORMAT,
         "library": origin.library,
         "architecture": origin.architecture,
@@ -192,12 +205,13 @@ def _config(model: nn.Module, origin: Origin, provenance: Any) -> dict[str, Any]
         "preprocessing": origin.preprocessing,
         "classes": list(origin.classes),
         "plan": origin.plan.to_dict() if origin.plan else None,
+        **({"changes": changes} if changes else {}),
         "params": cost.params,
         "macs": cost.macs,
         "versions": versions(),
         "provenance": provenance,
     }
-    return {**adapter_of_library(origin.library).config_root(model, origin), "vitrim": about}
+    return {**adapter_of_library(origin.library).config_root(model, origin, changes), "vitrim": about}
 
 
 def _to_json(config: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 `modeling.py` builds the dense model with timm or torchvision and removes blocks. Then it gives each tensor the shape
 that it has in the weights file, and sets the attributes that differ. To find these attributes, the dense and the pruned
-model are compared here.
+model are compared here. Last, it makes the changes that were made on the model by hand, such as a head of several
+layers.
 """
 
 import ast
@@ -18,26 +19,31 @@ import torch
 from torch import nn
 
 from vitrim.models import adapter_of_library
+from vitrim.models.changes import Changes
 from vitrim.models.origin import Origin
+from vitrim.models.restoring import restore
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PLAIN = str | int | float | bool | None
 
 
-def rebuild_facts(model: nn.Module, origin: Origin) -> dict[str, Any]:
+def rebuild_facts(model: nn.Module, origin: Origin, changes: Changes) -> dict[str, Any]:
     """The differences between the dense and the pruned model, as plain data for `rebuild` in `config.json`.
 
     Args:
         model: the pruned model.
         origin: how the dense model was built.
+        changes: what differs besides.
 
     Returns:
         `removed_blocks` (names), and by module name `attributes` (values to set) and `forwards` (class to set); also
-        `zeros`, the shapes of smaller buffers that are not in the weights file.
+        `zeros`, the shapes of smaller buffers that are not in the weights file, and the `changes`.
     """
     with torch.device("meta"):
         dense = adapter_of_library(origin.library).build(origin)
-    removed = origin.removed_blocks()
+    removed, arguments = origin.removed_blocks(), dict(origin.model_args)
+    if origin.library == "torchvision":
+        arguments["num_classes"] = arguments["num_classes"] or 1  # its models have a head, which the changes remove
     for name in reversed(removed):
         stage, _, key = name.rpartition(".")
         container: Any = dense.get_submodule(stage)
@@ -67,23 +73,24 @@ def rebuild_facts(model: nn.Module, origin: Origin) -> dict[str, Any]:
     return {
         "library": origin.library,
         "architecture": origin.architecture,
-        "model_args": origin.model_args,
+        "model_args": arguments,
         "removed_blocks": list(removed),
         "attributes": attributes,
         "forwards": forwards,
         "zeros": zeros,
+        **({"changes": changes} if changes else {}),
     }
 
 
-def modeling_source(model: nn.Module, origin: Origin) -> str:
+def modeling_source(model: nn.Module, origin: Origin, changes: Changes) -> str:
     """The text of `modeling.py` for a pruned model."""
     classes = {type(module) for module in model.modules() if type(module).__module__.startswith("vitrim.")}
-    imports, definitions = _sources(classes)
+    imports, definitions = _sources([*classes, *([restore] if changes else [])])
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, keep_trailing_newline=True
     )
     template = environment.get_template("modeling.py.jinja")
-    return template.render(library=origin.library, imports=imports, definitions=definitions)
+    return template.render(library=origin.library, imports=imports, definitions=definitions, changed=bool(changes))
 
 
 def _changed(old: nn.Module, new: nn.Module) -> dict[str, Any]:
@@ -109,8 +116,8 @@ def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
 
 
-def _sources(classes: Iterable[type]) -> tuple[list[str], list[str]]:
-    """The imports and the definitions that these classes need, each as source text."""
+def _sources(classes: Iterable[Any]) -> tuple[list[str], list[str]]:
+    """The imports and the definitions that these classes and functions need, each as source text."""
     files: list[ModuleType] = []
     pending = [inspect.getmodule(cls) for cls in classes]
     while pending:

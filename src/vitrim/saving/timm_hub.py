@@ -1,9 +1,10 @@
 """Lets timm build pruned models, from a folder (`local-dir:`) or from the Hugging Face Hub (`hf-hub:`).
 
 `config.json` of a pruned model names the architecture `vitrim_cut`. It is registered here. Its arguments are the dense
-architecture and the plan. timm loads the weights.
+architecture, the plan, and what was changed on the model besides. timm loads the weights.
 """
 
+import json
 import sys
 from typing import Any
 
@@ -22,6 +23,7 @@ def vitrim_cut(
     base: str,
     base_args: dict[str, Any],
     plan: str,
+    changes: str = "",
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | None = None,
@@ -34,7 +36,8 @@ def vitrim_cut(
             architecture are of no use.
         base: architecture of the dense model.
         base_args: arguments of the dense model.
-        plan: the plan as JSON.
+        plan: the plan as JSON; empty for a model that was changed, but not pruned.
+        changes: what was changed on the model after it was built, as JSON (see `vitrim.models.restoring`).
         pretrained_cfg: where the weights are, from timm.
         pretrained_cfg_overlay: changes to it, from timm.
         cache_dir: for downloads, from timm.
@@ -45,17 +48,21 @@ def vitrim_cut(
     """
     base_args = dict(base_args)
     overlay = base_args.pop("pretrained_cfg_overlay", {})  # has the image size of models without `img_size`
-    source = getattr(pretrained_cfg, "source", None) or (pretrained_cfg or {}).get("source")
+    source = _of_config(pretrained_cfg, "source")
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
-    from vitrim.models import adapter_of_library
+    from vitrim.models import adapter_of_library, origin_of, record_origin
+    from vitrim.models.restoring import restore
     from vitrim.surgery import prune
 
-    kept = PruningPlan.from_json(plan)
+    kept, noted = PruningPlan.from_json(plan) if plan else None, _changes_for(changes, arguments, pretrained_cfg)
 
     def build(**all_arguments: Any) -> nn.Module:
         dense = adapter_of_library("timm").create(base, pretrained_cfg_overlay=overlay, **all_arguments)
-        return prune(dense, kept)
+        record_origin(dense, origin_of(dense))
+        model = prune(dense, kept) if kept else dense
+        restore(model, noted)
+        return model
 
     return build_model_with_cfg(
         build,
@@ -63,7 +70,7 @@ def vitrim_cut(
         pretrained or source in ("local-dir", "hf-hub"),
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
-        feature_cfg=_features_of(base, base_args, len(kept.blocks)) if arguments.get("features_only") else None,
+        feature_cfg=_features_of(base, base_args, kept) if arguments.get("features_only") else None,
         pretrained_filter_fn=_filter_of(base),
         cache_dir=cache_dir,
         **{**base_args, **arguments},
@@ -121,7 +128,26 @@ def _with_origin(
     return arguments
 
 
-def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[str, Any]:
+def _changes_for(changes: str, arguments: dict[str, Any], pretrained_cfg: Any) -> dict[str, Any]:
+    """The noted changes, without those of the classifier if timm builds another one for `num_classes`."""
+    from vitrim.models.changes import without
+
+    noted: dict[str, Any] = json.loads(changes or "{}")
+    saved_classes = _of_config(pretrained_cfg, "num_classes")
+    if saved_classes is None or arguments.get("num_classes", saved_classes) == saved_classes:
+        return noted
+    names = _of_config(pretrained_cfg, "classifier") or "head"
+    return without(noted, (names,) if isinstance(names, str) else names)
+
+
+def _of_config(pretrained_cfg: Any, name: str) -> Any:
+    """A value of timm's configuration of weights, which is an object or a dictionary, or None."""
+    return getattr(pretrained_cfg, name, None) or (
+        pretrained_cfg.get(name) if isinstance(pretrained_cfg, dict) else None
+    )
+
+
+def _features_of(base: str, base_args: dict[str, Any], kept: PruningPlan | None) -> dict[str, Any]:
     """timm's settings for features of the pruned model, made from those of the dense model.
 
     Raises:
@@ -131,6 +157,7 @@ def _features_of(base: str, base_args: dict[str, Any], num_blocks: int) -> dict[
         wrapper = timm.create_model(base, features_only=True, **base_args)
     indices = wrapper.feature_info.out_indices
     if hasattr(wrapper, "out_indices"):  # FeatureGetterNet: a number n selects the last n blocks
+        num_blocks = len(kept.blocks) if kept else len(indices)
         return {"feature_cls": type(wrapper), "out_indices": min(len(indices), num_blocks)}
     flat = any("." in name for name in wrapper.feature_info.module_name())
     return {"feature_cls": type(wrapper), "out_indices": tuple(indices), "flatten_sequential": flat}

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.changed_parts import find_or_skip, unknown_parts
+from vitrim.models.changes import Changes
 from vitrim.models.channels import with_channels
 from vitrim.models.describing import BlockParts, Macs, not_prunable_heads, structure_of
+from vitrim.models.heads import num_outputs, submodule
 from vitrim.models.label_names import label_names
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
@@ -33,6 +35,7 @@ from vitrim.plan import PruningPlan
 from vitrim.structure import TensorCut, UnitGroup, UnitKind, ViTStructure
 
 PRUNED_ARCHITECTURE = "vitrim_cut"  # the architecture under which vitrim registers pruned models with timm
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # keys of `pretrained_cfg`
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
@@ -62,7 +65,7 @@ class TimmAdapter:
             blocks,
             name=_architecture(model),
             image_shape=_image_shape(model),
-            num_classes=getattr(model, "num_classes", 0),
+            num_classes=_num_classes(model),
             embed_dim=model.num_features,
             skipped_parts=_skipped_parts(model, [block.name for block in blocks]),
         )
@@ -83,10 +86,20 @@ class TimmAdapter:
         return Origin(
             library=self.library,
             architecture=_architecture(model),
-            model_args=_storable({**arguments, "num_classes": model.num_classes}),
+            model_args=_storable({**arguments, **_size_argument(model), "num_classes": _num_classes(model)}),
             preprocessing=self.preprocessing(model),
             classes=label_names(getattr(model, "pretrained_cfg", None), int(getattr(model, "num_classes", 0))),
         )
+
+    def updated(self, model: nn.Module, origin: Origin) -> Origin:
+        """Read the number of classes, the image size and the preprocessing again."""
+        noted = getattr(model, "_model_args", None) or {}  # timm's `set_input_size` changes them, windows included
+        noted = {} if "base_args" in noted else _storable(noted)  # those of a folder are of `vitrim_cut`
+        arguments = {**origin.model_args, **noted, "num_classes": _num_classes(model)}
+        size = _image_shape(model)[1:]
+        if size != (_pair(arguments.get("img_size")) or _pair(origin.preprocessing.get("img_size"))):
+            arguments["img_size"] = list(size)
+        return replace(origin, model_args=arguments, preprocessing=self.preprocessing(model))
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         """Build a dense model with `create_model`."""
@@ -97,8 +110,11 @@ class TimmAdapter:
         model.reset_classifier(num_classes)
 
     def build(self, origin: Origin) -> nn.Module:
-        """Build the dense model of this origin."""
-        return create_model(origin.architecture, **origin.model_args)
+        """Build the dense model of this origin, with its preprocessing in `pretrained_cfg`."""
+        model: Any = create_model(origin.architecture, **origin.model_args)
+        settings = {name: origin.preprocessing[name] for name in PREPROCESSING if name in origin.preprocessing}
+        model.pretrained_cfg = model.default_cfg = {**(model.pretrained_cfg or {}), **settings}
+        return model
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
         """Run `Part.fit` on every attention and MLP that lost units."""
@@ -137,20 +153,22 @@ class TimmAdapter:
                     if name.startswith("drop_path") and isinstance(child, timm.layers.DropPath | nn.Identity):
                         setattr(module, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())
 
-    def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
-        """timm's `config.json`. A pruned model has the architecture that vitrim registers with timm."""
+    def config_root(self, model: nn.Module, origin: Origin, changes: Changes) -> dict[str, Any]:
+        """timm's `config.json`. A pruned or changed model has the architecture that vitrim registers with timm."""
         arguments = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
         num_classes = origin.model_args["num_classes"]
-        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
         config = {"input_size": list(_image_shape(model)), "num_classes": num_classes}
-        config |= {name: origin.preprocessing[name] for name in names}
+        config |= {name: origin.preprocessing[name] for name in PREPROCESSING}
         pretrained_cfg = getattr(model, "pretrained_cfg", None) or {}
         config |= {
             name: pretrained_cfg[name] for name in ("pool_size", "first_conv", "classifier") if pretrained_cfg.get(name)
         }
         root: dict[str, Any] = {"architecture": origin.architecture, "model_args": arguments}
-        if origin.plan:
-            pruned_args = {"base": origin.architecture, "base_args": arguments, "plan": origin.plan.to_json()}
+        if origin.plan or changes:
+            plan = origin.plan.to_json() if origin.plan else ""
+            pruned_args = {"base": origin.architecture, "base_args": arguments, "plan": plan}
+            if changes:
+                pruned_args["changes"] = json.dumps(changes)
             root = {"architecture": PRUNED_ARCHITECTURE, "model_args": pruned_args}
         labels = {"num_classes": num_classes, "label_names": list(origin.classes) or None}
         return {**root, **labels, "pretrained_cfg": config}
@@ -231,9 +249,46 @@ def _image_shape(model: nn.Module) -> tuple[int, int, int]:
     config = getattr(model, "pretrained_cfg", None) or {}
     arguments = getattr(model, "_model_args", None) or {}
     channels, *sides = config.get("input_size") or (3, 224, 224)
-    size = arguments.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None) or sides
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = _changed_size(model) or _pair(arguments.get("img_size")) or _patch_embed_size(model) or sides
     return _in_chans(model, config.get("first_conv"), arguments.get("in_chans") or channels), height, width
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else (size[0], size[1]) if size else None
+
+
+def _patch_embed_size(model: nn.Module) -> tuple[int, int] | None:
+    return _pair(getattr(getattr(model, "patch_embed", None), "img_size", None))
+
+
+def _changed_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the images, if timm's `set_input_size` changed them after the model was built."""
+    arguments, config = getattr(model, "_model_args", None) or {}, getattr(model, "pretrained_cfg", None) or {}
+    now, built = (
+        _patch_embed_size(model),
+        _pair(arguments.get("img_size")) or _pair((config.get("input_size") or ())[1:]),
+    )
+    return now if now and built and now != built else None
+
+
+def _size_argument(model: nn.Module) -> dict[str, Any]:
+    size = _changed_size(model)
+    return {"img_size": list(size)} if size else {}
+
+
+def _num_classes(model: Any) -> int:
+    """The number of outputs of the classifier as it is now; `model.num_classes` may be that of an earlier one."""
+    names = _classifier_names(model)
+    heads = [submodule(model, name) for name in names or ("head",)]
+    is_known = names or isinstance(heads[0], nn.Linear | nn.Sequential | nn.Identity)
+    if not is_known or all(head is None for head in heads):
+        return int(getattr(model, "num_classes", 0))
+    return num_outputs(model, heads, _image_shape(model))
+
+
+def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _in_chans(model: Any, first_conv: Any, default: int) -> int:

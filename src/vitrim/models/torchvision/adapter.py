@@ -1,26 +1,27 @@
 """vitrim's interface to torchvision's `vit_*`, `swin_*` and `swin_v2_*`: recognise, describe, build, cut and save them.
 
 torchvision does not note how a model was made, but its attributes tell. A model whose sizes have a name is built again
-by that name, any other model by its class. A model with other layers can be pruned, but not saved.
+by that name, any other model by its class.
 """
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 import torchvision
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformerBlockV2
-from torchvision.ops import StochasticDepth
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.changes import Changes
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, structure_of
+from vitrim.models.heads import num_features, num_outputs
 from vitrim.models.layers import part_problem
 from vitrim.models.origin import Origin
 from vitrim.models.torchvision.families import BLOCKS, MODELS, PREPROCESSING, SIZES_BY_NAME
@@ -53,40 +54,36 @@ class TorchvisionAdapter:
             )
             for name, module in _named_blocks(model)
         ]
-        head = _head(model)
+        num_classes = _num_classes(model)
         with self.hookable(model):
             structure = structure_of(
                 model,
                 blocks,
                 name=_architecture(model),
                 image_shape=(input_channels(model, 3), *_img_size(model)),
-                num_classes=head.out_features if isinstance(head, nn.Linear) else 0,
+                num_classes=num_classes,
                 embed_dim=model.hidden_dim if isinstance(model, VisionTransformer) else model.norm.normalized_shape[0],
             )
         # no layer that runs as a module computes queries, keys and values
         return replace(structure, blocks=tuple(replace(block, qkv="") for block in structure.blocks))
 
     def origin(self, model: Any) -> Origin:
-        """Read the arguments from the model's attributes.
-
-        Raises:
-            UnsupportedModel: a model built with these arguments has other layers.
-        """
-        origin = Origin(
+        """Read the arguments from the model's attributes."""
+        return Origin(
             library=self.library,
             architecture=_architecture(model),
             model_args=_arguments(model),
             preprocessing=self.preprocessing(model),
         )
-        with torch.device("meta"):
-            built = self.build(origin)
-        shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (built, model)]
-        if shapes[0] != shapes[1] or _layers(built) != _layers(model):
-            raise UnsupportedModel(
-                f"This {type(model).__name__} has other layers than torchvision's {origin.architecture} with "
-                f"{origin.model_args}, so vitrim cannot build it again. It can be pruned, but not saved."
-            )
-        return origin
+
+    def updated(self, model: Any, origin: Origin) -> Origin:
+        """Read the number of classes and the image size again."""
+        arguments = {**origin.model_args, "num_classes": _num_classes(model)}
+        if isinstance(model, VisionTransformer):
+            arguments["image_size"] = model.image_size
+        return replace(
+            origin, model_args=arguments, preprocessing={**origin.preprocessing, "img_size": list(_img_size(model))}
+        )
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         """Build a dense model by a name of `families` or by its class; arguments that are None are left out.
@@ -112,20 +109,24 @@ class TorchvisionAdapter:
         return model
 
     def build(self, origin: Origin) -> nn.Module:
-        """Build the dense model of this origin."""
-        model = _build(origin.architecture, origin.model_args)
+        """Build the dense model of this origin; without classes, with one class, because torchvision needs a head."""
+        arguments = {**origin.model_args, "num_classes": origin.model_args["num_classes"] or 1}
+        model = _build(origin.architecture, arguments)
         if isinstance(model, SwinTransformer) and (size := origin.preprocessing.get("img_size")):
             setattr(model, IMG_SIZE, size)
         return model
 
     def reset_head(self, model: Any, num_classes: int) -> None:
-        """Replace the last linear layer."""
-        old = _head(model)
-        head = nn.Linear(old.in_features, num_classes).to(old.weight)
+        """Replace the last linear layer, or whatever was put in the place of torchvision's head."""
+        is_vit, old = isinstance(model, VisionTransformer), _head(model)
+        width = model.hidden_dim if is_vit else model.norm.normalized_shape[0]
+        head = nn.Linear(num_features(old, width), num_classes).to(next(model.parameters()))
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
-        if isinstance(model, VisionTransformer):
+        if is_vit and old is not model.heads:
             model.heads.head = head
+        elif is_vit:
+            model.heads = nn.Sequential(OrderedDict(head=head))
         else:
             model.head = head
         model.num_classes = num_classes
@@ -173,7 +174,7 @@ class TorchvisionAdapter:
         for index, block in enumerate(blocks):
             block.stochastic_depth.p = rate * index / max(1, len(blocks) - 1)
 
-    def config_root(self, model: nn.Module, origin: Origin) -> dict[str, Any]:
+    def config_root(self, model: nn.Module, origin: Origin, changes: Changes) -> dict[str, Any]:
         """Keys for people: torchvision reads no configuration."""
         return {"architecture": origin.architecture, "num_classes": origin.model_args["num_classes"]}
 
@@ -211,8 +212,15 @@ def _build(architecture: str, arguments: Mapping[str, Any], *, pretrained: bool 
     return torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None, **arguments)
 
 
-def _head(model: Any) -> Any:
-    return model.heads.head if isinstance(model, VisionTransformer) else model.head
+def _head(model: Any) -> nn.Module:
+    """The last layer of the classifier, or all of it if it is none of torchvision's."""
+    if not isinstance(model, VisionTransformer):
+        return model.head
+    return getattr(model.heads, "head", model.heads)
+
+
+def _num_classes(model: Any) -> int:
+    return num_outputs(model, [_head(model)], (3, *_img_size(model)))
 
 
 def _blocks(model: nn.Module) -> list[Any]:
@@ -278,7 +286,7 @@ def _arguments(model: Any) -> dict[str, Any]:
     """The arguments that build a model like this one."""
     first, last = _blocks(model)[0], _blocks(model)[-1]
     arguments: dict[str, Any] = {} if _architecture(model) in SIZES_BY_NAME else _sizes(model)
-    arguments["num_classes"] = _head(model).out_features
+    arguments["num_classes"] = _num_classes(model)
     if isinstance(model, VisionTransformer):
         arguments |= {"image_size": model.image_size, "dropout": model.dropout}
         arguments |= {"attention_dropout": model.attention_dropout, "representation_size": model.representation_size}
@@ -288,12 +296,6 @@ def _arguments(model: Any) -> dict[str, Any]:
         arguments["mlp_ratio"] = first.mlp[0].out_features / first.mlp[0].in_features
         arguments["stochastic_depth_prob"] = last.stochastic_depth.p
     return arguments
-
-
-def _layers(model: nn.Module) -> dict[str, str]:
-    """The text of every layer, without dropout and stochastic depth, whose rates may change at any time."""
-    layers = ((name, module) for name, module in model.named_modules() if not any(module.children()))
-    return {name: repr(module) for name, module in layers if not isinstance(module, nn.Dropout | StochasticDepth)}
 
 
 def _img_size(model: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,19 +16,22 @@ from timm.layers import calculate_drop_path_rates
 from torch import nn
 
 from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.models.changes import Changes
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, Macs, structure_of
+from vitrim.models.heads import num_features, num_outputs
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.transformers.auto import config_root, dense_config, dense_type, note_cut
-from vitrim.models.transformers.families import BY_CLASS, Family
-from vitrim.models.transformers.loading import HEADS, from_pretrained, import_library
+from vitrim.models.transformers.families import BY_CLASS, HEADS, Family
+from vitrim.models.transformers.loading import from_pretrained, import_library
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.models.transformers.processors import log_defaults, processor_file, processor_keys, processor_settings
 from vitrim.plan import PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
 BASE_CLASS = ("transformers.modeling_utils", "PreTrainedModel")
+ATTENTION = "attn_implementation"  # argument of transformers, beside the configuration
 GENERATED_LABEL = "LABEL_"  # prefix of the class names that transformers makes up
 IMG_SIZE = "vitrim_img_size"  # attribute for models that accept images of any size
 
@@ -62,7 +66,7 @@ class HuggingFaceAdapter:
                 model,
                 blocks,
                 name=type(model).__name__,
-                image_shape=(input_channels(model, config.num_channels), *_img_size(config)),
+                image_shape=(input_channels(model, config.num_channels), *_img_size(model)),
                 num_classes=_num_classes(model),
                 embed_dim=config.hidden_size,
                 skipped_parts=_skipped_parts(model, names),
@@ -76,11 +80,22 @@ class HuggingFaceAdapter:
         return Origin(
             library=self.library,
             architecture=type(model).__name__,
-            model_args={**config, **({"init": init} if init else {}), "num_classes": _num_classes(model)},
+            model_args={
+                **config,
+                **_attention(model),
+                **({"init": init} if init else {}),
+                "num_classes": _num_classes(model),
+            },
             preprocessing=self.preprocessing(model),
             plan=plan,
             classes=_classes(model),
         )
+
+    def updated(self, model: Any, origin: Origin) -> Origin:
+        """Read the configuration, the number of classes and the image size again."""
+        now = self.origin(model)
+        preprocessing = {**now.preprocessing, **origin.preprocessing, "img_size": now.preprocessing["img_size"]}
+        return replace(origin, model_args=now.model_args, preprocessing=preprocessing)
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         """Build a model by its class, or load one from a folder or a repository of the Hub.
@@ -118,8 +133,11 @@ class HuggingFaceAdapter:
                 f"transformers {transformers.__version__} has no {origin.architecture}. Install the release that "
                 "made the model."
             )
-        config = {name: value for name, value in origin.model_args.items() if name not in ("num_classes", "init")}
+        ours = ("num_classes", "init", ATTENTION)
+        config = {name: value for name, value in origin.model_args.items() if name not in ours}
         built = cls.config_class.from_dict(config)
+        if ATTENTION in origin.model_args:
+            built._attn_implementation = origin.model_args[ATTENTION]
         num_classes = origin.model_args["num_classes"]
         if num_classes and built.num_labels != num_classes:
             built.num_labels = num_classes
@@ -191,13 +209,18 @@ class HuggingFaceAdapter:
             log_defaults(name, type(model).__name__, str(settings))
         return with_channels(settings, channels)
 
-    def config_root(self, model: Any, origin: Origin) -> dict[str, Any]:
-        """transformers' configuration. A pruned model has the model type that vitrim registers."""
-        return config_root(model.config, origin)
+    def config_root(self, model: Any, origin: Origin, changes: Changes) -> dict[str, Any]:
+        """transformers' configuration. A pruned or changed model has the model type that vitrim registers."""
+        return config_root(model.config, origin, changes, _init_arguments(model))
 
     def processor(self, origin: Origin) -> dict[str, Any] | None:
         """The keys of `preprocessor_config.json`, from which `AutoImageProcessor` makes an image processor."""
         return processor_keys(origin.preprocessing)
+
+
+def _attention(model: Any) -> dict[str, str]:
+    """The unfused attention, if it was chosen. Any other choice depends on the machine, and is made when loading."""
+    return {ATTENTION: "eager"} if model.config._attn_implementation == "eager" else {}
 
 
 def _family(model: nn.Module) -> Family:
@@ -271,8 +294,9 @@ def _processor(model: Any) -> dict[str, Any] | None:
 
 
 def _num_classes(model: Any) -> int:
-    head = getattr(model, "classifier", None) or getattr(model, "cls_classifier", None)
-    return head.out_features if isinstance(head, nn.Linear) else 0
+    heads = [getattr(model, name, None) for name in HEADS]
+    config = _vision_config(model)
+    return num_outputs(model, heads, (input_channels(model, config.num_channels), *_img_size(model)))
 
 
 def _classes(model: Any) -> tuple[str, ...]:
@@ -287,10 +311,8 @@ def _classes(model: Any) -> tuple[str, ...]:
 
 
 def _head_width(model: Any, head: nn.Module) -> int:
-    if isinstance(head, nn.Linear):
-        return head.in_features
-    width: int = _vision_config(model).hidden_size
-    return 2 * width if "Dinov2" in type(model).__name__ else width  # class token and mean of the patches
+    width: int = _vision_config(model).hidden_size  # Dinov2: of the class token and of the mean of the patches
+    return num_features(head, 2 * width if "Dinov2" in type(model).__name__ else width)
 
 
 def _find_groups(model: Any, family: Family, name: str, macs: Macs) -> list[UnitGroup]:

@@ -8,6 +8,9 @@ dense model (`dense`) and the plan (`vitrim`). Reading such a configuration regi
 `ViTForImageClassification.from_pretrained(FOLDER)` would build a dense model and leave what it does not find in the
 folder at random values. So the configurations of dense models refuse a folder of a pruned model, and `from_pretrained`
 then takes the class that prunes.
+
+The same is done for a model that was changed after it was created, such as one with a head of several layers: its
+changes are in `vitrim` too, and its plan may be None.
 """
 
 import json
@@ -20,8 +23,10 @@ import wrapt
 from torch import nn
 
 from vitrim.errors import CheckpointMismatch
+from vitrim.models.changes import Changes, renamed, without
 from vitrim.models.origin import Origin
-from vitrim.models.transformers.families import BY_CLASS
+from vitrim.models.restoring import restore
+from vitrim.models.transformers.families import BY_CLASS, HEADS
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
@@ -48,7 +53,7 @@ def register(prune: Cut) -> None:
         def from_dict(cls, config_dict: dict[str, Any], **arguments: Any) -> Any:
             try:
                 base = CONFIG_MAPPING[dense_type(config_dict["dense"])]
-                PruningPlan.from_dict(config_dict["vitrim"]["plan"])
+                _plan_in(config_dict["vitrim"])
             except (KeyError, TypeError) as error:
                 raise CheckpointMismatch(
                     f"This config.json has the model type `vitrim`, but {error} is missing or unknown. "
@@ -146,8 +151,8 @@ def note_cut(config: Any, structure: ViTStructure, plan: PruningPlan, init: dict
         init: constructor arguments of the model's class, besides the configuration.
     """
     if type(config).model_type == MODEL_TYPE:
-        plan = PruningPlan.from_dict(config.vitrim["plan"]).then(plan)
-        config.vitrim = _vitrim_section(plan)
+        before = _plan_in(config.vitrim)
+        config.vitrim = _vitrim_section(plan := before.then(plan) if before else plan)
     elif plan.keeps_all(structure):
         return
     else:
@@ -165,13 +170,25 @@ def dense_config(config: Any) -> tuple[dict[str, Any], PruningPlan | None]:
     if dense:
         settings["model_type"] = dense_type(dense)
         settings.get("vision_config", settings).update(dense.get("sizes", {}))  # earlier releases wrote no `sizes`
-    plan = PruningPlan.from_dict(section["plan"]) if section else None
+    plan = _plan_in(section) if section else None
     return {name: value for name, value in settings.items() if name not in RUNTIME_KEYS}, plan
 
 
-def config_root(config: Any, origin: Origin) -> dict[str, Any]:
-    """The keys of `config.json` that transformers needs. `vitrim.save` adds the `vitrim` section."""
+def config_root(config: Any, origin: Origin, changes: Changes, init: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `config.json` that transformers needs. `vitrim.save` adds the `vitrim` section.
+
+    Args:
+        config: the model's configuration; it is not changed.
+        changes: what differs from the model that the origin builds.
+        init: constructor arguments of the model's class, besides the configuration.
+    """
     root: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    if changes and type(config).model_type != MODEL_TYPE:
+        root |= {"model_type": MODEL_TYPE, "dense": {"type": root["model_type"], "init": init}}
+    num_classes = origin.model_args["num_classes"]
+    if num_classes and num_classes != config.num_labels:  # the classifier was replaced by hand
+        root["id2label"] = {index: f"LABEL_{index}" for index in range(num_classes)}
+        root["label2id"] = {name: index for index, name in root["id2label"].items()}
     for name in ("vitrim", "_name_or_path"):
         root.pop(name, None)
     if origin.classes:
@@ -201,6 +218,11 @@ def _vitrim_section(plan: PruningPlan) -> dict[str, Any]:
     return {"format": FORMAT, "library": "transformers", "plan": plan.to_dict()}
 
 
+def _plan_in(section: dict[str, Any]) -> PruningPlan | None:
+    """The plan in the section `vitrim`; None for a model that was changed, but not pruned."""
+    return None if section["plan"] is None else PruningPlan.from_dict(section["plan"])
+
+
 def _kept_depths(depths: list[int], plan: PruningPlan) -> list[int]:
     """The number of kept blocks of each stage."""
     ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
@@ -212,16 +234,30 @@ def _build_cut(base: Any, config: Any, prune: Cut) -> nn.Module:
     from transformers import CONFIG_MAPPING
 
     settings, plan = dense_config(config)
-    assert plan is not None
     dense = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     dense._attn_implementation = config._attn_implementation
     dense.name_or_path = config.name_or_path
     same_class = base.__name__ in (config.architectures or [])
     model = base(dense, **(config.dense["init"] if same_class else {}))
-    with torch.device(
-        "cpu"
-    ):  # transformers may build on the meta device, but the tables that `describe` computes need data
-        return prune(model, plan)
+    if plan is not None:
+        with torch.device(
+            "cpu"
+        ):  # transformers may build on the meta device, but the tables that `describe` computes need data
+            model = prune(model, plan)
+    restore(model, _changes_for(base, config, dense.num_labels))
+    return model
+
+
+def _changes_for(base: Any, config: Any, num_labels: int) -> Changes:
+    """The noted changes for a model of class `base`, whose backbone or classifier may differ from the saved one."""
+    changes, prefix = config.vitrim.get("changes") or {}, f"{base.base_model_prefix}."
+    saved_classes = (config.vitrim.get("model_args") or {}).get("num_classes") or num_labels
+    if saved_classes != num_labels:
+        changes = without(changes, HEADS)
+    had_head, has_head = ("For" in name for name in ((config.architectures or [base.__name__])[0], base.__name__))
+    if had_head and not has_head:
+        return renamed(changes, lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
+    return renamed(changes, lambda name: f"{prefix}{name}" if name else None) if has_head > had_head else changes
 
 
 def _register_models(base: Any, config_class: Any, architectures: list[str], prune: Cut) -> None:

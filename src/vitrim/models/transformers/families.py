@@ -7,6 +7,9 @@ HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
+HEADS = ("classifier", "cls_classifier", "distillation_classifier")  # attributes of the classes with a head
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Model classes that have the same class of blocks.

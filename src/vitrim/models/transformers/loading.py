@@ -8,8 +8,8 @@ from torch import nn
 
 from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.models.transformers.auto import MODEL_TYPE
+from vitrim.models.transformers.families import HEADS
 
-HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 NUMBER = re.compile(r"\.\d+\.")  # of a block, in the name of a weight
 
 
