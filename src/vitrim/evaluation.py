@@ -115,12 +115,13 @@ def evaluate(
             classes is unclear.
     """
     model = unwrapped(model)
+    if isinstance(data, ImageData | ImageSet):
+        _check_classifier(model)
     images = match_labels(data, model).validation if isinstance(data, ImageData) else data
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     unreadable: list[int] = []
     if isinstance(images, ImageSet):
-        _check_classifier(model)
         state = this_process()
         part = Part(index=state.process_index, count=state.num_processes)
         batches = eval_batches(

@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         lambda m: setattr(m, "head", nn.Sequential(nn.Dropout(0.1), OwnHead())),
         "`head` is a Sequential.*OwnHead",
     ),
-    "forward of the model": ("timm", with_other_forward, "`forward` was replaced by a method"),
+    "forward of the model": ("timm", with_other_forward, "`forward` was replaced"),
     "forward of a block": ("timm", lambda m: with_other_forward(m.blocks[0]), r"`blocks\.0\.forward` was replaced"),
     "a hook": (
         "timm",

@@ -1,7 +1,6 @@
 """timm and transformers load models that vitrim has pruned and saved."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from builders.models import build, random_images, random_plan, same_tensors
-from vitrim.models import describe, origin_of, record_origin
+from vitrim.models import describe, origin_of
 from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import prune
 
@@ -105,8 +104,7 @@ def test_a_model_with_few_blocks_returns_the_features_of_all_its_blocks(tmp_path
 
 def test_what_timm_writes_of_a_pruned_model_is_loaded_by_timm(student: nn.Module, tmp_path: Path) -> None:
     model = load(save(student, tmp_path / "saved", classes=tuple("abcdefg")))
-    changed = replace(origin_of(model), preprocessing={**origin_of(model).preprocessing, "mean": [0.1, 0.2, 0.3]})
-    record_origin(model, changed)  # what vitrim knows about the weights is more than timm's defaults
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
     save_for_hf(model, tmp_path / "hub")
     again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     assert torch.equal(again(IMAGES), student(IMAGES))

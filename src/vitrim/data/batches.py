@@ -295,8 +295,8 @@ class _Files(Dataset):
         if image is not None:
             return _Streamed(self.change(image, epoch, index), False, "")
         if not self.replaces:
-            size = self.change.preprocessing.img_size
-            return _Streamed(torch.zeros(self.pixel_format.channels, *size, dtype=torch.uint8), True, reason)
+            blank = torch.zeros(self.pixel_format.channels, *self.change.preprocessing.img_size, dtype=torch.uint8)
+            return _Streamed(self.change(blank, epoch, index), True, reason)
         return _Streamed(self.change(self._replacement(epoch, index, reason), epoch, index), True, reason)
 
     def _read(self, index: int) -> tuple[Tensor | None, str]:

@@ -40,8 +40,10 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     except UnsupportedModel:
         recorded = {}
     configured = adapter_for(model).preprocessing(unwrapped(model))
+    if not recorded or "mean" not in configured:
+        return Preprocessing.from_dict(recorded or configured)
     channels = len(configured["mean"])  # as many as the model takes now; its first convolution may have been replaced
-    return Preprocessing.from_dict(with_channels(recorded, channels) if recorded else configured)
+    return Preprocessing.from_dict(with_channels(recorded, channels))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -131,7 +131,7 @@ class EvalTransform:
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.img_size = preprocessing.img_size
+        self.preprocessing, self.img_size = preprocessing, preprocessing.img_size
         self.steps, self.interpolation = preprocessing.steps, preprocessing.interpolation
         keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
         self.transform: Any = None

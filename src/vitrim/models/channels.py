@@ -23,6 +23,8 @@ def with_channels(settings: dict[str, Any], channels: int) -> dict[str, Any]:
         settings: with `mean` and `std`.
         channels: of the model's images.
     """
+    if "mean" not in settings:  # `refused`: the images of this model cannot be prepared
+        return settings
     return {**settings, "mean": _fit(settings["mean"], channels), "std": _fit(settings["std"], channels)}
 
 

@@ -109,7 +109,9 @@ def _check_prunable(model: nn.Module, blocks: Sequence[BlockStructure], skipped:
         [*(group.not_prunable for group in groups), *skipped, *(block.not_prunable for block in blocks)]
     )
     found = [reason for reason in reasons if reason][:MAX_REASONS] or [
-        "it has no attention, no MLP and no second block"
+        "its `forward` was replaced, and no block of a copy runs in it"
+        if "forward" in vars(model)
+        else "it has no attention, no MLP and no second block"
     ]
     raise UnsupportedModel(f"Nothing in this {type(model).__name__} can be pruned: {'; '.join(found)}.")
 

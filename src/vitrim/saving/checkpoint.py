@@ -3,8 +3,8 @@
 A model folder has `config.json` and `model.safetensors`. To load it, the dense model is built from the architecture and
 its arguments, pruned by the plan, changed as the folder notes, and the weights are loaded strictly. For a pruned model
 there is also `modeling.py`, which builds it without vitrim (see `vitrim.saving.standalone`). For a model of
-transformers there is `preprocessor_config.json`, if an image processor of transformers can prepare its images. No pickle
-is written or run. `vitrim.saving.opening` opens models of other libraries.
+transformers there is `preprocessor_config.json`, if an image processor of transformers can prepare its images. No
+pickle is written or run. `vitrim.saving.opening` opens models of other libraries.
 """
 
 import hashlib

@@ -103,6 +103,9 @@ def _set_preprocessing(model: Any, checkpoint: TrainingCheckpoint, library: str,
     if library == "transformers":
         model.config._name_or_path = str(path.parent)  # where its adapter looks for the image processor
     used = adapter_of_library(library).preprocessing(model)
+    if "refused" in used:
+        log(str(used["refused"]))
+        return
     numbers = ", ".join(f"{key} {' '.join(f'{value:.3g}' for value in used[key])}" for key in ("mean", "std"))
     others = f"{used['interpolation']}, crop {used['crop_pct']:.3g}"
     source = f"{', '.join(stated)} as the file states" if stated else "of the architecture, as the file states none"
