@@ -51,9 +51,8 @@ def test_weights_of_transformers_give_their_logits_at_their_image_size(tmp_path:
         {"state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()}}, tmp_path / "a.ckpt"
     )
     assert torch.equal(open_model(str(tmp_path / "a.ckpt"), **arguments)(IMAGES).logits, model(IMAGES).logits)
-    text = json.dumps(
-        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"height": 32, "width": 32}}
-    )
+    settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"height": 32, "width": 32}}
+    text = json.dumps(settings)
     (tmp_path / "preprocessor_config.json").write_text(text)  # beside the weights
     assert preprocessing_of(open_model(str(tmp_path / "a.ckpt"), **arguments)).mean == (0.1, 0.2, 0.3)
     with pytest.raises(CheckpointMismatch, match=r"position_embeddings is \(1, 17, 16\), the model has \(1, 37, 16\)"):

@@ -173,7 +173,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "other names": (lambda: Wrapped(digits_model(num_classes=12), order=range(2, 12)), "no output for 2 of .* 0, 1"),
     "a name twice": (lambda: Wrapped(digits_model(), order=[0, *range(10)]), "several outputs of the name 0"),
     "four channels": (lambda: _with_input(4), "cannot be run on images of 3x8x8 values"),
-    "one channel": (lambda: digits_model(in_chans=1), "cannot be run on images of 3x8x8"),
     "another size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), "cannot be run on images of 3x8x8"),
     "probabilities": (lambda: _Returning("probabilities"), "returns probabilities; expected logits"),
     "NaN": (lambda: _Returning("NaN"), "not a number"),
