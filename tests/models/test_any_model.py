@@ -39,10 +39,6 @@ def test_a_module_of_ones_own_says_nothing_until_it_has_a_pretrained_cfg() -> No
     assert recorded_preprocessing(model)[0] == {"mean": (0.5,) * 3, "std": (0.5,) * 3, "img_size": (32, 32)}
 
 
-def test_wrappers_of_torch_are_removed() -> None:
-    model = nn.Linear(2, 2)
-
-
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
 PROCESSORS: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {  # and what a black and a white pixel become
     "usual": (HALF, (-2.0, 2.0)),

@@ -249,10 +249,10 @@ def look_up(names: Sequence[str], descriptions: Sequence[str]) -> tuple[int | No
     for position, description in enumerate(descriptions):
         for word in description.split(", "):
             having.setdefault(loose(word), set()).add(position)
-    found: list[int | None] = []
-    for name, position in zip(names, join(names, descriptions).index, strict=True):
+    found = []
+    for name, whole in zip(names, join(names, descriptions).index, strict=True):
         possible = having.get(loose(name), set())
-        found.append(next(iter(possible)) if position is None and len(possible) == 1 else position)
+        found.append(next(iter(possible)) if whole is None and len(possible) == 1 else whole)
     return tuple(found)
 
 
