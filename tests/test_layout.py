@@ -149,9 +149,9 @@ def test_tests_mirror_the_sources() -> None:
     """Every test file of a folder of the package is named after a file or folder of it, or says why it is not."""
     extra = {"models/test_families", "models/test_narrow_heads", "models/test_residual_scale"}  # laws of all libraries
     extra |= {"models/test_transformers_loading"}  # of a file in a folder
-    folders = [path for path in SOURCE.iterdir() if path.is_dir() and path.name not in ("recipes", "templates")]
-    for folder in folders:
+    for folder in sorted(path for path in SOURCE.rglob("*") if path.is_dir() and path.name != "__pycache__"):
+        inside = folder.relative_to(SOURCE)
         known = {path.stem for path in folder.iterdir() if not path.name.startswith("__")} | {"main"}
-        for test in sorted((ROOT / "tests" / folder.name).glob("test_*.py")):
-            name = f"{folder.name}/{test.stem}"
+        for test in sorted((ROOT / "tests" / inside).glob("test_*.py")):
+            name = f"{inside.as_posix()}/{test.stem}"
             assert test.stem.removeprefix("test_") in known or name in extra, name

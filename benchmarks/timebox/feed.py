@@ -22,12 +22,12 @@ from typing import IO
 import numpy as np
 import torch
 
-from vitrim.data.decoding import BROKEN_IMAGE
+from vitrim.data.files.decoding import BROKEN_IMAGE
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.data.listing.parts import Found
+from vitrim.data.listing.sources import Places, find
+from vitrim.data.listing.suffixes import IMAGE_SUFFIXES
 from vitrim.data.loading import read_image
-from vitrim.data.parts import Found
-from vitrim.data.sources import Places, find
-from vitrim.data.suffixes import IMAGE_SUFFIXES
 from vitrim.errors import DataError
 from vitrim.runs.files import read_json, write_text, writing
 from vitrim.runs.progress import log

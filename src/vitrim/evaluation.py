@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.data.batches import Part, eval_batches
+from vitrim.data.files.unreadable import not_counted_note
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
-from vitrim.data.unreadable import not_counted_note
 from vitrim.errors import DataError, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import origin_of

@@ -15,8 +15,8 @@ from torch import nn
 from vitrim import report as reports
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import measure_latencies
+from vitrim.data.files.run_record import as_in_run, explain_unreadable, keep_record
 from vitrim.data.images import ImageData
-from vitrim.data.run_record import as_in_run, explain_unreadable, keep_record
 from vitrim.depth import choose_num_blocks, plan_width
 from vitrim.errors import FolderInUse
 from vitrim.evaluation import Evaluation, evaluate

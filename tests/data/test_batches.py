@@ -26,9 +26,9 @@ from builders.images import (
 from vitrim.data import batches
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import Part, eval_batches, num_train_steps
+from vitrim.data.files.pixels import PixelFormat
 from vitrim.data.images import ImageSet
 from vitrim.data.loading import read_image
-from vitrim.data.pixels import PixelFormat
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import DataError, SettingError
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from builders.images import image_folder, save_image
 from vitrim.data import loading
-from vitrim.data.layouts import Found
+from vitrim.data.listing.layouts import Found
 from vitrim.data.loading import load_data, read_image
 from vitrim.errors import DataError, SettingError
 

@@ -33,7 +33,7 @@ def open_data(options: DataOptions, channels: int, *, only_validation: bool = Fa
         DataError: the images cannot be found or read. SettingError: an option is out of range, or no training images
             are named.
     """
-    from vitrim.data.class_names import read_class_names
+    from vitrim.data.classes.class_names import read_class_names
     from vitrim.data.loading import load_data
     from vitrim.runs.progress import log
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitrim.data.augmentation import AugmentationSettings, Augmenter, Step
-from vitrim.data.decoding import BROKEN_IMAGE, num_cores
+from vitrim.data.files.decoding import BROKEN_IMAGE, num_cores
+from vitrim.data.files.pixels import UnsupportedPixels
 from vitrim.data.images import ImageSet
 from vitrim.data.loading import read_image
-from vitrim.data.pixels import UnsupportedPixels
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitrim.data.class_names import ClassNames, read_class_names
-from vitrim.data.pixels import RGB, PixelFormat
+from vitrim.data.classes.class_names import ClassNames, read_class_names
+from vitrim.data.files.pixels import RGB, PixelFormat
+from vitrim.data.files.unreadable import Unreadable, not_counted_note, replaced_note
 from vitrim.data.transfer import send
-from vitrim.data.unreadable import Unreadable, not_counted_note, replaced_note
 from vitrim.errors import counted
 from vitrim.runs.progress import log
 

@@ -17,14 +17,14 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from vitrim.data.decoded_cache import decode_or_read
-from vitrim.data.decoding import SizesDiffer, check_files, common_size
+from vitrim.data.files.decoded_cache import decode_or_read
+from vitrim.data.files.decoding import SizesDiffer, check_files, common_size
+from vitrim.data.files.pixels import RGB, PixelFormat, PixelOptions, pixel_array
+from vitrim.data.files.value_range import as_data_error, range_notes
 from vitrim.data.images import ImageData, ImageSet, rank_in_class
-from vitrim.data.parts import Found
-from vitrim.data.pixels import RGB, PixelFormat, PixelOptions, pixel_array
-from vitrim.data.sources import SOURCES, Places, find
-from vitrim.data.tables import ColumnNames
-from vitrim.data.value_range import as_data_error, range_notes
+from vitrim.data.listing.parts import Found
+from vitrim.data.listing.sources import SOURCES, Places, find
+from vitrim.data.listing.tables import ColumnNames
 from vitrim.errors import DataError, SettingError, counted
 
 MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours

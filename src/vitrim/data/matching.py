@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.data.batches import check_channels, eval_batches
-from vitrim.data.class_names import ClassNames, are_numbered, join, look_up, read_class_names
-from vitrim.data.class_order import IMAGENET_ORDER, measure_order, possible_orders
+from vitrim.data.classes.class_names import ClassNames, are_numbered, join, look_up, read_class_names
+from vitrim.data.classes.class_order import IMAGENET_ORDER, measure_order, possible_orders
+from vitrim.data.classes.imagenet_names import synsets_of, synsets_of_outputs
 from vitrim.data.image_ops import RECOLOURED_CHANNELS
-from vitrim.data.imagenet_names import synsets_of, synsets_of_outputs
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import DataError, UnsupportedModel

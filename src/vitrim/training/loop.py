@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from vitrim.copying import copied
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
+from vitrim.data.files.run_record import as_in_run, keep_record
+from vitrim.data.files.unreadable import log_replaced
 from vitrim.data.images import ImageData
 from vitrim.data.matching import note_classes, preprocessing_of
-from vitrim.data.run_record import as_in_run, keep_record
 from vitrim.data.seeds import mixed_seed
-from vitrim.data.unreadable import log_replaced
 from vitrim.errors import NonFiniteLoss
 from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states

@@ -1,0 +1,1 @@
+"""Decode image files, and remember those that cannot be decoded."""

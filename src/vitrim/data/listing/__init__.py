@@ -1,0 +1,1 @@
+"""List the images of a data set on a disk: which files, which classes, which splits."""

@@ -1,0 +1,107 @@
+"""What is listed from a disk: the images of one split, and a data set of two splits. Nothing is read here.
+
+How folders and tables become a `Part` is in `layouts` and `listed_images`. `loading` divides and decodes a `Found`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from vitrim.data.classes.class_names import join_splits
+from vitrim.data.images import ImageSet
+from vitrim.errors import DataError, counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A data set as found on disk, before it is divided or decoded.
+
+    Attributes:
+        classes: class names; a label is an index in them.
+        train: training images. There are none if the user only named validation images.
+        validation: validation images, or None if the data set has none.
+        validation_fraction: of the training images of each class, used for validation if `validation` is None.
+        not_images: files in class folders that are not images.
+        notes: what was decided, for the user.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    validation: ImageSet | None = None
+    validation_fraction: float = 0.1
+    not_images: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The images of one split, with class names of its own.
+
+    Attributes:
+        place: folder or table that they were listed from, for messages.
+        classes: class names; a label is an index in them.
+        images: the images.
+        not_images: files in class folders that are not images.
+        notes: what was decided, for the user.
+    """
+
+    place: Path
+    classes: tuple[str, ...]
+    images: ImageSet
+    not_images: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> Found:
+    """Return a data set whose validation images have the labels of the training classes.
+
+    Raises:
+        DataError: a validation class is not a training class, or there is only one class.
+    """
+    classes = train.classes
+    if len(classes) < 2:
+        raise DataError(f"{train.place} has only one class, {classes[0]!r}; at least two classes are needed.")
+    notes = [*notes, *train.notes]
+    absent = sorted(set(range(len(classes))) - set(train.images.labels.unique().tolist()))
+    if absent:  # a Hugging Face data set may name more classes than it has images of
+        notes.append(f"{counted(len(absent), 'class')} without training images, such as {classes[absent[0]]}")
+    if validation is None:
+        return Found(classes=classes, train=train.images, not_images=train.not_images, notes=tuple(notes))
+    found, similar = join_splits(validation.classes, classes)
+    notes += similar
+    unknown = [name for name, label in zip(validation.classes, found, strict=True) if label is None]
+    if unknown:
+        raise DataError(
+            f"{validation.place} has a class {unknown[0]!r}, but {train.place} has no such class folder. "
+            "Both need the same class folders; rename or remove it."
+        )
+    labels = torch.tensor(found)[validation.images.labels]
+    if len(validation.classes) < len(classes):
+        missing = next(name for label, name in enumerate(classes) if label not in found)
+        number = counted(len(classes) - len(validation.classes), "class")
+        notes.append(f"{number} without validation images, such as {missing}")
+    return Found(
+        classes=classes,
+        train=train.images,
+        validation=replace(validation.images, labels=labels),
+        not_images=(*train.not_images, *validation.not_images),
+        notes=(*notes, *validation.notes),
+    )
+
+
+def merged(parts: Sequence[Part]) -> Part:
+    """Return the images of several parts as one. Its classes are those of all parts, sorted if they differ."""
+    if len(parts) == 1:
+        return parts[0]
+    same = all(part.classes == parts[0].classes for part in parts)
+    classes = parts[0].classes if same else tuple(sorted({name for part in parts for name in part.classes}))
+    labels = [torch.tensor([classes.index(name) for name in part.classes])[part.images.labels] for part in parts]
+    return Part(
+        place=parts[0].place,
+        classes=classes,
+        images=ImageSet(labels=torch.cat(labels), files=tuple(file for part in parts for file in part.images.files)),
+        not_images=tuple(file for part in parts for file in part.not_images),
+        notes=tuple(note for part in parts for note in part.notes),
+    )

@@ -1,0 +1,36 @@
+"""Laws of unreadable files: each is named once, and its size is the one before it was damaged."""
+
+from pathlib import Path
+
+import pytest
+
+from builders.images import file_set
+from vitrim.data.files.unreadable import Unreadable, replaced_note
+
+
+def test_a_file_is_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unreadable, calls = Unreadable(), []
+    unreadable.on_new = lambda: calls.append(1)
+    for _ in range(2):
+        unreadable.add(str(tmp_path / "a.png"), "truncated", "it is not used")
+    assert (
+        calls == [1]
+        and capsys.readouterr().err == f"{tmp_path / 'a.png'} cannot be decoded (truncated); it is not used\n"
+    )
+
+
+def test_the_size_at_the_start_is_kept_when_a_file_is_damaged_and_when_it_is_repaired(tmp_path: Path) -> None:
+    images = file_set(tmp_path, 4)
+    sizes = list(images.unreadable.file_sizes(images.files))
+    Path(images.files[1]).write_bytes(b"short")
+    images.unreadable.add(images.files[1], "", "")
+    assert images.unreadable.sizes == {images.files[1]: sizes[1]}
+    assert list(images.unreadable.file_sizes(images.files)) == sizes
+    assert list(Unreadable.for_run({}, [images.unreadable]).file_sizes(images.files)) == sizes
+    assert Unreadable().file_sizes(images.files)[1] == 5
+
+
+def test_a_note_counts_all_files_and_names_three() -> None:
+    note = replaced_note([f"/x/train/cat/{i}.png" for i in range(5)])
+    assert note.startswith("5 training images could not be decoded")
+    assert note.endswith(", ".join([*(str(Path("cat", f"{i}.png")) for i in range(3)), "..."]))
