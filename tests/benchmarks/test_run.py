@@ -53,6 +53,7 @@ def finished_cell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
     found, notes = read_measurements([finished_cell])
     assert notes == [] and {item.values["arm"] for item in found} == set(ARMS)
@@ -71,6 +72,7 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
         assert record["command"].endswith("-o runs/tiny") and "/tmp" not in json.dumps(record)
 
 
+@pytest.mark.slow
 def test_training_costs_three_passes_of_the_student_and_one_of_the_teacher(finished_cell):
     dense = count_cost(load(finished_cell / "seed-0" / "dense")).macs
     for item in read_measurements([finished_cell])[0]:
@@ -78,12 +80,14 @@ def test_training_costs_three_passes_of_the_student_and_one_of_the_teacher(finis
         assert item.values["train_macs_per_image"] == 3 * item.values["stages"][-1]["macs"] + teacher
 
 
+@pytest.mark.slow
 def test_scratch_has_the_architecture_of_vitrim_and_other_weights(finished_cell):
     ours, scratch = (load(finished_cell / "seed-0" / "keep-0.5" / arm) for arm in ("vitrim", "scratch"))
     assert origin_of(ours).plan == origin_of(scratch).plan
     assert not same_tensors(ours, scratch)
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_not_changed(finished_cell, monkeypatch):
     monkeypatch.setattr(TrainingLoop, "update", lambda *_: 1 / 0)
     before = {path: path.stat().st_mtime_ns for path in finished_cell.rglob("arm.json")}
@@ -92,6 +96,7 @@ def test_a_finished_cell_is_not_changed(finished_cell, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in finished_cell.rglob("arm.json")}
 
 
+@pytest.mark.slow
 def test_the_dense_model_is_the_one_that_the_command_line_trains(finished_cell, monkeypatch):
     monkeypatch.setattr(TrainingLoop, "update", lambda *_: 1 / 0)  # a run with another identity would train again
     recipe = finished_cell / "seed-0" / "dense" / "recipe.toml"
@@ -100,12 +105,14 @@ def test_the_dense_model_is_the_one_that_the_command_line_trains(finished_cell, 
     assert cli.run([*command, "--recipe", str(recipe), "-o", str(recipe.parent)]) == 0
 
 
+@pytest.mark.slow
 def test_another_cell_is_refused_and_the_difference_is_named(finished_cell, capsys, tmp_path):
     other = cell_file(tmp_path, student={**TRAINING, "learning_rate": 1e-4})
     assert "student.learning_rate was null, now 0.0001" in complaint([other, "-o", str(finished_cell)], capsys)
 
 
 @pytest.mark.slow  # the same law for one run is in test_pipeline
+@pytest.mark.slow
 def test_a_stopped_cell_ends_with_the_same_models(finished_cell, tmp_path, monkeypatch):
     training = {**TRAINING, "checkpoint_minutes": 0.0}
     file = cell_file(tmp_path, dense={"training": {**CELL["dense"]["training"], **training}}, student=training)

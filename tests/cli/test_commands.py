@@ -145,6 +145,7 @@ def test_train_compress_and_evaluate_work_on_each_others_output(
     assert (status, again) == (0, out)
 
 
+@pytest.mark.slow
 def test_a_run_teaches_others(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
     """Of two teachers, one is MODEL itself, and one a CNN in a folder of timm."""
     save_for_hf(cnn(), place.path / "cnn", model_args=CNN_SIZES)
@@ -191,6 +192,7 @@ def test_export_writes_beside_the_config(folder: str, place: CommandFolder, caps
     assert same_tensors(load(Path(folder)), load(model))
 
 
+@pytest.mark.slow
 def test_export_writes_float16_for_a_fixed_batch(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(digits_model(depth=1), place.path / "model")
     status, out, err = call(capsys, "export", model, "--format", "torch-export", "--half", "--batch", "2")

@@ -239,7 +239,7 @@ def test_a_file_that_breaks_during_streaming_of_a_strict_set_is_named(tmp_path: 
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_another_image_of_the_class_replaces_one_that_breaks(
     tmp_path: Path, num_workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,6 +158,7 @@ def test_images_that_are_not_resized_must_have_the_size_of_the_model(tmp_path: P
         prepared(noise(41, 32), preprocessing_of(model))
 
 
+@pytest.mark.slow
 def test_a_model_that_accepts_any_size_gets_the_size_of_its_processor(tmp_path: Path) -> None:
     processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 56}, "crop_size": 48}
     model = with_processor(tmp_path, processor, vit("Dinov2"))
@@ -187,6 +188,7 @@ def test_a_processor_that_is_no_json_is_an_error(tmp_path: Path) -> None:
         adapter_for(model).preprocessing(model)
 
 
+@pytest.mark.slow
 def test_a_processor_is_written_for_the_preprocessing_of_a_family_unless_none_can_do_it(tmp_path: Path) -> None:
     deit, pixels = vit("DeiT"), noise(41, 32)  # small images of the size of a small model are not enlarged and cropped
     save(deit, tmp_path / "deit")

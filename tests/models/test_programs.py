@@ -77,6 +77,7 @@ def test_an_opset_that_pytorch_does_not_write_is_refused(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_whose_numbers_do_not_fit_into_float16_is_refused(tmp_path: Path) -> None:
     model = digits_model(depth=1)
     with torch.no_grad():
