@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 import transformers
 from PIL import Image
 
@@ -39,6 +40,9 @@ def with_processor(folder: Path, processor: dict[str, Any], model: Any = None, *
     return model
 
 
+HAS_LANCZOS = tuple(map(int, torchvision.__version__.split(".")[:2])) >= (0, 27)
+
+
 def noise(height: int, width: int) -> np.ndarray:
     """Pixels `(H, W, 3)`, uint8. Noise: the hardest images for resizing."""
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -60,7 +64,10 @@ def prepared(pixels: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
         {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "rescale_factor": 1 / 127.5, "image_mean": 1.0},
         {"image_processor_type": "ViTImageProcessorFast", "size": SQUARE, "image_mean": MEAN, "image_std": STD},
         {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": 0},
-        {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": 1, "do_pad": True},
+        pytest.param(
+            {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": 1, "do_pad": True},
+            marks=pytest.mark.skipif(not HAS_LANCZOS, reason="transformers replaces Lanczos by bicubic here"),
+        ),
         {"image_processor_type": "CLIPImageProcessorPil", "do_resize": False, "crop_size": 32},
         {"image_processor_type": "BitImageProcessor", **CROP},
         {"image_processor_type": "CLIPImageProcessor", **CROP, "size": {"shortest_edge": 24}},

@@ -55,7 +55,8 @@ def read_hf(name: str, columns: ColumnNames, cache: Path) -> Found:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"{name} is a Hugging Face data set. Install the package that reads it: pip install 'vitrim[hf]'"
+            f"{name} is a Hugging Face data set. Install the package that reads it: pip install 'vitrim[hf]' "
+            f"(the import of datasets failed: {error})"
         ) from error
 
     folder = cache / "huggingface"
