@@ -93,11 +93,19 @@ def _refuse_for_dense_models(from_dict: Any, cls: Any, args: tuple[Any, ...], kw
     return from_dict(*args, **kwargs)
 
 
+def _refuse_config_of_pruned(cls: Any, config: Any) -> None:
+    """Raise `_IsPruned` if a class of dense models gets the configuration of a pruned model, which was read before."""
+    dense_class = getattr(cls, "config_class", None)
+    if getattr(config, "model_type", "") == MODEL_TYPE and getattr(dense_class, "model_type", "") != MODEL_TYPE:
+        raise _IsPruned(getattr(dense_class, "__name__", cls.__name__), {})
+
+
 def _redirect_to_cut_class(prune: Cut) -> Callable[..., Any]:
     """A wrapper of `PreTrainedModel.from_pretrained` that loads a pruned model with the class that prunes."""
 
     def from_pretrained(dense: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
+            _refuse_config_of_pruned(cls, kwargs.get("config"))
             return dense(*args, **kwargs)
         except _IsPruned as pruned:
             if cls.__name__ not in BY_CLASS:
