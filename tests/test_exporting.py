@@ -305,6 +305,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no images": ({"program": ProgramSettings(batch=0)}, "batch is 0"),
     "int8 and half": ({"int8": True, "data": [], "program": ProgramSettings(half=True)}, "contradict"),
     "int8 and batches": ({"int8": True, "data": [], "program": ProgramSettings(batch=2)}, "batch is 2"),
+    "half an image": ({"program": ProgramSettings(batch=2.5)}, "batch is 2.5"),  # type: ignore[arg-type]
     "a folder": ({"path": "folder.onnx"}, "is a folder; name the file"),
 }
 

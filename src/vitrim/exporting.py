@@ -208,8 +208,8 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, progr
         raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
     if program.opset is not None and format != "onnx":
         raise SettingError(f"The format is {format}; opset (--opset) is only for onnx.")
-    if program.batch is not None and program.batch < 1:
-        raise SettingError(f"batch is {program.batch}; expected at least 1, or none for any number of images.")
+    if program.batch is not None and (type(program.batch) is not int or program.batch < 1):
+        raise SettingError(f"batch is {program.batch}; expected a number from 1, or none for any number of images.")
     if int8 and program.half:
         raise SettingError("int8 and half contradict each other; give one of them.")
     if int8 and program.batch not in (None, 1):
@@ -311,6 +311,12 @@ def compare_logits(
             )
         scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)  # a new classifier may be all zeros
         difference = float((found - expected).abs().max() / scale)
+        if program.half and not math.isfinite(difference):
+            raise ExportMismatch(
+                "The exported file's logits are infinite or not a number. In float16, numbers end at "
+                f"{torch.finfo(torch.float16).max:.0f}, and weights or activations of this model are larger. No file "
+                "was written. Leave out half (--half)."
+            )
         if not (math.isfinite(difference) and difference <= tolerance):
             raise ExportMismatch(
                 f"The exported file's logits differ from the model's by {difference:.1e} of the largest one on a batch "

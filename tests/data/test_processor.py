@@ -210,6 +210,16 @@ def test_a_processor_is_written_for_the_preprocessing_of_a_family_unless_none_ca
     assert not (tmp_path / "deit" / "preprocessor_config.json").exists()
 
 
+def test_the_processor_that_is_written_for_a_model_of_grey_images_makes_one_channel(tmp_path: Path) -> None:
+    model, pixels = vit(num_channels=1), noise(41, 32)[:, :, 0]
+    save(model, tmp_path)
+    written = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    found = written(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    expected = prepared(pixels[:, :, None], preprocessing_of(model))
+    torch.testing.assert_close(found[0], expected, atol=0.02, rtol=0)
+    assert model(found).logits.shape == (1, 2)
+
+
 @pytest.mark.parametrize("crop", ["none", "pad", "resized"])
 def test_training_images_go_through_the_same_normalisation(crop: Any, tmp_path: Path) -> None:
     pixels = torch.from_numpy(noise(32, 32)).permute(2, 0, 1)[None].repeat(4, 1, 1, 1).contiguous()

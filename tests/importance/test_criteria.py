@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from builders.models import build, has_hooks, random_batches, same_tensors
+from builders.models import build, has_hooks, random_batches, random_images, same_tensors
 from builders.scores import assert_same_scores, flat
 from vitrim.errors import DataError, SettingError
 from vitrim.importance.blocks import mean_loss
@@ -225,6 +225,21 @@ def test_random_scores_depend_on_the_seed_only() -> None:
 def test_scoring_without_images_is_refused(criterion: str) -> None:
     with pytest.raises(DataError, match="at least one batch"):
         score(build(depth=1), [], criterion)
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "exact"])
+@pytest.mark.parametrize(
+    "labels, found",
+    [
+        (torch.tensor([0, 7]), r"in 0\.\.7, but .* outputs 0\.\.6"),
+        (torch.tensor([-1, 2]), r"in -1\.\.2"),
+        (torch.ones(2), "float32"),
+    ],
+)
+def test_labels_that_are_no_outputs_of_the_model_are_refused(criterion: str, labels: Tensor, found: str) -> None:
+    images = random_images(2)
+    with pytest.raises(DataError, match=found):
+        score(build(depth=1), [(images, labels)], criterion)
 
 
 def test_batches_may_be_a_generator() -> None:

@@ -337,3 +337,19 @@ def test_names_of_transformers_are_those_of_its_classifier(id2label: dict[int, s
     model = ROWS["transformers ViT"]()
     model.config.id2label = id2label
     assert origin_of(model).classes == expected
+
+
+def test_names_that_a_pruned_model_gets_in_its_configuration_are_saved(tmp_path: Path) -> None:
+    pruned = pruned_model("transformers ViT")
+    pruned.config.id2label = dict(enumerate("abcde"))
+    assert origin_of(load(save(pruned, tmp_path))).classes == tuple("abcde")
+
+
+def test_a_class_that_gets_the_configuration_of_a_pruned_or_changed_model_builds_that_model(tmp_path: Path) -> None:
+    changed = ROWS["transformers ViT"]().float().eval()
+    changed.vit.layernorm.eps = 0.5
+    for name, model in {"pruned": pruned_model("transformers ViT").float().eval(), "changed": changed}.items():
+        config = transformers.AutoConfig.from_pretrained(save(model, tmp_path / name))
+        loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path / name, config=config).eval()
+        images = torch.randn(2, 3, 32, 32)
+        assert torch.equal(loaded(images).logits, model(images).logits)

@@ -7,9 +7,10 @@ import pytest
 import timm
 import torch
 from timm.models import save_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from builders.models import build, random_images, random_plan, same_tensors
+from vitrim.errors import SaveMismatch
 from vitrim.models import describe, origin_of
 from vitrim.saving.checkpoint import load, save
 from vitrim.surgery import prune
@@ -122,3 +123,27 @@ def test_what_timm_writes_of_a_dense_model_is_unchanged(tmp_path: Path) -> None:
     save_for_hf(build(dtype=torch.float32), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224" and "plan" not in config["model_args"]
+
+
+@pytest.mark.parametrize("is_pruned", [True, False])
+def test_what_timm_writes_of_a_changed_model_computes_the_same(
+    is_pruned: bool, student: nn.Module, tmp_path: Path
+) -> None:
+    model = load(save(student if is_pruned else build(dtype=torch.float32), tmp_path / "saved"))
+    model.blocks[0].mlp.act, model.norm.eps = nn.ReLU(), 0.5
+    model.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(model.embed_dim, 3))
+    model.eval()
+    save_for_hf(model, tmp_path / "hub")
+    again = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+def test_timm_does_not_write_a_pruned_model_that_it_could_not_load(student: nn.Module, tmp_path: Path) -> None:
+    class Halved(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return tokens / 2
+
+    model = load(save(student, tmp_path / "saved"))
+    model.norm = Halved()
+    with pytest.raises(SaveMismatch, match="`norm` is a"):
+        save_for_hf(model, tmp_path / "hub")

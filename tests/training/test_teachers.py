@@ -144,6 +144,15 @@ def test_a_teacher_is_tried_on_images_and_one_that_only_guesses_is_named(capsys:
     assert_said(capsys, r"no better than chance: are its weights trained, and are its classes in this order\?")
 
 
+def test_a_teacher_whose_outputs_are_all_between_0_and_1_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    data, settings = digits(), short_training(distillation=OUTPUTS)
+    sigmoid = nn.Sequential(linear_classifier(data), nn.Sigmoid())  # trained with binary cross-entropy
+    train(digits_model(), data, settings, teacher=sigmoid)
+    assert_said(capsys, "outputs are all between 0 and 1, as probabilities are: are they logits")
+    train(digits_model(), data, settings, teacher=linear_classifier(data))
+    assert "between 0 and 1" not in capsys.readouterr().err
+
+
 # Refusals
 
 

@@ -77,11 +77,29 @@ def losses_without(
                 with ExitStack() as stack:
                     for name, output in {**before, names[index]: skipped}.items():
                         stack.enter_context(with_fixed_output(model.get_submodule(name), output))
-                    loss = F.cross_entropy(logits_of(model(images)), labels, reduction="sum")
+                    loss = summed_loss(logits_of(model(images)), labels)
                 totals[index] += loss.item()
             count += len(images)
     _check_count(count)
     return {index: total / count for index, total in totals.items()}
+
+
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of logits `(B, C)` with labels `(B,)` or class probabilities `(B, C)`, summed over images.
+
+    Raises:
+        DataError: the labels are not of the model's outputs.
+    """
+    if labels.ndim == 1:
+        last = logits.shape[-1] - 1
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise DataError(f"The labels are {labels.dtype}; expected whole numbers, or class probabilities (B, C).")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+            raise DataError(
+                f"The labels are in {int(labels.min())}..{int(labels.max())}, but the model has outputs 0..{last}. "
+                "Use a model with an output for each class of the data set."
+            )
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 @torch.no_grad()
@@ -93,7 +111,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
     """
     total, count = 0.0, 0
     for images, labels in batches:
-        total += F.cross_entropy(logits_of(model(images)), labels, reduction="sum").item()
+        total += summed_loss(logits_of(model(images)), labels).item()
         count += len(images)
     _check_count(count)
     return total / count

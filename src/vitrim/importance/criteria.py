@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel, counted
 from vitrim.hooks import BatchesFor, eval_mode, forward_hooks, input_state, logits_of, output_state
-from vitrim.importance.blocks import Batch, losses_without, mean_loss
+from vitrim.importance.blocks import Batch, losses_without, mean_loss, summed_loss
 from vitrim.importance.effects import (
     columns_of,
     effect_hooks,
@@ -110,8 +110,9 @@ def score(model: nn.Module, batches: Iterable[Batch], criterion: str = "fisher",
         seed: for `kl` and `random`.
 
     Raises:
-        SettingError: unknown criterion. DataError: no batch. UnsupportedModel: the model cannot be described, or has no
-            classifier. NonFiniteLoss: a score is infinite or not a number.
+        SettingError: unknown criterion. DataError: no batch, or labels that are no outputs of the model.
+        UnsupportedModel: the model cannot be described, or has no classifier. NonFiniteLoss: a score is infinite or not
+            a number.
     """
     if criterion not in CRITERIA:
         raise SettingError(f"The criterion is {criterion!r}; expected {_names()}.")
@@ -157,7 +158,7 @@ def _effects(inputs: Inputs, *, power: int = 2, own_labels: bool = False, factor
                     "without gradients, as quantised layers do. Score the float model, or use the criterion activation."
                 )
             # a sum, not a mean: each image's gradient is then that of its own loss
-            F.cross_entropy(logits, labels, reduction="sum").backward()
+            summed_loss(logits, labels).backward()
             count += len(images)
     return Sums({name: factor * total for name, total in sums.items()}, count)
 

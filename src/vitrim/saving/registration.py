@@ -14,7 +14,7 @@ def register_when_imported() -> None:
     """Register with each library after its import; at once if it is imported already."""
     wrapt.register_post_import_hook(_register_with_timm, "timm")
     wrapt.register_post_import_hook(_register_with_transformers, "transformers.models.auto.configuration_auto")
-    wrapt.register_post_import_hook(_redirect_from_pretrained, "transformers.modeling_utils")
+    wrapt.register_post_import_hook(_wrap_models, "transformers.modeling_utils")
 
 
 # Trap: the hooks run before the import statement of the library has ended. So they import as little of vitrim as they
@@ -29,5 +29,6 @@ def _register_with_transformers(configurations: ModuleType) -> None:
     import_module("vitrim.models.transformers.auto").register(import_module("vitrim.surgery").prune)
 
 
-def _redirect_from_pretrained(models: ModuleType) -> None:
+def _wrap_models(models: ModuleType) -> None:
     import_module("vitrim.models.transformers.auto").redirect(models, import_module("vitrim.surgery").prune)
+    import_module("vitrim.saving.transformers_hub").register(models)

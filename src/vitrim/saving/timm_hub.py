@@ -107,8 +107,13 @@ def _with_origin(
     model_args: dict[str, Any] | None = None,
     data_config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The arguments of `save_config_for_hf`, completed by the origin that vitrim recorded on the model."""
-    from vitrim.models import ORIGIN_ATTRIBUTE, origin_of
+    """The arguments of `save_config_for_hf`, completed by the origin that vitrim recorded on the model.
+
+    Raises:
+        SaveMismatch: the model was changed in a way that cannot be noted, as in `vitrim.save`.
+    """
+    from vitrim.models import ORIGIN_ATTRIBUTE, describe, origin_of
+    from vitrim.saving.verification import find_changes
 
     arguments = {"model": model, "config_path": config_path, "model_config": model_config, "model_args": model_args}
     arguments["data_config"] = data_config
@@ -119,9 +124,13 @@ def _with_origin(
     known = {name: origin.preprocessing[name] for name in names if name in origin.preprocessing}
     arguments["data_config"] = {**known, **(data_config or {})}
     completed = {**({"label_names": list(origin.classes)} if origin.classes else {}), **(model_config or {})}
-    if origin.plan:
+    changes, _ = find_changes(model, origin, describe(model))
+    if origin.plan or changes:
         base_args = {name: value for name, value in origin.model_args.items() if name != "num_classes"}
-        cut_args = {"base": origin.architecture, "base_args": base_args, "plan": origin.plan.to_json()}
+        plan = origin.plan.to_json() if origin.plan else ""
+        cut_args = {"base": origin.architecture, "base_args": base_args, "plan": plan}
+        if changes:
+            cut_args["changes"] = json.dumps(changes)
         completed["model_args"] = {**(completed.get("model_args") or {}), **cut_args}
         completed["pretrained_cfg"] = {**(completed.get("pretrained_cfg") or {}), "architecture": vitrim_cut.__name__}
     arguments["model_config"] = completed

@@ -92,10 +92,11 @@ class HuggingFaceAdapter:
         )
 
     def updated(self, model: Any, origin: Origin) -> Origin:
-        """Read the configuration, the number of classes and the image size again."""
+        """Read the configuration, the number of classes and the image size again, and class names if it had none."""
         now = self.origin(model)
         preprocessing = {**now.preprocessing, **origin.preprocessing, "img_size": now.preprocessing["img_size"]}
-        return replace(origin, model_args=now.model_args, preprocessing=preprocessing)
+        classes = origin.classes or now.classes  # a person may have named the outputs in the configuration
+        return replace(origin, model_args=now.model_args, preprocessing=preprocessing, classes=classes)
 
     def create(self, architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
         """Build a model by its class, or load one from a folder or a repository of the Hub.

@@ -14,7 +14,8 @@ changes are in `vitrim` too, and its plan may be None.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -93,11 +94,19 @@ def _refuse_for_dense_models(from_dict: Any, cls: Any, args: tuple[Any, ...], kw
     return from_dict(*args, **kwargs)
 
 
+def _refuse_config_of_pruned(cls: Any, config: Any) -> None:
+    """Raise `_IsPruned` if a class of dense models gets the configuration of a pruned model, which was read before."""
+    dense_class = getattr(cls, "config_class", None)
+    if getattr(type(config), "model_type", "") == MODEL_TYPE and getattr(dense_class, "model_type", "") != MODEL_TYPE:
+        raise _IsPruned(getattr(dense_class, "__name__", cls.__name__), {})
+
+
 def _redirect_to_cut_class(prune: Cut) -> Callable[..., Any]:
     """A wrapper of `PreTrainedModel.from_pretrained` that loads a pruned model with the class that prunes."""
 
     def from_pretrained(dense: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
+            _refuse_config_of_pruned(cls, kwargs.get("config"))
             return dense(*args, **kwargs)
         except _IsPruned as pruned:
             if cls.__name__ not in BY_CLASS:
@@ -163,6 +172,28 @@ def note_cut(config: Any, structure: ViTStructure, plan: PruningPlan, init: dict
     setattr(vision, key, _kept_depths(dense_size, plan) if key == "depths" else len(plan.blocks))
 
 
+@contextmanager
+def with_changes(config: Any, changes: Changes, init: dict[str, Any]) -> Iterator[None]:
+    """A context in which a configuration notes changes, so that `save_pretrained` writes them.
+
+    Args:
+        config: the model's configuration; afterwards it is as before.
+        changes: what differs from the model that the configuration builds.
+        init: constructor arguments of the model's class, besides the configuration.
+    """
+    config_class, before = type(config), {key: vars(config)[key] for key in ("dense", "vitrim") if key in vars(config)}
+    if config_class.model_type != MODEL_TYPE:
+        _mark(config, None, init)
+    config.vitrim = {**config.vitrim, "changes": changes}
+    try:
+        yield
+    finally:
+        config.__class__ = config_class
+        for key in ("dense", "vitrim"):
+            vars(config).pop(key, None)
+        vars(config).update(before)
+
+
 def dense_config(config: Any) -> tuple[dict[str, Any], PruningPlan | None]:
     """The configuration of the dense model as plain data, and the plan; the plan is None for a dense model."""
     settings = json.loads(config.to_json_string(use_diff=False))
@@ -206,16 +237,16 @@ def dense_type(dense: Mapping[str, Any]) -> str:
     return found
 
 
-def _mark(config: Any, plan: PruningPlan, init: dict[str, Any]) -> None:
-    """Turn the configuration of a dense model, in place, into that of a model pruned by this plan."""
+def _mark(config: Any, plan: PruningPlan | None, init: dict[str, Any]) -> None:
+    """Turn the configuration of a dense model, in place, into that of a model pruned by this plan, or only changed."""
     base: Any = type(config)
     config.dense = {"type": base.model_type, "init": init}
     config.vitrim = _vitrim_section(plan)
     config.__class__ = cut_config_class(base)
 
 
-def _vitrim_section(plan: PruningPlan) -> dict[str, Any]:
-    return {"format": FORMAT, "library": "transformers", "plan": plan.to_dict()}
+def _vitrim_section(plan: PruningPlan | None) -> dict[str, Any]:
+    return {"format": FORMAT, "library": "transformers", "plan": plan.to_dict() if plan else None}
 
 
 def _plan_in(section: dict[str, Any]) -> PruningPlan | None:
@@ -244,7 +275,10 @@ def _build_cut(base: Any, config: Any, prune: Cut) -> nn.Module:
             "cpu"
         ):  # transformers may build on the meta device, but the tables that `describe` computes need data
             model = prune(model, plan)
-    restore(model, _changes_for(base, config, dense.num_labels))
+    if changes := _changes_for(base, config, dense.num_labels):
+        restore(model, changes)
+        if plan is None:
+            _mark(model.config, None, config.dense["init"])
     return model
 
 

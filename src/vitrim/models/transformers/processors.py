@@ -255,7 +255,7 @@ def processor_keys(preprocessing: Mapping[str, Any]) -> dict[str, Any] | None:
     resample = next(number for number, name in RESAMPLING.items() if name == preprocessing["interpolation"])
     keys: dict[str, Any] = {
         "image_processor_type": "DINOv3ViTImageProcessor" if steps["as_float"] else "CLIPImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": len(preprocessing["mean"]) == 3,  # else a model of grey images would get three channels
         "do_resize": steps["size"] is not None,
         "resample": resample,
         "do_center_crop": steps["crop"] is not None,
