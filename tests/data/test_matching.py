@@ -168,9 +168,18 @@ def test_few_validation_images_are_completed_by_training_images(capsys: pytest.C
     assert "100 % of 60 training images right" in capsys.readouterr().err
 
 
-def test_a_data_set_that_is_not_sorted_states_the_order_itself() -> None:
-    data = image_data(("class2", "class10", "class1"))
-    assert match_labels(data, build(num_classes=3, depth=1)) is data
+def test_a_data_set_that_is_not_sorted_states_the_order_unless_images_say_otherwise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = tuple(reversed(NATURAL))
+    data = colour_data(own)
+    for outputs, name in ((own, "the order of the data set"), (NUMBERED, "code point"), (NATURAL, "timm's natural")):
+        model = model_knowing(outputs)
+        assert match_labels(data, model).classes == outputs and evaluate(model, data).top1 == 100
+        assert f"classes are in {name}" in capsys.readouterr().err
+    matched = match_labels(data, build(num_classes=11, depth=1, dtype=torch.float32))
+    assert matched.classes == own and torch.equal(matched.train.labels, data.train.labels)
+    assert "the order of the data set is used for the outputs of the model" in capsys.readouterr().err
 
 
 def test_a_part_of_imagenet_fits_a_model_of_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from vitrim.models.label_names import descriptions_of
 from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import log
 
+OWN_ORDER = "the order of the data set"
 MIN_VALIDATION_IMAGES = 50  # with fewer, an unclear order of classes is measured on training images
 
 
@@ -55,8 +56,9 @@ def match_labels(data: ImageData, model: nn.Module, *, learns: bool = False) -> 
     """Return the data set with labels that are the outputs of a model, and its classes in the order of the outputs.
 
     The first of these decides: names that the user stated (`data.class_names`); names that the model carries; the order
-    of the data set, where folders are sorted in one way only; else a measurement on up to 200 validation images. What
-    was decided is printed on standard error, unless all names are equal.
+    of the data set, where no other one is usual; else a measurement on up to 200 validation images. If that is unclear,
+    classes that are not sorted, as a Hugging Face data set may have them, are in the order of the data set. What was
+    decided is printed on standard error, unless all names are equal.
 
     Args:
         learns: whether the model is to be trained on these labels. If its order is unclear, it then learns that of the
@@ -227,9 +229,10 @@ def _match_by_order(
     """
     classes, own_order = data.classes, tuple(range(len(data.classes)))
     unnamed = not known or _is_numbering(known, classes)
-    if unnamed and len(classes) == num_outputs and classes != tuple(sorted(classes)):
-        return data  # these are no sorted folders: the data set itself states the order
     orders = possible_orders(classes, num_outputs)
+    states_order = unnamed and len(classes) == num_outputs and classes != tuple(sorted(classes))
+    if states_order:  # these are no sorted folders, but the model may have learned from such folders
+        orders = {OWN_ORDER: own_order, **{name: order for name, order in orders.items() if order != own_order}}
     if unnamed and list(orders.values()) == [own_order]:
         return data
     if not orders:
@@ -240,6 +243,9 @@ def _match_by_order(
         choice = on_training if on_training.num_images > choice.num_images else choice
     if choice.name is None and learns and len(classes) == num_outputs:
         log(f"{data.name}: the order of the classes in the model is unclear; it learns them in the order of the data")
+        return replace(data, in_output_order=True)
+    if choice.name is None and states_order:
+        log(f"{data.name}: {OWN_ORDER} is used for the outputs of the model; images do not confirm it: {choice.result}")
         return replace(data, in_output_order=True)
     if choice.name is None:
         what = "no names for" if unnamed else "other names for"
