@@ -92,16 +92,29 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """Return the images of several parts as one. Its classes are those of all parts, sorted if they differ."""
+    """Return the images of several parts as one. Its classes are those of all parts, sorted if they differ.
+
+    Names that are nearly equal are one class, as in `joined`.
+
+    Raises:
+        DataError: a class of one part could be several of the others.
+    """
     if len(parts) == 1:
         return parts[0]
-    same = all(part.classes == parts[0].classes for part in parts)
-    classes = parts[0].classes if same else tuple(sorted({name for part in parts for name in part.classes}))
-    labels = [torch.tensor([classes.index(name) for name in part.classes])[part.images.labels] for part in parts]
+    classes, notes = parts[0].classes, [note for part in parts for note in part.notes]
+    for part in parts[1:]:
+        found, similar = join_splits(part.classes, classes)
+        new = [name for name, label in zip(part.classes, found, strict=True) if label is None]
+        lacking = [name for label, name in enumerate(classes) if label not in found]
+        notes += similar
+        notes += [f"{part.place} has no class {lacking[0]}, as other training folders have"] if lacking else []
+        notes += [f"only {part.place} has the class {new[0]}"] if new else []
+        classes = tuple(sorted({*classes, *new})) if new else classes
+    labels = [torch.tensor(join_splits(part.classes, classes)[0])[part.images.labels] for part in parts]
     return Part(
         place=parts[0].place,
         classes=classes,
         images=ImageSet(labels=torch.cat(labels), files=tuple(file for part in parts for file in part.images.files)),
         not_images=tuple(file for part in parts for file in part.not_images),
-        notes=tuple(note for part in parts for note in part.notes),
+        notes=tuple(notes),
     )
