@@ -51,7 +51,7 @@ def test_labels_do_not_change_where_class_names_are_equal_or_unknown() -> None:
 
 
 def test_classes_without_an_output_of_the_model_are_refused() -> None:
-    with pytest.raises(DataError, match=r"1 classes.*cat"):
+    with pytest.raises(DataError, match=r"1 class that.*cat"):
         match_labels(image_data(("ant", "cat")), named_model(("ant", "bee")))
     with pytest.raises(DataError, match=r"8 classes.*7 outputs"):
         match_labels(image_data(tuple("abcdefgh")), build())
@@ -232,7 +232,10 @@ def test_pairs_in_the_order_of_the_outputs_need_no_names_in_the_model(tmp_path: 
     "names, message",
     [
         (("ant", "bee"), "class_names has 2 names but the model has 3 outputs"),
-        (("ant", "bee", "cow"), "1 class folders of made up are not in class_names, such as cat. 1 .*no folder.*cow"),
+        (
+            ("ant", "bee", "cow"),
+            "1 class of made up not found in class_names, such as cat. 1 name in it without a class, such as cow",
+        ),
         (("ant", "CAT", "Cat"), r"'bee'|'cat' could be 'CAT' \(output 1\) and 'Cat'"),
     ],
 )

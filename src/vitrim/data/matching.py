@@ -18,7 +18,7 @@ from vitrim.data.classes.imagenet_names import synsets_of, synsets_of_outputs
 from vitrim.data.image_ops import RECOLOURED_CHANNELS
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.preprocessing import Preprocessing
-from vitrim.errors import DataError, UnsupportedModel
+from vitrim.errors import DataError, UnsupportedModel, counted
 from vitrim.models import adapter_for, describe, origin_of, record_origin
 from vitrim.models.channels import with_channels
 from vitrim.models.label_names import descriptions_of
@@ -279,19 +279,22 @@ def _with_outputs(
 
 
 def _wrong_number(stated: ClassNames, num_outputs: int) -> str:
-    kind = "names" if stated.in_order else "pairs of names, which do not state the order of the outputs,"
+    kind = "name" if stated.in_order else "pair"
     joins = "" if len(stated.columns) < 2 else " A file of pairs can also explain the model's own names, if all match."
+    unordered = "" if stated.in_order else " of names, which do not state the order of the outputs,"
     return (
-        f"{stated.source} has {len(stated)} {kind} but the model has {num_outputs} outputs; expected one name for each "
-        f"output, in their order, such as {', '.join(stated.columns[0][:3])}.{joins}"
+        f"{stated.source} has {counted(len(stated), kind)}{unordered} but the model has "
+        f"{counted(num_outputs, 'output')}; expected one name for each output, in their order, such as "
+        f"{', '.join(stated.columns[0][:3])}.{joins}"
     )
 
 
 def _no_names(data: ImageData, num_outputs: int) -> str:
     return (
-        f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs and "
-        f"no class names. Pass `--num-classes {len(data.classes)}` for a new model, fine-tune this one with "
-        "`vitrim train`, or state the names of its outputs with class_names (`--class-names FILE`)."
+        f"The data set {data.name} has {len(data.classes)} classes, but the model has "
+        f"{counted(num_outputs, 'output')} and no class names. Pass `--num-classes {len(data.classes)}` for a new "
+        "model, fine-tune this one with `vitrim train`, or state the names of its outputs with class_names "
+        "(`--class-names FILE`)."
     )
 
 
@@ -310,12 +313,15 @@ def _unmatched(data: ImageData, columns: Sequence[tuple[str, ...]], source: str 
     unknown = [name for name, index in zip(data.classes, joined.index, strict=True) if index is None]
     unused = [name for position, name in enumerate(names) if name and position not in joined.index]
     if source:
+        others = (
+            f"{counted(len(unused), 'name')} in it without a class, such as {', '.join(unused[:3])}. " if unused else ""
+        )
         return (
-            f"{len(unknown)} class folders of {data.name} are not in {source}, such as {', '.join(unknown[:3])}. "
-            f"{len(unused)} of its names are no folder, such as {', '.join(unused[:3])}. Every folder must have a name."
+            f"{counted(len(unknown), 'class')} of {data.name} not found in {source}, such as {', '.join(unknown[:3])}. "
+            f"{others}Every class must have a name in it."
         )
     return (
-        f"The data set {data.name} has {len(unknown)} classes that the model was not trained for, such as "
+        f"The data set {data.name} has {counted(len(unknown), 'class')} that the model was not trained for, such as "
         f"{', '.join(unknown[:3])}. The model has {len(names)} classes, such as {', '.join((unused or names)[:3])}. "
         f"Are these the same classes under other names? {advice}. Else train the model on this data set with "
         "`vitrim train`, or use another data set."

@@ -88,7 +88,9 @@ def test_nearly_equal_classes_of_training_folders_are_one_class_and_others_are_n
     assert (len(same.train) + len(same.validation)) == 8
     data = load_data(tmp_path, train_dir=["a", "b", "c"], memory_bytes=0)
     assert data.classes == ("cat", "owl", "sea lion")
-    labels = {file.split("/")[-3] + file.split("/")[-2]: data.train.labels[i] for i, file in enumerate(data.train.files)}
+    labels = {
+        file.split("/")[-3] + file.split("/")[-2]: data.train.labels[i] for i, file in enumerate(data.train.files)
+    }
     assert labels == {"acat": 0, "bCat": 0, "ccat": 0, "cowl": 1, "asea lion": 2, "bSea_Lion": 2}
     notes = " ".join(data.notes)
     assert "c has no class sea lion, as other training folders have" in notes and "c has the class owl" in notes

@@ -51,8 +51,8 @@ def read_class_names(names: str | Path | Sequence[str] | ClassNames) -> ClassNam
         names: the names, or a UTF-8 file. Text has one name a line. A line may also have two names of one class: a
             synset and its words, as in `LOC_synset_mapping.txt`; two names with a tab between them, as in Tiny
             ImageNet's `words.txt`; or the number of the output and a name. JSON is a list of names, or an object:
-            `{"0": "cat"}`, `{"cat": 0}`, `{"0": ["n02124075", "cat"]}`, or `config.json` with `id2label` or
-            `label_names`.
+            `{"0": "cat"}`, `{"cat": 0}`, `{"0": ["n02124075", "cat"]}`, or `config.json` with `id2label`,
+            `label2id` or `label_names`.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or has an empty or a repeated line.
@@ -92,7 +92,7 @@ def _parts_of(line: str) -> list[str]:
 
 def _of_json(content: Any, source: str) -> ClassNames:
     if isinstance(content, dict):
-        for key in ("id2label", "label_names", "classes", "vitrim"):
+        for key in ("id2label", "label2id", "label_names", "classes", "class_to_idx", "vitrim"):
             if isinstance(content.get(key), dict | list):
                 return _of_json(content[key], source)
         rows = [[str(key), *_strings(value)] for key, value in content.items()]
@@ -237,6 +237,17 @@ def join(folders: Sequence[str], names: Sequence[str]) -> Joined:
         for kind, pairs in loosely.items()
     )
     return Joined(tuple(index), notes, tuple(ambiguous))
+
+
+def nearly_equal(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the first names that differ only in case, spaces, underscores and hyphens; empty if there are none.
+
+    Names that differ only in their Unicode form are not counted.
+    """
+    having: dict[str, dict[str, str]] = {}
+    for name in names:
+        having.setdefault(loose(name), {}).setdefault(_nfc(name), name)
+    return next((tuple(several.values()) for several in having.values() if len(several) > 1), ())
 
 
 def look_up(names: Sequence[str], descriptions: Sequence[str]) -> tuple[int | None, ...]:

@@ -128,7 +128,8 @@ def _predict(model: nn.Module, images: ImageSet, preprocessing: Preprocessing) -
     batches = eval_batches(images, preprocessing, batch_size=BATCH_SIZE, device=parameter.device, num_workers=0)
     with eval_mode(model):
         found = [
-            (logits_of(model(batch.to(parameter.dtype))).argmax(dim=-1).cpu(), labels.cpu()) for batch, labels in batches
+            (logits_of(model(batch.to(parameter.dtype))).argmax(dim=-1).cpu(), labels.cpu())
+            for batch, labels in batches
         ]
     none = torch.empty(0, dtype=torch.int64)
     shared = [torch.cat(column) for column in zip((none, none), *found, strict=True)]

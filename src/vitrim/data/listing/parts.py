@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vitrim.data.classes.class_names import join_splits
+from vitrim.data.classes.class_names import join_splits, nearly_equal
 from vitrim.data.images import ImageSet
 from vitrim.errors import DataError, counted
 
@@ -67,6 +67,10 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
     absent = sorted(set(range(len(classes))) - set(train.images.labels.unique().tolist()))
     if absent:  # a Hugging Face data set may name more classes than it has images of
         notes.append(f"{counted(len(absent), 'class')} without training images, such as {classes[absent[0]]}")
+    if similar_names := nearly_equal(classes):
+        notes.append(
+            f"classes whose names are nearly equal are separate classes, such as {' and '.join(similar_names)}"
+        )
     if validation is None:
         return Found(classes=classes, train=train.images, not_images=train.not_images, notes=tuple(notes))
     found, similar = join_splits(validation.classes, classes)
