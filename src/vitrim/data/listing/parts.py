@@ -78,8 +78,8 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
     unknown = [name for name, label in zip(validation.classes, found, strict=True) if label is None]
     if unknown:
         raise DataError(
-            f"{validation.place} has a class {unknown[0]!r}, but {train.place} has no such class folder. "
-            "Both need the same class folders; rename or remove it."
+            f"{validation.place} has a class {unknown[0]!r}, but {train.place} has no such class. Both need the same "
+            "classes; rename or remove it."
         )
     labels = torch.tensor(found)[validation.images.labels]
     if len(validation.classes) < len(classes):
