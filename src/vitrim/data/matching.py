@@ -285,7 +285,7 @@ def _wrong_number(stated: ClassNames, num_outputs: int) -> str:
     return (
         f"{stated.source} has {counted(len(stated), kind)}{unordered} but the model has "
         f"{counted(num_outputs, 'output')}; expected one name for each output, in their order, such as "
-        f"{', '.join(stated.columns[0][:3])}.{joins}"
+        f"{', '.join(name[:60] for name in stated.columns[0][:3])}.{joins}"
     )
 
 

@@ -64,6 +64,12 @@ def test_other_names_are_names() -> None:
 # Files
 
 
+@pytest.mark.parametrize("content", ["{0: 'bee, Apis',\n 1: 'ant'}", "['bee, Apis', 'ant']", '["bee, Apis", "ant"]'])
+def test_names_as_python_prints_them_are_read_from_text(content: str, tmp_path: Path) -> None:
+    assert read_class_names(file(tmp_path, content)).names == ("bee, Apis", "ant")
+    assert read_class_names(file(tmp_path, "[bee]\nant")).names == ("[bee]", "ant")
+
+
 @pytest.mark.parametrize("key", ["id2label", "label2id", "label_names", "class_to_idx"])
 def test_a_configuration_states_the_names_under_any_usual_key(key: str, tmp_path: Path) -> None:
     values = {"id2label": {"1": "ant", "0": "bee"}, "label_names": ["bee", "ant"]}.get(key, {"ant": 1, "bee": 0})
