@@ -155,7 +155,11 @@ def choose_rows(table: Table, names: ColumnNames, is_found: Callable[[str], bool
     images = table.column(image)
     rows = [Row(image=a, label=b, split=c) for a, b, c in zip(images, labels, splits, strict=True)]
     shown = f"columns {', '.join([image, label, *split])}" if label else f"column {image}"
-    unused = [name for name in table.columns if _letters(name) in _SPLIT_NAMES and name not in (image, label, *split)]
+    unused = [
+        name
+        for name in table.columns
+        if _letters(name) in {*_SPLIT_NAMES, *_FLAGS} and name not in (image, label, *split)
+    ]
     return rows, "; ".join([shown, *(f"{name} is not used, as its values name no split" for name in unused)])
 
 
