@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     ),
     "class names of other outputs": (
         lambda p: ["evaluate", str(p.dense), "--class-names", str(p.text_file("names.txt"))],
-        "names.txt has 1 names but the model has 10 outputs",
+        "names.txt has 1 name but the model has 10 outputs",
     ),
     "no file of class names": (
         lambda p: p.compress("--class-names", "absent.txt"),
@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     ),
     "class names of other outputs in an export": (
         lambda p: ["export", str(p.dense), "--class-names", str(p.text_file()), "--format", "torch-export"],
-        "file has 1 names but the model has 10 outputs",
+        "file has 1 name but the model has 10 outputs",
     ),
     "validation folder only": (
         lambda p: p.compress("--val-dir", str(p.images())),

@@ -51,7 +51,7 @@ def test_labels_do_not_change_where_class_names_are_equal_or_unknown() -> None:
 
 
 def test_classes_without_an_output_of_the_model_are_refused() -> None:
-    with pytest.raises(DataError, match=r"1 classes.*cat"):
+    with pytest.raises(DataError, match=r"1 class that.*cat"):
         match_labels(image_data(("ant", "cat")), named_model(("ant", "bee")))
     with pytest.raises(DataError, match=r"8 classes.*7 outputs"):
         match_labels(image_data(tuple("abcdefgh")), build())
@@ -168,9 +168,18 @@ def test_few_validation_images_are_completed_by_training_images(capsys: pytest.C
     assert "100 % of 60 training images right" in capsys.readouterr().err
 
 
-def test_a_data_set_that_is_not_sorted_states_the_order_itself() -> None:
-    data = image_data(("class2", "class10", "class1"))
-    assert match_labels(data, build(num_classes=3, depth=1)) is data
+def test_a_data_set_that_is_not_sorted_states_the_order_unless_images_say_otherwise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = tuple(reversed(NATURAL))
+    data = colour_data(own)
+    for outputs, name in ((own, "the order of the data set"), (NUMBERED, "code point"), (NATURAL, "timm's natural")):
+        model = model_knowing(outputs)
+        assert match_labels(data, model).classes == outputs and evaluate(model, data).top1 == 100
+        assert f"classes are in {name}" in capsys.readouterr().err
+    matched = match_labels(data, build(num_classes=11, depth=1, dtype=torch.float32))
+    assert matched.classes == own and torch.equal(matched.train.labels, data.train.labels)
+    assert "the order of the data set is used for the outputs of the model" in capsys.readouterr().err
 
 
 def test_a_part_of_imagenet_fits_a_model_of_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +232,10 @@ def test_pairs_in_the_order_of_the_outputs_need_no_names_in_the_model(tmp_path: 
     "names, message",
     [
         (("ant", "bee"), "class_names has 2 names but the model has 3 outputs"),
-        (("ant", "bee", "cow"), "1 class folders of made up are not in class_names, such as cat. 1 .*no folder.*cow"),
+        (
+            ("ant", "bee", "cow"),
+            "1 class of made up not found in class_names, such as cat. 1 name in it without a class, such as cow",
+        ),
         (("ant", "CAT", "Cat"), r"'bee'|'cat' could be 'CAT' \(output 1\) and 'Cat'"),
     ],
 )

@@ -144,6 +144,22 @@ def test_a_file_without_a_type_is_read_by_the_processor_of_the_model_type(tmp_pa
         ({"image_processor_type": "ViTImageProcessor", "size": SQUARE, "do_pad": True, "pad_size": 40}, "do_pad"),
         ({"image_processor_type": "ConvNextImageProcessor", "size": SQUARE}, "shortest_edge"),
         ({"image_processor_type": "DINOv3ViTImageProcessor", "size": SQUARE, "resample": 1}, "lanczos"),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "image_std": [0.5, None, 0.5]},
+            "its image_std is None; expected a number",
+        ),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "image_mean": "bright"},
+            "its image_mean is 'bright'; expected a number",
+        ),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "rescale_factor": "1/255"},
+            "its rescale_factor is '1/255'; expected a number",
+        ),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": "cubic"},
+            "its resample is 'cubic'; expected a number",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -190,9 +206,10 @@ def test_weights_without_a_processor_say_which_preprocessing_is_assumed(
 
 def test_a_processor_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     model = with_processor(tmp_path, {})
-    (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(SettingError, match="JSON"):
-        adapter_for(model).preprocessing(model)
+    for content, message in (("{", "not valid JSON"), ("[]", "not a JSON object")):
+        (tmp_path / "preprocessor_config.json").write_text(content)
+        with pytest.raises(SettingError, match=message):
+            adapter_for(model).preprocessing(model)
 
 
 @pytest.mark.slow

@@ -18,13 +18,14 @@ from vitrim.data.classes.imagenet_names import synsets_of, synsets_of_outputs
 from vitrim.data.image_ops import RECOLOURED_CHANNELS
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.preprocessing import Preprocessing
-from vitrim.errors import DataError, UnsupportedModel
+from vitrim.errors import DataError, UnsupportedModel, counted
 from vitrim.models import adapter_for, describe, origin_of, record_origin
 from vitrim.models.channels import with_channels
 from vitrim.models.label_names import descriptions_of
 from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import log
 
+OWN_ORDER = "the order of the data set"
 MIN_VALIDATION_IMAGES = 50  # with fewer, an unclear order of classes is measured on training images
 
 
@@ -55,8 +56,9 @@ def match_labels(data: ImageData, model: nn.Module, *, learns: bool = False) -> 
     """Return the data set with labels that are the outputs of a model, and its classes in the order of the outputs.
 
     The first of these decides: names that the user stated (`data.class_names`); names that the model carries; the order
-    of the data set, where folders are sorted in one way only; else a measurement on up to 200 validation images. What
-    was decided is printed on standard error, unless all names are equal.
+    of the data set, where no other one is usual; else a measurement on up to 200 validation images. If that is unclear,
+    classes that are not sorted, as a Hugging Face data set may have them, are in the order of the data set. What was
+    decided is printed on standard error, unless all names are equal.
 
     Args:
         learns: whether the model is to be trained on these labels. If its order is unclear, it then learns that of the
@@ -227,9 +229,10 @@ def _match_by_order(
     """
     classes, own_order = data.classes, tuple(range(len(data.classes)))
     unnamed = not known or _is_numbering(known, classes)
-    if unnamed and len(classes) == num_outputs and classes != tuple(sorted(classes)):
-        return data  # these are no sorted folders: the data set itself states the order
     orders = possible_orders(classes, num_outputs)
+    states_order = unnamed and len(classes) == num_outputs and classes != tuple(sorted(classes))
+    if states_order:  # these are no sorted folders, but the model may have learned from such folders
+        orders = {OWN_ORDER: own_order, **{name: order for name, order in orders.items() if order != own_order}}
     if unnamed and list(orders.values()) == [own_order]:
         return data
     if not orders:
@@ -240,6 +243,9 @@ def _match_by_order(
         choice = on_training if on_training.num_images > choice.num_images else choice
     if choice.name is None and learns and len(classes) == num_outputs:
         log(f"{data.name}: the order of the classes in the model is unclear; it learns them in the order of the data")
+        return replace(data, in_output_order=True)
+    if choice.name is None and states_order:
+        log(f"{data.name}: {OWN_ORDER} is used for the outputs of the model; images do not confirm it: {choice.result}")
         return replace(data, in_output_order=True)
     if choice.name is None:
         what = "no names for" if unnamed else "other names for"
@@ -273,19 +279,22 @@ def _with_outputs(
 
 
 def _wrong_number(stated: ClassNames, num_outputs: int) -> str:
-    kind = "names" if stated.in_order else "pairs of names, which do not state the order of the outputs,"
+    kind = "name" if stated.in_order else "pair"
     joins = "" if len(stated.columns) < 2 else " A file of pairs can also explain the model's own names, if all match."
+    unordered = "" if stated.in_order else " of names, which do not state the order of the outputs,"
     return (
-        f"{stated.source} has {len(stated)} {kind} but the model has {num_outputs} outputs; expected one name for each "
-        f"output, in their order, such as {', '.join(stated.columns[0][:3])}.{joins}"
+        f"{stated.source} has {counted(len(stated), kind)}{unordered} but the model has "
+        f"{counted(num_outputs, 'output')}; expected one name for each output, in their order, such as "
+        f"{', '.join(name[:60] for name in stated.columns[0][:3])}.{joins}"
     )
 
 
 def _no_names(data: ImageData, num_outputs: int) -> str:
     return (
-        f"The data set {data.name} has {len(data.classes)} classes, but the model has {num_outputs} outputs and "
-        f"no class names. Pass `--num-classes {len(data.classes)}` for a new model, fine-tune this one with "
-        "`vitrim train`, or state the names of its outputs with class_names (`--class-names FILE`)."
+        f"The data set {data.name} has {len(data.classes)} classes, but the model has "
+        f"{counted(num_outputs, 'output')} and no class names. Pass `--num-classes {len(data.classes)}` for a new "
+        "model, fine-tune this one with `vitrim train`, or state the names of its outputs with class_names "
+        "(`--class-names FILE`)."
     )
 
 
@@ -304,12 +313,15 @@ def _unmatched(data: ImageData, columns: Sequence[tuple[str, ...]], source: str 
     unknown = [name for name, index in zip(data.classes, joined.index, strict=True) if index is None]
     unused = [name for position, name in enumerate(names) if name and position not in joined.index]
     if source:
+        others = (
+            f"{counted(len(unused), 'name')} in it without a class, such as {', '.join(unused[:3])}. " if unused else ""
+        )
         return (
-            f"{len(unknown)} class folders of {data.name} are not in {source}, such as {', '.join(unknown[:3])}. "
-            f"{len(unused)} of its names are no folder, such as {', '.join(unused[:3])}. Every folder must have a name."
+            f"{counted(len(unknown), 'class')} of {data.name} not found in {source}, such as {', '.join(unknown[:3])}. "
+            f"{others}Every class must have a name in it."
         )
     return (
-        f"The data set {data.name} has {len(unknown)} classes that the model was not trained for, such as "
+        f"The data set {data.name} has {counted(len(unknown), 'class')} that the model was not trained for, such as "
         f"{', '.join(unknown[:3])}. The model has {len(names)} classes, such as {', '.join((unused or names)[:3])}. "
         f"Are these the same classes under other names? {advice}. Else train the model on this data set with "
         "`vitrim train`, or use another data set."

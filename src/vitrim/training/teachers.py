@@ -312,17 +312,18 @@ def _judged(teacher: Teacher, student: nn.Module, images: ImageSet) -> Teacher:
     images = images.sample(MAX_JUDGED_IMAGES, seed=0)
     before, device = preprocessing_of(student), _device_of(teacher.model)
     view = view_between(before, teacher.preprocessing, device)
-    num_right, num_classes, in_unit_range = 0, 0, True
+    num_right, num_judged, num_classes, in_unit_range = 0, 0, 0, True
     for batch, labels in eval_batches(images, before, batch_size=MAX_JUDGED_IMAGES, device=device, num_workers=0):
         with eval_mode(teacher.model):
             logits = logits_in(teacher.model(view(batch).to(dtype_of(teacher.model)))).float()
-        in_unit_range = bool((logits >= 0).all() and (logits <= 1).all() and logits.any())
+        in_unit_range &= bool((logits >= 0).all() and (logits <= 1).all() and logits.any())
         logits = logits if teacher.outputs is None else logits[:, list(teacher.outputs)]
-        num_right, num_classes = int((logits.argmax(dim=1) == labels).sum()), logits.shape[1]
-    if not len(images):
+        num_right += int((logits.argmax(dim=1) == labels).sum())
+        num_judged, num_classes = num_judged + len(labels), logits.shape[1]
+    if not num_judged:
         return teacher
-    about = f"{teacher.about}; right on {num_right} of {len(images)} validation images"
-    if stats.binomtest(num_right, len(images), 1 / num_classes, alternative="greater").pvalue > MAX_P_OF_CHANCE:
+    about = f"{teacher.about}; right on {num_right} of {num_judged} validation images"
+    if stats.binomtest(num_right, num_judged, 1 / num_classes, alternative="greater").pvalue > MAX_P_OF_CHANCE:
         about += ", no better than chance: are its weights trained, and are its classes in this order?"
     if in_unit_range:
         about += "; its outputs are all between 0 and 1, as probabilities are: are they logits, as expected?"

@@ -13,6 +13,7 @@ from vitrim.data.classes.class_names import (
     join_splits,
     look_up,
     natural_key,
+    nearly_equal,
     read_class_names,
 )
 from vitrim.errors import DataError
@@ -61,6 +62,19 @@ def test_other_names_are_names() -> None:
 
 
 # Files
+
+
+@pytest.mark.parametrize("content", ["{0: 'bee, Apis',\n 1: 'ant'}", "['bee, Apis', 'ant']", '["bee, Apis", "ant"]'])
+def test_names_as_python_prints_them_are_read_from_text(content: str, tmp_path: Path) -> None:
+    assert read_class_names(file(tmp_path, content)).names == ("bee, Apis", "ant")
+    assert read_class_names(file(tmp_path, "[bee]\nant")).names == ("[bee]", "ant")
+
+
+@pytest.mark.parametrize("key", ["id2label", "label2id", "label_names", "class_to_idx"])
+def test_a_configuration_states_the_names_under_any_usual_key(key: str, tmp_path: Path) -> None:
+    values = {"id2label": {"1": "ant", "0": "bee"}, "label_names": ["bee", "ant"]}.get(key, {"ant": 1, "bee": 0})
+    stated = read_class_names(file(tmp_path, json.dumps({"model_type": "vit", key: values}), "config.json"))
+    assert stated.names == ("bee", "ant") and stated.in_order
 
 
 @pytest.mark.parametrize(
@@ -177,3 +191,8 @@ def test_validation_folders_find_their_training_class() -> None:
     assert index == (0,) and "Unicode" in note
     with pytest.raises(DataError, match=r"training and validation cannot be matched.*'Cat' and 'cat'.*rename"):
         join_splits(["Cat", "cat"], ["CAT"])
+
+
+def test_names_that_differ_in_case_or_separators_are_nearly_equal() -> None:
+    assert nearly_equal(("Ant", "bee", "ant", "Sea_Lion", "sea lion")) == ("Ant", "ant")
+    assert nearly_equal(("ant", "bee", COMPOSED, DECOMPOSED)) == ()

@@ -1,14 +1,16 @@
 """Laws of measuring the order of a model's classes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from builders.class_order import NATURAL, NUMBERED, colour_data, model_knowing
+from builders.class_order import NATURAL, NUMBERED, colour_data, colour_folder, model_knowing
 from builders.models import build
 from vitrim.data.classes.class_order import MAX_IMAGES, Choice, measure_order, possible_orders
+from vitrim.data.loading import load_data
 from vitrim.data.matching import preprocessing_of
 
 ORDERS = possible_orders(NUMBERED, 11)
@@ -55,6 +57,19 @@ def test_without_images_nothing_is_chosen() -> None:
     empty = data.validation.subset(torch.arange(0))
     model = model_knowing(NATURAL)
     assert measure_order(model, empty, ORDERS, preprocessing_of(model)).name is None
+
+
+def test_images_that_can_no_longer_be_decoded_are_not_counted(tmp_path: Path) -> None:
+    data = load_data(colour_folder(tmp_path, NUMBERED, per_class=6), memory_bytes=1)
+    for folder in sorted((tmp_path / "val").iterdir()):
+        min(folder.iterdir()).write_bytes(b"")
+    model = model_knowing(NATURAL)
+    choice = measure_order(model, data.validation, possible_orders(data.classes, 11), preprocessing_of(model))
+    assert choice == Choice(name=TIMM, result=f"100 % of 50 images right; {CODE_POINT} 0 %", num_images=50)
+    for file in (tmp_path / "val").rglob("*.png"):
+        file.write_bytes(b"")
+    choice = measure_order(model, data.validation, possible_orders(data.classes, 11), preprocessing_of(model))
+    assert choice.name is None and choice.num_images == 0 and "no image of these classes" in choice.result
 
 
 def test_the_model_is_left_as_it_was() -> None:

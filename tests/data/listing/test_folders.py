@@ -81,6 +81,24 @@ def test_several_named_folders_are_joined_and_paths_start_from_the_data_set(tmp_
     assert [Path(file).parent.name for file in loaded.train.files] == [loaded.classes[n] for n in loaded.train.labels]
 
 
+def test_nearly_equal_classes_of_training_folders_are_one_class_and_others_are_named(tmp_path: Path) -> None:
+    folders(tmp_path, "a/cat", "a/sea lion", "b/Cat", "b/Sea_Lion", "c/cat", "c/owl")
+    same = load_data(train_dir=[tmp_path / "a", tmp_path / "b"])
+    assert same.classes == ("cat", "sea lion") and "the folder 'Cat' with 'cat'" in " ".join(same.notes)
+    assert (len(same.train) + len(same.validation)) == 8
+    data = load_data(tmp_path, train_dir=["a", "b", "c"], memory_bytes=0)
+    assert data.classes == ("cat", "owl", "sea lion")
+    labels = {
+        file.split("/")[-3] + file.split("/")[-2]: data.train.labels[i] for i, file in enumerate(data.train.files)
+    }
+    assert labels == {"acat": 0, "bCat": 0, "ccat": 0, "cowl": 1, "asea lion": 2, "bSea_Lion": 2}
+    notes = " ".join(data.notes)
+    assert "c has no class sea lion, as other training folders have" in notes and "c has the class owl" in notes
+    folders(tmp_path, "d/Cat", "d/cat")
+    with pytest.raises(DataError, match="could all be 'cat'"):
+        load_data(tmp_path, train_dir=["a", "d"])
+
+
 def test_validation_images_alone_are_for_evaluation(tmp_path: Path) -> None:
     loaded = load_data(val_dir=folders(tmp_path, "cat", "dog"), limit_per_class=1)
     assert len(loaded.train) == 0 and loaded.validation.labels.tolist() == [0, 0, 1, 1]

@@ -107,6 +107,16 @@ def test_columns_that_are_not_certain_are_refused_and_can_be_named(hf: Any, tmp_
         load_data(tmp_path, cache_dir=tmp_path / "cache", label_column="fine")
 
 
+def test_a_class_of_one_split_only_is_refused_with_the_names_of_the_splits(hf: Any, tmp_path: Path) -> None:
+    splits = {"train": dataset(hf, range(4)), "test": dataset(hf, range(4, 8), kind=hf.Value("string"))}
+    splits["train"] = splits["train"].add_column("kind", ["a", "b"] * 2)
+    hf.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    with pytest.raises(
+        DataError, match=r"set \(split test\) has a class '0', but .*set \(split train\) has no such class"
+    ):
+        load_data(f"hf:{tmp_path / 'set'}", cache_dir=tmp_path / "cache", label_column="kind")
+
+
 def test_what_cannot_be_read_is_refused(hf: Any, tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     (tmp_path / "b").mkdir()

@@ -31,7 +31,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "only val": (lambda root: image_folder(root, {"val": 2}), "folder val but no folder train"),
     "unknown class": (
         lambda root: (image_folder(root, {"train": 2}), image_folder(root, {"val": 1}, ["cat", "emu"])),
-        "class 'emu'.*train has no such class folder",
+        "class 'emu'.*train has no such class",
     ),
     "mostly broken": (
         lambda root: _break_images(image_folder(root, {"train": 2, "val": 2}) / "train"),

@@ -43,6 +43,25 @@ def test_a_column_can_name_the_split_of_each_image(tmp_path: Path) -> None:
     assert listed(loaded, "validation") == {"2.png": "cat", "3.png": "dog"}
 
 
+@pytest.mark.parametrize(
+    "column, values", [("is_valid", ("False", "True")), ("is_train", ("1", "0")), ("is_test", ("0.0", "1.0"))]
+)
+def test_a_column_can_flag_the_images_of_a_split(tmp_path: Path, column: str, values: tuple[str, str]) -> None:
+    lines = [f"{i}.png,{PAIR[i % 2]},{values[i < 2]}" for i in range(6)]
+    loaded = load_data(
+        table(tmp_path / "labels.csv", f"file,label,{column}", *lines, images=named("", 6)), memory_bytes=0
+    )
+    assert listed(loaded, "validation") == {"0.png": PAIR[0], "1.png": PAIR[1]} and len(loaded.train) == 4
+    assert loaded.notes == (f"images and labels from labels.csv (columns file, label, {column})",)
+
+
+def test_a_column_of_folds_is_not_used_and_named(tmp_path: Path) -> None:
+    lines = [f"{i}.png,{'aA'[i % 2]},{i % 3}" for i in range(6)]
+    loaded = load_data(table(tmp_path / "labels.csv", "file,label,fold", *lines, images=named("", 6)), memory_bytes=0)
+    assert "(columns file, label; fold is not used, as its values name no split)" in loaded.notes[0]
+    assert loaded.notes[1] == "classes whose names are nearly equal are separate classes, such as A and a"
+
+
 def test_the_image_folder_of_hugging_face_is_read(tmp_path: Path) -> None:
     table(tmp_path / "train" / "metadata.csv", *lines(named("", 4)), images=named("", 4))
     rows = [f'{{"file_name": "{name}", "label": "{label}"}}' for name, label in classes_of(named("", 2)).items()]

@@ -3,10 +3,12 @@
 Which order a model has is decided in `matching`; measuring it is in `class_order`. This file imports no torch.
 """
 
+import ast
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -50,9 +52,9 @@ def read_class_names(names: str | Path | Sequence[str] | ClassNames) -> ClassNam
     Args:
         names: the names, or a UTF-8 file. Text has one name a line. A line may also have two names of one class: a
             synset and its words, as in `LOC_synset_mapping.txt`; two names with a tab between them, as in Tiny
-            ImageNet's `words.txt`; or the number of the output and a name. JSON is a list of names, or an object:
-            `{"0": "cat"}`, `{"cat": 0}`, `{"0": ["n02124075", "cat"]}`, or `config.json` with `id2label` or
-            `label_names`.
+            ImageNet's `words.txt`; or the number of the output and a name. JSON, or text as Python prints it, is a
+            list of names, or an object: `{"0": "cat"}`, `{"cat": 0}`, `{"0": ["n02124075", "cat"]}`, or `config.json`
+            with `id2label`, `label2id` or `label_names`.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or has an empty or a repeated line.
@@ -73,6 +75,9 @@ def read_class_names(names: str | Path | Sequence[str] | ClassNames) -> ClassNam
             return _of_json(json.loads(text), str(path))
         except json.JSONDecodeError as problem:
             raise DataError(f"{path} is not JSON: {problem}. Expected a list of class names in it.") from None
+    if text.lstrip()[:1] in ("{", "["):  # a dictionary or list as Python prints it; it is not executed
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return _of_json(ast.literal_eval(text.strip()), str(path))
     lines = [line.strip() for line in text.rstrip().splitlines()]
     empty = [number for number, line in enumerate(lines, start=1) if not line]
     if empty or not lines:
@@ -92,7 +97,7 @@ def _parts_of(line: str) -> list[str]:
 
 def _of_json(content: Any, source: str) -> ClassNames:
     if isinstance(content, dict):
-        for key in ("id2label", "label_names", "classes", "vitrim"):
+        for key in ("id2label", "label2id", "label_names", "classes", "class_to_idx", "vitrim"):
             if isinstance(content.get(key), dict | list):
                 return _of_json(content[key], source)
         rows = [[str(key), *_strings(value)] for key, value in content.items()]
@@ -113,7 +118,10 @@ def _of_rows(rows: Sequence[Sequence[str]], source: str, *, in_order: bool = Tru
         raise DataError(f"{source} has no class names; expected a name for each output of the model.")
     repeated = next((row for row, after in pairwise(sorted(map(list, rows))) if row == after), None)
     if repeated:
-        raise DataError(f"{source} has {repeated[0]!r} twice; expected a name of its own for each output of the model.")
+        raise DataError(
+            f"{source} has {repeated[0]!r} twice; expected a name of its own for each output of the model. Rename "
+            f"one, or write the number of the output before each name, such as `0 {repeated[0]}`."
+        )
     columns = [tuple(row[column] for row in rows) for column in range(width)]
     counting = sorted(map(str, range(len(rows))))
     numbers = next((column for column in columns if sorted(column) == counting), None) if width > 1 else None
@@ -237,6 +245,17 @@ def join(folders: Sequence[str], names: Sequence[str]) -> Joined:
         for kind, pairs in loosely.items()
     )
     return Joined(tuple(index), notes, tuple(ambiguous))
+
+
+def nearly_equal(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the first names that differ only in case, spaces, underscores and hyphens; empty if there are none.
+
+    Names that differ only in their Unicode form are not counted.
+    """
+    having: dict[str, dict[str, str]] = {}
+    for name in names:
+        having.setdefault(loose(name), {}).setdefault(_nfc(name), name)
+    return next((tuple(several.values()) for several in having.values() if len(several) > 1), ())
 
 
 def look_up(names: Sequence[str], descriptions: Sequence[str]) -> tuple[int | None, ...]:

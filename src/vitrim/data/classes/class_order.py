@@ -86,23 +86,25 @@ def measure_order(
     sample = _sample(images, in_question[images.labels].nonzero().flatten())
     if not len(sample):
         return Choice(name=None, result="there are no images of these classes", num_images=0)
-    predicted = _predict(model, sample, preprocessing)
-    right = table[:, sample.labels] == predicted  # (orders, n)
+    predicted, labels = _predict(model, sample, preprocessing)
+    if not len(labels):
+        return Choice(name=None, result="no image of these classes can be decoded", num_images=0)
+    right = table[:, labels] == predicted  # (orders, n)
     best, names = int(right.sum(dim=1).argmax()), list(orders)
     percents = [f"{name} {_percent(row)}" for name, row in zip(names, right, strict=True)]
     others = [percent for index, percent in enumerate(percents) if index != best]
-    result = "; ".join([f"{_percent(right[best])} of {len(sample)} {kind} right", *others])
+    result = "; ".join([f"{_percent(right[best])} of {len(labels)} {kind} right", *others])
     if len(names) == 1:
         count, chance = int(right[0].sum()), 1 / table.shape[1]  # the chance of a guess among these classes
-        clear = stats.binomtest(count, len(sample), chance, alternative="greater").pvalue < MAX_P_VALUE
+        clear = stats.binomtest(count, len(labels), chance, alternative="greater").pvalue < MAX_P_VALUE
     else:
         clear = all(_is_better(right[best], other) for index, other in enumerate(right) if index != best)
-    fitted = _right_in_fitted_order(sample.labels, predicted)
+    fitted = _right_in_fitted_order(labels, predicted)
     if clear and _is_better(fitted, right[best]):
         clear, result = False, f"{result}; but another order {_percent(fitted)}"
     if clear:
-        return Choice(name=names[best], result=result, num_images=len(sample))
-    return Choice(name=None, result=f"{names[best]} {result}", num_images=len(sample))
+        return Choice(name=names[best], result=result, num_images=len(labels))
+    return Choice(name=None, result=f"{names[best]} {result}", num_images=len(labels))
 
 
 def _sample(images: ImageSet, positions: Tensor) -> ImageSet:
@@ -117,16 +119,23 @@ def _percent(right: Tensor) -> str:
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, images: ImageSet, preprocessing: Preprocessing) -> Tensor:
-    """The output with the largest logit for each image, `(n,)`; in all processes as in the first."""
+def _predict(model: nn.Module, images: ImageSet, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """The output with the largest logit for each image, and its label, `(n,)` each; in all processes as in the first.
+
+    Images that cannot be decoded any more are left out.
+    """
     parameter = next(model.parameters())
     batches = eval_batches(images, preprocessing, batch_size=BATCH_SIZE, device=parameter.device, num_workers=0)
     with eval_mode(model):
-        predicted = [logits_of(model(batch.to(parameter.dtype))).argmax(dim=-1).cpu() for batch, _ in batches]
-    shared = [torch.cat(predicted)]
+        found = [
+            (logits_of(model(batch.to(parameter.dtype))).argmax(dim=-1).cpu(), labels.cpu())
+            for batch, labels in batches
+        ]
+    none = torch.empty(0, dtype=torch.int64)
+    shared = [torch.cat(column) for column in zip((none, none), *found, strict=True)]
     if this_process().num_processes > 1:  # two GPUs may round differently
         broadcast_object_list(shared)
-    return shared[0]
+    return shared[0], shared[1]
 
 
 def _is_better(first: Tensor, second: Tensor) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitrim.data.files.decoding import BROKEN_IMAGE, count_same_kind, spread_over
 from vitrim.data.files.pixels import PixelFormat, UnsupportedPixels, is_deep, values_of_file
-from vitrim.errors import DataError, SettingError
+from vitrim.errors import DataError, SettingError, counted
 
 MAX_COUNTED = 50_000  # files whose headers are read again, to say how many are refused
 MAX_DARK = 0.25  # if no value is above this fraction of the type's range, a note says so
@@ -40,7 +40,7 @@ def range_notes(files: Sequence[str], pixel_format: PixelFormat) -> list[str]:
     low, high = value_range
     outside = 100 * float(np.mean([((values < low) | (values > high)).mean() for values, _ in read]))
     note = f"values {low:g} to {high:g} become black to white in files of more than 8 bits"
-    clipped = f"; {outside:.2g} % of the values of {len(read)} images are outside, and become black or white"
+    clipped = f"; {outside:.2g} % of the values of {counted(len(read), 'image')} are outside, and become black or white"
     return [note + clipped if outside else note]
 
 
@@ -73,8 +73,8 @@ def _any_deep(files: Sequence[str]) -> bool:
 
 def _dark_note(largest: float, num_images: int) -> str:
     return (
-        f"the largest value in {num_images} images of more than 8 bits is {largest:g}, so all of them are dark; if "
-        "that is white, set value_range (on the command line --value-range)"
+        f"the largest value in {counted(num_images, 'image')} of more than 8 bits is {largest:g}, so all of them are "
+        "dark; if that is white, set value_range (on the command line --value-range)"
     )
 
 

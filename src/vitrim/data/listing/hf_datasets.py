@@ -123,7 +123,8 @@ def _found(datasets: Any, name: str, splits: Mapping[str, Any], columns: ColumnN
     notes = [f"columns {image}, {label}"]
     folder = folder / hashlib.sha256(image.encode()).hexdigest()[:8]  # another column has other images
     for role, split in roles.items():
-        part = _part(datasets, Path(name), splits[split], (image, label), folder / role)
+        place = Path(f"{name} (split {split})" if len(splits) > 1 else name)
+        part = _part(datasets, place, splits[split], (image, label), folder / role)
         if part is None and role == TRAIN:
             raise DataError(f"{name} has no labels in column {label} of its split {split}.")
         if part is None:

@@ -134,7 +134,7 @@ def in_place_of_folders(file: Path, names: ColumnNames, index: ImageIndex, class
 def pick_validation(parts: Mapping[str, Part]) -> tuple[Part | None, list[str]]:
     """Return the validation images: of `validation`, else of `test`; and notes about what is not used."""
     found = [parts[role] for role in (VALIDATION, TEST) if role in parts]
-    unused = [f"split test of {part.place.name} is not used, because it has validation images" for part in found[1:]]
+    unused = [f"{part.place.name}: test images are not used, because there are validation images" for part in found[1:]]
     return (found[0] if found else None), unused
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vitrim.data.classes.class_names import join_splits
+from vitrim.data.classes.class_names import join_splits, nearly_equal
 from vitrim.data.images import ImageSet
 from vitrim.errors import DataError, counted
 
@@ -67,6 +67,10 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
     absent = sorted(set(range(len(classes))) - set(train.images.labels.unique().tolist()))
     if absent:  # a Hugging Face data set may name more classes than it has images of
         notes.append(f"{counted(len(absent), 'class')} without training images, such as {classes[absent[0]]}")
+    if similar_names := nearly_equal(classes):
+        notes.append(
+            f"classes whose names are nearly equal are separate classes, such as {' and '.join(similar_names)}"
+        )
     if validation is None:
         return Found(classes=classes, train=train.images, not_images=train.not_images, notes=tuple(notes))
     found, similar = join_splits(validation.classes, classes)
@@ -74,8 +78,8 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
     unknown = [name for name, label in zip(validation.classes, found, strict=True) if label is None]
     if unknown:
         raise DataError(
-            f"{validation.place} has a class {unknown[0]!r}, but {train.place} has no such class folder. "
-            "Both need the same class folders; rename or remove it."
+            f"{validation.place} has a class {unknown[0]!r}, but {train.place} has no such class. Both need the same "
+            "classes; rename or remove it."
         )
     labels = torch.tensor(found)[validation.images.labels]
     if len(validation.classes) < len(classes):
@@ -92,16 +96,29 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """Return the images of several parts as one. Its classes are those of all parts, sorted if they differ."""
+    """Return the images of several parts as one. Its classes are those of all parts, sorted if they differ.
+
+    Names that are nearly equal are one class, as in `joined`.
+
+    Raises:
+        DataError: a class of one part could be several of the others.
+    """
     if len(parts) == 1:
         return parts[0]
-    same = all(part.classes == parts[0].classes for part in parts)
-    classes = parts[0].classes if same else tuple(sorted({name for part in parts for name in part.classes}))
-    labels = [torch.tensor([classes.index(name) for name in part.classes])[part.images.labels] for part in parts]
+    classes, notes = parts[0].classes, [note for part in parts for note in part.notes]
+    for part in parts[1:]:
+        found, similar = join_splits(part.classes, classes)
+        new = [name for name, label in zip(part.classes, found, strict=True) if label is None]
+        lacking = [name for label, name in enumerate(classes) if label not in found]
+        notes += similar
+        notes += [f"{part.place} has no class {lacking[0]}, as other training folders have"] if lacking else []
+        notes += [f"only {part.place} has the class {new[0]}"] if new else []
+        classes = tuple(sorted({*classes, *new})) if new else classes
+    labels = [torch.tensor(join_splits(part.classes, classes)[0])[part.images.labels] for part in parts]
     return Part(
         place=parts[0].place,
         classes=classes,
         images=ImageSet(labels=torch.cat(labels), files=tuple(file for part in parts for file in part.images.files)),
         not_images=tuple(file for part in parts for file in part.not_images),
-        notes=tuple(note for part in parts for note in part.notes),
+        notes=tuple(notes),
     )

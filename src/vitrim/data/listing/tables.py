@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrim.data.listing.split_names import role_of
+from vitrim.data.listing.split_names import TEST, TRAIN, VALIDATION, role_of
 from vitrim.data.listing.suffixes import is_ignored, is_image
 from vitrim.errors import DataError
 
@@ -32,6 +32,12 @@ _LABEL_NAMES = {
     *("diagnosis", "disease", "predictionstring"),
 }
 _SPLIT_NAMES = {"split", "set", "subset", "partition", "phase", "fold", "dataset", "usage"}
+_FLAGS = {  # columns that say of each image whether it is of this split, such as fastai's `is_valid`
+    **dict.fromkeys(("istrain", "istraining"), TRAIN),
+    **dict.fromkeys(("isval", "isvalid", "isvalidation"), VALIDATION),
+    "istest": TEST,
+}
+_TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 
 
@@ -144,13 +150,17 @@ def choose_rows(table: Table, names: ColumnNames, is_found: Callable[[str], bool
             )
     image = names.image or _image_column(table, names, is_found)
     table, image = _with_header(table, image, is_found)
-    split = _split_column(table, {image, names.label})
-    label, labels = _label_column(table, names, {image, split})
-    splits = table.column(split) if split else [""] * len(table.rows)
+    split, splits = _split_columns(table, {image, names.label})
+    label, labels = _label_column(table, names, {image, *split})
     images = table.column(image)
     rows = [Row(image=a, label=b, split=c) for a, b, c in zip(images, labels, splits, strict=True)]
-    shown = f"columns {image}, {label}" + (f", {split}" if split else "")
-    return rows, shown if label else f"column {image}"
+    shown = f"columns {', '.join([image, label, *split])}" if label else f"column {image}"
+    unused = [
+        name
+        for name in table.columns
+        if _letters(name) in {*_SPLIT_NAMES, *_FLAGS} and name not in (image, label, *split)
+    ]
+    return rows, "; ".join([shown, *(f"{name} is not used, as its values name no split" for name in unused)])
 
 
 def is_label_name(name: str) -> bool:
@@ -206,21 +216,27 @@ def _with_header(table: Table, image: str, is_found: Callable[[str], bool]) -> t
     return Table(file=table.file, columns=table.rows[0], rows=table.rows[1:]), first
 
 
-def _split_column(table: Table, other: set[str | None]) -> str:
-    """The column that names the split of each image; empty if there is none."""
+def _split_columns(table: Table, other: set[str | None]) -> tuple[list[str], list[str]]:
+    """The names of the columns that say the split of each image, none or more, and its split; empty if unknown."""
     for name in table.columns:
         if name in other or _letters(name) not in _SPLIT_NAMES:
             continue
-        values = set(table.column(name))
-        roles = {role_of(value) for value in values}
-        if None not in roles:
-            return name
+        splits = table.column(name)
+        if None not in {role_of(value) for value in splits}:
+            return [name], splits
         if _letters(name) == "split":
             raise DataError(
-                f"Column {name} of {table.file} has the values {_listed(sorted(values))}; expected names such as "
+                f"Column {name} of {table.file} has the values {_listed(sorted(set(splits)))}; expected names such as "
                 "train, val and test. Rename the values, or the column if it names no split."
             )
-    return ""
+    roles = {name: _FLAGS[_letters(name)] for name in table.columns if name not in other and _letters(name) in _FLAGS}
+    columns = {name: [_TRUTHS.get(value.lower()) for value in table.column(name)] for name in roles}
+    flags = {roles[name]: values for name, values in columns.items() if None not in values}
+    rest = VALIDATION if TRAIN in flags else TRAIN
+    splits = [
+        next((role for role in flags if flags[role][row]), rest if flags else "") for row in range(len(table.rows))
+    ]
+    return [name for name, values in columns.items() if None not in values], splits
 
 
 def _label_column(table: Table, names: ColumnNames, other: set[str]) -> tuple[str, list[str]]:

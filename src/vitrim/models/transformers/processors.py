@@ -60,6 +60,8 @@ def _read(name: str) -> dict[str, Any] | None:
         if isinstance(error.__cause__, ValueError) or "not a valid JSON" in str(error):
             raise SettingError(f"The image processor in {name} is not valid JSON: repair or remove it.") from error
         return None
+    if not isinstance(keys, dict):
+        raise SettingError(f"The image processor in {name} is not a JSON object: repair or remove it.")
     return keys
 
 
@@ -194,7 +196,7 @@ def _check_padding(processor: Any, crop: tuple[int, int] | None, size: Mapping[s
 
 def _interpolation(processor: Any, steps: Mapping[str, Any]) -> str:
     resample = processor.resample
-    name = RESAMPLING.get(2 if resample is None else int(resample))
+    name = RESAMPLING.get(2 if resample is None else int(_number(resample, "resample")))
     if name is None:
         raise _Refused(f"its resample is {resample!r}; expected a number from 0 to 5")
     if steps["as_float"] and name in ("lanczos", "box", "hamming"):
@@ -207,7 +209,7 @@ def _mean_and_std(kind: str, processor: Any, num_channels: int) -> tuple[list[fl
 
     transformers computes `(pixel * factor - offset - mean) / std`; vitrim computes `(pixel / 255 - mean) / std`.
     """
-    factor = float(processor.rescale_factor) if processor.do_rescale else 1.0
+    factor = _number(processor.rescale_factor, "rescale_factor") if processor.do_rescale else 1.0
     if not math.isfinite(factor) or factor <= 0:
         raise _Refused(f"its rescale_factor is {factor}; expected a positive number")
     normalises = bool(processor.do_normalize) and kind != "MobileViT"  # its processor never normalises
@@ -226,10 +228,17 @@ def _mean_and_std(kind: str, processor: Any, num_channels: int) -> tuple[list[fl
 
 
 def _per_channel(values: Any, num_channels: int, name: str) -> list[float]:
-    numbers = [float(value) for value in (values if isinstance(values, list | tuple) else [values])]
+    numbers = [_number(value, name) for value in (values if isinstance(values, list | tuple) else [values])]
     if len(numbers) not in (1, num_channels):
         raise _Refused(f"its {name} has {len(numbers)} numbers; expected {num_channels}")
     return numbers * num_channels if len(numbers) == 1 else numbers
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise _Refused(f"its {name} is {value!r}; expected a number") from None
 
 
 def _in_words_of_timm(steps: Mapping[str, Any]) -> tuple[float, str]:
