@@ -11,7 +11,7 @@ from torch import nn
 
 from builders.teachers import cnn
 from vitrim.data.preprocessing import Preprocessing
-from vitrim.models.any_model import name_of, num_channels, recorded_classes, recorded_preprocessing
+from vitrim.models.any_model import name_of, recorded_classes, recorded_preprocessing
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -19,7 +19,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def test_a_model_of_timm_says_how_its_images_are_prepared() -> None:
     found, _ = recorded_preprocessing(cnn(side=40))
     assert (found["mean"], found["std"], found["img_size"]) == (*IMAGENET, (40, 40))
-    assert name_of(cnn()) == "resnet10t" and num_channels(cnn()) == 3 and recorded_classes(cnn()) == ()
+    assert name_of(cnn()) == "resnet10t" and recorded_classes(cnn()) == ()
 
 
 def test_weights_of_torchvision_have_the_mean_of_imagenet_and_any_size() -> None:
@@ -31,7 +31,7 @@ def test_weights_of_torchvision_have_the_mean_of_imagenet_and_any_size() -> None
 
 def test_a_module_of_ones_own_says_nothing_until_it_has_a_pretrained_cfg() -> None:
     model: Any = nn.Linear(2, 2)
-    assert recorded_preprocessing(model) == ({}, "") and recorded_classes(model) == () and num_channels(model) is None
+    assert recorded_preprocessing(model) == ({}, "") and recorded_classes(model) == ()
     model.pretrained_cfg = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "label_names": ["a", "b"]}
     assert recorded_preprocessing(model)[0] == {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1)}
     assert recorded_classes(model) == ("a", "b")

@@ -49,12 +49,6 @@ def recorded_classes(model: nn.Module) -> tuple[str, ...]:
     return () if any(name.startswith(GENERATED_LABEL) for name in names) else tuple(names)
 
 
-def num_channels(model: nn.Module) -> int | None:
-    """The number of image channels, from the first convolution; None if there is none."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
-
-
 def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     """timm's record of the weights. Anyone can set it on a model of their own."""
     found: Any = getattr(model, "pretrained_cfg", None)

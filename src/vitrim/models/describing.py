@@ -239,7 +239,7 @@ def _describe_block(
 ) -> BlockStructure:
     groups: list[UnitGroup] = []
     module, found = model.get_submodule(block.name), block.find_groups(measured.macs)
-    if part_problem(block.name, module):  # nobody knows what such a block adds to its input
+    if block.residual_scales and part_problem(block.name, module):  # nobody knows what such a block adds to its input
         block = replace(block, residual_scales={})
     for group in found:
         num_before = sum(other.kind == group.kind for other in groups if other.count)

@@ -22,7 +22,8 @@ from vitrim.data.views import can_view, is_same_view, view_between, view_interpo
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import describe, origin_of
-from vitrim.models.any_model import name_of, num_channels, recorded_classes, recorded_preprocessing
+from vitrim.models.any_model import name_of, recorded_classes, recorded_preprocessing
+from vitrim.models.channels import input_channels
 from vitrim.models.wrappers import unwrapped
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
@@ -176,7 +177,7 @@ def _inputs_of(model: nn.Module, student: Preprocessing) -> tuple[str, Preproces
         preprocessing = Preprocessing(**{**as_student, **recorded}) if recorded else student
     except SettingError as problem:
         raise SettingError(f"The teacher {name}: {problem}") from None
-    channels = num_channels(model) or len(preprocessing.mean)
+    channels = input_channels(model, len(preprocessing.mean))
     if channels != len(preprocessing.mean) and recorded:
         raise SettingError(
             f"The number of image channels of the teacher {name} is {channels}, but its mean has "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitrim.data.files.unreadable import Unreadable, short_names
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.errors import counted
 from vitrim.runs.files import FILE_SIZES, UNREADABLE, read_json, write_tensors, write_text
 from vitrim.runs.folder import is_fresh
 from vitrim.runs.processes import this_process
@@ -54,13 +55,13 @@ def as_in_run(data: ImageData, run_dir: str | Path | None) -> ImageData:
     train, validation = (_without(images, data.root, repaired) for images in (data.train, data.validation))
     notes = data.notes
     if repaired:
-        note = f"{_counted(repaired)} could not be decoded when this run began, and not used until it ends"
+        note = f"{counted(len(repaired), 'file')} could not be decoded when this run began, and not used until it ends"
         notes = (*notes, f"{note}: {short_names(repaired)}")
         log(notes[-1])
     sizes = {os.path.join(data.root, name): size for name, size in record.replaced.items()}
     if changed := _changed_sizes(folder, train, validation, sizes):
         note = "with another size than when this run began, and not used any more"
-        log(f"{_counted(changed)} {note}: {short_names(list(changed))}")
+        log(f"{counted(len(changed), 'file')} {note}: {short_names(list(changed))}")
     before = (data.train.unreadable, data.validation.unreadable)
     unreadable = Unreadable.for_run(sizes | changed, before)
     return replace(
@@ -109,8 +110,8 @@ def explain_unreadable(data: ImageData, run_dir: str | Path) -> str:
     if not new or not list(folder.glob(f"*{UNREADABLE}")):
         return ""
     return (
-        f" {_counted(new)} cannot be decoded now that this run uses: {short_names(new)}. To continue it, put back what "
-        "was there."
+        f" {counted(len(new), 'file')} cannot be decoded now that this run uses: {short_names(new)}. To continue it, "
+        "put back what was there."
     )
 
 
@@ -132,10 +133,6 @@ def _changed_sizes(folder: Path, train: ImageSet, validation: ImageSet, known: C
 def _sizes(images: ImageSet) -> Tensor:
     """Sizes of the files in bytes, `(n,)` int64; of unreadable files at the start of the run."""
     return torch.from_numpy(images.unreadable.file_sizes(images.files))
-
-
-def _counted(files: Collection[str]) -> str:
-    return "1 file" if len(files) == 1 else f"{len(files)} files"
 
 
 def _read(folder: Path) -> Record:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from accelerate.utils import gather_object
 
+from vitrim.errors import counted
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 
@@ -75,8 +76,7 @@ def log_replaced(files: list[str], stage: str) -> None:
 
 def replaced_note(files: Sequence[str]) -> str:
     """Say which training images were replaced."""
-    count = len(set(files))
-    what = "1 training image" if count == 1 else f"{count} training images"
+    what = counted(len(set(files)), "training image")
     return f"{what} could not be decoded, and others of the same class were used instead: {short_names(files)}"
 
 
