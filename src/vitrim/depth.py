@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitrim.data.images import ImageSet
 from vitrim.data.matching import Calibration
-from vitrim.errors import BudgetError
+from vitrim.errors import BudgetError, counted
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
@@ -57,8 +57,7 @@ def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> in
         divergence = folder.once_json(f"depth-search-{count}.json", attempt, on_all_processes=True)
         if divergence is not None:
             divergences[count] = divergence
-            removed = "1 block" if count == 1 else f"{count} blocks"
-            log(f"depth search: {removed} removed, divergence from the teacher {divergence:.4f}")
+            log(f"depth search: {counted(count, 'block')} removed, divergence from the teacher {divergence:.4f}")
         best = min(divergences, key=lambda n: divergences[n], default=count)
         if count - best >= PATIENCE:
             break

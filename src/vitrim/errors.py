@@ -56,3 +56,13 @@ def counted(number: int, noun: str) -> str:
     """Return a number with its noun, for messages: `1 file`, `2 files`, `3 classes`."""
     plural = noun if number == 1 else noun + ("es" if noun.endswith(("s", "x", "ch")) else "s")
     return f"{number} {plural}"
+
+
+def percent(fraction: float, decimals: int = 0, *, sign: bool = False) -> str:
+    """Return a fraction in percent, for messages and tables: `70 %`; `68.6 %` with one decimal.
+
+    Args:
+        decimals: number of digits after the point.
+        sign: write a plus before numbers above 0.
+    """
+    return f"{100 * fraction:{'+' if sign else ''}.{decimals}f} %"

@@ -14,6 +14,7 @@ from torch import nn
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings
 from vitrim.data.matching import device_of
+from vitrim.errors import percent
 from vitrim.evaluation import Evaluation, compare
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.environment import environment
@@ -156,15 +157,16 @@ def latency_line(report: dict[str, Any]) -> str:
     found = report["latency"]
     runtime = report["environment"]["device"] if found["on"] == "model" else found["on"]
     predicted_ms = found.get("predicted_ms", found.get(OLD_KEY_OF_PREDICTED_MS))
+    difference = percent(found["difference"], 1, sign=True)
     line = (
         f"Latency on {runtime}, batch {found['batch_size']}: budget {found['budget_ms']:.4g} ms, predicted "
-        f"{predicted_ms:.4g} ms, measured {found['measured_ms']:.4g} ms ({found['difference']:+.1%})."
+        f"{predicted_ms:.4g} ms, measured {found['measured_ms']:.4g} ms ({difference})."
     )
     if abs(found["difference"]) <= MAX_PREDICTION_ERROR:
         return line
     return (
-        f"{line} The prediction is wrong by more than {MAX_PREDICTION_ERROR:.0%}; the machine may have been busy when "
-        "the model was timed."
+        f"{line} The prediction is wrong by more than {percent(MAX_PREDICTION_ERROR)}; the machine may have been busy "
+        "when the model was timed."
     )
 
 
@@ -218,7 +220,7 @@ def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _with_fraction(text: str, value: float, dense: float) -> str:
     """The text, and the value as a fraction of the dense model's in brackets, if they differ."""
-    return text if value == dense else f"{text} ({value / dense:.1%})"
+    return text if value == dense else f"{text} ({percent(value / dense, 1)})"
 
 
 def _with_prefix(count: int) -> str:

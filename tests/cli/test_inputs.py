@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
         "not trained for",
     ),
     "class names of other outputs": (
-        lambda p: ["evaluate", str(p.dense), "--class-names", str(p.text_file("names.txt"))],
+        lambda p: ["evaluate", str(p.dense), *SMALL_DIGITS, "--class-names", str(p.text_file("names.txt"))],
         "names.txt has 1 name but the model has 10 outputs",
     ),
     "no file of class names": (
@@ -101,9 +101,15 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a range of words": (lambda p: p.compress("--value-range", "low,high"), "--value-range is 'low,high'; expected"),
     "a range the wrong way round": (lambda p: p.compress("--value-range", "9,-1"), r"--value-range is \(9.0, -1.0\)"),
     "a range for 8 bits": (lambda p: p.compress("--value-range", "-9,9"), "no image has more than 8 bits"),
-    "limit of 0 images": (lambda p: ["evaluate", str(p.dense), "--limit-per-class", "0"], "--limit-per-class is 0"),
+    "limit of 0 images": (
+        lambda p: ["evaluate", str(p.dense), "--data", "digits", "--limit-per-class", "0"],
+        "--limit-per-class is 0",
+    ),
     "unsupported model": (lambda p: ["inspect", "resnet18"], "ResNet.*looks for one of.*VisionTransformer"),
-    "unsupported model in training": (lambda p: ["train", "resnet18", "-o", str(p.out)], "ResNet.*looks for one of"),
+    "unsupported model in training": (
+        lambda p: ["train", "resnet18", "--data", "digits", "-o", str(p.out)],
+        "ResNet.*looks for one of",
+    ),
     "unknown model": (
         lambda p: ["inspect", "vit_tinny_patch16_224"],
         r"no model named 'vit_tinny_patch16_224'.* Did you mean vit_tiny_patch16_224, .*\?$",
@@ -177,13 +183,13 @@ def test_a_model_is_evaluated_on_the_folder_that_is_named(
 ) -> None:
     images = place.images("0123456789", 1)
     status, _, err = call(capsys, "evaluate", place.named_model(), "--val-dir", images / "val")
-    assert status == 0 and "10 classes, 0 training and 10 validation images" in err
+    assert status == 0 and "10 classes, 10 images" in err
 
 
 def test_training_folders_may_be_repeated(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
     images = place.images("ab", 2)
     folders = ["--train-dir", "train", "--train-dir", images / "val"]
-    status, _, err = call(capsys, "evaluate", place.dense, "--data", images, *folders, "--limit-per-class", 3)
+    status, _, err = call(capsys, *place.compress("--data", str(images), "--limit-per-class", "3"), *folders)
     assert status == 2 and "2 classes" in err  # the model has other classes: the images were read
     assert "training images from" in err and "2 classes, 6 training and 2 validation images" in err
 
@@ -233,12 +239,45 @@ def test_a_backbone_is_trained_with_a_new_classifier(place: CommandFolder) -> No
     assert torch.equal(trained.blocks[0].mlp.fc1.weight, backbone.blocks[0].mlp.fc1.weight)
 
 
-def test_without_data_the_digits_are_used_and_named(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    line = "no --data given: using digits"
-    status, out, err = call(capsys, "evaluate", place.dense)
-    assert status == 0 and line in err
-    again = call(capsys, "evaluate", place.dense, "--data", "digits")
-    assert again[1] == out and line not in again[2]
+@pytest.mark.parametrize("command", ["train", "compress", "plan", "evaluate"])
+def test_a_command_without_data_is_refused_before_a_model_is_opened(
+    command: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["-o", str(place.out)] if command in ("train", "compress") else []
+    assert_refused(place, capsys, [command, "vit_nonexistent", *output], r"--data is missing.*--data ./flowers")
+
+
+def trained_run(place: CommandFolder, images: Path) -> Path:
+    """A run folder that was trained on a folder of images, with the model of `place`."""
+    shutil.copytree(place.dense, place.path / "trained" / "model")
+    about = {"command": "train", "data": {"name": images.name}}
+    (place.path / "trained" / "run.json").write_text(json.dumps(about))
+    return place.path / "trained"
+
+
+def test_evaluate_uses_all_images_of_a_folder_without_splits(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, model = place.images() / "train", save(digits_model(num_classes=3), place.path / "three")
+    status, out, err = call(capsys, "evaluate", model, "--data", images)
+    assert status == 0 and "12 images" in out and "no splits found: all 12 images are evaluated" in err
+    status, out, err = call(capsys, "evaluate", model, "--data", images, "--split", "val")
+    assert status == 0 and "3 validation images" in out and "held out" in err
+    status, out, _ = call(capsys, "evaluate", model, "--data", images, "--split", "train")
+    assert status == 0 and "9 training images" in out
+    status, _, err = call(capsys, "evaluate", model, "--data", images, "--split", "test")
+    assert status == 2 and "There are no test images with labels. The data set has no splits" in err
+
+
+def test_evaluate_warns_of_images_that_the_model_was_trained_on(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = place.images("abcdefghij") / "train"
+    run, line = trained_run(place, images), "was trained on images of this data set. --split val evaluates only"
+    assert line in call(capsys, "evaluate", run, "--data", images)[2]
+    assert line in call(capsys, "evaluate", run / "model", "--data", images)[2]
+    assert line not in call(capsys, "evaluate", run, "--data", images, "--split", "val")[2]
+    assert line not in call(capsys, "evaluate", place.dense, "--data", images)[2]
 
 
 def test_a_batch_larger_than_the_training_set_is_named_once(

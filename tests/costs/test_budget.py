@@ -42,7 +42,9 @@ def test_a_budget_that_needs_measurements_says_so() -> None:
 def test_an_impossible_budget_says_how_small_the_model_can_be() -> None:
     structure = make_structure(EVEN)
     params, macs = smallest_cost(structure, TINY).fraction_of(count_cost(structure))
-    with pytest.raises(BudgetError, match=f"{params:.2%} of the parameters and {macs:.2%} of the multiply-adds"):
+    with pytest.raises(
+        BudgetError, match=f"{100 * params:.2f} % of the parameters and {100 * macs:.2f} % of the multiply-adds"
+    ):
         check_reachable(structure, replace(TINY, params=0.2, macs=0.2))
     check_reachable(structure, replace(TINY, params=params + 1e-9, macs=macs + 1e-9))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from builders.images import image_folder, save_image
+from builders.images import image_folder, save_image, table
 from vitrim.data import loading
 from vitrim.data.listing.layouts import Found
 from vitrim.data.loading import load_data, read_image
@@ -21,8 +21,8 @@ def test_digits_are_divided_class_by_class_and_a_note_says_so() -> None:
     digits = load_data("digits")
     assert digits.train.num_images + digits.validation.num_images == 1797 and digits.validation.num_images == 450
     assert digits.train.pixels.shape[1:] == (3, 8, 8) and digits.train.pixels.max() == 255
-    note = "no validation split found: 25 % of the training images of each class held out, seed 0"
-    assert digits.notes == (note,)
+    assert digits.notes == ("25 % of the images of each class are validation images",)
+    assert load_data("digits", split="auto").validation.num_images == 450
 
 
 @pytest.mark.parametrize("split", ["", "train"])
@@ -47,6 +47,51 @@ def test_holdout_replaces_the_validation_images_and_the_limit_applies_to_the_oth
     assert load_data(root, holdout=0.2, memory_bytes=0, seed=1).validation.files != both[0].validation.files
     limited = load_data(root, limit_per_class=1, memory_bytes=0)
     assert all("/val/" in Path(file).as_posix() for file in limited.validation.files)
+
+
+# One split, to evaluate
+
+
+def test_each_split_of_a_folder_can_be_read_alone(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, {"train": 4, "val": 3, "test": 2})
+    counts = {split: len(load_data(root, split=split).validation) for split in ("train", "val", "test", "auto")}
+    assert counts == {"train": 12, "val": 9, "test": 6, "auto": 9}
+    loaded = load_data(root, split="test", memory_bytes=0)
+    assert len(loaded.train) == 0 and all("/test/" in Path(file).as_posix() for file in loaded.validation.files)
+
+
+@pytest.mark.parametrize("splits", [{"train": 4, "test": 2}, {"test": 2}], ids=["train and test", "test alone"])
+def test_test_images_are_the_validation_images_where_there_are_no_others(tmp_path: Path, splits: dict) -> None:
+    root = image_folder(tmp_path, splits)
+    found = [load_data(root, split=split) for split in ("val", "test", "auto")]
+    assert len({loaded.fingerprint() for loaded in found}) == 1 and len(found[0].validation) == 6
+
+
+def test_the_test_split_of_a_table_can_be_read(tmp_path: Path) -> None:
+    rows = [(f"{index}.png", "ab"[index % 2], split) for index, split in enumerate(["train"] * 4 + ["val", "test"] * 2)]
+    lines = ["file,label,split", *(",".join(row) for row in rows)]
+    file = table(tmp_path / "labels.csv", *lines, images=[row[0] for row in rows])
+    loaded = load_data(file, split="test", memory_bytes=0)
+    assert [Path(name).name for name in loaded.validation.files] == ["5.png", "7.png"]
+
+
+def test_all_images_of_a_folder_without_splits_are_read_unless_some_are_held_out(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, {"": 20})
+    loaded = load_data(root, split="auto", memory_bytes=0)
+    assert len(loaded.validation) == 60 and loaded.only == "all"
+    assert loaded.notes == ("no splits found: all 60 images are evaluated",)
+    trained = load_data(root, memory_bytes=0)
+    for split, images in (("train", trained.train), ("val", trained.validation)):
+        assert load_data(root, split=split, memory_bytes=0).validation.files == images.files
+    assert len(load_data(root, split="auto", holdout=0.2, memory_bytes=0).validation) == 12
+
+
+def test_a_class_that_only_the_test_images_have_is_refused_where_these_are_read(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"train": 2, "val": 2})
+    image_folder(tmp_path, {"test": 2}, ["cat", "emu"])
+    assert len(load_data(tmp_path).validation) == 6
+    with pytest.raises(DataError, match=r"class 'emu'.*the training set has no such class"):
+        load_data(tmp_path, split="test")
 
 
 @pytest.mark.parametrize(

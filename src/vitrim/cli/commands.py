@@ -77,10 +77,12 @@ def train(
     """
     from vitrim.pipeline import fit
 
+    data_options = data_options or DataOptions()
+    inputs.check_data_named(data_options)
     recipe = train_recipe(training or DenseTraining())
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
-    data = inputs.open_data(data_options or DataOptions(), channels)
+    data = inputs.open_data(data_options, channels)
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
     fit(dense, data, recipe, output, teacher=teachers)
@@ -115,11 +117,13 @@ def compress(
     from vitrim.importance.scores import Scores
     from vitrim.source import Source, check
 
+    data_options = data_options or DataOptions()
+    inputs.check_data_named(data_options)
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
     check(Source.of(dense), recipe)  # before images are read
     teachers = inputs.open_teachers(teacher, {model: dense})
-    data = inputs.open_data(data_options or DataOptions(), inputs.channels_of(dense))
+    data = inputs.open_data(data_options, inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
@@ -134,6 +138,15 @@ def evaluate(
     against: Annotated[
         str | None, Parameter(group=MODEL, help="second model, compared on the same images (default: none)")
     ] = None,
+    split: Annotated[
+        Literal["train", "val", "test"] | None,
+        Parameter(
+            group=DATA,
+            show_choices=False,
+            help="images to evaluate: val, on which train and compress validate; train, on which they train; or test "
+            "(default: val; all images of a data set without splits)",
+        ),
+    ] = None,
     eval_batch: Annotated[int, WHOLE, Parameter(group=DATA, help="images of one forward pass (default: 256)")] = 256,
 ) -> None:
     """Measure top-1 with its 95 % confidence interval, top-5 and loss.
@@ -145,14 +158,17 @@ def evaluate(
     from vitrim import evaluation
     from vitrim.models import origin_of
 
+    data_options = data_options or DataOptions()
+    inputs.check_data_named(data_options)
     loaded: dict[int, ImageData] = {}  # by the number of channels
 
     def measure(name: str, options: ModelOptions) -> "Evaluation":
         opened = inputs.on_training_device(inputs.open_trained_model(name, options))
         channels = inputs.channels_of(opened)
         if channels not in loaded:
-            loaded[channels] = inputs.open_data(data_options or DataOptions(), channels, only_validation=True)
+            loaded[channels] = inputs.open_data(data_options, channels, split=split or "auto")
         data = loaded[channels]
+        inputs.warn_of_training_images(name, data)
         # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
         images = replace(data, class_names=None) if name == against and origin_of(opened).classes else data
         return evaluation.evaluate(opened, images, batch_size=eval_batch)
@@ -162,7 +178,7 @@ def evaluate(
         are_files = Path(model).is_file() and Path(against).is_file()  # two checkpoints of one architecture
         options = model_options if model_options and are_files else ModelOptions()
         found.append((against, measure(against, options)))
-    print_evaluations(found)
+    print_evaluations(found, next(iter(loaded.values())).only)
 
 
 def inspect(model: ModelName, *, model_options: ModelOptions | None = None) -> None:
@@ -199,13 +215,15 @@ def plan(
 
     if output and output.is_dir():
         raise SettingError(f"{output} is a folder; expected the name of a JSON file for the plan after -o.")
+    data_options = data_options or DataOptions()
+    inputs.check_data_named(data_options)
     recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
     source = Source.of(inputs.open_trained_model(model, model_options or ModelOptions()))
     check(source, recipe)  # before images are read
     with _explained_for_auto(recipe):
         if recipe.depth.blocks == "auto":  # then `plan` removes no block
             check(source, replace(recipe, depth=replace(recipe.depth, blocks=0)))
-        data = inputs.open_data(data_options or DataOptions(), source.structure.in_chans)
+        data = inputs.open_data(data_options, source.structure.in_chans)
         found = pipeline.plan_only(source.model, data, recipe)
     print_plan(source.structure, found)
     if output:

@@ -12,22 +12,33 @@ from vitrim.errors import SettingError
 if TYPE_CHECKING:
     from torch import nn
 
+    from vitrim.data.choice import Split
     from vitrim.data.images import ImageData
     from vitrim.training.settings import TrainingSettings
 
-DEFAULT_DATA = "digits"
 RGB_CHANNELS = 3
 
 
-def open_data(options: DataOptions, channels: int, *, only_validation: bool = False) -> "ImageData":
-    """Load the images, and print a summary on standard error.
+def check_data_named(options: DataOptions) -> None:
+    """Refuse a command without `--data`, `--train-dir` and `--val-dir`, before a model is opened.
 
-    Without `--data`, `--train-dir` and `--val-dir`, the images are digits.
+    Raises:
+        SettingError: no images are named.
+    """
+    if options.data is None and not options.train_dir and options.val_dir is None:
+        raise SettingError(
+            "--data is missing: name the images, e.g. --data ./flowers (a folder with one folder per class), or "
+            "--data digits for an example without downloads."
+        )
+
+
+def open_data(options: DataOptions, channels: int, *, split: "Split | None" = None) -> "ImageData":
+    """Load the images, and print a summary on standard error.
 
     Args:
         options: which images.
         channels: of the images that the model takes.
-        only_validation: whether the command needs no training images.
+        split: as in `load_data`, for a command that needs no training images.
 
     Raises:
         DataError: the images cannot be found or read. SettingError: an option is out of range, or no training images
@@ -38,17 +49,15 @@ def open_data(options: DataOptions, channels: int, *, only_validation: bool = Fa
     from vitrim.runs.progress import log
 
     names = read_class_names(options.class_names) if options.class_names else None  # before images are read
-    data = options.data
-    if data is None and not options.train_dir and options.val_dir is None:
-        log(f"no --data given: using {DEFAULT_DATA}")
-        data = DEFAULT_DATA
-    if options.val_dir and not options.train_dir and not only_validation:
+    check_data_named(options)
+    if options.val_dir and not options.train_dir and split is None:
         raise SettingError("--val-dir names validation images only. Name the training images with --train-dir.")
     found = load_data(
-        data,
+        options.data,
         data_dir=options.data_dir,
         limit_per_class=options.limit_per_class,
         holdout=options.holdout,
+        split=split,
         strict=options.strict,
         train_dir=options.train_dir,
         val_dir=options.val_dir,
@@ -61,6 +70,24 @@ def open_data(options: DataOptions, channels: int, *, only_validation: bool = Fa
     for line in found.summary():
         log(line)
     return found
+
+
+def warn_of_training_images(name: str, data: "ImageData") -> None:
+    """Print a line on standard error if all images are evaluated, and the model of a run was trained on some of them.
+
+    Args:
+        name: of the model. The run is known by the `run.json` in or above its folder.
+        data: what is evaluated.
+    """
+    from vitrim.runs.files import RUN, read_json
+    from vitrim.runs.progress import log
+
+    file = next((file for file in (Path(name) / RUN, Path(name).parent / RUN) if file.is_file()), None)
+    if data.only == "all" and file is not None and read_json(file).get("data", {}).get("name") == data.name:
+        log(
+            f"{name} was trained on images of this data set. --split val evaluates only those that were held out, if "
+            "the other data options are those of the training."
+        )
 
 
 def open_named_model(name: str, options: ModelOptions) -> "nn.Module":

@@ -33,6 +33,7 @@ OPTIONS_OF_SETTING = {
     "batch_size": ("--batch-size", "--eval-batch"),
     "limit_per_class": ("--limit-per-class",),
     "holdout": ("--holdout",),
+    "split": ("--split",),
     "data_dir": ("--data-dir",),
     "image_column": ("--image-column",),
     "label_column": ("--label-column",),
@@ -127,7 +128,7 @@ class DataOptions:
         Parameter(
             help="digits, cifar10, cifar100, tiny-imagenet; a folder with train/ and val/, each with one folder per "
             "class; a zip or tar of it; a table of files and labels; or hf:PATH, a Hugging Face data set "
-            "(default: digits)"
+            "(required, unless --train-dir or --val-dir is given)"
         ),
     ] = None
     train_dir: Annotated[

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrim.errors import counted
+from vitrim.errors import counted, percent
 
 if TYPE_CHECKING:
     from vitrim.evaluation import Difference, Evaluation
@@ -91,7 +91,9 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
     cost = count_cost(structure, plan)
     params, macs = cost.fraction_of(count_cost(structure))
     print_line("one cut, without training; with `--depth auto`, compress may also remove blocks")
-    print_line(f"keeps {cost.params:,} parameters ({params:.2%}) and {cost.macs:,} multiply-adds ({macs:.2%})")
+    print_line(
+        f"keeps {cost.params:,} parameters ({percent(params, 2)}) and {cost.macs:,} multiply-adds ({percent(macs, 2)})"
+    )
     if proposal.predicted_ms:
         print_line(f"predicted latency: {proposal.predicted_ms:.4g} ms for one forward pass")
 
@@ -106,15 +108,22 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     print_line(f"report: {folder / 'report.json'}, {folder / 'report.md'}")
 
 
-def print_evaluations(evaluations: Sequence[tuple[str, "Evaluation"]]) -> None:
-    """Print one named evaluation, or two and the paired difference, first minus second."""
+KINDS_OF_IMAGES = {"train": "training image", "val": "validation image", "test": "test image", "all": "image"}
+
+
+def print_evaluations(evaluations: Sequence[tuple[str, "Evaluation"]], images: str = "val") -> None:
+    """Print one named evaluation, or two and the paired difference, first minus second.
+
+    Args:
+        images: which images were evaluated, as in `ImageData.only`.
+    """
     from vitrim.evaluation import compare
 
     rows = [
         [name, top1_interval(found), "-" if found.top5 is None else f"{found.top5:.2f} %", f"{found.loss:.4f}"]
         for name, found in evaluations
     ]
-    title = counted(evaluations[0][1].num_images, "validation image")
+    title = counted(evaluations[0][1].num_images, KINDS_OF_IMAGES[images])
     print_table(title, ["model", "top-1 [95 %]", "top-5", "loss"], rows)
     if len(evaluations) == 2:
         (model, first), (against, second) = evaluations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vitrim.costs.counting import Cost, Key, PartCosts, block_cost, count_cost
-from vitrim.errors import BudgetError, PlanMismatch, SettingError, counted
+from vitrim.errors import BudgetError, PlanMismatch, SettingError, counted, percent
 from vitrim.structure import UnitGroup, ViTStructure
 
 
@@ -20,8 +20,8 @@ class Limit:
     Attributes:
         maximum: in the unit of `costs`.
         costs: of the model that is to be cut.
-        allowed: the limit in words, such as `70.0% of the parameters`.
-        text: turns an amount into words, such as `69.90% of the parameters`.
+        allowed: the limit in words, such as `70.0 % of the parameters`.
+        text: turns an amount into words, such as `69.90 % of the parameters`.
         setting: the setting of the recipe that raises the limit.
     """
 
@@ -71,12 +71,13 @@ class Budget:
 
     @property
     def label(self) -> str:
-        """A short name of the result: `-30 %` for fractions of 0.7, `12 ms` for a latency limit alone."""
+        """A short name of the result: `70 %` for fractions of 0.7, `12 ms` for a latency limit alone."""
         parts = []
         if self.params != self.macs:
-            parts.append(f"params {self.params:g}, macs {self.macs:g}")
+            kinds = {"parameters": self.params, "multiply-adds": self.macs}
+            parts += [f"{100 * fraction:g} % of {kind}" for kind, fraction in kinds.items() if fraction < 1]
         elif self.params < 1 or not self.latency_ms:
-            parts.append(f"-{100 * (1 - self.params):g} %")
+            parts.append(f"{100 * self.params:g} %")
         if self.latency_ms:
             parts.append(f"{self.latency_ms:g} ms")
         return ", ".join(parts)
@@ -114,15 +115,15 @@ class Budget:
             Limit(
                 maximum=maximum.params,
                 costs=PartCosts.of_structure(structure, "params"),
-                allowed=f"{self.params:.1%} of the parameters",
-                text=lambda amount: f"{amount / whole.params:.2%} of the parameters",
+                allowed=f"{percent(self.params, 1)} of the parameters",
+                text=lambda amount: f"{percent(amount / whole.params, 2)} of the parameters",
                 setting="budget.params",
             ),
             Limit(
                 maximum=maximum.macs,
                 costs=PartCosts.of_structure(structure, "macs"),
-                allowed=f"{self.macs:.1%} of the multiply-adds",
-                text=lambda amount: f"{amount / whole.macs:.2%} of the multiply-adds",
+                allowed=f"{percent(self.macs, 1)} of the multiply-adds",
+                text=lambda amount: f"{percent(amount / whole.macs, 2)} of the multiply-adds",
                 setting="budget.macs",
             ),
         ]

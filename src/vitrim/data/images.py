@@ -17,7 +17,7 @@ from vitrim.data.classes.class_names import ClassNames, read_class_names
 from vitrim.data.files.pixels import RGB, PixelFormat
 from vitrim.data.files.unreadable import Unreadable, not_counted_note, replaced_note
 from vitrim.data.transfer import send
-from vitrim.errors import counted
+from vitrim.errors import DataError, counted
 from vitrim.runs.progress import log
 
 MAX_DEVICE_FRACTION = 0.5  # of the free memory of a GPU, which images may take
@@ -139,6 +139,8 @@ class ImageData:
         root: folder of all image files; empty if there are none.
         left_out: names of the files below `root` that could not be decoded during loading.
         run_dir: folder of the run that the images are used in, as far as it is known.
+        only: `train`, `val` or `test` if nothing else was read, `all` if these are all images of a data set without
+            splits; empty for training and validation images. Such images are in `validation`.
     """
 
     name: str
@@ -166,10 +168,12 @@ class ImageData:
     root: str = ""
     left_out: tuple[str, ...] = ()
     run_dir: Path | None = None
+    only: str = ""
 
     def summary(self) -> list[str]:
         """Return lines for the user: the name, the numbers of classes and images, and the notes."""
         sizes = f"{len(self.train)} training and {counted(len(self.validation), 'validation image')}"
+        sizes = sizes if len(self.train) else counted(len(self.validation), "image")
         return [f"{self.name}: {counted(len(self.classes), 'class')}, {sizes}", *(f"  {note}" for note in self.notes)]
 
     def all_notes(self) -> list[str]:
@@ -232,6 +236,28 @@ class ImageData:
 def _room(device: torch.device) -> float:
     """The bytes that images may take: a fraction of the free memory of a GPU; no limit on other devices."""
     return MAX_DEVICE_FRACTION * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+def divided(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Divide images into training and validation images, each class by itself.
+
+    Args:
+        images: at least one class has two of them.
+        fraction: of the images of each class that are used for validation. They are at least one, if the class has two.
+        seed: of the choice.
+
+    Raises:
+        DataError: every class has only one image.
+    """
+    counts = torch.bincount(images.labels)
+    num_held_out = (counts * fraction).round().long().clamp(min=1).minimum(counts - 1)  # 0 of 1, at least 1 of 2
+    held_out = rank_in_class(images.labels, seed) < num_held_out[images.labels]
+    if not held_out.any():
+        raise DataError(
+            "Every class has only one image, so none can be held out for validation; add training images, or a folder "
+            "val with validation images."
+        )
+    return images.subset((~held_out).nonzero().flatten()), images.subset(held_out.nonzero().flatten())
 
 
 def rank_in_class(labels: Tensor, seed: int) -> Tensor:

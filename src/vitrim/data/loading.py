@@ -17,15 +17,16 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
+from vitrim.data.choice import Choice, Split, chosen_images
 from vitrim.data.files.decoded_cache import decode_or_read
 from vitrim.data.files.decoding import SizesDiffer, check_files, common_size
 from vitrim.data.files.pixels import RGB, PixelFormat, PixelOptions, pixel_array
 from vitrim.data.files.value_range import as_data_error, range_notes
-from vitrim.data.images import ImageData, ImageSet, rank_in_class
+from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.listing.parts import Found
 from vitrim.data.listing.sources import SOURCES, Places, find
 from vitrim.data.listing.tables import ColumnNames
-from vitrim.errors import DataError, SettingError, counted
+from vitrim.errors import DataError, SettingError
 
 MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
 
@@ -49,7 +50,16 @@ class FolderOptions(TypedDict, total=False):
 
 
 class LoadOptions(FolderOptions, PixelOptions, total=False):
-    """Further arguments of `load_data`."""
+    """Further arguments of `load_data`.
+
+    Attributes:
+        split: read only these images, to evaluate a model on them. They are the validation images of the result, which
+            then has no training images. `train` and `val` are the images that a training learns from and is evaluated
+            on, `test` the test images with labels. `auto` is `val`, or all images if the data set has no splits and
+            `holdout` is 0. By default, training and validation images are read.
+    """
+
+    split: Split | None
 
 
 def load_data(
@@ -80,7 +90,7 @@ def load_data(
         memory_bytes: maximum size of the pixels that are held in memory. Larger sets, and sets of images of different
             sizes, are decoded when they are needed.
         seed: of the choice of images.
-        options: `train_dir`, `val_dir`, `image_column`, `label_column`; see `FolderOptions`.
+        options: `split`, see `LoadOptions`; `train_dir`, `val_dir`, `image_column` and `label_column`: `FolderOptions`.
             `channels` of the images for the model: 3 (RGB, the default), 1 (grey) or as many as the files have.
             `value_range`: the two values that become black and white in files with more than 8 bits for each channel,
             such as `(0, 4095)`; by default what the file states. Values outside it become black or white.
@@ -96,15 +106,17 @@ def load_data(
     """
     name = str(name.absolute()) if isinstance(name, Path) else name
     places = _places(data_dir, options)
-    _check_settings(name, places, limit_per_class, holdout)
+    choice = Choice(split=options.get("split"), limit_per_class=limit_per_class, holdout=holdout, seed=seed)
+    _check_settings(name, places, choice)
     pixel_format = PixelFormat(channels=options.get("channels", 3), value_range=options.get("value_range"))
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache_path("vitrim")
     found = _without_repeated_classes(find(name, places, cache))
-    train, validation, notes = _divide(found, limit_per_class, holdout, seed)
+    train, validation, notes = chosen_images(found, choice)
     if strict and found.not_images:
         raise DataError(f"{found.not_images[0]} is not an image; remove it, or load without strict.")
     reading = _Reading(pixel_format=pixel_format, strict=strict, memory_bytes=memory_bytes, cache=cache / "decoded")
     data = ImageData(name=_title(name, places), classes=found.classes, train=train, validation=validation, notes=notes)
+    data = replace(data, only=choice.images_of(found))
     return _read(data, reading, found.not_images)
 
 
@@ -150,15 +162,7 @@ def _title(name: str | None, places: Places) -> str:
     return Path(name).expanduser().resolve().name
 
 
-def _check_settings(name: str | None, places: Places, limit_per_class: int | None, holdout: float) -> None:
-    if not 0 <= holdout < 1:
-        raise SettingError(
-            f"holdout is {holdout}; it must be a fraction of the training images, from 0 (none) to below 1."
-        )
-    if limit_per_class is not None and limit_per_class < 1:
-        raise SettingError(
-            f"limit_per_class is {limit_per_class}; it must be at least 1. Leave it out to keep all images."
-        )
+def _check_settings(name: str | None, places: Places, choice: Choice) -> None:
     if places.data_dir is not None and name not in SOURCES:
         raise SettingError(f"data_dir is only for {', '.join(SOURCES)}; leave it out for {name!r}.")
     named = bool(places.train or places.validation)
@@ -167,8 +171,10 @@ def _check_settings(name: str | None, places: Places, limit_per_class: int | Non
     if name in ("digits", *SOURCES) and (named or places.columns):
         setting = "train_dir, val_dir" if named else "image_column, label_column"
         raise SettingError(f"{setting} name folders or columns of your own data; leave them out for {name!r}.")
-    if holdout and not places.train and places.validation:
-        raise SettingError(f"holdout is {holdout}, but no training images are named. Give train_dir, or leave it out.")
+    if choice.holdout and not places.train and places.validation:
+        raise SettingError(
+            f"holdout is {choice.holdout}, but no training images are named. Give train_dir, or leave it out."
+        )
 
 
 def _without_repeated_classes(found: Found) -> Found:
@@ -187,34 +193,6 @@ def _without_repeated_classes(found: Found) -> Found:
     note = f"class folders whose names differ only in the Unicode form of accents are one class, such as {repeated!r}"
     assert train is not None
     return replace(found, classes=tuple(kept), train=train, validation=validation, notes=(note, *found.notes))
-
-
-def _divide(
-    found: Found, limit_per_class: int | None, holdout: float, seed: int
-) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-    """Take validation images from the training set if asked for or if there are none, then limit the training set.
-
-    Returns:
-        Training images, validation images, and notes for the user.
-    """
-    train, validation, notes = found.train, found.validation, list(found.notes)
-    if holdout or validation is None:
-        fraction = holdout or found.validation_fraction
-        counts = torch.bincount(train.labels, minlength=len(found.classes))
-        num_held_out = (counts * fraction).round().long().clamp(min=1).minimum(counts - 1)  # 0 of 1, at least 1 of 2
-        held_out = rank_in_class(train.labels, seed) < num_held_out[train.labels]
-        if not held_out.any():
-            raise DataError(
-                "Every class has only one image, so none can be held out for validation; "
-                "add training images, or a folder val with validation images."
-            )
-        train, validation = train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
-        why = "no validation split found" if found.validation is None else "validation split on disk not used"
-        notes.append(f"{why}: {100 * fraction:g} % of the training images of each class held out, seed {seed}")
-    if limit_per_class is not None:
-        train = train.subset((rank_in_class(train.labels, seed) < limit_per_class).nonzero().flatten())
-        notes.append(f"training limited to {counted(limit_per_class, 'image')} of each class, seed {seed}")
-    return train, validation, tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)

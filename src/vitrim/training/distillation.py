@@ -12,6 +12,7 @@ from torch import nn
 from vitrim.data.images import ImageData
 from vitrim.data.matching import device_of, preprocessing_of
 from vitrim.data.views import view_between
+from vitrim.errors import counted
 from vitrim.hooks import eval_mode, recorded_states
 from vitrim.losses import DistillationLoss, DistillationSettings, needs_states, without_states
 from vitrim.models import describe
@@ -104,7 +105,8 @@ def _why_not_compared(student: nn.Module, teacher: Teacher) -> str:
     own = describe(student)
     blocks = len(own.blocks), len(structure.blocks)
     if blocks[0] != blocks[1]:
-        return f"has {blocks[1]} blocks and the student {blocks[0]} (a student that was cut from it needs its plan)"
+        difference = f"has {counted(blocks[1], 'block')} and the student {blocks[0]}"
+        return f"{difference} (a student that was cut from it needs its plan)"
     if own.embed_dim != structure.embed_dim:
         return f"has hidden states of width {structure.embed_dim} and the student of width {own.embed_dim}"
     before, device = preprocessing_of(student), device_of(student)

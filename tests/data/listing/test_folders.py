@@ -102,7 +102,7 @@ def test_nearly_equal_classes_of_training_folders_are_one_class_and_others_are_n
 def test_validation_images_alone_are_for_evaluation(tmp_path: Path) -> None:
     loaded = load_data(val_dir=folders(tmp_path, "cat", "dog"), limit_per_class=1)
     assert len(loaded.train) == 0 and loaded.validation.labels.tolist() == [0, 0, 1, 1]
-    assert loaded.notes[1] == "no training images were named, so the model can only be evaluated"
+    assert loaded.notes[1] == "no training images were named or found, so a model can only be evaluated"
 
 
 def test_named_folders_that_contradict_are_refused(tmp_path: Path) -> None:

@@ -28,7 +28,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "one class": (lambda root: image_folder(root, {"": 2}, ["cat"]), "only one class folder, 'cat'"),
     "no images": (lambda root: [(root / n).mkdir(parents=True) for n in "ab"], "no image in any of its 2 folders"),
     "empty class": (lambda root: (image_folder(root, {"": 2}) / "emu").mkdir(), "emu has no image"),
-    "only val": (lambda root: image_folder(root, {"val": 2}), "folder val but no folder train"),
+    "only val": (
+        lambda root: (root / "val").mkdir(parents=True) or save_image(root / "val" / "a.png"),
+        "folder val but no folder train",
+    ),
     "unknown class": (
         lambda root: (image_folder(root, {"train": 2}), image_folder(root, {"val": 1}, ["cat", "emu"])),
         "class 'emu'.*train has no such class",

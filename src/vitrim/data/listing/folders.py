@@ -11,7 +11,7 @@ from pathlib import Path
 from vitrim.data.listing.folder_checks import check_class_folders, check_copies, problem_with_names, say_classes
 from vitrim.data.listing.layouts import holds_images, read_classes, visible_folders
 from vitrim.data.listing.listed_images import pick_validation
-from vitrim.data.listing.parts import Found, Part, joined, merged
+from vitrim.data.listing.parts import Found, Part, joined, merged, only_evaluated, test_of
 from vitrim.data.listing.split_names import TRAIN, role_of, roles_of
 from vitrim.data.listing.splits import class_folder, read_layout
 from vitrim.data.listing.table_folders import read_tables, table_parts
@@ -73,9 +73,7 @@ def read_places(train: Sequence[Path], validation: Path | None, names: ColumnNam
     if parts:
         return joined(merged(parts), held, notes)
     assert held is not None
-    nothing = held.images.subset([])
-    notes.append("no training images were named, so the model can only be evaluated")
-    return replace(joined(held, held, notes), train=nothing)
+    return only_evaluated(held, notes)
 
 
 def _named_part(folder: Path, names: ColumnNames, min_classes: int) -> Part:
@@ -160,7 +158,8 @@ def _read_splits_in_classes(folder: Path) -> Found | None:
         parts[role] = read_classes(folder, 1, [(classes[number].name, child) for number, child in places])
     validation, unused = pick_validation(parts)
     names = ", ".join(sorted({child.name for places in listed.values() for _, child in places}))
-    return joined(parts[TRAIN], validation, [f"each class folder has its own splits: {names}", *unused])
+    notes = [f"each class folder has its own splits: {names}", *unused]
+    return joined(parts[TRAIN], validation, notes, test=test_of(parts))
 
 
 def _read_class_folders(folder: Path) -> Found:

@@ -19,7 +19,7 @@ import torch
 from vitrim.data.images import ImageSet
 from vitrim.data.listing.layouts import holds_images, walk
 from vitrim.data.listing.listed_images import pick_validation
-from vitrim.data.listing.parts import Found, Part, joined
+from vitrim.data.listing.parts import Found, Part, joined, only_evaluated, test_of
 from vitrim.data.listing.split_names import TRAIN, role_of
 from vitrim.data.listing.suffixes import is_image
 from vitrim.data.listing.tables import ColumnNames, is_label_name, labels_in_order
@@ -116,9 +116,9 @@ def _found(datasets: Any, name: str, splits: Mapping[str, Any], columns: ColumnN
             raise DataError(f"{name} has the splits {roles[role]} and {split}; which is meant is not certain.")
         if role:
             roles[role] = split
-    if TRAIN not in roles:
-        raise DataError(f"{name} has the splits {', '.join(splits)}; expected one named train.")
-    image, label = _columns(datasets, name, splits[roles[TRAIN]], columns)
+    if not roles:
+        raise DataError(f"{name} has the splits {', '.join(splits)}; expected one named train, validation or test.")
+    image, label = _columns(datasets, name, splits[roles.get(TRAIN) or next(iter(roles.values()))], columns)
     parts = {}
     notes = [f"columns {image}, {label}"]
     folder = folder / hashlib.sha256(image.encode()).hexdigest()[:8]  # another column has other images
@@ -133,7 +133,11 @@ def _found(datasets: Any, name: str, splits: Mapping[str, Any], columns: ColumnN
             parts[role] = part
     notes += [f"split {split} is not used" for split in splits if split not in roles.values()]
     validation, unused = pick_validation(parts)
-    return joined(parts[TRAIN], validation, [*notes, *unused])
+    if TRAIN in parts:
+        return joined(parts[TRAIN], validation, [*notes, *unused], test=test_of(parts))
+    if validation is None:
+        raise DataError(f"{name} has no labels in column {label} of its split {', '.join(roles.values())}.")
+    return only_evaluated(validation, [*notes, *unused], test=test_of(parts))
 
 
 def _columns(datasets: Any, name: str, split: Any, columns: ColumnNames) -> tuple[str, str]:

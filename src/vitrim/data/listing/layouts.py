@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrim.data.images import ImageSet
+from vitrim.data.images import ImageSet, divided
 from vitrim.data.listing.parts import Found, Part
 from vitrim.data.listing.suffixes import is_ignored, is_image, unreadable_kinds
-from vitrim.errors import DataError, counted
+from vitrim.errors import DataError, counted, percent
 
 # Folders whose name says nothing about a class.
+DIGITS_FRACTION = 0.25  # of the digits, which have no official split
 GENERIC = {"images", "image", "imgs", "img", "data", "jpegimages", "jpg", "jpeg", "png"}
 
 
@@ -147,7 +148,9 @@ def read_digits() -> Found:
     digits = load_digits()
     grey = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))  # values are 0..16
     images = ImageSet(labels=torch.from_numpy(digits.target).long(), pixels=grey[:, None].repeat(1, 3, 1, 1))
-    return Found(classes=tuple(map(str, digits.target_names)), train=images, validation_fraction=0.25)
+    train, validation = divided(images, DIGITS_FRACTION, seed=0)
+    note = f"{percent(DIGITS_FRACTION)} of the images of each class are validation images"
+    return Found(classes=tuple(map(str, digits.target_names)), train=train, validation=validation, notes=(note,))
 
 
 # CIFAR
@@ -201,7 +204,8 @@ def _read_cifar(folder: Path, layout: _CifarLayout) -> Found:
         _read_cifar_files([folder / name for name in names], layout, len(classes))
         for names in (layout.train, (layout.test,))
     )
-    return Found(classes=classes, train=train, validation=validation)
+    test = Part(place=folder / layout.test, classes=classes, images=validation)
+    return Found(classes=classes, train=train, validation=validation, test=lambda: test)
 
 
 def _read_cifar_files(files: Sequence[Path], layout: _CifarLayout, num_classes: int) -> ImageSet:

@@ -3,7 +3,7 @@
 How folders and tables become a `Part` is in `layouts` and `listed_images`. `loading` divides and decodes a `Found`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,28 +11,8 @@ import torch
 
 from vitrim.data.classes.class_names import join_splits, nearly_equal
 from vitrim.data.images import ImageSet
+from vitrim.data.listing.split_names import TEST
 from vitrim.errors import DataError, counted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A data set as found on disk, before it is divided or decoded.
-
-    Attributes:
-        classes: class names; a label is an index in them.
-        train: training images. There are none if the user only named validation images.
-        validation: validation images, or None if the data set has none.
-        validation_fraction: of the training images of each class, used for validation if `validation` is None.
-        not_images: files in class folders that are not images.
-        notes: what was decided, for the user.
-    """
-
-    classes: tuple[str, ...]
-    train: ImageSet
-    validation: ImageSet | None = None
-    validation_fraction: float = 0.1
-    not_images: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +34,44 @@ class Part:
     notes: tuple[str, ...] = ()
 
 
-def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> Found:
+def no_test() -> Part | None:
+    """`Found.test` of a data set without labelled test images."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A data set as found on disk, before it is divided or decoded.
+
+    Attributes:
+        classes: class names; a label is an index in them.
+        train: training images. There are none if the data set only has images to evaluate.
+        validation: validation images, or the test images if there are no others. None if the data set has neither.
+        test: lists the labelled test images, or returns None if there are none. Called only if they are asked for.
+        not_images: files in class folders that are not images.
+        notes: what was decided, for the user.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    validation: ImageSet | None = None
+    test: Callable[[], Part | None] = no_test
+    not_images: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def test_of(parts: Mapping[str, Part]) -> Callable[[], Part | None]:
+    """`Found.test` of a data set whose splits have been listed, by role."""
+    return lambda: parts.get(TEST)
+
+
+def joined(
+    train: Part, validation: Part | None, notes: Iterable[str] = (), *, test: Callable[[], Part | None] = no_test
+) -> Found:
     """Return a data set whose validation images have the labels of the training classes.
+
+    Args:
+        test: as in `Found`.
 
     Raises:
         DataError: a validation class is not a training class, or there is only one class.
@@ -71,28 +87,44 @@ def joined(train: Part, validation: Part | None, notes: Iterable[str] = ()) -> F
         notes.append(
             f"classes whose names are nearly equal are separate classes, such as {' and '.join(similar_names)}"
         )
+    found = Found(classes=classes, train=train.images, test=test, not_images=train.not_images, notes=tuple(notes))
     if validation is None:
-        return Found(classes=classes, train=train.images, not_images=train.not_images, notes=tuple(notes))
-    found, similar = join_splits(validation.classes, classes)
-    notes += similar
-    unknown = [name for name, label in zip(validation.classes, found, strict=True) if label is None]
+        return found
+    images, similar = with_labels_of(validation, classes, train.place)
+    missing = sorted(set(range(len(classes))) - set(images.labels.unique().tolist()))
+    if missing:
+        similar.append(f"{counted(len(missing), 'class')} without validation images, such as {classes[missing[0]]}")
+    return replace(
+        found,
+        validation=images,
+        not_images=(*train.not_images, *validation.not_images),
+        notes=(*found.notes, *similar, *validation.notes),
+    )
+
+
+def only_evaluated(part: Part, notes: Iterable[str] = (), *, test: Callable[[], Part | None] = no_test) -> Found:
+    """Return a data set without training images. A model can be evaluated on it, and not trained."""
+    notes = [*notes, "no training images were named or found, so a model can only be evaluated"]
+    return replace(joined(part, part, notes, test=test), train=part.images.subset([]))
+
+
+def with_labels_of(part: Part, classes: tuple[str, ...], place: Path | str) -> tuple[ImageSet, list[str]]:
+    """Return the images of a part with labels that count `classes`, and notes about names that are nearly equal.
+
+    Args:
+        place: of the training images, for the message.
+
+    Raises:
+        DataError: a class of the part is not one of `classes`.
+    """
+    found, similar = join_splits(part.classes, classes)
+    unknown = [name for name, label in zip(part.classes, found, strict=True) if label is None]
     if unknown:
         raise DataError(
-            f"{validation.place} has a class {unknown[0]!r}, but {train.place} has no such class. Both need the same "
-            "classes; rename or remove it."
+            f"{part.place} has a class {unknown[0]!r}, but {place} has no such class. Both need the same classes; "
+            "rename or remove it."
         )
-    labels = torch.tensor(found)[validation.images.labels]
-    if len(validation.classes) < len(classes):
-        missing = next(name for label, name in enumerate(classes) if label not in found)
-        number = counted(len(classes) - len(validation.classes), "class")
-        notes.append(f"{number} without validation images, such as {missing}")
-    return Found(
-        classes=classes,
-        train=train.images,
-        validation=replace(validation.images, labels=labels),
-        not_images=(*train.not_images, *validation.not_images),
-        notes=(*notes, *validation.notes),
-    )
+    return replace(part.images, labels=torch.tensor(found)[part.images.labels]), list(similar)
 
 
 def merged(parts: Sequence[Part]) -> Part:

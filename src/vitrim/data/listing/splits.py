@@ -5,7 +5,7 @@ and what to do where that is not certain, is in `folders`.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vitrim.data.listing.folder_checks import check_class_folders, check_copies,
 from vitrim.data.listing.imagenet_devkit import read_devkit
 from vitrim.data.listing.layouts import GENERIC, holds_images, read_cifar, read_classes, visible_folders
 from vitrim.data.listing.listed_images import ImageIndex, in_place_of_folders
-from vitrim.data.listing.parts import Found, Part, joined
+from vitrim.data.listing.parts import Found, Part, joined, only_evaluated, test_of
 from vitrim.data.listing.split_names import TEST, TRAIN, VALIDATION, role_of, roles_of, split_name
 from vitrim.data.listing.tables import LISTS, NO_COLUMNS, ColumnNames, files_in
 from vitrim.errors import DataError, counted
@@ -34,7 +34,10 @@ def read_layout(folder: Path) -> Found | None:
 
 
 def read_splits(folder: Path) -> Found | None:
-    """Read `train/<class>/*`, with `val/<class>/*` or a list of the validation images. Return None without `train`.
+    """Read `train/<class>/*`, with `val/<class>/*` or a list of the validation images, or `val/<class>/*` alone.
+
+    Returns:
+        None for a folder without splits.
 
     Raises:
         DataError: a folder has no images, a validation class is not a training class, or two folders may be meant.
@@ -43,7 +46,7 @@ def read_splits(folder: Path) -> Found | None:
     roles = roles_of(path.name for path in folders)
     chosen = _training_folder([path for path in folders if roles.get(path.name) == TRAIN])
     if chosen is None:
-        return None
+        return _read_held_out(folder, roles)
     problem = problem_with_parts(chosen[1])
     if problem:
         raise DataError(problem)
@@ -51,13 +54,27 @@ def read_splits(folder: Path) -> Found | None:
     check_copies(train)
     nested = check_class_folders(train)
     others = [path for path in folders if path != chosen[0]]
-    validation, name = _find_validation(others, train, folder)
+    validation, name = _find_held_out(others, train, folder, (VALIDATION, TEST))
     unused = [path for path in others if path.name != name]
     if not name:
         _refuse_classes_beside(chosen[1], unused)
     if validation and validation.place.resolve() == train.place.resolve():
         raise DataError(f"{folder / name} is a link to {chosen[0]}: both splits have the same images. Remove one.")
-    return joined(train, validation, [*_notes_on_folders(chosen, name, unused), *nested])
+    notes = [*_notes_on_folders(chosen, name, unused), *nested]
+    return joined(train, validation, notes, test=lambda: _find_held_out(others, train, folder, (TEST,))[0])
+
+
+def _read_held_out(folder: Path, roles: Mapping[str, str]) -> Found | None:
+    """Read `val/<class>/*` or `test/<class>/*` where all folders with images are such splits. Else return None."""
+    filled = [path for path in visible_folders(folder) if holds_images(path, levels=3)]
+    places = {role: path for path in reversed(filled) if (role := roles.get(path.name)) in (VALIDATION, TEST)}
+    if not places or len(places) < len(filled):
+        return None
+    if not all((inner := class_folder(path)) and holds_images(inner, levels=2) for path in places.values()):
+        return None
+    parts = {role: read_classes(class_folder(path) or path, min_classes=1) for role, path in places.items()}
+    notes = [f"no folder of training images beside {', '.join(path.name for path in filled)}"]
+    return only_evaluated(parts.get(VALIDATION) or parts[TEST], notes, test=test_of(parts))
 
 
 def class_folder(folder: Path, known: Sequence[str] = ()) -> Path | None:
@@ -108,10 +125,10 @@ def _training_folder(folders: Sequence[Path]) -> tuple[Path, Path] | None:
     return found[0] if found else None
 
 
-def _find_validation(folders: Sequence[Path], train: Part, place: Path) -> tuple[Part | None, str]:
-    """The validation images, and the name of their folder: of those named `val`, else of those named `test`."""
+def _find_held_out(folders: Sequence[Path], train: Part, place: Path, roles: Sequence[str]) -> tuple[Part | None, str]:
+    """The images of the first of these roles that a folder has, and the name of this folder."""
     named = [(path, split) for path in folders if (split := split_name(path.name)) and split.role != TRAIN]
-    for role in (VALIDATION, TEST):
+    for role in roles:
         for plain in (True, False):
             group = [path for path, split in named if split.role == role and split.is_plain == plain]
             found = [(part, path) for path in group if (part := _validation_part(path, train, role, place))]

@@ -11,7 +11,7 @@ from pathlib import Path
 from vitrim.data.listing.folder_checks import looks_like_classes
 from vitrim.data.listing.layouts import GENERIC, holds_images, visible_folders
 from vitrim.data.listing.listed_images import ImageIndex, pick_validation, read_listed
-from vitrim.data.listing.parts import Found, Part, joined
+from vitrim.data.listing.parts import Found, Part, joined, only_evaluated, test_of
 from vitrim.data.listing.split_names import TEST, TRAIN, VALIDATION, role_of, roles_of
 from vitrim.data.listing.tables import (
     LIST_SUFFIXES,
@@ -137,13 +137,16 @@ def _with_other_tables(file: Path, files: Sequence[Path], names: ColumnNames, in
 
 
 def _of_parts(parts: dict[str, Part], place: Path) -> Found:
-    if TRAIN not in parts:
-        raise DataError(f"{place} lists no training images, only {', '.join(parts)}. Name the table of all splits.")
     validation, unused = pick_validation(parts)
+    if TRAIN not in parts:
+        assert validation is not None
+        return only_evaluated(
+            validation, [f"{place.name} lists {', '.join(parts)} images", *unused], test=test_of(parts)
+        )
     listed = [set(part.images.files) for part in (parts[TRAIN], validation) if part]
     if len(listed) == 2 and (both := listed[0] & listed[1]):
         raise DataError(f"{place} lists {min(both)} as a training and as a validation image. Remove one of its rows.")
-    return joined(parts[TRAIN], validation, unused)
+    return joined(parts[TRAIN], validation, unused, test=test_of(parts))
 
 
 def _check_agreement(folder: Path, table: Path, parts: dict[str, Part]) -> None:

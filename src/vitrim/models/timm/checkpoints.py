@@ -19,7 +19,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitrim.errors import CheckpointMismatch
+from vitrim.errors import CheckpointMismatch, counted
 from vitrim.models.position_grid import PositionGrid
 
 FAILURES = (RuntimeError, KeyError, ValueError, AttributeError, AssertionError, IndexError, TypeError)
@@ -158,7 +158,7 @@ def load_npz(model: Any, path: Path) -> None:
         stacked = f"{prefix}Transformer/encoderblock/LayerNorm_0/scale"
         depth = len(arrays[stacked]) if stacked in arrays else len(numbers)
     if depth != len(model.blocks):
-        raise CheckpointMismatch(f"{path} has {depth} blocks, but the architecture has {len(model.blocks)}.")
+        raise CheckpointMismatch(f"{path} has {counted(depth, 'block')}, but the architecture has {len(model.blocks)}.")
     if "pre_logits/kernel" in names and model.num_classes:
         raise CheckpointMismatch(
             f"{path} has a layer before its classifier (pre_logits), which timm's models lack. Pass num_classes=0 "
