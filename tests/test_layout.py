@@ -32,7 +32,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"source"},
     {"planning"},
     {"depth", "head_width"},
-    {"report"},
+    {"report", "forecast"},
     {"pipeline"},
     {"cli"},
     {"__init__", "__main__"},

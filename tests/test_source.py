@@ -20,7 +20,7 @@ from vitrim.source import Source, check
 def test_a_budget_below_the_smallest_model_is_refused(blocks: Any, tmp_path: Path) -> None:
     recipe = short_recipe(keep=0.05, blocks=blocks)
     with pytest.raises(
-        BudgetError, match=r"smallest possible model with \d blocks needs [\d.]+% of the parameters and [\d.]+% of"
+        BudgetError, match=r"smallest possible model with \d blocks needs [\d.]+ % of the parameters and [\d.]+ % of"
     ):
         compress(digits_model(), digits(), recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +80,7 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
     except BudgetError:
         return None  # the other blocks cannot become so small; fewer blocks make it possible
     recipe, dense = planner.recipe, planner.source.model
-    plan = folder.once_plan(  # only one process plans: rounding on several GPUs could give different plans
-        _plan_file(len(remove_blocks)), lambda: planner.plan_one_shot(scores, tuple(remove_blocks)).plan
-    )
+    plan = _candidate_plan(folder, planner, scores, remove_blocks)
     few, held_out = _search_images(planner)
     student = planner.cut(plan, planner.calibration)
     settings = _search_settings(recipe)
@@ -113,9 +112,24 @@ def plan_width(folder: RunFolder, planner: Planner, scores: Scores, num_blocks: 
         BudgetError: no plan meets the budget.
     """
     file = folder.path / _plan_file(0)
-    if num_blocks == 0 and not planner.recipe.budget.latency_ms and file.is_file():
-        return Proposal(plan=PruningPlan.from_json(file.read_text(encoding="utf-8")))
+    if num_blocks == 0 and file.is_file():
+        found = Proposal.from_json(file.read_text(encoding="utf-8"))
+        if found.predicted_ms or not planner.recipe.budget.latency_ms:  # version 0.1.0 kept no predicted latency here
+            return found
     return planner.plan_width(scores, num_blocks)
+
+
+def _candidate_plan(folder: RunFolder, planner: Planner, scores: Scores, remove_blocks: list[int]) -> PruningPlan:
+    """The plan of one candidate. Only one process plans: rounding on several GPUs could give different plans."""
+
+    def write(proposal: Proposal, path: Path) -> None:
+        path.write_text(proposal.to_json(), encoding="utf-8")
+
+    def read(path: Path) -> Proposal:
+        return Proposal.from_json(path.read_text(encoding="utf-8"))
+
+    make = partial(planner.plan_one_shot, scores, tuple(remove_blocks))
+    return folder.once(_plan_file(len(remove_blocks)), make, write, read).plan
 
 
 def _plan_file(num_blocks: int) -> str:

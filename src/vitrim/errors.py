@@ -54,7 +54,7 @@ class SaveMismatch(UserError):
 
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, for messages: `1 file`, `2 files`, `3 classes`."""
-    plural = noun if number == 1 else noun + ("es" if noun.endswith(("s", "x", "ch")) else "s")
+    plural = noun if number == 1 else noun + ("es" if noun.endswith(("s", "x", "tch", "nch")) else "s")
     return f"{number} {plural}"
 
 

@@ -20,6 +20,7 @@ from vitrim.data.images import ImageData
 from vitrim.depth import choose_num_blocks, plan_width
 from vitrim.errors import FolderInUse
 from vitrim.evaluation import Evaluation, evaluate
+from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace, train_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
@@ -34,7 +35,7 @@ from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
-from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
+from vitrim.source import Source, check, check_use_of_teachers, max_removed_blocks, narrows_heads
 from vitrim.surgery import prune
 from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
@@ -88,24 +89,29 @@ def compress(
     source = Source.of(model, as_in_run(data, run_dir), teacher)
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
+    run.announce()
     run.evaluate("dense", source.model)
+    run.finish_step()
     planner = Planner(source=source, recipe=recipe, timings=run.device_times())
     planner.check()
     statistics = RotationStatistics()
     scores = run.scores(lambda: scores or planner.score_dense(statistics))
     planner = run.with_head_width(planner, scores, statistics)
-    num_blocks = choose_num_blocks(run.folder, planner, scores)
+    run.finish_step()
+    num_blocks = run.num_blocks(planner, scores)
 
     proposal = run.plan("width-plan.json", lambda: plan_width(run.folder, planner, scores, num_blocks))
     plan = proposal.plan
     student = run.cut_and_recover("width", planner.base, plan, planner)
     student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
+    run.finish_step()
 
     if num_blocks:
         proposal = run.plan("depth-step.json", lambda: planner.plan_depth(student, plan, num_blocks))
         cut_student = run.cut_and_recover("depth", student, proposal.plan, planner)
         plan = plan.then(proposal.plan)
         student = run.distil("depth", cut_student, plan)
+        run.finish_step()
 
     return run.finish(student, plan, planner.timings, proposal.predicted_ms)
 
@@ -163,6 +169,9 @@ def fit(
     check_use_of_teachers(source, [recipe.training])
     _ = source.changes  # refuses a model that could not be saved
     folder = open_folder(run_dir, source, "train", recipe)
+    if not (folder.path / "model").exists():
+        steps = train_steps(source, recipe.training, measure_pace(source, recipe.training))
+        Forecast(steps).announce(f"train {source.structure.model} on {source.data.name}")
     provenance = {"trained_on": source.data.name, **_teachers_of(source), "recipe": to_table(recipe)}
 
     def trained() -> nn.Module:
@@ -207,11 +216,38 @@ class CompressRun:
         self.data = source.data
         self.stages: list[dict[str, Any]] = []  # rows of the report
         self.evaluations: list[Evaluation] = []
+        self.pace: Pace | None = None
+        self.forecast = Forecast([])
+        self.num_made = 0  # results that this process has made and not read, when a step was finished last
+
+    def announce(self) -> None:
+        """Log what will be done, and how long it takes, unless the run is finished."""
+        if not (self.folder.path / "report.json").is_file():
+            self.pace = measure_pace(self.source, self.recipe.width_training)
+            self.forecast = Forecast(compress_steps(self.source, self.recipe, self.pace))
+            budget = self.recipe.budget.label
+            self.forecast.announce(f"compress {self.source.structure.model} on {self.data.name} to {budget}")
+
+    def finish_step(self) -> None:
+        """Log that a step is done, and how much time is left."""
+        self.forecast.finish_step(was_read=self.folder.num_made == self.num_made)
+        self.num_made = self.folder.num_made
+
+    def num_blocks(self, planner: Planner, scores: Scores) -> int:
+        """The number of blocks to remove."""
+        found = choose_num_blocks(self.folder, planner, scores)
+        if self.recipe.depth.blocks == "auto" and max_removed_blocks(self.source.structure, self.recipe):
+            self.finish_step()
+            if self.pace:
+                self.forecast.replace_rest(last_steps(self.source, self.recipe, self.pace, found))
+        return found
 
     def device_times(self) -> DeviceTimes:
         """What the budget needs to know about the device: latency table and fast multiple."""
         file = "device.json"
         found = self.folder.once_json(file, lambda: _device_times(self.source, self.recipe).to_dict())
+        if self.recipe.budget.latency_ms:
+            self.finish_step()
         return DeviceTimes.from_dict(found)
 
     def scores(self, make: Callable[[], Scores]) -> Scores:

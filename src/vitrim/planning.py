@@ -229,6 +229,8 @@ class Planner:
             log(f"narrowing: step {step} of {steps}")
             student = self.cut(plan, self.calibration)
             scores = self.score(student)
+        if steps > 1:
+            log(f"narrowing: step {steps} of {steps}")
         structure, last_scores = describe(student), scores
         proposal = self._corrected_by_measurement(
             plan, lambda times: choose(structure, last_scores, self.budget, times)

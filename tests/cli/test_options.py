@@ -34,7 +34,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "keep-macs 30": (lambda p: p.compress("--keep-macs", "30"), r"--keep-macs is 30; .* For 30 %, write 0\.3\.$"),
     "keep and keep-macs": (lambda p: p.compress("--keep", "0.5", "--keep-macs", "0.6"), "either --keep"),
     "keep nothing": (lambda p: p.compress("--keep", "0.01"), r"smallest possible model with \d blocks needs .*%"),
-    "plan that keeps nothing": (lambda p: ["plan", str(p.dense), "--keep", "0.01"], "smallest possible model"),
+    "plan that keeps nothing": (
+        lambda p: ["plan", str(p.dense), "--data", "digits", "--keep", "0.01"],
+        "smallest possible model",
+    ),
     "all blocks": (lambda p: p.compress("--depth", "3"), "--depth is 3, but the model has 3"),
     "depth -1": (lambda p: p.compress("--depth", "-1"), "--depth is -1; expected a whole number from 0, or auto"),
     "depth a word": (lambda p: p.compress("--depth", "auot"), "--depth is auot; expected a whole number or auto"),
@@ -54,7 +57,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
         "--batch-size is 1; expected a multiple of 2 .* use --latency-batch",
     ),
     "latency batch 0": (lambda p: p.compress("--latency", "3ms", "--latency-batch", "0"), "--latency-batch is 0"),
-    "evaluation batch 0": (lambda p: ["evaluate", str(p.dense), "--eval-batch", "0"], "--eval-batch is 0"),
+    "evaluation batch 0": (
+        lambda p: ["evaluate", str(p.dense), "--data", "digits", "--eval-batch", "0"],
+        "--eval-batch is 0",
+    ),
     "latency 0": (
         lambda p: p.compress("--latency", "0ms"),
         "--latency is '0ms'; expected a time above 0, such as 12ms",

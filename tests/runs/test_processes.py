@@ -50,7 +50,8 @@ def test_two_processes_compress_to_the_weights_of_one(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE)
     command = (
-        f"compress {dense} --recipe {recipe} --limit-per-class 6 --keep 0.6 --depth 1 --head-width {width} -o".split()
+        f"compress {dense} --recipe {recipe} --data digits --limit-per-class 6 --keep 0.6 --depth 1 "
+        f"--head-width {width} -o".split()
     )
     one, two = tmp_path / "one", tmp_path / "two"
     torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m vitrim".split()

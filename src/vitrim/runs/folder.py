@@ -20,6 +20,7 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
+        num_made: number of results that were made since the folder was opened, and not read from it.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class RunFolder:
         Raises:
             FolderInUse: the folder has other files, or a run with another identity; the message lists the differences.
         """
-        self.path = Path(path)
+        self.path, self.num_made = Path(path), 0
         if self.path.exists() and not self.path.is_dir():
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
         file = self.path / RUN
@@ -93,6 +94,7 @@ class RunFolder:
         wait_for_all()
         exists = path.exists()
         wait_for_all()  # no process may write before all processes have looked
+        self.num_made += not exists
         if not exists and (on_all_processes or is_main_process()):
             result = make()
             if is_main_process():

@@ -1,12 +1,14 @@
-"""Progress on standard error: bars with a time estimate on a terminal, plain lines elsewhere.
+"""Progress on standard error: bars with a time estimate on a terminal, lines with a time stamp elsewhere.
 
 Only the first process of a distributed run prints. Results are printed elsewhere, on standard output.
 """
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
+SPEED_SECONDS = 3600.0  # steps of the last hour say how fast a task is; a step may take minutes
+FIRST_LINE_SECONDS, MAX_LINE_SECONDS = 30.0, 600.0  # between lines about one task; the time doubles after each line
 
 
 @cache
@@ -25,8 +29,23 @@ def console() -> "Console":
 
 
 def log(message: str) -> None:
-    """Print one line on standard error."""
-    console().print(message, markup=False)
+    """Print one line on standard error. It begins with date and time, unless standard error is a terminal."""
+    stamp = "" if sys.stderr.isatty() else f"{datetime.now():%Y-%m-%d %H:%M:%S} "
+    console().print(stamp + message, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in one or two units, for messages: `40 s`, `12 min`, `3 h 5 min`, `2 d 4 h`."""
+    if seconds < 59.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def is_interactive() -> bool:
@@ -49,7 +68,9 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
 
 @contextmanager
 def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal inside the block.
+    """Show a progress bar on a terminal inside the block. Elsewhere, print a line from time to time.
+
+    From the second step on, both say how much time is left.
 
     Args:
         description: shown before the bar.
@@ -60,7 +81,7 @@ def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Ca
         A function that advances the bar by a number of steps.
     """
     if not is_interactive():
-        yield lambda steps: None
+        yield _Lines(description, total, done).advance
         return
     from rich.progress import (
         BarColumn,
@@ -79,9 +100,28 @@ def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Ca
         TimeElapsedColumn(),
     ]
     columns += [TextColumn("left"), TimeRemainingColumn()]
-    with Progress(*columns, console=console(), transient=True) as progress:
+    with Progress(*columns, console=console(), transient=True, speed_estimate_period=SPEED_SECONDS) as progress:
         task = progress.add_task(description, total=total, completed=done)
         yield lambda steps: progress.advance(task, steps)
+
+
+class _Lines:
+    """Prints how far a task is: after half a minute, then less and less often."""
+
+    def __init__(self, description: str, total: int | None, done: int) -> None:
+        self.description, self.total, self.first, self.done = description, total, done, done
+        self.started = self.printed = time.monotonic()
+        self.wait = FIRST_LINE_SECONDS
+
+    def advance(self, steps: int) -> None:
+        """Note that so many steps were done."""
+        self.done += steps
+        now = time.monotonic()
+        if now - self.printed < self.wait or self.total is None or self.done >= self.total:
+            return
+        left = (now - self.started) * (self.total - self.done) / max(1, self.done - self.first)
+        log(f"{self.description}: {self.done:,} of {self.total:,}, about {duration(left)} left")
+        self.printed, self.wait = now, min(MAX_LINE_SECONDS, 2 * self.wait)
 
 
 def _length(items: Iterable[Item]) -> int | None:

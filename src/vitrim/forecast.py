@@ -1,0 +1,288 @@
+"""What a run will do, and about how long it will take: printed before the work begins, and after each stage.
+
+The model is timed on a few images. The recipe and the number of images say how often it runs. Nothing here changes the
+result of a run.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitrim.copying import copied
+from vitrim.costs.latency_table import MAX_TABLE_ROUNDS, SECONDS_PER_MODEL
+from vitrim.data.batches import eval_batches
+from vitrim.data.files.decoding import num_cores
+from vitrim.data.images import ImageSet
+from vitrim.data.matching import preprocessing_of
+from vitrim.data.preprocessing import Preprocessing
+from vitrim.depth import MAX_HELD_OUT
+from vitrim.errors import counted
+from vitrim.hooks import eval_mode, logits_of
+from vitrim.precision import autocast
+from vitrim.recipe import Recipe
+from vitrim.runs.processes import this_process
+from vitrim.runs.progress import duration, log
+from vitrim.source import Source, head_widths, max_removed_blocks
+from vitrim.training.settings import TrainingSettings
+
+FEW_IMAGES, MORE_IMAGES = 2, 16  # timed together; more only where they take less than `QUICK_SECONDS`
+QUICK_SECONDS = 0.5
+EVALUATIONS = 10  # of one training, at most
+# Passes over the images of a stage, in forward passes of the dense model, or in passes with gradients: see docs/log.md.
+SCORING = 0.9  # passes with gradients; the gradients of weights are not needed
+RECOVERY, JOINT_CHOICE = 5.0, 1.0
+TABLE_MODELS = 18  # that are timed for a latency table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds for one image on this machine.
+
+    Attributes:
+        forward: a forward pass of the dense model.
+        training: a forward and a backward pass of a model of its size.
+        teachers: the forward passes of all models that teach.
+        decoding: reading an image, divided by the number of cores; 0 if the pixels are in memory.
+        overlaps: whether images are read while the model runs, because it runs on a GPU.
+    """
+
+    forward: float
+    training: float
+    teachers: float = 0.0
+    decoding: float = 0.0
+    overlaps: bool = False
+
+    def seconds(self, num_images: float, compute: float) -> float:
+        """The time for so many images, if the models need `compute` seconds for each."""
+        return num_images * (max(compute, self.decoding) if self.overlaps else compute + self.decoding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a run.
+
+    Attributes:
+        text: what is done, such as `distil 20 epochs of 3,403 images`.
+        seconds: how long it takes; the most that it may take, where this is not certain.
+    """
+
+    text: str
+    seconds: float
+
+
+class Forecast:
+    """The steps of a run and their times. The times of the steps to come are corrected by those that are done."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = list(steps)
+        self.num_done = 0
+        self.expected = self.needed = 0.0  # seconds of the steps that were done
+        self.began = time.monotonic()
+
+    def announce(self, title: str) -> None:
+        """Log what will be done, and how long it will take.
+
+        Args:
+            title: what the run is, such as `compress vit_small on flowers to 70 %`.
+        """
+        log(f"{title}, in {counted(len(self.steps), 'step')}:")
+        for number, step in enumerate(self.steps, 1):
+            log(f"  {number}. {step.text}: about {duration(step.seconds)}")
+        log(f"  about {duration(sum(step.seconds for step in self.steps))} in all on this machine")
+
+    def finish_step(self, *, was_read: bool = False) -> None:
+        """Log that the next step is done, and how much time is left.
+
+        Args:
+            was_read: whether its result was read from the run folder. Then its time says nothing.
+        """
+        if self.num_done == len(self.steps):
+            return
+        now, step = time.monotonic(), self.steps[self.num_done]
+        if not was_read:
+            self.expected += step.seconds
+            self.needed += now - self.began
+        self.began, self.num_done = now, self.num_done + 1
+        left = sum(step.seconds for step in self.steps[self.num_done :]) * self._correction()
+        if left:
+            how = "read from the run folder" if was_read else "done"
+            log(f"step {self.num_done} of {len(self.steps)} {how}; about {duration(left)} left in all")
+
+    def replace_rest(self, steps: Sequence[Step]) -> None:
+        """Set the steps to come, once it is known what they are."""
+        self.steps[self.num_done :] = steps
+
+    def _correction(self) -> float:
+        return self.needed / self.expected if self.expected else 1.0
+
+
+def train_steps(source: Source, settings: TrainingSettings, pace: Pace) -> list[Step]:
+    """The one step of `train`."""
+    teachers = pace.teachers if source.teachers else 0.0
+    seconds = settings.epochs * pace.seconds(len(source.data.train), pace.training + teachers)
+    seconds += EVALUATIONS * pace.seconds(len(source.data.validation), pace.forward)
+    return [Step(text=f"train {_epochs(settings.epochs, source)}", seconds=seconds)]
+
+
+def compress_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
+    """The steps of `compress`, before the number of blocks to remove is known."""
+    structure, settings = source.structure, recipe.importance
+    num_images = min(settings.num_images, len(source.data.train))
+    widths, most = len(head_widths(structure, recipe)), max_removed_blocks(structure, recipe)
+    cut = _CutSeconds.of(source, recipe, pace)
+    steps = [Step(text=f"evaluate the dense model on {_images(len(source.data.validation))}", seconds=cut.evaluation)]
+    if recipe.budget.latency_ms:
+        steps.append(
+            Step(text="measure the latency of heads, neurons and blocks", seconds=_table_seconds(recipe, pace))
+        )
+    text, seconds = f"score heads and neurons on {_images(num_images)}", cut.scoring
+    if widths > 1:
+        text += f", compare up to {widths} head widths"
+        seconds += (widths - 1) * (cut.one + cut.comparison)
+    steps.append(Step(text=text, seconds=seconds))
+    if recipe.depth.blocks != "auto":
+        return [*steps, *last_steps(source, recipe, pace, recipe.depth.blocks)]
+    if most:
+        few = min(recipe.depth.search_images, len(source.data.train))
+        short = recipe.depth.search_epochs * _update_seconds(pace, few, recipe)
+        ranking = pace.seconds(num_images, pace.forward * most * len(structure.blocks) / 2)
+        epochs = f"{counted(recipe.depth.search_epochs, 'epoch')} of {_images(few)}"
+        text = f"try to remove 0 to {counted(most, 'block')}, with a distillation of {epochs} each"
+        candidate = cut.plan + cut.one + short + cut.comparison
+        steps.append(Step(text=text, seconds=ranking + (most + 1) * candidate))
+    return [*steps, *last_steps(source, recipe, pace, None if most else 0)]
+
+
+def last_steps(source: Source, recipe: Recipe, pace: Pace, num_blocks: int | None) -> list[Step]:
+    """The steps of `compress` after the number of blocks to remove was found.
+
+    Args:
+        num_blocks: None if it is not known yet. The epochs are the same in any case.
+    """
+    cut = _CutSeconds.of(source, recipe, pace)
+    width, depth = recipe.width_training.epochs, recipe.depth_training.epochs
+    if not num_blocks:
+        stages = [("prune width" if num_blocks == 0 else "prune width, then remove blocks or none", width + depth)]
+    else:
+        stages = [("prune width", width), (f"remove {counted(num_blocks, 'block')}", depth)]
+    steps = []
+    for number, (what, epochs) in enumerate(stages):
+        planned = recipe.depth.blocks == "auto" and not number and not num_blocks  # by the search
+        seconds = (0.0 if planned else cut.plan) + cut.one + 2 * cut.evaluation
+        seconds += epochs * _update_seconds(pace, len(source.data.train), recipe) + EVALUATIONS * cut.evaluation
+        steps.append(Step(text=f"{what}, distil {_epochs(epochs, source)}", seconds=seconds))
+    rounds = recipe.latency.rounds + recipe.latency.warmup
+    timing = 2 * rounds * recipe.latency.batch_size * pace.forward
+    return [*steps, Step(text="evaluate the result, and time both models", seconds=cut.evaluation + timing)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CutSeconds:
+    """Seconds of the parts of a stage.
+
+    Attributes:
+        scoring: of all heads and neurons.
+        one: of one cut, with the choice of units and the refit.
+        plan: of the steps of one plan.
+        comparison: of the outputs of two models.
+        evaluation: of one model on the validation images.
+    """
+
+    scoring: float
+    one: float
+    plan: float
+    comparison: float
+    evaluation: float
+
+    @classmethod
+    def of(cls, source: Source, recipe: Recipe, pace: Pace) -> "_CutSeconds":
+        settings, data = recipe.importance, source.data
+        num_images = min(settings.num_images, len(data.train))
+        scoring = pace.seconds(num_images, SCORING * pace.training)
+        refit = pace.seconds(num_images, RECOVERY * pace.forward) if recipe.recovery.enabled else 0.0
+        choice = pace.seconds(num_images, JOINT_CHOICE * pace.forward) if settings.joint else 0.0
+        return cls(
+            scoring=scoring,
+            one=refit + choice,
+            plan=(settings.steps - 1) * (scoring + refit + choice) + choice,
+            comparison=pace.seconds(min(MAX_HELD_OUT, len(data.train) // 5), 2 * pace.forward),
+            evaluation=pace.seconds(len(data.validation), pace.forward),
+        )
+
+
+def _table_seconds(recipe: Recipe, pace: Pace) -> float:
+    """The time to measure a latency table in PyTorch; ONNX Runtime also exports each model."""
+    rounds = MAX_TABLE_ROUNDS * 2 * recipe.latency.batch_size * pace.forward
+    return TABLE_MODELS * min(SECONDS_PER_MODEL, rounds)
+
+
+def _update_seconds(pace: Pace, num_images: int, recipe: Recipe) -> float:
+    """The time of one epoch of distillation. The student needs the fraction of multiply-adds that it keeps."""
+    return pace.seconds(num_images, recipe.budget.macs * pace.training + pace.teachers)
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"
+
+
+def _epochs(epochs: int, source: Source) -> str:
+    return f"{counted(epochs, 'epoch')} of {_images(len(source.data.train))}"
+
+
+def measure_pace(source: Source, settings: TrainingSettings) -> Pace:
+    """Time the dense model and the teachers on a few images. Models and random state are not changed."""
+    device, images = source.device, source.data.train
+    preprocessing = preprocessing_of(source.model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        forward = _seconds_for_an_image(source.model, preprocessing, settings, device)
+        trained = copied(source.model).requires_grad_(True)
+        training = _seconds_for_an_image(trained, preprocessing, settings, device, backward=True)
+        teachers = [
+            _seconds_for_an_image(teacher.model, teacher.preprocessing, settings, device) for teacher in source.teachers
+        ]
+    num_processes = this_process().num_processes
+    return Pace(
+        forward=forward / num_processes,
+        training=training / num_processes,
+        teachers=(sum(teachers) if teachers else forward) / num_processes,
+        decoding=_seconds_to_decode(images, preprocessing) / num_cores(),
+        overlaps=device.type == "cuda",
+    )
+
+
+def _seconds_for_an_image(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    settings: TrainingSettings,
+    device: torch.device,
+    *,
+    backward: bool = False,
+) -> float:
+    """The time of one image in a batch. The first batch is not counted."""
+    model, seconds = model.to(device), 0.0
+    for number, count in enumerate((FEW_IMAGES, FEW_IMAGES, MORE_IMAGES)):
+        if number == 2 and seconds * MORE_IMAGES > QUICK_SECONDS:
+            break
+        images = torch.zeros(count, preprocessing.channels, *preprocessing.img_size, device=device)
+        began = time.perf_counter()
+        with eval_mode(model), torch.set_grad_enabled(backward), autocast(device, settings.precision):
+            logits = logits_of(model(images)).float()
+            if backward:
+                logits.square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = (time.perf_counter() - began) / count
+    return seconds
+
+
+def _seconds_to_decode(images: ImageSet, preprocessing: Preprocessing) -> float:
+    """The time to read one image in one process; 0 if the pixels are in memory."""
+    if images.pixels is not None or not len(images):
+        return 0.0
+    few = images.subset(range(min(len(images), 2 * FEW_IMAGES)))
+    began = time.perf_counter()
+    num_read = sum(len(batch) for batch, _ in eval_batches(few, preprocessing, batch_size=len(few), num_workers=0))
+    return (time.perf_counter() - began) / max(1, num_read)
