@@ -13,8 +13,9 @@ import torch
 from builders.class_order import NATURAL, NUMBERED, colour_folder, model_knowing
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from builders.runs import digits, digits_model
-from vitrim.cli.inputs import channels_to_train_on, export_folder, open_model_to_train
+from vitrim.cli.inputs import channels_to_train_on, default_run_folder, export_folder, open_model_to_train
 from vitrim.cli.options import ModelOptions
+from vitrim.costs.budget import Budget
 from vitrim.models import describe
 from vitrim.saving.checkpoint import save
 
@@ -278,6 +279,39 @@ def test_evaluate_warns_of_images_that_the_model_was_trained_on(
     assert line in call(capsys, "evaluate", run / "model", "--data", images)[2]
     assert line not in call(capsys, "evaluate", run, "--data", images, "--split", "val")[2]
     assert line not in call(capsys, "evaluate", place.dense, "--data", images)[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "budget", "folder"),
+    [
+        ("vit_tiny_patch16_224", None, "runs/digits-vit_tiny_patch16_224"),
+        ("timm:hf-hub:USER/NAME", None, "runs/digits-timm-hf-hub-USER-NAME"),
+        ("dense", Budget(params=0.7, macs=0.7), "runs/digits-dense-70"),
+        ("runs/digits-vit", Budget(params=1, macs=1, latency_ms=12.5), "runs/digits-vit-12.5-ms"),
+        ("weights.pth", Budget(params=1, macs=0.5), "runs/digits-weights-50-of-multiply-adds"),
+    ],
+)
+def test_a_run_without_a_folder_gets_one_by_data_model_and_budget(
+    model: str, budget: Budget | None, folder: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights(place)
+    (place.path / "runs" / "digits-vit" / "model").mkdir(parents=True)
+    assert default_run_folder(digits(), model, budget) == Path(folder)
+    assert f"no -o given: the run is in {folder}" in capsys.readouterr().err
+    if model.startswith("runs/"):
+        assert default_run_folder(digits(), f"{model}/model", budget) == Path(folder)
+
+
+@pytest.mark.slow
+def test_commands_without_a_folder_continue_the_run_that_they_began(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*place.compress("--depth", "0")[:2], *SMALL_DIGITS, "--recipe", place.recipe, "--depth", "0"]
+    assert call(capsys, *command)[0] == 0
+    status, out, _ = call(capsys, *command)
+    assert status == 0 and "report: runs/digits-dense-70/report.json" in out
+    assert call(capsys, *command, "--keep", "0.8")[0] == 0
+    assert sorted(path.name for path in (place.path / "runs").iterdir()) == ["digits-dense-70", "digits-dense-80"]
 
 
 def test_a_batch_larger_than_the_training_set_is_named_once(

@@ -94,10 +94,6 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda p: ["plan", str(p.dense), *SMALL_DIGITS, "--depth", "0", "-o", str(p.empty_folder())],
         "empty is a folder; expected the name of a JSON file",
     ),
-    "no output": (
-        lambda p: ["compress", str(p.dense)],
-        r"vitrim: --output \(-o\) is missing\. `vitrim compress --help`",
-    ),
     "no model": (lambda p: ["inspect"], r"vitrim: MODEL is missing\. `vitrim inspect --help` shows an example\.$"),
     "no value": (lambda p: ["compress", str(p.dense), "-o"], r"vitrim: -o has no value\."),
     "an option twice": (lambda p: p.compress("--keep", "0.5", "--keep", "0.6"), "vitrim: --keep was given twice"),

@@ -61,7 +61,7 @@ def demo(
 def train(
     model: ModelName,
     *,
-    output: RunFolderOption,
+    output: RunFolderOption = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
     training: DenseTraining | None = None,
@@ -85,13 +85,13 @@ def train(
     data = inputs.open_data(data_options, channels)
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
-    fit(dense, data, recipe, output, teacher=teachers)
+    fit(dense, data, recipe, output or inputs.default_run_folder(data, model), teacher=teachers)
 
 
 def compress(
     model: ModelName,
     *,
-    output: RunFolderOption,
+    output: RunFolderOption = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
     budget: BudgetOptions | None = None,
@@ -125,6 +125,7 @@ def compress(
     teachers = inputs.open_teachers(teacher, {model: dense})
     data = inputs.open_data(data_options, inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
+    output = output or inputs.default_run_folder(data, model, recipe.budget)
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
     print_report(result.report, output)

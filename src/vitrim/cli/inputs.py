@@ -1,6 +1,7 @@
 """What the options name: the model and the images. torch is imported when a function is called."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from vitrim.errors import SettingError
 if TYPE_CHECKING:
     from torch import nn
 
+    from vitrim.costs.budget import Budget
     from vitrim.data.choice import Split
     from vitrim.data.images import ImageData
     from vitrim.training.settings import TrainingSettings
@@ -228,6 +230,26 @@ def open_model_to_train(name: str, options: ModelOptions, data: "ImageData", see
     if not has_learned and data.class_names is None and len(data.classes) == describe(model).num_classes:
         name_outputs(model, data.classes)  # it will learn the order of the data
     return model
+
+
+def default_run_folder(data: "ImageData", model: str, budget: "Budget | None" = None) -> Path:
+    """The folder of a run without `-o`, such as `runs/flowers-vit_small_patch16_224-70`; it is logged.
+
+    Args:
+        data: of the run.
+        model: name or path of the model.
+        budget: of `compress`; it is the end of the name.
+    """
+    from vitrim.runs.progress import log
+
+    path = Path(model).parent if Path(model).name == "model" and Path(model).is_dir() else Path(model)
+    name = (path.stem if path.is_file() else path.resolve().name if path.is_dir() else model.replace("/", "-")) or model
+    parts = [data.name, name.removeprefix(f"{data.name}-")]  # a run that has its name from here begins with the data
+    if budget:
+        parts.append(budget.label.replace(" %", "").replace(",", "").replace(" ", "-"))
+    folder = Path("runs") / re.sub(r"[^\w.-]+", "-", "-".join(parts))
+    log(f"no -o given: the run is in {folder}")
+    return folder
 
 
 def on_training_device(model: "nn.Module") -> "nn.Module":

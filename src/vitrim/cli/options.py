@@ -48,9 +48,12 @@ MODEL, DATA, BUDGET, TRAINING, OUTPUT = (
 )
 ModelName = Annotated[str, Parameter(group=MODEL, help="timm name, folder of a model or run, or checkpoint file")]
 RunFolderOption = Annotated[
-    Path,
+    Path | None,
     Parameter(
-        name=["-o", "--output"], group=OUTPUT, help="folder of the run; the same command continues an interrupted run"
+        name=["-o", "--output"],
+        group=OUTPUT,
+        help="folder of the run; the same command continues an interrupted run (default: runs/DATA-MODEL, and for "
+        "compress also the budget)",
     ),
 ]
 
