@@ -163,16 +163,22 @@ def _measure(cell: "Cell", keep: float, seed: int) -> list[dict[str, Any]]:
                 compress(cell.dense(seed), cell.data, recipe, folder)
         read = partial(_evaluation, folder)
         cut, end = read("width-cut"), read("final")
-        recovered = read_evaluation(folder / "evaluation-width-recover.json")
+        recovered = read_evaluation(_stage_file(folder, "width-recover"))
         found.append({"cut": cut, "before": Evaluation.from_dict(recovered) if recovered else cut, "final": end})
     return found
+
+
+def _stage_file(folder: Path, stage: str) -> Path:
+    from vitrim.runs.folder import find_result, in_stages
+
+    return find_result(folder, in_stages(f"evaluation-{stage}.json"))
 
 
 def _evaluation(folder: Path, stage: str) -> Any:
     from vitrim.evaluation import Evaluation
     from vitrim.runs.files import read_json
 
-    return Evaluation.from_dict(read_json(folder / f"evaluation-{stage}.json"))
+    return Evaluation.from_dict(read_json(_stage_file(folder, stage)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

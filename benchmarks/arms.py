@@ -24,7 +24,7 @@ from vitrim.pipeline import compress
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
 from vitrim.runs.files import read_json
-from vitrim.runs.folder import RunFolder
+from vitrim.runs.folder import RunFolder, find_result, in_stages
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
@@ -94,15 +94,20 @@ def _compress(arm: _ArmRun) -> Outcome:
         for row in result.report["stages"]
         if row["name"] != "dense"
     ]
-    recovered = arm.folder / "width-recovered"  # the run keeps the model after its first recovery
+    stage = partial(_stage, arm)
+    recovered = stage("width-recovered")  # the run keeps the model after its first recovery
     return Outcome(
         model=result.model,
-        evaluation=read_json(arm.folder / "evaluation-final.json"),
-        after_cut=read_evaluation(arm.folder / "evaluation-width-cut.json"),
-        after_recover=read_evaluation(arm.folder / "evaluation-width-recover.json"),
+        evaluation=read_json(stage("evaluation-final.json")),
+        after_cut=read_evaluation(stage("evaluation-width-cut.json")),
+        after_recover=read_evaluation(stage("evaluation-width-recover.json")),
         recovered=load(recovered, device=this_process().device) if recovered.is_dir() else None,
         stages=stages,
     )
+
+
+def _stage(arm: _ArmRun, name: str) -> Path:
+    return find_result(arm.folder, in_stages(name))
 
 
 def _prune_once(find: Callable[[_ArmRun], PruningPlan], arm: _ArmRun) -> Outcome:

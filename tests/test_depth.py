@@ -43,7 +43,7 @@ def test_auto_starts_at_zero_even_if_the_max_number_of_blocks_cannot_meet_the_bu
     planner = planner_for(recipe)
     folder = open_folder(tmp_path, planner.source, "compress", recipe)
     choose_num_blocks(folder, planner, planner.score(planner.source.model))
-    tried = sorted(path.name for path in tmp_path.glob("depth-search-*.json"))
+    tried = sorted(path.name for path in tmp_path.glob("stages/depth-search-*.json"))
     assert tried[:2] == ["depth-search-0.json", "depth-search-1.json"]
 
 
@@ -78,7 +78,7 @@ def test_short_candidates_leave_no_checkpoint(tmp_path: Path) -> None:
     planner = planner_for(recipe)
     folder = open_folder(tmp_path, planner.source, "compress", recipe)
     choose_num_blocks(folder, planner, planner.score(planner.source.model))
-    assert list(tmp_path.glob("depth-search-*.json")) and not list(tmp_path.glob("*.safetensors"))
+    assert list(tmp_path.glob("stages/depth-search-*.json")) and not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_the_width_plan_without_removed_blocks_is_that_of_the_search(

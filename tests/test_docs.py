@@ -1,6 +1,9 @@
 """What the documentation shows is true: names, commands, links, quotations, versions and the layout."""
 
+import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -135,3 +138,21 @@ def test_pre_commit_and_ci_use_the_same_versions() -> None:
 def test_the_citation_names_the_version_of_the_package() -> None:
     assert f"\nversion: {vitrim.__version__}\n" in text_of(ROOT / "CITATION.cff")
     assert f"\n## {vitrim.__version__}\n" in text_of(ROOT / "CHANGELOG.md")
+
+
+def test_errors_name_pages_that_the_installed_package_has() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src" / "vitrim").rglob("*.py")}
+    pages = {name for text in sources.values() for name in re.findall(r"document\(['\"](.+?)['\"]\)", text)}
+    assert pages and all((ROOT / "docs" / name).is_file() for name in pages)
+    for path, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Raise):
+                assert "docs/" not in ast.unparse(node), path
+
+
+@pytest.mark.slow
+def test_the_built_package_has_the_pages(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build")]
+    subprocess.run([*command, "--build-lib", str(tmp_path / "lib")], cwd=ROOT, check=True, capture_output=True)
+    built = {path.name for path in (tmp_path / "lib" / "vitrim" / "docs").iterdir()}
+    assert built == {path.name for path in (ROOT / "docs").glob("*.md")}

@@ -123,13 +123,13 @@ def test_a_run_narrows_the_heads_and_can_be_read_again(tmp_path: Path) -> None:
 
 def test_auto_notes_the_divergence_of_each_width(tmp_path: Path) -> None:
     compress(digits_model(), digits(), short_recipe(keep=0.5, heads=HeadSettings()), tmp_path)
-    assert json.loads((tmp_path / "head-widths.json").read_text()).keys() == {"4", "2"}
-    assert (tmp_path / "rotation.safetensors").is_file()
+    assert json.loads((tmp_path / "stages" / "head-widths.json").read_text()).keys() == {"4", "2"}
+    assert (tmp_path / "stages" / "rotation.safetensors").is_file()
 
 
 def test_whole_heads_need_no_rotation(tmp_path: Path) -> None:
     result = compress(digits_model(), digits(), short_recipe(heads=HeadSettings(width="full")), tmp_path)
-    assert not (tmp_path / "rotation.safetensors").exists() and not (tmp_path / "head-widths.json").exists()
+    assert not {path.name for path in (tmp_path / "stages").iterdir()} & {"rotation.safetensors", "head-widths.json"}
     assert not any(kept.head_widths for kept in result.plan.blocks)
 
 

@@ -1,8 +1,10 @@
 """Laws of the whole method: the budget holds, a rerun continues the run, and folders with other content are safe."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -283,3 +285,13 @@ def test_fit_learns_from_a_teacher(tmp_path: Path) -> None:
     assert row["soft"] == row["loss"]
     with pytest.raises(FolderInUse, match="teachers was"):
         fit(digits_model(), digits(), recipe, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["auto", "depth"])
+def test_the_page_on_the_run_folder_lists_every_file_of_a_run(name: str, finished_run: Any) -> None:
+    listed = re.findall(r"`([^` ]+)`", (Path(__file__).parent.parent / "docs" / "run-folder.md").read_text())
+    folder = finished_run(name).folder
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for file in files:
+        assert any(fnmatch(file, entry) or (entry.endswith("/") and file.startswith(entry)) for entry in listed), file

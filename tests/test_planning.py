@@ -167,7 +167,7 @@ def test_widths_are_multiples_of_the_measured_multiple(tmp_path: Path, use_clock
     use_clock(in_eights)
     recipe = short_recipe(keep=0.6, budget={"multiple_of": "measured"})
     result = compress(dense_model(), digits(), recipe, tmp_path)
-    assert json.loads((tmp_path / "device.json").read_text())["multiple_of"] == 8
+    assert json.loads((tmp_path / "stages" / "device.json").read_text())["multiple_of"] == 8
     assert all(len(block.neurons) % 8 == 0 for block in result.plan.blocks)
     assert result.report["latency"] is None
 

@@ -21,7 +21,7 @@ from vitrim.losses import soft_loss
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe
-from vitrim.runs.folder import RunFolder
+from vitrim.runs.folder import RunFolder, find_result, in_stages
 from vitrim.runs.progress import log
 from vitrim.source import max_removed_blocks
 from vitrim.training.compiling import Compile
@@ -51,11 +51,12 @@ def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> in
         return planner.recipe.depth.blocks
     most = max_removed_blocks(planner.source.structure, planner.recipe)
     dense = planner.source.model
-    order = folder.once_json("depth-order.json", lambda: rank_blocks_for_removal(dense, planner.calibration, most))
+    rank = partial(rank_blocks_for_removal, dense, planner.calibration, most)
+    order = folder.once_json(in_stages("depth-order.json"), rank)
     divergences: dict[int, float] = {}
     for count in range(most + 1):
         attempt = partial(_divergence_without, folder, planner, scores, order[:count])
-        divergence = folder.once_json(f"depth-search-{count}.json", attempt, on_all_processes=True)
+        divergence = folder.once_json(in_stages(f"depth-search-{count}.json"), attempt, on_all_processes=True)
         if divergence is not None:
             divergences[count] = divergence
             log(f"depth search: {counted(count, 'block')} removed, divergence from the teacher {divergence:.4f}")
@@ -111,7 +112,7 @@ def plan_width(folder: RunFolder, planner: Planner, scores: Scores, num_blocks: 
     Raises:
         BudgetError: no plan meets the budget.
     """
-    file = folder.path / _plan_file(0)
+    file = find_result(folder.path, _plan_file(0))
     if num_blocks == 0 and file.is_file():
         found = Proposal.from_json(file.read_text(encoding="utf-8"))
         if found.predicted_ms or not planner.recipe.budget.latency_ms:  # version 0.1.0 kept no predicted latency here
@@ -133,7 +134,7 @@ def _candidate_plan(folder: RunFolder, planner: Planner, scores: Scores, remove_
 
 
 def _plan_file(num_blocks: int) -> str:
-    return f"depth-plan-{num_blocks}.json"
+    return in_stages(f"depth-plan-{num_blocks}.json")
 
 
 def _search_settings(recipe: Recipe) -> TrainingSettings:

@@ -3,6 +3,8 @@
 The command line prints the message of a `UserError` and exits with status 2. Any other exception is a bug in vitrim.
 """
 
+from pathlib import Path
+
 
 class UserError(ValueError):
     """Base of these errors. The message says what was found, what was expected, and what to try."""
@@ -66,3 +68,9 @@ def percent(fraction: float, decimals: int = 0, *, sign: bool = False) -> str:
         sign: write a plus before numbers above 0.
     """
     return f"{100 * fraction:{'+' if sign else ''}.{decimals}f} %"
+
+
+def document(name: str) -> Path:
+    """Return the path of a page of the documentation, such as `models.md`, in the installed package or in the clone."""
+    installed = Path(__file__).parent / "docs" / name
+    return installed if installed.is_file() else Path(__file__).parents[2] / "docs" / name

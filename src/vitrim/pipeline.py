@@ -31,7 +31,7 @@ from vitrim.recipe import CHANGED_DEFAULTS, ONLY_SPEED, SETTINGS_OF_0_1, Recipe,
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
-from vitrim.runs.folder import RunFolder
+from vitrim.runs.folder import RunFolder, in_stages
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
@@ -100,14 +100,14 @@ def compress(
     run.finish_step()
     num_blocks = run.num_blocks(planner, scores)
 
-    proposal = run.plan("width-plan.json", lambda: plan_width(run.folder, planner, scores, num_blocks))
+    proposal = run.plan(in_stages("width-plan.json"), lambda: plan_width(run.folder, planner, scores, num_blocks))
     plan = proposal.plan
     student = run.cut_and_recover("width", planner.base, plan, planner)
     student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
     run.finish_step()
 
     if num_blocks:
-        proposal = run.plan("depth-step.json", lambda: planner.plan_depth(student, plan, num_blocks))
+        proposal = run.plan(in_stages("depth-step.json"), lambda: planner.plan_depth(student, plan, num_blocks))
         cut_student = run.cut_and_recover("depth", student, proposal.plan, planner)
         plan = plan.then(proposal.plan)
         student = run.distil("depth", cut_student, plan)
@@ -244,7 +244,7 @@ class CompressRun:
 
     def device_times(self) -> DeviceTimes:
         """What the budget needs to know about the device: latency table and fast multiple."""
-        file = "device.json"
+        file = in_stages("device.json")
         found = self.folder.once_json(file, lambda: _device_times(self.source, self.recipe).to_dict())
         if self.recipe.budget.latency_ms:
             self.finish_step()
@@ -260,11 +260,11 @@ class CompressRun:
             return planner
         make = partial(planner.measure_rotation, statistics)
         planner = replace(
-            planner, rotation=self.folder.once("rotation.safetensors", make, Rotation.save, Rotation.load)
+            planner, rotation=self.folder.once(in_stages("rotation.safetensors"), make, Rotation.save, Rotation.load)
         )
 
         def divergences() -> dict[int, float]:
-            found = self.folder.once_json("head-widths.json", lambda: compare_head_widths(planner, scores))
+            found = self.folder.once_json(in_stages("head-widths.json"), lambda: compare_head_widths(planner, scores))
             return {int(width): divergence for width, divergence in found.items()}
 
         return replace(planner, head_width=choose_head_width(planner, divergences))
@@ -286,7 +286,7 @@ class CompressRun:
 
     def evaluate(self, stage: str, model: nn.Module) -> Evaluation:
         """Evaluate the model after a stage, and note it for the report."""
-        file = f"evaluation-{stage.replace(' ', '-')}.json"
+        file = in_stages(f"evaluation-{stage.replace(' ', '-')}.json")
         found = self.folder.once_json(file, lambda: evaluate(model, self.data).to_dict(), on_all_processes=True)
         evaluation = Evaluation.from_dict(found)
         self.stages.append(reports.stage_row(self.recipe.budget.label, stage, model, evaluation))
@@ -310,7 +310,7 @@ class CompressRun:
             return cut
         make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
         write = partial(_save_with, classes=self.data.classes)
-        recovered = self.folder.once(f"{stage}-recovered", make, write, _load_on_own_device)
+        recovered = self.folder.once(in_stages(f"{stage}-recovered"), make, write, _load_on_own_device)
         self.evaluate(f"{stage} recover", recovered)
         return recovered
 
@@ -339,7 +339,8 @@ class CompressRun:
             seed=self.recipe.seed,
         )
         write = partial(_save_with, classes=self.data.classes)
-        distilled = self.folder.once(f"{stage}-distilled", make, write, _load_on_own_device, on_all_processes=True)
+        name = in_stages(f"{stage}-distilled")
+        distilled = self.folder.once(name, make, write, _load_on_own_device, on_all_processes=True)
         self.evaluate(f"{stage} distil", distilled)
         return distilled
 

@@ -50,7 +50,7 @@ def runs(place: CommandFolder, names: str) -> Path:
 
 def unfinished_run(place: CommandFolder) -> Path:
     """A run that has the model of a stage, but no result."""
-    shutil.copytree(place.dense, place.path / "run" / "width-distilled")
+    shutil.copytree(place.dense, place.path / "run" / "stages" / "width-distilled")
     (place.path / "run" / "run.json").write_text("{}")
     return place.path / "run"
 

@@ -70,14 +70,14 @@ class DeviceTimes:
         return cls(multiple_of=multiple, dense_ms=dense_ms, table=table)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `device.json`."""
-        return asdict(self)
+        """Plain data for `device.json`; nothing stands for what was not measured."""
+        return {name: value for name, value in asdict(self).items() if value}
 
     @classmethod
     def from_dict(cls, data: Any) -> "DeviceTimes":
         """Read what `to_dict` wrote."""
-        table = LatencyTable.from_dict(data["table"]) if data["table"] else None
-        return cls(multiple_of=data["multiple_of"], dense_ms=data["dense_ms"], table=table)
+        table = LatencyTable.from_dict(data["table"]) if data.get("table") else None
+        return cls(multiple_of=data["multiple_of"], dense_ms=data.get("dense_ms", 0.0), table=table)
 
     def times(self, dense: ViTStructure) -> PartCosts | None:
         """Milliseconds of each part of the dense model; None without a budget in milliseconds."""

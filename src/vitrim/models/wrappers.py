@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from vitrim.errors import UnsupportedModel
+from vitrim.errors import UnsupportedModel, document
 
 INNER_MODEL = {  # the attribute that holds the model, of wrappers that return what the model returns
     ("torch.nn.parallel.data_parallel", "DataParallel"): "module",
@@ -62,7 +62,7 @@ def unknown_model_text(model: Any, supported: str, is_supported: Callable[[nn.Mo
         return f"{found}; expected a model of timm, transformers or torchvision. {advice or inside}"
     return (
         f"{found}, which vitrim cannot prune. It looks for one of {supported}. "
-        "docs/models.md lists all model classes; docs/add-a-model.md shows how to add one."
+        f"{document('models.md')} lists all model classes; {document('add-a-model.md')} shows how to add one."
     )
 
 

@@ -11,6 +11,7 @@ from vitrim.runs.files import FILE_SIZES, RUN, UNREADABLE, read_json, unknown_fi
 from vitrim.runs.processes import is_main_process, wait_for_all
 
 Result = TypeVar("Result")
+STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
 
 
 class RunFolder:
@@ -84,13 +85,13 @@ class RunFolder:
         All processes call this together, and each reads the file. So the result is the same after a rerun.
 
         Args:
-            name: of the file or folder of the stage.
+            name: of the file or folder of the stage, below the folder of the run.
             make: computes the result.
             write: writes a result to a path.
             read: reads it.
             on_all_processes: call `make` on all processes. By default only the first process calls it.
         """
-        path = self.path / name
+        path = find_result(self.path, name)
         wait_for_all()
         exists = path.exists()
         wait_for_all()  # no process may write before all processes have looked
@@ -98,6 +99,7 @@ class RunFolder:
         if not exists and (on_all_processes or is_main_process()):
             result = make()
             if is_main_process():
+                path.parent.mkdir(exist_ok=True)
                 with writing(path) as working:
                     write(result, working)
         wait_for_all()
@@ -124,6 +126,22 @@ class RunFolder:
             return PruningPlan.from_json(path.read_text(encoding="utf-8"))
 
         return self.once(name, make, lambda plan, path: path.write_text(plan.to_json()), read)
+
+
+def in_stages(name: str) -> str:
+    """The path, below the folder of a run, of a result that only continues the run."""
+    return f"{STAGES}/{name}"
+
+
+def find_result(folder: Path, name: str) -> Path:
+    """The path of a result. Runs of version 0.1.0 have it in the folder of the run itself.
+
+    Args:
+        folder: of the run.
+        name: path below the folder, from `in_stages` if the result is a stage's.
+    """
+    old = folder / Path(name).name
+    return old if old.exists() else folder / name
 
 
 def is_fresh(folder: Path) -> bool:
