@@ -26,7 +26,16 @@ from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.precision import computes_in_bf16
-from vitrim.recipe import CHANGED_DEFAULTS, ONLY_SPEED, SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
+from vitrim.recipe import (
+    CHANGED_DEFAULTS,
+    ONLY_SPEED,
+    SETTINGS_OF_0_1,
+    Recipe,
+    TrainRecipe,
+    epoch_choices,
+    to_table,
+    to_toml,
+)
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
@@ -39,6 +48,7 @@ from vitrim.surgery import prune
 from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
 from vitrim.training.loop import train
+from vitrim.training.validation import KeptEpoch
 
 FIRST_PREDICTION_FILE = "promise.json"  # where runs of version 0.1.0 keep the predicted latency of the last plan
 
@@ -175,8 +185,11 @@ def fit(
     found = folder.once_json("evaluation.json", lambda: evaluate(result, source.data).to_dict(), on_all_processes=True)
     folder.delete_checkpoints()
     evaluation = Evaluation.from_dict(found)
+    kept = KeptEpoch.read(folder.path, "train")
+    chosen = f" of epoch {kept.best.epoch}, which was chosen on these {kept.num_images} images" if kept else ""
     log(
-        f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]; model in {folder.path / 'model'}"
+        f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]{chosen}; model in "
+        f"{folder.path / 'model'}"
     )
     return result
 
@@ -187,9 +200,11 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
     Raises:
         FolderInUse: it holds something else, or a run made from something else.
     """
-    before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
+    choices = epoch_choices(recipe)
+    before = {**choices, "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]}}
+    identity = {**choices, **source.identity(command, recipe)}
     try:
-        folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
+        folder = RunFolder(run_dir, identity, before, CHANGED_DEFAULTS, ONLY_SPEED)
     except FolderInUse as problem:
         raise FolderInUse(f"{problem}{explain_unreadable(source.data, run_dir)}") from None
     keep_record(source.data, folder.path)
