@@ -20,6 +20,7 @@ from builders.runs import (
     digits,
     digits_model,
     files_in,
+    one_class_model,
     read_lines,
     short_recipe,
     short_training,
@@ -252,6 +253,12 @@ def test_fit_says_again_that_the_images_chose_the_epoch_and_refuses_another_choi
         fit(digits_model(), digits(), TrainRecipe(training=replace(recipe.training, evaluate_every=2)), tmp_path)
     with pytest.raises(FolderInUse, match=r'recipe\.training\.keep_epoch was "best", now "last"'):
         fit(digits_model(), digits(), TrainRecipe(training=replace(recipe.training, keep_epoch="last")), tmp_path)
+
+
+def test_fit_names_the_classes_that_are_never_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = digits(num_validation=450)
+    fit(one_class_model(), data, TrainRecipe(training=short_training(epochs=0)), tmp_path)
+    assert "validation: 9 of 10 classes have 0 % accuracy: " in capsys.readouterr().err
 
 
 def test_a_finished_training_of_an_earlier_version_is_read_whichever_epoch_it_would_keep_now(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from vitrim import report as reports
+from vitrim.class_accuracy import classes_at_zero
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import measure_latencies
 from vitrim.data.files.run_record import as_in_run, explain_unreadable, keep_record
@@ -191,6 +192,7 @@ def fit(
         f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]{chosen}; model in "
         f"{folder.path / 'model'}"
     )
+    _warn_of_classes("validation", evaluation, source.data)
     return result
 
 
@@ -271,6 +273,8 @@ class CompressRun:
         self.stages.append(reports.stage_row(self.recipe.budget.label, stage, model, evaluation))
         self.evaluations.append(evaluation)
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
+        if stage == "dense":
+            _warn_of_classes(stage, evaluation, self.data)
         return evaluation
 
     def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, planner: Planner) -> nn.Module:
@@ -338,17 +342,21 @@ class CompressRun:
         report = self.folder.once_json("report.json", lambda: self._report(student, timings, predicted_ms))
         if is_main_process():
             write_text(self.folder.path / "report.md", reports.to_markdown(report))
+        for sentence in reports.missed_latency(report["latency"]) if report["latency"] else ():
+            log(f"latency: {sentence}")
         self.folder.delete_checkpoints()
         return Compressed(model=student, plan=plan, report=report)
 
     def _report(self, student: nn.Module, timings: DeviceTimes, predicted_ms: float) -> dict[str, Any]:
         dense_latency, latency = measure_latencies([self.source.model, student], self.recipe.latency)
+        kept = [(stage, KeptEpoch.read(self.folder.path, stage)) for stage in ("width", "depth")]
         outcome = reports.Outcome(
             student=student,
             before=self.evaluations[0],
             after=self.evaluations[-1],
             latencies=(dense_latency, latency),
             stages=self.stages[:-1],
+            notes=[f"{stage}: {found.sentence()}" for stage, found in kept if found],
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
         )
@@ -358,6 +366,11 @@ class CompressRun:
 def _device_times(source: Source, recipe: Recipe) -> DeviceTimes:
     in_bf16 = computes_in_bf16(source.device, recipe.width_training.precision)
     return DeviceTimes.measure(source.model, recipe.budget, recipe.latency, in_bf16=in_bf16)
+
+
+def _warn_of_classes(name: str, evaluation: Evaluation, data: ImageData) -> None:
+    if sentence := classes_at_zero(evaluation, data).sentence():
+        log(f"{name}: {sentence}")
 
 
 def _teachers_of(source: Source) -> dict[str, Any]:
