@@ -255,6 +255,21 @@ def test_fit_says_again_that_the_images_chose_the_epoch_and_refuses_another_choi
         fit(digits_model(), digits(), TrainRecipe(training=replace(recipe.training, keep_epoch="last")), tmp_path)
 
 
+def test_distillations_show_the_validation_accuracy_and_keep_the_last_epoch_by_default(finished_run: Any) -> None:
+    run: FinishedRun = finished_run("depth")
+    rows = read_lines(run.folder / "metrics.jsonl")
+    assert {"width", "depth"} <= {row["stage"] for row in rows} and all("top1" in row for row in rows)
+    assert not list(run.folder.glob("*.kept-epoch.json"))
+
+
+def test_the_report_says_if_the_images_chose_an_epoch(tmp_path: Path) -> None:
+    training = short_training(evaluate_every=1, keep_epoch="best")
+    result = compress(digits_model(), digits(), short_recipe(width_training=training), tmp_path)
+    (note,) = [note for note in result.report["notes"] if "is kept" in note]
+    assert re.match(r"width: epoch [12] of 2 is kept, .* chosen on these 50 images", note)
+    assert f"* {note}" in (tmp_path / "report.md").read_text()
+
+
 def test_fit_names_the_classes_that_are_never_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = digits(num_validation=450)
     fit(one_class_model(), data, TrainRecipe(training=short_training(epochs=0)), tmp_path)
