@@ -79,7 +79,8 @@ def draw_panel(axes: Axes, title: str, bars: list[Bar]) -> None:
 
 def demo_bars() -> dict[str, list[Bar]]:
     """Top-1, parameters and latency, from the table in README.md. Pruned models have the ratio to the dense latency."""
-    table = re.findall(r"^\| (dense|-?\d+ %) \|(.+)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    top = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    table = re.findall(r"^\| (dense|-?\d+ %) \|(.+)\|$", top, re.M)
     cells = {model: [cell.split() for cell in line.split("|")] for model, line in table}
     bars = {}
     for title, column, unit in (("top-1", 0, "%"), ("parameters", 1, "k")):
