@@ -22,7 +22,7 @@ from vitrim.data.matching import Calibration, match_labels
 from vitrim.evaluation import evaluate
 from vitrim.pipeline import compress
 from vitrim.plan import PruningPlan
-from vitrim.recipe import Recipe
+from vitrim.recipe import Recipe, epoch_choices
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder, find_result, in_stages
 from vitrim.runs.processes import this_process
@@ -185,7 +185,8 @@ def _control(arm: _ArmRun) -> Outcome:
 def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
     """Open the folder of an arm with one training stage."""
     recipe = replace(arm.recipe, width_training=settings)
-    return RunFolder(arm.folder, Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe))
+    identity = Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe)
+    return RunFolder(arm.folder, identity, epoch_choices(recipe))
 
 
 @dataclass(frozen=True)

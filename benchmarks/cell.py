@@ -41,6 +41,11 @@ from vitrim.training.job import check_training
 ROOT = Path(__file__).parent.parent
 NAMED_DATA = ("cifar10", "cifar100", "tiny-imagenet")  # data sets with a separate setting for their folder
 RECORD = "arm.json"
+_LAST = {"keep_epoch": "last"}
+_KEPT_LAST = {  # what cells of earlier versions did, which had no such setting
+    **{key: {"width_training": _LAST, "depth_training": _LAST} for key in ("vitrim", "paper")},
+    "dense": {"training": _LAST},
+}
 COMMIT_FILE = ROOT / "COMMIT"  # in a copy of the code without git
 
 
@@ -133,7 +138,7 @@ def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str)
         FolderInUse: the folder holds something else, or a cell with other settings or images.
     """
     with lock_folder(out):
-        RunFolder(out, identity(config, data))
+        RunFolder(out, identity(config, data), {"recipes": _KEPT_LAST})
     data = data.to(this_process().device)  # once for all arms
     return Cell(config=config, data=data, out=out, command=command, commit=commit())
 

@@ -27,8 +27,10 @@ PUBLISHED = ("paper", "hard-labels")  # arms that follow the recipe `paper`
 CONFIGS = Path(__file__).parent / "configs"
 SET_BY_CELL = (  # refused in [recipe], [vitrim], [student], [scratch] and [dense]
     *("seed", "epochs", "budget.params", "budget.macs", "width_training.epochs", "depth_training.epochs"),
-    "distillation",
+    *("distillation", "keep_epoch", "training.keep_epoch", "width_training.keep_epoch", "depth_training.keep_epoch"),
 )
+# The images that are evaluated are the test images. They must not choose an epoch, and nobody waits for their accuracy.
+NOT_EVALUATED = {"evaluate_every": 0, "keep_epoch": "last"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +165,8 @@ def recipe_for(config: CellConfig, arm: str, *, keep: float, seed: int) -> Recip
         seed: seed of the run.
     """
     table = _shipped_table(Recipe, "paper" if arm in PUBLISHED else "default")
-    changes = [config.recipe, {"width_training": config.student, "depth_training": config.student}]
+    changes: list[dict[str, Any]] = [{"width_training": NOT_EVALUATED, "depth_training": NOT_EVALUATED}]
+    changes += [config.recipe, {"width_training": config.student, "depth_training": config.student}]
     if arm not in PUBLISHED:
         changes.append(config.vitrim)
     if arm == WHOLE_HEADS:
@@ -186,8 +189,8 @@ def recipe_for(config: CellConfig, arm: str, *, keep: float, seed: int) -> Recip
 
 
 def dense_recipe(config: CellConfig, seed: int) -> TrainRecipe:
-    """Return the training recipe of the dense model, the same that `vitrim train` uses."""
-    table = merged(_shipped_table(TrainRecipe, "train"), config.dense)
+    """Return the training recipe of the dense model: that of `vitrim train`, but the last epoch is kept."""
+    table = merged(merged(_shipped_table(TrainRecipe, "train"), {"training": NOT_EVALUATED}), config.dense)
     return replace(from_table(TrainRecipe, table), seed=seed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from builders.models import same_tensors
-from builders.runs import FinishedRun, digits, digits_model, short_recipe, short_training, stop
+from builders.runs import FinishedRun, digits, digits_model, read_lines, short_recipe, short_training, stop
 from vitrim import depth
 from vitrim.costs.device import DeviceTimes
 from vitrim.depth import choose_num_blocks, mean_divergence
@@ -73,12 +73,14 @@ def test_the_divergence_is_zero_for_equal_models_and_positive_for_others(finishe
     assert mean_divergence(student, run.dense, batches) > 0
 
 
-def test_short_candidates_leave_no_checkpoint(tmp_path: Path) -> None:
+def test_short_candidates_leave_no_checkpoint_and_are_not_evaluated(tmp_path: Path) -> None:
     recipe = short_recipe(blocks="auto")
     planner = planner_for(recipe)
     folder = open_folder(tmp_path, planner.source, "compress", recipe)
     choose_num_blocks(folder, planner, planner.score(planner.source.model))
     assert list(tmp_path.glob("stages/depth-search-*.json")) and not list(tmp_path.rglob("*.safetensors"))
+    rows = read_lines(tmp_path / "metrics.jsonl")
+    assert rows and not any("top1" in row for row in rows)
 
 
 def test_the_width_plan_without_removed_blocks_is_that_of_the_search(

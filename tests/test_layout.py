@@ -24,7 +24,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"surgery", "silencing", "rotation"},
     {"costs", "data"},
     {"importance", "recovery"},
-    {"allocation", "evaluation"},
+    {"allocation", "evaluation", "class_accuracy"},
     {"saving"},
     {"losses"},
     {"training", "exporting"},

@@ -1,6 +1,7 @@
 """Laws of the whole method: the budget holds, a rerun continues the run, and folders with other content are safe."""
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from builders.runs import (
     digits,
     digits_model,
     files_in,
+    one_class_model,
     read_lines,
     short_recipe,
     short_training,
@@ -39,7 +41,7 @@ from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.recipe import TrainRecipe, load_recipe
 from vitrim.recovery.recover import RecoverySettings
-from vitrim.runs.files import read_json
+from vitrim.runs.files import read_json, write_text
 from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
 from vitrim.training.loop import TrainingLoop
@@ -237,6 +239,53 @@ def test_fit_trains_once_and_then_reads_the_model(tmp_path: Path, monkeypatch: p
     assert same_tensors(trained, fit(model, digits(), recipe, tmp_path))
     with pytest.raises(FolderInUse, match=r"recipe\.seed was 0, now 1"):
         fit(model, digits(), replace(recipe, seed=1), tmp_path)
+
+
+def test_fit_says_again_that_the_images_chose_the_epoch_and_refuses_another_choice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = TrainRecipe(training=short_training(epochs=2, evaluate_every=1, keep_epoch="best"))
+    for _ in range(2):  # trained, and read
+        fit(digits_model(), digits(), recipe, tmp_path)
+        assert re.search(
+            r"top-1 .* of epoch \d, which was chosen on these 50 images; model in", capsys.readouterr().err
+        )
+    with pytest.raises(FolderInUse, match=r"epochs_between_evaluations\.training was 1, now 2"):
+        fit(digits_model(), digits(), TrainRecipe(training=replace(recipe.training, evaluate_every=2)), tmp_path)
+    with pytest.raises(FolderInUse, match=r'recipe\.training\.keep_epoch was "best", now "last"'):
+        fit(digits_model(), digits(), TrainRecipe(training=replace(recipe.training, keep_epoch="last")), tmp_path)
+
+
+def test_distillations_show_the_validation_accuracy_and_keep_the_last_epoch_by_default(finished_run: Any) -> None:
+    run: FinishedRun = finished_run("depth")
+    rows = read_lines(run.folder / "metrics.jsonl")
+    assert {"width", "depth"} <= {row["stage"] for row in rows} and all("top1" in row for row in rows)
+    assert not list(run.folder.glob("*.kept-epoch.json"))
+
+
+def test_the_report_says_if_the_images_chose_an_epoch(tmp_path: Path) -> None:
+    training = short_training(evaluate_every=1, keep_epoch="best")
+    result = compress(digits_model(), digits(), short_recipe(width_training=training), tmp_path)
+    (note,) = [note for note in result.report["notes"] if "is kept" in note]
+    assert re.match(r"width: epoch [12] of 2 is kept, .* chosen on these 50 images", note)
+    assert f"* {note}" in (tmp_path / "report.md").read_text()
+
+
+def test_fit_names_the_classes_that_are_never_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = digits(num_validation=450)
+    fit(one_class_model(), data, TrainRecipe(training=short_training(epochs=0)), tmp_path)
+    assert "validation: 9 of 10 classes have 0 % accuracy: " in capsys.readouterr().err
+
+
+def test_a_finished_training_of_an_earlier_version_is_read_whichever_epoch_it_would_keep_now(tmp_path: Path) -> None:
+    recipe = TrainRecipe(training=short_training(evaluate_every=0))
+    fit(digits_model(), digits(), recipe, tmp_path)
+    record = read_json(tmp_path / "run.json")
+    del record["recipe"]["training"]["keep_epoch"]
+    for keep_epoch in ("best", "last"):
+        write_text(tmp_path / "run.json", json.dumps(record))
+        settings = replace(recipe.training, evaluate_every="auto", keep_epoch=keep_epoch)
+        fit(digits_model(), digits(), TrainRecipe(training=settings), tmp_path)
 
 
 # Teachers from elsewhere

@@ -1,9 +1,10 @@
 """Laws of planning: predictions are right and within the budget, and steps cut what the steps before have left."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from builders.clocks import in_eights, install, steady, uneven
+from builders.clocks import in_eights, install, sizes_of, steady, uneven
 from builders.models import make_structure
 from builders.runs import digits, digits_model, short_recipe
 from vitrim import planning
@@ -259,3 +260,27 @@ def test_each_step_cuts_what_the_step_before_has_left_and_the_last_one_meets_the
     for larger, smaller in pairwise(plans):
         for before, after in zip(larger.blocks, smaller.blocks, strict=True):
             assert set(after.heads) <= set(before.heads) and set(after.neurons) <= set(before.neurons)
+
+
+def test_a_prediction_that_the_measurement_misses_is_not_stated_alone() -> None:
+    plan = PruningPlan.full(describe(dense_model()))
+    right, wrong = (Proposal(plan=plan, predicted_ms=10.0, measured_ms=ms) for ms in (10.4, 12.0))
+    assert right.latency_text() == "predicted latency: 10 ms for one forward pass"
+    assert wrong.latency_text() == f"{right.latency_text()}, measured 12 ms, 20 % above the prediction"
+    assert Proposal.from_json(wrong.to_json()).latency_text() == right.latency_text()
+
+
+def noisy() -> Clock:
+    """Every second measurement of a smaller model takes twice as long, whatever was cut."""
+    fractions, whole = cycle((0.3, 0.6)), steady(dense_model())
+    return lambda model: whole if sizes_of(model) == sizes_of(dense_model()) else next(fractions) * whole
+
+
+@pytest.mark.parametrize(("clock", "is_wrong"), [(steady, False), (noisy(), True)], ids=["steady", "noisy"])
+def test_planning_says_if_its_best_prediction_is_wrong(
+    clock: Clock, is_wrong: bool, use_clock: Callable[[Clock], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_clock(clock)
+    found = plan_only(dense_model(), digits(), recipe_for(0.7, clock))
+    assert bool(re.search(r"the best plan of \d+ attempts? is used; predicted", capsys.readouterr().err)) == is_wrong
+    assert ("the prediction" in found.latency_text()) == is_wrong

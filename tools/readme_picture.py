@@ -78,16 +78,19 @@ def draw_panel(axes: Axes, title: str, bars: list[Bar]) -> None:
 
 
 def demo_bars() -> dict[str, list[Bar]]:
-    """Top-1, parameters and milliseconds, from the table in README.md."""
-    table = re.findall(r"^\| (dense|-\d+ %) \|(.+)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
-    cells = {model: [cell.split()[0] for cell in line.split("|")] for model, line in table}
-    columns = {"top-1": (0, "{} %"), "parameters": (1, "{} k"), "latency, batch 64": (3, "{} ms")}
-    return {
-        title: _bars(
-            {model: float(row[column]) for model, row in cells.items()}, text, [r[column] for r in cells.values()]
+    """Top-1, parameters and latency, from the table in README.md. Pruned models have the ratio to the dense latency."""
+    top = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    table = re.findall(r"^\| (dense|-?\d+ %) \|(.+)\|$", top, re.M)
+    cells = {model: [cell.split() for cell in line.split("|")] for model, line in table}
+    bars = {}
+    for title, column, unit in (("top-1", 0, "%"), ("parameters", 1, "k")):
+        numbers = {model: row[column][0] for model, row in cells.items()}
+        bars[title] = _bars(
+            {model: float(text) for model, text in numbers.items()}, f"{{}} {unit}", [*numbers.values()]
         )
-        for title, (column, text) in columns.items()
-    }
+    latency = {model: " ".join(row[3][:2]) for model, row in cells.items()}  # `9.78 ms`, `x 0.88`
+    ratios = {model: 1.0 if model == "dense" else float(text.removeprefix("x ")) for model, text in latency.items()}
+    return {**bars, "latency, batch 64": _bars(ratios, "{}", [*latency.values()])}
 
 
 def cifar_bars() -> dict[str, list[Bar]]:

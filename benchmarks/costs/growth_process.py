@@ -170,7 +170,7 @@ def _prune(architecture: str, arguments: Values, num_images: int, batch_size: in
 
 def compress_once(model: nn.Module, data: ImageData) -> float:
     """Run `compress` with all its stages, and return its seconds."""
-    training = TrainingSettings(epochs=1, batch_size=BATCH_SIZE, warmup_epochs=0)
+    training = TrainingSettings(epochs=1, batch_size=BATCH_SIZE, warmup_epochs=0, evaluate_every=0)
     recipe = Recipe(
         budget=Budget(params=KEEP, macs=KEEP),
         importance=ImportanceSettings(num_images=CALIBRATION_IMAGES, batch_size=BATCH_SIZE, steps=2),

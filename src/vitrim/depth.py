@@ -141,7 +141,7 @@ def _search_settings(recipe: Recipe) -> TrainingSettings:
     """Those of the width stage, for few epochs. Candidates are compiled where it pays, also if the stage always is."""
     settings = recipe.width_training
     compiled: Compile = "auto" if settings.compile else False
-    return replace(settings, epochs=recipe.depth.search_epochs, evaluate_every=0, compile=compiled)
+    return replace(settings, epochs=recipe.depth.search_epochs, evaluate_every=0, keep_epoch="last", compile=compiled)
 
 
 def _search_images(planner: Planner) -> tuple[ImageSet, ImageSet]:

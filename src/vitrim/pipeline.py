@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from vitrim import report as reports
+from vitrim.class_accuracy import classes_at_zero
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import measure_latencies
 from vitrim.data.files.run_record import as_in_run, explain_unreadable, keep_record
@@ -27,7 +28,16 @@ from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.precision import computes_in_bf16
-from vitrim.recipe import CHANGED_DEFAULTS, ONLY_SPEED, SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
+from vitrim.recipe import (
+    CHANGED_DEFAULTS,
+    ONLY_SPEED,
+    SETTINGS_OF_0_1,
+    Recipe,
+    TrainRecipe,
+    epoch_choices,
+    to_table,
+    to_toml,
+)
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
@@ -40,6 +50,7 @@ from vitrim.surgery import prune
 from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
 from vitrim.training.loop import train
+from vitrim.training.validation import KeptEpoch
 
 FIRST_PREDICTION_FILE = "promise.json"  # where runs of version 0.1.0 keep the predicted latency of the last plan
 
@@ -184,9 +195,13 @@ def fit(
     found = folder.once_json("evaluation.json", lambda: evaluate(result, source.data).to_dict(), on_all_processes=True)
     folder.delete_checkpoints()
     evaluation = Evaluation.from_dict(found)
+    kept = KeptEpoch.read(folder.path, "train")
+    chosen = f" of epoch {kept.best.epoch}, which was chosen on these {kept.num_images} images" if kept else ""
     log(
-        f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]; model in {folder.path / 'model'}"
+        f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]{chosen}; model in "
+        f"{folder.path / 'model'}"
     )
+    _warn_of_classes("validation", evaluation, source.data)
     return result
 
 
@@ -196,9 +211,11 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
     Raises:
         FolderInUse: it holds something else, or a run made from something else.
     """
-    before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
+    choices = epoch_choices(recipe)
+    before = {**choices, "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]}}
+    identity = {**choices, **source.identity(command, recipe)}
     try:
-        folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
+        folder = RunFolder(run_dir, identity, before, CHANGED_DEFAULTS, ONLY_SPEED)
     except FolderInUse as problem:
         raise FolderInUse(f"{problem}{explain_unreadable(source.data, run_dir)}") from None
     keep_record(source.data, folder.path)
@@ -292,6 +309,8 @@ class CompressRun:
         self.stages.append(reports.stage_row(self.recipe.budget.label, stage, model, evaluation))
         self.evaluations.append(evaluation)
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
+        if stage == "dense":
+            _warn_of_classes(stage, evaluation, self.data)
         return evaluation
 
     def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, planner: Planner) -> nn.Module:
@@ -360,17 +379,21 @@ class CompressRun:
         report = self.folder.once_json("report.json", lambda: self._report(student, timings, predicted_ms))
         if is_main_process():
             write_text(self.folder.path / "report.md", reports.to_markdown(report))
+        for sentence in reports.missed_latency(report["latency"]) if report["latency"] else ():
+            log(f"latency: {sentence}")
         self.folder.delete_checkpoints()
         return Compressed(model=student, plan=plan, report=report)
 
     def _report(self, student: nn.Module, timings: DeviceTimes, predicted_ms: float) -> dict[str, Any]:
         dense_latency, latency = measure_latencies([self.source.model, student], self.recipe.latency)
+        kept = [(stage, KeptEpoch.read(self.folder.path, stage)) for stage in ("width", "depth")]
         outcome = reports.Outcome(
             student=student,
             before=self.evaluations[0],
             after=self.evaluations[-1],
             latencies=(dense_latency, latency),
             stages=self.stages[:-1],
+            notes=[f"{stage}: {found.sentence()}" for stage, found in kept if found],
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
         )
@@ -380,6 +403,11 @@ class CompressRun:
 def _device_times(source: Source, recipe: Recipe) -> DeviceTimes:
     in_bf16 = computes_in_bf16(source.device, recipe.width_training.precision)
     return DeviceTimes.measure(source.model, recipe.budget, recipe.latency, in_bf16=in_bf16)
+
+
+def _warn_of_classes(name: str, evaluation: Evaluation, data: ImageData) -> None:
+    if sentence := classes_at_zero(evaluation, data).sentence():
+        log(f"{name}: {sentence}")
 
 
 def _teachers_of(source: Source) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget, check_reachable
 from vitrim.costs.counting import Cost, PartCosts, count_cost
 from vitrim.costs.device import DeviceTimes, settings_for_comparison
-from vitrim.costs.latency import measure_latencies
+from vitrim.costs.latency import difference_text, measure_latencies
 from vitrim.data.matching import Calibration
-from vitrim.errors import BudgetError
+from vitrim.errors import BudgetError, counted
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.criteria import score
 from vitrim.importance.joint import choose_jointly
@@ -44,10 +44,23 @@ ChoosePlan = Callable[[ViTStructure, Scores, Budget, PartCosts | None], PruningP
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A plan, and the predicted milliseconds of the model that it leaves; 0 without a budget in milliseconds."""
+    """A plan, and the milliseconds of the model that it leaves; 0 without a budget in milliseconds.
+
+    Attributes:
+        plan: which units are kept.
+        predicted_ms: from the latency table.
+        measured_ms: right after planning. Files do not keep it.
+    """
 
     plan: PruningPlan
     predicted_ms: float = 0.0
+    measured_ms: float = 0.0
+
+    def latency_text(self) -> str:
+        """The predicted latency, and the measured one where it differs by more than 5 %."""
+        text = f"predicted latency: {self.predicted_ms:.4g} ms for one forward pass"
+        difference = difference_text(self.measured_ms, self.predicted_ms) if self.measured_ms else ""
+        return f"{text}, measured {self.measured_ms:.4g} ms, {difference} the prediction" if difference else text
 
     def to_json(self) -> str:
         """`plan.json`, with the key `predicted_ms` where there is a prediction."""
@@ -272,12 +285,15 @@ class Planner:
             predicted, measured = times.total(before.then(step)), self._measured_ms(before.then(step))
             log(f"latency: predicted {predicted:.4g} ms, measured {measured:.4g} ms")
             over = measured > (1 + MAX_SLOWER) * max(self.budget.latency_ms, predicted)
-            proposal = Proposal(plan=step, predicted_ms=predicted)
+            proposal = Proposal(plan=step, predicted_ms=predicted, measured_ms=measured)
             slower = measured / predicted
             tried.append(_Attempt(over, abs(math.log(slower)), factor, slower, proposal))
             if -MAX_FASTER <= slower - 1 <= MAX_SLOWER:
                 break
-        return min(tried, key=lambda attempt: attempt[:2]).proposal
+        found = min(tried, key=lambda attempt: attempt[:2]).proposal
+        if difference_text(found.measured_ms, found.predicted_ms):
+            log(f"the best plan of {counted(len(tried), 'attempt')} is used; {found.latency_text()}")
+        return found
 
     def _measured_ms(self, plan: PruningPlan) -> float:
         """Milliseconds of the model that `plan` leaves, at the speed at which the dense model was timed."""

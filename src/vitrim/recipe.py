@@ -44,6 +44,19 @@ ONLY_SPEED = tuple(  # settings that change the result by rounding only; a run i
 )
 
 
+def epoch_choices(recipe: Any) -> dict[str, Any]:
+    """What decides which epoch each training of a recipe keeps, in the form of the identity of a run.
+
+    A run of an earlier version has none of these keys.
+    """
+    trainings = {name: value for name, value in vars(recipe).items() if isinstance(value, TrainingSettings)}
+    intervals = {name: value.evaluation_interval for name, value in trainings.items() if value.chooses_epoch}
+    return {
+        "recipe": {name: {"keep_epoch": value.keep_epoch} for name, value in trainings.items()},
+        **({"epochs_between_evaluations": intervals} if intervals else {}),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class DepthSettings:
     """How many blocks to remove, and how `auto` finds the number.
@@ -146,7 +159,9 @@ class TrainRecipe:
 
     seed: int = 0
     training: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(epochs=100, learning_rate=1e-3, drop_path=0.1, warmup_epochs=5)
+        default_factory=lambda: TrainingSettings(
+            epochs=100, learning_rate=1e-3, drop_path=0.1, warmup_epochs=5, keep_epoch="best"
+        )
     )
 
     def __post_init__(self) -> None:

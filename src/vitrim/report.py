@@ -11,8 +11,9 @@ from typing import Any
 import jinja2
 from torch import nn
 
+from vitrim.class_accuracy import ClassesAtZero, classes_at_zero
 from vitrim.costs.counting import count_cost
-from vitrim.costs.latency import Latency, LatencySettings
+from vitrim.costs.latency import Latency, LatencySettings, difference_text, ratio_text
 from vitrim.data.matching import device_of
 from vitrim.errors import percent
 from vitrim.evaluation import Evaluation, compare
@@ -23,7 +24,6 @@ from vitrim.source import Source
 from vitrim.training.teachers import Teacher
 
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_PREDICTION_ERROR = 0.05  # relative; the report warns above it
 OLD_KEY_OF_PREDICTED_MS = "promised_ms"  # in reports of version 0.1.0; still written, because scripts may read it
 
 
@@ -37,6 +37,7 @@ class Outcome:
         after: evaluation of the student.
         latencies: of the dense model and of the student, timed in the same rounds.
         stages: one row for each stage, see `stage_row`.
+        notes: what else is to be said about the run, in sentences.
         predicted_ms: milliseconds of the student, as its plan predicted; 0 without a budget in milliseconds.
         dense_ms: milliseconds of the dense model when the plan was made; 0 without a budget in milliseconds.
     """
@@ -46,6 +47,7 @@ class Outcome:
     after: Evaluation
     latencies: tuple[Latency, Latency]
     stages: Sequence[dict[str, Any]]
+    notes: Sequence[str] = ()
     predicted_ms: float = 0.0
     dense_ms: float = 0.0
 
@@ -62,11 +64,15 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         Plain data for JSON.
     """
     name, budget, data = recipe.budget.label, recipe.budget, source.data
-    dense_latency, latency = outcome.latencies
-    dense = model_row("dense", 1.0, source.model, outcome.before, dense_latency)
-    small = model_row(name, max(budget.params, budget.macs), outcome.student, outcome.after, latency)
+    dense = model_row("dense", 1.0, source.model, outcome.before)
+    small = model_row(name, max(budget.params, budget.macs), outcome.student, outcome.after)
+    for row, columns in zip((dense, small), latency_columns(outcome.latencies), strict=True):
+        row |= columns
+    dense["classes_at_zero"] = classes_at_zero(outcome.before, data).to_dict()
+    small["classes_at_zero"] = classes_at_zero(outcome.after, data, outcome.before).to_dict()
+    latency = _latency_section(recipe, outcome)
     return {
-        "title": f"{source.structure.model} on {data.name}: {name}",
+        "title": f"{source.structure.model} on {data.name}: {_with_measured(name, latency)}",
         "architecture": source.structure.model,
         "models": [dense, {**small, **difference_to(outcome.before, outcome.after)}],
         "stages": list(outcome.stages),
@@ -76,23 +82,22 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
             "num_train": len(data.train),
             "num_validation": len(data.validation),
         },
-        "latency": _latency_section(recipe, outcome),
+        "latency": latency,
         **({"teachers": [_teacher_row(teacher) for teacher in source.teachers]} if source.teachers else {}),
-        "notes": data.all_notes(),
+        "notes": [*outcome.notes, *data.all_notes()],
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),
     }
 
 
-def model_row(name: str, keep: float, model: nn.Module, found: Evaluation, latency: Latency) -> dict[str, Any]:
-    """Make one entry of `models` in `report.json`: accuracy in percent, cost, milliseconds of a batch, bytes.
+def model_row(name: str, keep: float, model: nn.Module, found: Evaluation) -> dict[str, Any]:
+    """Make one entry of `models` in `report.json`, without its latency: accuracy in percent, cost, bytes.
 
     Args:
         name: of the model in tables.
         keep: the budget, as a fraction of the dense model's parameters or multiply-adds; 1 for the dense model.
         model: the model.
         found: its evaluation.
-        latency: of one forward pass.
     """
     cost = count_cost(model)
     return {
@@ -104,11 +109,27 @@ def model_row(name: str, keep: float, model: nn.Module, found: Evaluation, laten
         "top5": found.top5,
         "params": cost.params,
         "macs": cost.macs,
-        "latency_ms": latency.median_ms,
-        "latency_p90_ms": latency.p90_ms,
-        "latency_ratio": latency.ratio,
         "file_bytes": file_bytes(model),
     }
+
+
+def latency_columns(latencies: Sequence[Latency]) -> list[dict[str, float | None]]:
+    """Make the keys `latency...` of models that were timed in the same rounds, the dense one first.
+
+    `latency_ms` of the dense model is its median. That of another model is this median times `latency_ratio`, so that
+    the numbers of a report agree. The medians of two models can contradict their ratio, because the machine may be slow
+    in other rounds for one than for the other. `latency_p90_ms` is the 90th percentile as it was measured.
+    """
+    return [
+        {
+            "latency_ms": latencies[0].median_ms * latency.ratio,
+            "latency_p90_ms": latency.p90_ms,
+            "latency_ratio": latency.ratio,
+            "latency_ratio_low": latency.ratio_low,
+            "latency_ratio_high": latency.ratio_high,
+        }
+        for latency in latencies
+    ]
 
 
 def difference_to(dense: Evaluation, found: Evaluation) -> dict[str, float]:
@@ -124,18 +145,26 @@ def difference_to(dense: Evaluation, found: Evaluation) -> dict[str, float]:
     return {f"difference{'' if key == 'points' else '_' + key}": value for key, value in asdict(difference).items()}
 
 
-def latency_row(settings: LatencySettings, budget_ms: float, predicted_ms: float, measured_ms: float) -> dict[str, Any]:
+def latency_row(
+    settings: LatencySettings, budget_ms: float, predicted_ms: float, dense_ms: float, latency: Latency
+) -> dict[str, Any]:
     """Make the entry `latency` of `report.json`.
+
+    The speed of the machine may differ between planning and this measurement. The measured ratio to the dense model,
+    multiplied by the dense model's milliseconds at planning, corrects for that.
 
     Args:
         settings: runtime and batch size.
         budget_ms: the maximum milliseconds of one forward pass.
         predicted_ms: milliseconds that the plan predicted.
-        measured_ms: milliseconds that were measured.
+        dense_ms: milliseconds of the dense model when the plan was made.
+        latency: that was measured, with its ratio to the dense model.
 
     Returns:
-        These numbers, and `difference`: the relative error of the prediction.
+        These numbers; `measured_ms` with its interval; and `difference`: the relative error of the prediction.
     """
+    measured_ms = latency.ratio * dense_ms
+    low, high = (None if end is None else end * dense_ms for end in (latency.ratio_low, latency.ratio_high))
     return {
         "on": settings.on,
         "batch_size": settings.batch_size,
@@ -143,6 +172,9 @@ def latency_row(settings: LatencySettings, budget_ms: float, predicted_ms: float
         "predicted_ms": predicted_ms,
         **{OLD_KEY_OF_PREDICTED_MS: predicted_ms},
         "measured_ms": measured_ms,
+        "measured_low_ms": low,
+        "measured_high_ms": high,
+        "dense_ms": dense_ms,
         "difference": measured_ms / predicted_ms - 1,
     }
 
@@ -153,33 +185,78 @@ def _teacher_row(teacher: Teacher) -> dict[str, Any]:
 
 
 def latency_line(report: dict[str, Any]) -> str:
-    """Say in one or two sentences whether the budget in milliseconds was met. `report` must have `latency`."""
-    found = report["latency"]
+    """Say in some sentences whether the budget in milliseconds was met. `report` must have `latency`."""
+    found, now_ms = report["latency"], report["models"][0]["latency_ms"]
     runtime = report["environment"]["device"] if found["on"] == "model" else found["on"]
-    predicted_ms = found.get("predicted_ms", found.get(OLD_KEY_OF_PREDICTED_MS))
-    difference = percent(found["difference"], 1, sign=True)
-    line = (
+    dense_ms = found.get("dense_ms", now_ms)
+    low, high = _measured_interval(found)
+    interval = "" if low is None else f" [{low:.4g}, {high:.4g}]"
+    sentences = [
         f"Latency on {runtime}, batch {found['batch_size']}: budget {found['budget_ms']:.4g} ms, predicted "
-        f"{predicted_ms:.4g} ms, measured {found['measured_ms']:.4g} ms ({difference})."
-    )
-    if abs(found["difference"]) <= MAX_PREDICTION_ERROR:
-        return line
-    return (
-        f"{line} The prediction is wrong by more than {percent(MAX_PREDICTION_ERROR)}; the machine may have been busy "
-        "when the model was timed."
-    )
+        f"{_predicted_ms(found):.4g} ms, measured {found['measured_ms']:.4g} ms{interval}.",
+        *missed_latency(found),
+    ]
+    if difference_text(now_ms, dense_ms):
+        sentences.append(
+            f"The dense model took {dense_ms:.4g} ms when the plan was made, and {now_ms:.4g} ms in the table above. "
+            "The milliseconds in this line are at the speed of the plan."
+        )
+    return " ".join(sentences)
+
+
+def missed_latency(latency: dict[str, Any]) -> list[str]:
+    """Say where the measured latency misses the budget or the prediction by more than 5 %, one sentence for each.
+
+    Args:
+        latency: the entry of `report.json`.
+    """
+    measured_ms, budget_ms = latency["measured_ms"], latency["budget_ms"]
+    low, high = _measured_interval(latency)
+    sentences = []
+    for name, stated_ms in (("limit", budget_ms), ("prediction", _predicted_ms(latency))):
+        difference = difference_text(measured_ms, stated_ms)
+        if not difference or (name == "limit" and measured_ms < stated_ms):
+            continue
+        noise = ""
+        if low is not None:
+            noise = (
+                f", which is {'inside' if low <= stated_ms <= high else 'outside'} the 95 % interval of the measurement"
+            )
+        sentences.append(f"Measured {measured_ms:.4g} ms, {difference} the {name} of {stated_ms:.4g} ms{noise}.")
+    if sentences:
+        sentences.append("The machine may have been busy when the model was timed.")
+    return sentences
+
+
+def _predicted_ms(latency: dict[str, Any]) -> float:
+    return float(latency["predicted_ms"] if "predicted_ms" in latency else latency[OLD_KEY_OF_PREDICTED_MS])
+
+
+def _measured_interval(latency: dict[str, Any]) -> tuple[Any, Any]:
+    """The ends of the interval of the measured milliseconds; None for reports of 0.1.0 and for few rounds."""
+    return latency.get("measured_low_ms"), latency.get("measured_high_ms")
+
+
+def _with_measured(name: str, latency: dict[str, Any] | None) -> str:
+    """The name of a compressed model, with its latency if this is not the one in the name."""
+    if not latency or not difference_text(latency["measured_ms"], latency["budget_ms"]):
+        return name
+    return f"{name} (measured {latency['measured_ms']:.4g} ms)"
 
 
 def _latency_section(recipe: Recipe, outcome: Outcome) -> dict[str, Any] | None:
-    """The entry `latency` of `report.json`; None without a budget in milliseconds.
-
-    The speed of the machine may differ between planning and this measurement. The measured ratio to the dense model,
-    multiplied by the dense model's milliseconds at planning, corrects for that.
-    """
-    if not recipe.budget.latency_ms:
+    """The entry `latency` of `report.json`; None without a budget in milliseconds."""
+    budget_ms = recipe.budget.latency_ms
+    if not budget_ms:
         return None
-    measured_ms = outcome.latencies[1].ratio * outcome.dense_ms
-    return latency_row(recipe.latency, recipe.budget.latency_ms, outcome.predicted_ms, measured_ms)
+    return latency_row(recipe.latency, budget_ms, outcome.predicted_ms, outcome.dense_ms, outcome.latencies[1])
+
+
+def zero_lines(report: dict[str, Any]) -> list[str]:
+    """Name the classes that a model never recognises, one line for each model that has such classes."""
+    found = [(row["name"], row.get("classes_at_zero")) for row in report["models"]]  # 0.1.0 does not write them
+    lines = [(name, ClassesAtZero.from_dict(values).sentence()) for name, values in found if values]
+    return [f"{name}: {line}" for name, line in lines if line]
 
 
 def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -> dict[str, Any]:
@@ -191,7 +268,7 @@ def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -
 def to_markdown(report: dict[str, Any]) -> str:
     """Make the text of `report.md` from the content of `report.json`."""
     templates = markdown_templates(TEMPLATES)
-    templates.globals.update(table_rows=table_rows, latency_line=latency_line)
+    templates.globals.update(table_rows=table_rows, latency_line=latency_line, zero_lines=zero_lines)
     templates.filters.update(thousands=_with_prefix)
     return templates.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
 
@@ -199,23 +276,30 @@ def to_markdown(report: dict[str, Any]) -> str:
 def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Make the table of models that `vitrim compress` and `vitrim demo` print.
 
+    Only the dense model has milliseconds. The others have the ratio to it, so no two numbers can contradict each other.
+
     Returns:
         The header, and the cells of each row.
     """
     dense = report["models"][0]
-    header = ["model", "top-1 [95 % interval]", "parameters", "multiply-adds", "ms / batch", "file"]
+    latency = f"latency, batch {report['recipe']['latency']['batch_size']}"
+    header = ["model", "top-1 [95 % interval]", "parameters", "multiply-adds", latency, "file"]
     rows = [
         [
-            row["name"],
+            row["name"] if row is dense else _with_measured(row["name"], report["latency"]),
             f"{row['top1']:.2f} % [{row['top1_low']:.2f}, {row['top1_high']:.2f}]",
             _with_fraction(_with_prefix(row["params"]), row["params"], dense["params"]),
             _with_fraction(_with_prefix(row["macs"]), row["macs"], dense["macs"]),
-            f"{row['latency_ms']:.2f} (x {row['latency_ratio']:.2f})",
+            f"{row['latency_ms']:.2f} ms" if row is dense else _latency_ratio(row),
             _with_fraction(_megabytes(row["file_bytes"]), row["file_bytes"], dense["file_bytes"]),
         ]
         for row in report["models"]
     ]
     return header, rows
+
+
+def _latency_ratio(row: dict[str, Any]) -> str:
+    return ratio_text(row["latency_ratio"], row.get("latency_ratio_low"), row.get("latency_ratio_high"))
 
 
 def _with_fraction(text: str, value: float, dense: float) -> str:

@@ -47,7 +47,7 @@ def install(clock: Clock, patch: pytest.MonkeyPatch, cache: Path | None = None) 
 
     def latencies(models: list[nn.Module], settings: Any = None) -> list[Latency]:
         times = [clock(model) for model in models]
-        about = {"batch_size": 1, "device": "cpu", "threads": 1}
+        about: dict[str, Any] = {"ratio_low": None, "ratio_high": None, "batch_size": 1, "device": "cpu", "threads": 1}
         return [Latency(median_ms=ms, p90_ms=ms, ratio=ms / times[0], **about) for ms in times]
 
     def savings(model: nn.Module, plans: list[Any], *others: Any, **options: Any) -> list[float]:

@@ -5,11 +5,19 @@ import sys
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from builders.models import build, random_plan, same_tensors
-from vitrim.costs.latency import LatencySettings, measure_latencies, measure_latency, time_in_rounds
+from vitrim.costs.latency import (
+    LatencySettings,
+    difference_text,
+    interval_of_median,
+    measure_latencies,
+    measure_latency,
+    time_in_rounds,
+)
 from vitrim.errors import SettingError
 from vitrim.models import describe
 from vitrim.surgery import prune
@@ -27,6 +35,30 @@ def test_each_model_has_a_latency_with_its_ratio_to_the_first_model() -> None:
         assert 0 < latency.median_ms <= latency.p90_ms
         assert latency.ratio > 0
         assert (latency.batch_size, latency.device, latency.threads) == (2, "cpu", torch.get_num_threads())
+
+
+@pytest.mark.parametrize("rounds", [6, 10, 50])
+def test_the_interval_of_a_median_covers_that_of_all_rounds_in_95_of_100_measurements(rounds: int) -> None:
+    random, num = np.random.default_rng(0), 400
+    covered = 0
+    for _ in range(num):
+        ratios = random.lognormal(mean=0.0, sigma=0.3, size=rounds)  # the median of all rounds is 1
+        low, high = interval_of_median(ratios)
+        assert low is not None and high is not None and low <= np.median(ratios) <= high
+        covered += low <= 1 <= high
+    assert covered >= 0.93 * num
+
+
+def test_fewer_than_six_rounds_have_no_interval() -> None:
+    assert [interval_of_median(np.ones(rounds)) for rounds in (1, 5, 6)] == [(None, None), (None, None), (1.0, 1.0)]
+    for settings in (SETTINGS, LatencySettings(rounds=6, warmup=0)):
+        dense, other = time_in_rounds([lambda: None] * 2, settings, torch.device("cpu"))
+        assert (other.ratio_low is None) == (other.ratio_high is None) == (dense.ratio_low is None)
+        assert (dense.ratio_low is None) == (settings.rounds < 6)
+
+
+def test_a_difference_of_up_to_5_percent_is_not_mentioned() -> None:
+    assert [difference_text(ms, 10.0) for ms in (10.4, 9.6, 11.2, 8.0)] == ["", "", "12 % above", "20 % below"]
 
 
 def test_the_ratio_of_a_single_model_is_one() -> None:

@@ -24,6 +24,7 @@ epochs = 1
 batch_size = 20
 warmup_epochs = 0
 evaluate_every = 1
+keep_epoch = "best"
 learning_rate = 3e-3
 [width_training.distillation]
 hidden = 0.5

@@ -157,11 +157,13 @@ def evaluate(
     With --against, the paired difference of two models is also tested.
     """
     from vitrim import evaluation
+    from vitrim.class_accuracy import classes_at_zero
     from vitrim.models import origin_of
 
     data_options = data_options or DataOptions()
     inputs.check_data_named(data_options)
     loaded: dict[int, ImageData] = {}  # by the number of channels
+    warnings: list[str] = []
 
     def measure(name: str, options: ModelOptions) -> "Evaluation":
         opened = inputs.on_training_device(inputs.open_trained_model(name, options))
@@ -172,7 +174,10 @@ def evaluate(
         inputs.warn_of_training_images(name, data)
         # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
         images = replace(data, class_names=None) if name == against and origin_of(opened).classes else data
-        return evaluation.evaluate(opened, images, batch_size=eval_batch)
+        measured = evaluation.evaluate(opened, images, batch_size=eval_batch)
+        if sentence := classes_at_zero(measured, data).sentence():
+            warnings.append(f"{name}: {sentence}")
+        return measured
 
     found = [(model, measure(model, model_options or ModelOptions()))]
     if against:
@@ -180,6 +185,8 @@ def evaluate(
         options = model_options if model_options and are_files else ModelOptions()
         found.append((against, measure(against, options)))
     print_evaluations(found, next(iter(loaded.values())).only)
+    for warning in warnings:
+        print_line(warning)
 
 
 def inspect(model: ModelName, *, model_options: ModelOptions | None = None) -> None:

@@ -66,7 +66,7 @@ def _joined(dense: nn.Module, results: list[Compressed], recipe: Recipe) -> dict
     first = results[0].report
     rows = [first["models"][0], *(result.report["models"][1] for result in results)]
     times = measure_latencies([dense, *(result.model for result in results)], recipe.latency)
-    for row, latency in zip(rows, times, strict=True):
-        row |= {"latency_ms": latency.median_ms, "latency_p90_ms": latency.p90_ms, "latency_ratio": latency.ratio}
+    for row, columns in zip(rows, reports.latency_columns(times), strict=True):
+        row |= columns
     stages = [stage for result in results for stage in result.report["stages"]]
     return {**first, "title": "vitrim demo: a small ViT on handwritten digits", "models": rows, "stages": stages}

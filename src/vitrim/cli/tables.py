@@ -95,16 +95,18 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
         f"keeps {cost.params:,} parameters ({percent(params, 2)}) and {cost.macs:,} multiply-adds ({percent(macs, 2)})"
     )
     if proposal.predicted_ms:
-        print_line(f"predicted latency: {proposal.predicted_ms:.4g} ms for one forward pass")
+        print_line(proposal.latency_text())
 
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the models of a `report.json`, and where the report is."""
-    from vitrim.report import latency_line, table_rows
+    from vitrim.report import latency_line, table_rows, zero_lines
 
     print_table(report["title"], *table_rows(report))
     if report.get("latency"):
         print_line(latency_line(report))
+    for line in zero_lines(report):
+        print_line(line)
     print_line(f"report: {folder / 'report.json'}, {folder / 'report.md'}")
 
 
@@ -132,20 +134,22 @@ def print_evaluations(evaluations: Sequence[tuple[str, "Evaluation"]], images: s
 
 def print_export(model: str, exported: "Exported") -> None:
     """Print the size, the difference to the model and the latency of an exported file, and the accuracy of int8."""
+    from vitrim.costs.latency import ratio_text
+
     accuracy, differences = exported.accuracy, exported.max_differences
     header = [
         "",
         "size",
         *(f"difference, batch of {size}" for size in differences),
-        f"ms at batch {exported.latency.batch_size}",
+        f"latency, batch {exported.latency.batch_size}",
     ]
     rows = [
-        [model, "", *("" for _ in differences), f"{exported.eager.median_ms:.2f} (x 1.00)"],
+        [model, "", *("" for _ in differences), f"{exported.eager.median_ms:.2f} ms"],
         [
             str(exported.path),
             f"{exported.file_bytes / 1e6:.2f} MB",
             *(f"{difference:.1e}" for difference in differences.values()),
-            f"{exported.latency.median_ms:.2f} (x {exported.latency.ratio:.2f})",
+            ratio_text(exported.latency.ratio, exported.latency.ratio_low, exported.latency.ratio_high),
         ],
     ]
     if accuracy:
@@ -156,7 +160,9 @@ def print_export(model: str, exported: "Exported") -> None:
     print_line(f"input `images`: {exported.input}; output: `{exported.output}`")
     print_line("difference: largest difference of a logit on random images, as a fraction of the largest logit")
     threads = counted(exported.latency.threads, "thread")
-    print_line(f"ms: on the CPU, model and file timed in turns, {threads}")
+    print_line(
+        f"latency: on the CPU, model and file timed in turns, {threads}; in brackets the 95 % interval of the ratio"
+    )
     if accuracy:
         images = f"{counted(accuracy.int8.num_images, 'validation image')}, one by one"
         print_line(f"int8 against float32 on {images}: {paired_difference(accuracy.difference)}")

@@ -4,6 +4,7 @@ Models that are compared run one after the other in each round. If the machine b
 by the same factor, so their ratios stay the same. What single heads, neurons and blocks cost is in `latency_table`.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 from vitrim.copying import copied
-from vitrim.errors import SettingError
+from vitrim.errors import SettingError, percent
 from vitrim.hooks import eval_mode
 from vitrim.models.programs import check_onnx, onnx_program, random_images
 from vitrim.models.wrappers import unwrapped
 from vitrim.runs.progress import track
 
 Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]
+CONFIDENCE = 0.95
+MAX_DIFFERENCE = 0.05  # of a measured latency from a stated one; a larger difference is said where it is stated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,11 @@ class Latency:
         median_ms: median over the rounds, in milliseconds for a whole batch.
         p90_ms: 90th percentile over the rounds, in milliseconds for a whole batch.
         ratio: time divided by that of the first model in the same round; the median over the rounds. It is 1 for the
-            first model.
+            first model. It is not the ratio of the two medians: on a busy machine, that one may be far off.
+        ratio_low: lower end of the 95 % interval of `ratio`, from the order of the rounds' ratios (David and Nagaraja,
+            Order Statistics, 2003, section 7.1). It assumes that rounds are independent. None with fewer than six
+            rounds, which have no such interval.
+        ratio_high: upper end of this interval.
         batch_size: number of images in the batch.
         device: device of PyTorch, such as `cpu` or `cuda`.
         threads: number of CPU threads that PyTorch uses.
@@ -69,6 +77,8 @@ class Latency:
     median_ms: float
     p90_ms: float
     ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
     batch_size: int
     device: str
     threads: int
@@ -168,18 +178,39 @@ def time_in_rounds(
         if index >= settings.warmup:
             rows.append(row)
     times = np.array(rows)  # (rounds, passes), in milliseconds
-    ratios = np.median(times / times[:, :1], axis=0)
+    ratios = times / times[:, :1]
     return [
         Latency(
             median_ms=float(np.median(column)),
             p90_ms=float(np.percentile(column, 90)),
-            ratio=float(ratio),
+            ratio=float(np.median(ratio)),
+            ratio_low=low,
+            ratio_high=high,
             batch_size=settings.batch_size,
             device=str(device),
             threads=torch.get_num_threads(),
         )
-        for column, ratio in zip(times.T, ratios, strict=True)
+        for column, ratio, (low, high) in zip(times.T, ratios.T, map(interval_of_median, ratios.T), strict=True)
     ]
+
+
+def interval_of_median(ratios: np.ndarray) -> tuple[float | None, float | None]:
+    """The ends of the 95 % interval of the median of ratios `(rounds,)`; None for both if there are too few rounds."""
+    low, high = stats.quantile_test(ratios, q=1.0, p=0.5).confidence_interval(CONFIDENCE)
+    return (float(low), float(high)) if math.isfinite(low) and math.isfinite(high) else (None, None)
+
+
+def ratio_text(ratio: float, low: float | None, high: float | None) -> str:
+    """Format a ratio of latencies and its interval, such as `x 0.88 [0.86, 0.90]`."""
+    return f"x {ratio:.2f}" if low is None or high is None else f"x {ratio:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def difference_text(measured_ms: float, stated_ms: float) -> str:
+    """Say by how much a measured latency differs from a stated one, such as `12 % above`; empty up to 5 %."""
+    difference = measured_ms / stated_ms - 1
+    if abs(difference) <= MAX_DIFFERENCE:
+        return ""
+    return f"{percent(abs(difference))} {'above' if difference > 0 else 'below'}"
 
 
 def _time_once_ms(run: Callable[[], object], device: torch.device) -> float:

@@ -19,6 +19,8 @@ from vitrim.structure import ViTStructure
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.teachers import Teacher
 
+INTERVAL = "epochs between evaluations"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingJob:
@@ -66,15 +68,24 @@ class TrainingJob:
             about["teacher's images"] = preprocessing_of(self.teacher).to_dict()
         if self.settings.batch_size == "auto":  # it depends on the images and on the number of processes
             about["batch"] = self.settings.batch_for(len(self.data.train), this_process().num_processes)
+        if self.settings.chooses_epoch:  # else evaluations change nothing
+            about[INTERVAL] = self.settings.evaluation_interval
         return json.dumps(about, sort_keys=True)
 
 
 def is_same_training(first: str, second: str) -> bool:
-    """Whether two identities are of one training. Those of version 0.1.0 also have the settings `ONLY_SPEED`."""
+    """Whether two identities are of one training. Those of version 0.1.0 also have the settings `ONLY_SPEED`.
+
+    An identity without `keep_epoch` is of an earlier version. Its training may go on with either value.
+    """
     abouts = [json.loads(identity) for identity in (first, second)]
+    is_earlier = any("keep_epoch" not in about["settings"] for about in abouts)
     for about in abouts:
         for name in TrainingSettings.ONLY_SPEED:
             about["settings"].pop(name, None)
+        if is_earlier:
+            about["settings"].pop("keep_epoch", None)
+            about.pop(INTERVAL, None)
     return abouts[0] == abouts[1]
 
 

@@ -6,7 +6,6 @@ uninterrupted one. Several processes divide each batch and end with the weights 
 stochastic depth or dropout, each process draws its own masks, and the weights differ.
 """
 
-import json
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -31,7 +30,6 @@ from vitrim.data.images import ImageData
 from vitrim.data.matching import note_classes, preprocessing_of
 from vitrim.data.seeds import mixed_seed
 from vitrim.errors import NonFiniteLoss
-from vitrim.evaluation import evaluate
 from vitrim.hooks import eval_mode, logits_of, recorded_states
 from vitrim.models import adapter_for, describe
 from vitrim.models.wrappers import unwrapped
@@ -43,13 +41,14 @@ from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batch
 from vitrim.training.compiling import CompileSchedule
 from vitrim.training.distillation import Teachers, loss_with
 from vitrim.training.job import TrainingJob
+from vitrim.training.metrics import Metrics
 from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.soft_labels import SoftLabels
-from vitrim.training.state import TrainingState, delete_metrics_after
+from vitrim.training.state import TrainingState
 from vitrim.training.teachers import match_student
+from vitrim.training.validation import Validation
 
-NUM_LOG_LINES = 10  # of one training
 STEPS_BETWEEN_CHECKS = 50  # a check whether the loss is finite waits for the device
 
 
@@ -77,7 +76,8 @@ def train(
         seed: decides batches and augmentation.
 
     Returns:
-        The trained copy in eval mode: the moving average of its weights, if `settings.ema_decay` is above 0.
+        The trained copy in eval mode: the moving average of its weights, if `settings.ema_decay` is above 0. It is that
+        of the last epoch, or of the one that `settings.keep_epoch` chooses.
 
     Raises:
         NonFiniteLoss: the loss or its gradient became infinite or not a number. The last checkpoint is good.
@@ -150,19 +150,24 @@ class TrainingLoop:
             job.run_dir.mkdir(parents=True, exist_ok=True)
         if job.run_dir:
             keep_record(job.data, job.run_dir)
-        self.metrics = job.run_dir / "metrics.jsonl" if job.run_dir else None
+        self.metrics = Metrics(
+            job.run_dir, job.stage, settings.epochs, is_main_process=self.accelerator.is_main_process
+        )
+        self.validation = Validation(job)
         self.state = TrainingState(
             path=job.run_dir / f"{job.stage}.checkpoint.safetensors" if job.run_dir else None,
             identity=job.identity if job.run_dir else "",  # reads all weights and images
             model=self.model,
             ema=self.ema,
             optimizer=self.optimizer,
+            validation=self.validation,
         )
         compared = self.teacher.compared if self.teacher else None
         structures = {model: describe(model) for model in (self.model, compared) if model is not None}
         self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
         self.accumulate = self._accumulate() if settings.batch_size == "auto" else settings.accumulate
         self.step = 0
+        self.saved_at = 0.0
         self.first_bad_step = torch.full((), math.inf, device=self.device)  # on the device, so no update waits for it
 
     def run(self) -> nn.Module:
@@ -173,7 +178,7 @@ class TrainingLoop:
             student, teacher = stack.enter_context(self.forward_functions())
             advance = stack.enter_context(advancing(self.job.stage, self.total_steps, self.step))
             batches = stack.enter_context(closing(self.batches()))
-            saved_at = time.monotonic()
+            self.saved_at = time.monotonic()
             while self.step < self.total_steps:
                 begun, first = time.monotonic(), self.step
                 sums: dict[str, Tensor] = {}
@@ -183,17 +188,17 @@ class TrainingLoop:
                     if self.step % STEPS_BETWEEN_CHECKS == 0:
                         self._check_finite()
                         self.compiling.observe(self.step, self.total_steps)
-                    if time.monotonic() - saved_at >= 60 * self.job.settings.checkpoint_minutes:
-                        self.save()
-                        self.compiling.restart_clock(self.step)
-                        saved_at = time.monotonic()
+                    if self.step % self.steps_per_epoch:
+                        self._save_if_due()
                 self._check_finite()
                 self.compiling.observe(self.step, self.total_steps)
-                self._log_epoch(sums, self.step - first, time.monotonic() - begun)
+                self._end_epoch(sums, self.step - first, time.monotonic() - begun)
                 self.compiling.restart_clock(self.step)  # the evaluation is no part of an update
+                self._save_if_due()  # with the result of the evaluation
         if self.step > started and self.job.checkpoint_at_end:
             self.save()
         result = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+        self.validation.restore_best(result)  # after the checkpoint of the last epoch
         result.requires_grad_(True)
         return result.eval()
 
@@ -356,35 +361,29 @@ class TrainingLoop:
             "warm-up, and look at the data for broken values."
         )
 
-    def _log_epoch(self, sums: dict[str, Tensor], steps: int, seconds: float) -> None:
-        """Write one line of `metrics.jsonl`, and now and then print one."""
-        settings, epoch = self.job.settings, self.step // self.steps_per_epoch
+    def _save_if_due(self) -> None:
+        if time.monotonic() - self.saved_at >= 60 * self.job.settings.checkpoint_minutes:
+            self.save()
+            self.compiling.restart_clock(self.step)
+            self.saved_at = time.monotonic()
+
+    def _end_epoch(self, sums: dict[str, Tensor], steps: int, seconds: float) -> None:
+        """Evaluate now and then, and write what is known about the epoch. `seconds` are those of its updates."""
+        epoch = self.step // self.steps_per_epoch
         totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="mean")  # over processes
         means = {name: total / steps for name, total in zip(sums, totals.tolist(), strict=True)}
         row = {
-            "stage": self.job.stage,
-            "epoch": epoch,
             "step": self.step,
             "loss": sum(means.values()),
             **means,
             "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
             "images_per_second": steps * min(self.batch_size, len(self.images)) / seconds,
         }
-        every = settings.evaluate_every
-        if every and (epoch % every == 0 or self.step == self.total_steps):
-            with self.compiling.suspended():  # other batches would be compiled anew
-                found = evaluate(self.ema.module if self.ema else self.model, self.job.data)
+        with self.compiling.suspended():  # other batches would be compiled anew
+            found = self.validation.after_epoch(epoch, self.ema.module if self.ema else self.model)
+        if found:
             row |= {"top1": found.top1, "validation_loss": found.loss}
-        if self.metrics and self.accelerator.is_main_process:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        if "top1" not in row and epoch % max(1, settings.epochs // NUM_LOG_LINES):
-            return
-        accuracy = f", validation top-1 {row['top1']:.2f} %" if "top1" in row else ""
-        log(
-            f"{self.job.stage}: epoch {epoch}/{settings.epochs}, loss {row['loss']:.4f}{accuracy}, "
-            f"{row['images_per_second']:.0f} images/s"
-        )
+        self.metrics.add(epoch, row)
 
     def _resume(self) -> None:
         """Go on from the checkpoint, and drop the lines of `metrics.jsonl` that were written after it."""
@@ -394,5 +393,4 @@ class TrainingLoop:
             if self.job.settings.batch_size == "auto":  # as before, if the memory is enough
                 self.accumulate = max(parts, self.accumulate)
             log(f"{self.job.stage}: resuming at step {self.step} of {self.total_steps}")
-        if self.metrics and self.accelerator.is_main_process:  # an earlier start may have ended before its checkpoint
-            delete_metrics_after(self.metrics, self.job.stage, self.step)
+        self.metrics.delete_after(self.step)  # an earlier start may have ended before its checkpoint

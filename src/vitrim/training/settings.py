@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
@@ -11,9 +11,11 @@ from vitrim.losses import DistillationSettings
 from vitrim.precision import Precision
 from vitrim.training.compiling import Compile
 
+KeepEpoch = Literal["best", "last"]
 REFERENCE_BATCH = 128  # images of an update, to which the learning rate belongs where the batch size is `auto`
 MAX_AUTO_BATCH = 1024
 MIN_AUTO_UPDATES = 50  # in an epoch
+NUM_AUTO_EVALUATIONS = 10  # of one training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,11 @@ class TrainingSettings:
         precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and else fp32.
         compile: run the blocks of student and teacher through `torch.compile`. `auto` does it on a GPU if at least
             150 seconds of the training are left.
-        evaluate_every: epochs between evaluations on the validation images; 0 for none. They decide nothing.
+        evaluate_every: epochs between evaluations on the validation images; 0 for none. The last epoch is evaluated
+            too. `auto` is a tenth of the epochs, rounded down, and at least 1.
+        keep_epoch: `last` returns the weights after the last epoch. `best` returns those of the evaluated epoch with
+            the highest top-1 on the validation images; if equal, that with the lower loss; if equal, the later one. If
+            no epoch is evaluated, that is the last one. The accuracy on images that chose the epoch is optimistic.
         checkpoint_minutes: minutes between checkpoints.
         num_workers: processes that decode images that do not fit in memory. `auto` is one for each core of the machine,
             divided among the training processes. 0 decodes in the training process.
@@ -52,7 +58,7 @@ class TrainingSettings:
         SettingError: a setting is out of range.
     """
 
-    ONLY_SPEED: ClassVar = ("compile",)  # settings that change the result by rounding only
+    ONLY_SPEED: ClassVar = ("compile", "evaluate_every")  # change the result by rounding only; see `chooses_epoch`
 
     epochs: int = 20
     batch_size: int | Literal["auto"] = 128
@@ -67,17 +73,19 @@ class TrainingSettings:
     ema_decay: float = 0.9998
     precision: Precision = "auto"
     compile: Compile = "auto"
-    evaluate_every: int = 0
+    evaluate_every: int | Literal["auto"] = "auto"
+    keep_epoch: KeepEpoch = "last"
     checkpoint_minutes: float = 3.0
     num_workers: int | Literal["auto"] = "auto"
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0, "evaluate_every": 0}
+        at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
-        if self.num_workers != "auto":
-            at_least["num_workers"] = 0
+        at_least |= {name: 0 for name in ("num_workers", "evaluate_every") if getattr(self, name) != "auto"}
+        if self.keep_epoch not in get_args(KeepEpoch):
+            raise SettingError(f"keep_epoch is {self.keep_epoch!r}; expected one of {', '.join(get_args(KeepEpoch))}.")
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
@@ -91,6 +99,16 @@ class TrainingSettings:
         for name in ("layer_decay", "drop_path", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Epochs between evaluations; 0 for no evaluation."""
+        return max(1, self.epochs // NUM_AUTO_EVALUATIONS) if self.evaluate_every == "auto" else self.evaluate_every
+
+    @property
+    def chooses_epoch(self) -> bool:
+        """Whether evaluations decide which epoch is kept. Then `evaluate_every` changes the result."""
+        return self.keep_epoch == "best" and self.evaluate_every != 0
 
     def batch_for(self, num_images: int, num_processes: int = 1) -> int:
         """The batch size for so many training images; a smaller training set makes one batch of all its images.

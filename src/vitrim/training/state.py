@@ -1,6 +1,5 @@
 """The checkpoint of a training: written, read, and compared with the training that wants to go on from it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,23 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vitrim.errors import FolderInUse
-from vitrim.runs.files import write_tensors, writing
+from vitrim.runs.files import write_tensors
 from vitrim.training.job import is_same_training
+from vitrim.training.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingState:
     """Weights, moving average and moments of a training, and the file that holds them. It needs no random state.
 
+    The weights of the best epoch so far are in the same file. So an interruption cannot leave a checkpoint and best
+    weights that belong to different steps.
+
     Attributes:
         path: None to write nothing.
         identity: everything that the result depends on, as text. A checkpoint of another identity is refused.
         ema: timm's `ModelEmaV3`, or None.
+        validation: the evaluations so far, and the weights of the best epoch.
     """
 
     path: Path | None
@@ -29,6 +33,7 @@ class TrainingState:
     model: nn.Module
     ema: Any
     optimizer: torch.optim.Optimizer
+    validation: Validation
 
     def exists(self) -> bool:
         """Whether there is a checkpoint."""
@@ -43,11 +48,13 @@ class TrainingState:
             tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        tensors |= {f"best.{name}": value for name, value in self.validation.weights.items()}
+        about = {"step": str(step), "parts": str(parts), "validation": self.validation.to_text()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.path, tensors, {"step": str(step), "parts": str(parts), "identity": self.identity})
+        write_tensors(self.path, tensors, {**about, "identity": self.identity})
 
     def load(self) -> tuple[int, int]:
-        """Read the checkpoint into model, moving average and optimiser.
+        """Read the checkpoint into model, moving average, optimiser and the evaluations so far.
 
         Returns:
             The number of updates that were made, and the number of micro-batches of each.
@@ -73,18 +80,10 @@ class TrainingState:
             moments.setdefault(int(index), {})[moment] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.validation.load(
+            about.get("validation", "{}"), _under("best.", tensors)
+        )  # version 0.1.0 has no evaluations
         return int(about["step"]), int(about.get("parts", 1))  # version 0.1.0 does not write the parts
-
-
-def delete_metrics_after(file: Path, stage: str, step: int) -> None:
-    """Delete the rows of a stage that were written after `step`, and an incomplete last line."""
-    if not file.exists():
-        return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [(json.loads(line), line) for line in lines if line.endswith("\n")]
-    kept = [line for row, line in rows if row["stage"] != stage or row["step"] <= step]
-    with writing(file) as path:
-        path.write_text("".join(kept), encoding="utf-8")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
