@@ -26,7 +26,7 @@ from vitrim.importance.scores import Scores
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.precision import computes_in_bf16
-from vitrim.recipe import CHANGED_DEFAULTS, ONLY_SPEED, SETTINGS_OF_0_1, Recipe, TrainRecipe, to_table, to_toml
+from vitrim.recipe import CHANGED_DEFAULTS, SETTINGS_OF_0_1, Recipe, TrainRecipe, changeable_keys, to_table, to_toml
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
@@ -85,7 +85,8 @@ def compress(
             differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
-    source = Source.of(model, as_in_run(data, run_dir), teacher)
+    data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
+    source = Source.of(model, data, teacher)
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
     run.evaluate("dense", source.model)
@@ -119,7 +120,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     Raises:
         BudgetError: no plan meets the budget. DataError: the data has classes that the model lacks.
     """
-    source = Source.of(model, data)
+    source = Source.of(model, data.with_num_workers(recipe.width_training.num_workers))
     timings = _device_times(source, recipe)
     planner = Planner(source=source, recipe=recipe, timings=timings)
     blocks = recipe.depth.blocks
@@ -158,7 +159,8 @@ def fit(
         SaveMismatch, UnsupportedModel: the trained model could not be saved; see `find_changes`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher.
     """
-    source = Source.of(model, as_in_run(data, run_dir), teacher, learns=True)
+    data = as_in_run(data.with_num_workers(recipe.training.num_workers), run_dir)
+    source = Source.of(model, data, teacher, learns=True)
     check_training(recipe.training, source.structure, source.data)
     check_use_of_teachers(source, [recipe.training])
     _ = source.changes  # refuses a model that could not be saved
@@ -188,8 +190,9 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
         FolderInUse: it holds something else, or a run made from something else.
     """
     before = {"recipe": SETTINGS_OF_0_1} if command == "compress" else {}
+    ignored = changeable_keys(recipe, "recipe.")
     try:
-        folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ONLY_SPEED)
+        folder = RunFolder(run_dir, source.identity(command, recipe), before, CHANGED_DEFAULTS, ignored)
     except FolderInUse as problem:
         raise FolderInUse(f"{problem}{explain_unreadable(source.data, run_dir)}") from None
     keep_record(source.data, folder.path)

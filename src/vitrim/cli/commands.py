@@ -77,10 +77,11 @@ def train(
     """
     from vitrim.pipeline import fit
 
-    recipe = train_recipe(training or DenseTraining())
+    data_options = data_options or DataOptions()
+    recipe = train_recipe(training or DenseTraining(), data_options.num_workers)
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
-    data = inputs.open_data(data_options or DataOptions(), channels)
+    data = inputs.open_data(data_options, channels)
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
     fit(dense, data, recipe, output, teacher=teachers)
@@ -115,11 +116,12 @@ def compress(
     from vitrim.importance.scores import Scores
     from vitrim.source import Source, check
 
-    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
+    data_options = data_options or DataOptions()
+    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining(), data_options.num_workers)
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
     check(Source.of(dense), recipe)  # before images are read
     teachers = inputs.open_teachers(teacher, {model: dense})
-    data = inputs.open_data(data_options or DataOptions(), inputs.channels_of(dense))
+    data = inputs.open_data(data_options, inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
@@ -199,13 +201,14 @@ def plan(
 
     if output and output.is_dir():
         raise SettingError(f"{output} is a folder; expected the name of a JSON file for the plan after -o.")
-    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
+    data_options = data_options or DataOptions()
+    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining(), data_options.num_workers)
     source = Source.of(inputs.open_trained_model(model, model_options or ModelOptions()))
     check(source, recipe)  # before images are read
     with _explained_for_auto(recipe):
         if recipe.depth.blocks == "auto":  # then `plan` removes no block
             check(source, replace(recipe, depth=replace(recipe.depth, blocks=0)))
-        data = inputs.open_data(data_options or DataOptions(), source.structure.in_chans)
+        data = inputs.open_data(data_options, source.structure.in_chans)
         found = pipeline.plan_only(source.model, data, recipe)
     print_plan(source.structure, found)
     if output:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
+from vitrim.data.workers import NumWorkers, check_num_workers
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.precision import Precision
@@ -43,8 +44,9 @@ class TrainingSettings:
             150 seconds of the training are left.
         evaluate_every: epochs between evaluations on the validation images; 0 for none. They decide nothing.
         checkpoint_minutes: minutes between checkpoints.
-        num_workers: processes that decode images that do not fit in memory. `auto` is one for each core of the machine,
-            divided among the training processes. 0 decodes in the training process.
+        num_workers: processes that decode images that do not fit in memory; 0 decodes in the training process. `auto`
+            is the number of the data set (`ImageData.with_num_workers`), which by default is one for each core of the
+            machine, divided among the training processes.
         augmentation: random changes to the training images.
         distillation: weights of the loss terms; used with a teacher only.
 
@@ -52,7 +54,8 @@ class TrainingSettings:
         SettingError: a setting is out of range.
     """
 
-    ONLY_SPEED: ClassVar = ("compile",)  # settings that change the result by rounding only
+    # Settings that change the result by rounding at most, see `changeable`
+    CHANGEABLE: ClassVar = frozenset({"checkpoint_minutes", "compile", "evaluate_every", "num_workers"})
 
     epochs: int = 20
     batch_size: int | Literal["auto"] = 128
@@ -69,18 +72,17 @@ class TrainingSettings:
     compile: Compile = "auto"
     evaluate_every: int = 0
     checkpoint_minutes: float = 3.0
-    num_workers: int | Literal["auto"] = "auto"
+    num_workers: NumWorkers = "auto"
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
         at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0, "evaluate_every": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
-        if self.num_workers != "auto":
-            at_least["num_workers"] = 0
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
+        check_num_workers(self.num_workers)
         if self.batch_size != "auto":
             check_divisible(self.batch_size, self.accumulate)
         if not self.learning_rate > 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
@@ -91,6 +93,10 @@ class TrainingSettings:
         for name in ("layer_decay", "drop_path", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+
+    def changeable(self) -> frozenset[str]:
+        """The settings that may have another value when this training is continued after an interruption."""
+        return self.CHANGEABLE
 
     def batch_for(self, num_images: int, num_processes: int = 1) -> int:
         """The batch size for so many training images; a smaller training set makes one batch of all its images.
