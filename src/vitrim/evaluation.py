@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vitrim.data.batches import Part, eval_batches
 from vitrim.data.files.unreadable import not_counted_note
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
+from vitrim.data.workers import NumWorkers
 from vitrim.errors import DataError, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import origin_of
@@ -95,7 +96,7 @@ def evaluate(
     data: ImageData | ImageSet | Iterable[tuple[Tensor, Tensor]],
     *,
     batch_size: int = 256,
-    num_workers: int | Literal["auto"] = "auto",
+    num_workers: NumWorkers = "auto",
     description: str = "evaluating",
 ) -> Evaluation:
     """Measure top-1 and top-5 accuracy and the loss of a model, on the model's device.
@@ -107,7 +108,7 @@ def evaluate(
             `(B, channels, H, W)` and labels `(B,)`. If several processes run, each evaluates a part of a data set or
             image set. Prepared batches are evaluated completely in each process.
         batch_size: images in each batch of a process; not used for prepared batches.
-        num_workers: processes that decode files; by default one for each core.
+        num_workers: processes that decode files; `auto` is as the images say, which by default is one for each core.
         description: shown before the progress bar.
 
     Raises:

@@ -30,10 +30,10 @@ from vitrim.planning import Planner, Proposal
 from vitrim.precision import computes_in_bf16
 from vitrim.recipe import (
     CHANGED_DEFAULTS,
-    ONLY_SPEED,
     SETTINGS_OF_0_1,
     Recipe,
     TrainRecipe,
+    changeable_keys,
     epoch_choices,
     to_table,
     to_toml,
@@ -97,7 +97,8 @@ def compress(
             differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
-    source = Source.of(model, as_in_run(data, run_dir), teacher)
+    data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
+    source = Source.of(model, data, teacher)
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
     run.announce()
@@ -136,7 +137,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     Raises:
         BudgetError: no plan meets the budget. DataError: the data has classes that the model lacks.
     """
-    source = Source.of(model, data)
+    source = Source.of(model, data.with_num_workers(recipe.width_training.num_workers))
     timings = _device_times(source, recipe)
     planner = Planner(source=source, recipe=recipe, timings=timings)
     blocks = recipe.depth.blocks
@@ -175,7 +176,8 @@ def fit(
         SaveMismatch, UnsupportedModel: the trained model could not be saved; see `find_changes`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher.
     """
-    source = Source.of(model, as_in_run(data, run_dir), teacher, learns=True)
+    data = as_in_run(data.with_num_workers(recipe.training.num_workers), run_dir)
+    source = Source.of(model, data, teacher, learns=True)
     check_training(recipe.training, source.structure, source.data)
     check_use_of_teachers(source, [recipe.training])
     _ = source.changes  # refuses a model that could not be saved
@@ -215,7 +217,7 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
     before = {**choices, "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]}}
     identity = {**choices, **source.identity(command, recipe)}
     try:
-        folder = RunFolder(run_dir, identity, before, CHANGED_DEFAULTS, ONLY_SPEED)
+        folder = RunFolder(run_dir, identity, before, CHANGED_DEFAULTS, changeable_keys(recipe, "recipe."))
     except FolderInUse as problem:
         raise FolderInUse(f"{problem}{explain_unreadable(source.data, run_dir)}") from None
     keep_record(source.data, folder.path)

@@ -37,11 +37,6 @@ SETTINGS_OF_0_1 = {  # what version 0.1.0 did, which had no such settings
 CHANGED_DEFAULTS = {  # default of version 0.1.0, and today's; a run of one is continued with the other
     "recipe.budget.multiple_of": (1, "auto"),
 }
-ONLY_SPEED = tuple(  # settings that change the result by rounding only; a run is continued with another value
-    f"recipe.{table}.{name}"
-    for table in ("training", "width_training", "depth_training")
-    for name in TrainingSettings.ONLY_SPEED
-)
 
 
 def epoch_choices(recipe: Any) -> dict[str, Any]:
@@ -247,6 +242,23 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
 def to_table(settings: Any) -> dict[str, Any]:
     """Turn a settings dataclass into nested tables, for TOML or JSON."""
     return dataclasses.asdict(settings)
+
+
+def changeable_keys(settings: Any, where: str = "") -> frozenset[str]:
+    """Keys with dots of the settings that may have another value when a run is continued.
+
+    They do not change the result, or by rounding only. Each settings class that has some names them in `changeable`.
+
+    Args:
+        settings: a recipe, or settings in it.
+        where: written before each key, such as `recipe.`.
+    """
+    own = settings.changeable() if hasattr(settings, "changeable") else ()
+    keys = {f"{where}{name}" for name in own}
+    for item in dataclasses.fields(settings):
+        if dataclasses.is_dataclass(value := getattr(settings, item.name)):
+            keys |= changeable_keys(value, f"{where}{item.name}.")
+    return frozenset(keys)
 
 
 def to_toml(settings: Any) -> str:

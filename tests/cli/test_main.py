@@ -30,6 +30,31 @@ def test_status_2_and_one_line_when_the_user_must_change_something(place: Comman
     assert "--kep" in error_line(err) and error_line(err).endswith(SHOW_EXAMPLE)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_threads_that_wait_spin_for_a_short_time_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    # torch reads the variables when it is imported; the command ends before that, and says what it finds
+    spy = "import os, sys, types\ndef run_demo(folder):\n"
+    spy += f"    print({{name: os.environ[name] for name in {names} if name in os.environ}})\n"
+    spy += "    print('torch' in sys.modules)\n    raise KeyboardInterrupt\n"
+    spy += "sys.modules['vitrim.cli.demo'] = types.SimpleNamespace(run_demo=run_demo)"
+    _, out, _ = call_in_new_process(["demo"], spy)
+    assert out.splitlines() == [str(expected), "False"]
+
+
 def test_status_1_and_a_traceback_for_a_bug() -> None:
     bug = "import sys, types\n"
     bug += "sys.modules['vitrim.cli.demo'] = types.SimpleNamespace(run_demo=lambda folder: 1 / 0)"

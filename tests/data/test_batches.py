@@ -23,6 +23,7 @@ from builders.images import (
     preprocessing,
     save_image,
 )
+from builders.worker_counts import counted_workers
 from vitrim.data import batches
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import Part, eval_batches, num_train_steps
@@ -207,22 +208,14 @@ def test_workers_do_not_change_what_is_streamed(tmp_path: Path, num_workers: Any
     assert equal_batches(batches_of(images, settings, num_workers=num_workers), batches_of(images, settings))
 
 
-def test_by_default_a_worker_has_a_core_and_shared_memory_for_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    def free_memory(free: int) -> None:
-        monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
-
-    def num_workers(num_batches: int, num_parts: int) -> int:
-        return batches.default_num_workers(preprocessing(), 8, num_batches, num_parts)
-
-    monkeypatch.setattr(batches.os, "sched_getaffinity", lambda _: range(8), raising=False)
-    free_memory(2**30)
-    assert [num_workers(100, num_parts) for num_parts in (1, 2, 16)] == [8, 4, 1]
-    assert num_workers(3, 1) == 3  # no more workers than batches
-    monkeypatch.setattr(batches, "SHARED_MEMORY", Path(__file__).parent)
-    batch_bytes = 8 * 3 * 8 * 8
-    for num_batches, expected in ((1, 0), (3, 1), (8, 2)):
-        free_memory(num_batches * batch_bytes)
-        assert num_workers(100, 1) == expected
+def test_the_images_say_how_many_workers_decode_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, counts = file_set(tmp_path), counted_workers(monkeypatch)
+    cases: tuple[tuple[Any, Any, int], ...] = (("auto", 0, 0), ("auto", 2, 2), (1, 0, 1), (0, "auto", 0))
+    for asked, stated, expected in cases:
+        batches_of(images.with_num_workers(stated), NO_AUGMENTATION, num_workers=asked)
+        list(eval_batches(images.with_num_workers(stated), preprocessing(), batch_size=4, num_workers=asked))
+        assert counts == [expected, expected]
+        counts.clear()
 
 
 def broken(file: str) -> None:

@@ -1,5 +1,7 @@
-"""Laws of worker processes: they do not need the main module, so no script needs a guard."""
+"""Laws of worker processes: how many there are, and that no script needs a guard for them."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.costs.cases import jpegs
 from builders.images import preprocessing
-from vitrim.data.workers import worker_context
+from builders.runs import digits
+from vitrim.data import workers
+from vitrim.data.batches import eval_batches
+from vitrim.data.files import decoding
+from vitrim.data.workers import choose_num_workers, worker_context
+from vitrim.errors import SettingError
 
 SCRIPT = """
 import multiprocessing, sys
@@ -24,6 +32,49 @@ model = Preprocessing.from_dict(eval(sys.argv[1]))
 batches = list(eval_batches(images, model, batch_size=2, num_workers=1))
 print([tuple(pixels.shape) for pixels, _ in batches], sys.modules["__main__"].__file__)
 """
+
+
+def test_auto_is_a_worker_for_each_core_with_shared_memory_for_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free_memory(free: int) -> None:
+        monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+
+    def num_workers(num_batches: int, num_parts: int) -> int:
+        return choose_num_workers("auto", preprocessing(), 8, num_batches, num_parts)
+
+    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    free_memory(2**30)
+    assert [num_workers(100, num_parts) for num_parts in (1, 2, 16)] == [8, 4, 1]
+    assert num_workers(3, 1) == 3  # no more workers than batches
+    monkeypatch.setattr(workers, "SHARED_MEMORY", Path(__file__).parent)
+    batch_bytes = 8 * 3 * 8 * 8
+    for num_batches, expected in ((1, 0), (3, 1), (8, 2)):
+        free_memory(num_batches * batch_bytes)
+        assert num_workers(100, 1) == expected
+    assert choose_num_workers(5, preprocessing(), 8, 1, 2) == 5
+
+
+def test_a_number_below_zero_is_refused() -> None:
+    with pytest.raises(SettingError, match="num_workers is -1; expected a whole number from 0, or auto"):
+        digits().with_num_workers(-1)
+
+
+def test_workers_have_the_priority_of_the_process_that_uses_them(tmp_path: Path) -> None:
+    """With a lower one they get no core while other programs run, and the training waits for them."""
+    images = jpegs(tmp_path, 4, 2, side=16).train
+    made = iter(eval_batches(images, preprocessing(), batch_size=2, num_workers=2))
+    next(made)
+    priorities = [os.getpriority(os.PRIO_PROCESS, child.pid) for child in multiprocessing.active_children()]
+    assert priorities == [os.getpriority(os.PRIO_PROCESS, 0)] * 2
+    assert len(list(made)) == 1
+
+
+def test_the_number_of_workers_does_not_change_the_images() -> None:
+    data = digits()
+    assert data.with_num_workers("auto") is data
+    changed = data.with_num_workers(3)
+    assert changed.fingerprint() == data.fingerprint()
+    for images in (changed.train, changed.validation, changed.train.sample(20, 0), changed.to("cpu").validation):
+        assert images.num_workers == 3
 
 
 @pytest.mark.slow

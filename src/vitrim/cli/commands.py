@@ -79,7 +79,7 @@ def train(
 
     data_options = data_options or DataOptions()
     inputs.check_data_named(data_options)
-    recipe = train_recipe(training or DenseTraining())
+    recipe = train_recipe(training or DenseTraining(), data_options.num_workers)
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
     data = inputs.open_data(data_options, channels)
@@ -119,7 +119,7 @@ def compress(
 
     data_options = data_options or DataOptions()
     inputs.check_data_named(data_options)
-    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
+    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining(), data_options.num_workers)
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
     check(Source.of(dense), recipe)  # before images are read
     teachers = inputs.open_teachers(teacher, {model: dense})
@@ -225,7 +225,7 @@ def plan(
         raise SettingError(f"{output} is a folder; expected the name of a JSON file for the plan after -o.")
     data_options = data_options or DataOptions()
     inputs.check_data_named(data_options)
-    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining())
+    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining(), data_options.num_workers)
     source = Source.of(inputs.open_trained_model(model, model_options or ModelOptions()))
     check(source, recipe)  # before images are read
     with _explained_for_auto(recipe):

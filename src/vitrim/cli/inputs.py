@@ -69,6 +69,7 @@ def open_data(options: DataOptions, channels: int, *, split: "Split | None" = No
         value_range=value_range(options.value_range) if options.value_range is not None else None,
     )
     found = found.with_class_names(names) if names else found
+    found = found.with_num_workers(options.num_workers) if options.num_workers is not None else found
     for line in found.summary():
         log(line)
     return found

@@ -38,6 +38,10 @@ OPTIONS_OF_SETTING = {
     "image_column": ("--image-column",),
     "label_column": ("--label-column",),
     "value_range": ("--value-range",),
+    "num_workers": ("--num-workers",),
+    "width_training.num_workers": ("--num-workers",),
+    "depth_training.num_workers": ("--num-workers",),
+    "training.num_workers": ("--num-workers",),
 }
 
 if TYPE_CHECKING:
@@ -173,6 +177,15 @@ class DataOptions:
         Parameter(
             allow_leading_hyphen=True,
             help="values of black and white in images of more than 8 bits, e.g. 0,4095 (default: as the file states)",
+        ),
+    ] = None
+    num_workers: Annotated[
+        Literal["auto"] | int | None,
+        WHOLE,
+        Parameter(
+            show_choices=False,
+            help="processes that decode images that do not fit in memory; auto is one for each core, 0 decodes in the "
+            "process of the command (default: auto, or as the recipe says)",
         ),
     ] = None
 
@@ -317,7 +330,7 @@ class DenseTraining:
     ] = None
 
 
-def train_recipe(options: DenseTraining) -> "TrainRecipe":
+def train_recipe(options: DenseTraining, num_workers: int | str | None = None) -> "TrainRecipe":
     """Make the recipe of `train`: the file, then the options, then `--set`.
 
     Raises:
@@ -329,12 +342,15 @@ def train_recipe(options: DenseTraining) -> "TrainRecipe":
         "training.epochs": options.epochs,
         "training.batch_size": options.batch_size,
         "training.learning_rate": options.learning_rate,
+        "training.num_workers": num_workers,
         "seed": options.seed,
     }
     return load_recipe(options.recipe, [*_changes(named), *(options.settings or [])], kind=TrainRecipe)
 
 
-def compress_recipe(budget: BudgetOptions, training: CompressTraining) -> "Recipe":
+def compress_recipe(
+    budget: BudgetOptions, training: CompressTraining, num_workers: int | str | None = None
+) -> "Recipe":
     """Make the recipe of `compress` and `plan`: the file, then the options, then `--set`.
 
     Raises:
@@ -355,6 +371,8 @@ def compress_recipe(budget: BudgetOptions, training: CompressTraining) -> "Recip
         "depth.blocks": budget.depth,
         "width_training.batch_size": training.batch_size,
         "depth_training.batch_size": training.batch_size,
+        "width_training.num_workers": num_workers,
+        "depth_training.num_workers": num_workers,
         "seed": training.seed,
     }
     if training.epochs is not None:

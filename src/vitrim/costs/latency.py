@@ -55,6 +55,10 @@ class LatencySettings:
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
 
+    def changeable(self) -> frozenset[str]:
+        """The settings that may have another value when a run is continued. What was timed before is kept."""
+        return frozenset({"rounds", "warmup"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:

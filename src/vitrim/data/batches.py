@@ -10,33 +10,28 @@ model's.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, tee
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitrim.data.augmentation import AugmentationSettings, Augmenter, Step
-from vitrim.data.files.decoding import BROKEN_IMAGE, num_cores
+from vitrim.data.files.decoding import BROKEN_IMAGE
 from vitrim.data.files.pixels import UnsupportedPixels
 from vitrim.data.images import ImageSet
 from vitrim.data.loading import read_image
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send
-from vitrim.data.workers import worker_context
+from vitrim.data.workers import NumWorkers, choose_num_workers, worker_context
 from vitrim.errors import DataError, SettingError, counted
 
 MAX_VALUES_TOGETHER = 2**22  # pixel values augmented in one go; several small batches, where calls cost most
-SHARED_MEMORY = Path("/dev/shm")  # on Linux, finished batches of workers wait here; a container may have little
 MAX_UNREADABLE = 16  # files of a class, one after another: then the folder itself cannot be read
-BATCHES_PER_WORKER = 3  # that wait: two that the loader asks for ahead, and the one in use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +104,15 @@ def train_batches(
     num_classes: int,
     part: Part = ALL,
     device: str | torch.device = "cpu",
-    num_workers: int | Literal["auto"] = "auto",
+    num_workers: NumWorkers = "auto",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Make the augmented and mixed training batches of a schedule, in order.
 
     Args:
         num_classes: number of outputs of the model.
         part: which part of each batch to make.
-        num_workers: processes that decode files. By default, the cores are divided evenly over the parts. Pixels in
-            memory need no workers.
+        num_workers: processes that decode files; 0 for none. `auto` is as the images say; if they say `auto` too, the
+            cores are divided evenly over the parts. Pixels in memory need no workers.
 
     Yields:
         Normalised images `(b, channels, h, w)` float32 and soft targets `(b, C)`, on `device`; b is B divided by the
@@ -138,10 +133,10 @@ def train_batches(
         pixels: Iterable[Tensor] = _augment_pixels(images.pixels, augmenter, ahead, positions, device)
     else:
         keys = ([(step.epoch, image) for image in step.images[positions].tolist()] for step in ahead)
-        if num_workers == "auto":
-            num_batches = schedule.num_epochs * num_steps - schedule.first_step
-            num_workers = default_num_workers(preprocessing, len(positions), num_batches, part.count)
-        streamed = _stream(images, augmenter, keys, device, num_workers, replaces=True)
+        found = images.num_workers if num_workers == "auto" else num_workers
+        num_batches = schedule.num_epochs * num_steps - schedule.first_step
+        found = choose_num_workers(found, preprocessing, len(positions), num_batches, part.count)
+        streamed = _stream(images, augmenter, keys, device, found, replaces=True)
         pixels = (batch for batch, _ in streamed)
     return (
         augmenter.mix(batch, send(images.labels[step.images[positions]], device), step, num_classes)
@@ -174,7 +169,7 @@ def eval_batches(
     batch_size: int,
     part: Part = ALL,
     device: str | torch.device = "cpu",
-    num_workers: int | Literal["auto"] = "auto",
+    num_workers: NumWorkers = "auto",
     on_unreadable: Callable[[int], object] = lambda index: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Make batches of one part of the images, in order and without random changes.
@@ -205,10 +200,10 @@ def eval_batches(
         stored = images.pixels
         made = ((geometry(send(stored[index[0] : index[-1] + 1], device)), index) for index in batches)
     else:
-        if num_workers == "auto":
-            num_workers = default_num_workers(preprocessing, batch_size, len(batches), part.count)
+        found = images.num_workers if num_workers == "auto" else num_workers
+        found = choose_num_workers(found, preprocessing, batch_size, len(batches), part.count)
         keys = ([(0, image) for image in index] for index in batches)
-        streamed = _stream(images, geometry, keys, device, num_workers, replaces=False)
+        streamed = _stream(images, geometry, keys, device, found, replaces=False)
         made = _readable(zip(streamed, batches, strict=True), on_unreadable)
     return (
         (normalise(send(batch, device), preprocessing), send(images.labels[index], device)) for batch, index in made
@@ -351,7 +346,6 @@ def _stream(
         num_workers=num_workers,
         multiprocessing_context=worker_context(num_workers),
         pin_memory=device.type == "cuda",
-        worker_init_fn=_lower_priority,
         generator=torch.Generator(),  # else the loader draws the seed of its workers from the global generator
     )
     consequence = "another image of its class is used instead" if replaces else "it is not used"
@@ -364,20 +358,3 @@ def _stream(
     except DataError as error:  # from a worker, the message starts with the worker's traceback
         error.__traceback__ = None  # the frames of torch in it would keep the workers alive
         raise DataError(str(error).splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")) from None
-
-
-def _lower_priority(worker: int) -> None:
-    """Let the process that trains come first, where it computes on the same cores."""
-    if hasattr(os, "nice"):
-        os.nice(10)
-
-
-def default_num_workers(preprocessing: Preprocessing, batch_size: int, num_batches: int, num_parts: int) -> int:
-    """Number of decoding processes of one part: its cores, limited by the batches and by the free shared memory."""
-    num_workers = min(max(1, num_cores() // num_parts), num_batches)
-    if SHARED_MEMORY.is_dir():
-        bytes_per_value = 4 if preprocessing.steps and preprocessing.steps.as_float else 1
-        bytes_per_image = preprocessing.channels * math.prod(preprocessing.img_size) * bytes_per_value
-        bytes_per_worker = BATCHES_PER_WORKER * batch_size * bytes_per_image
-        num_workers = min(num_workers, shutil.disk_usage(SHARED_MEMORY).free // num_parts // bytes_per_worker)
-    return num_workers

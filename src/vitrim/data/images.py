@@ -17,6 +17,7 @@ from vitrim.data.classes.class_names import ClassNames, read_class_names
 from vitrim.data.files.pixels import RGB, PixelFormat
 from vitrim.data.files.unreadable import Unreadable, not_counted_note, replaced_note
 from vitrim.data.transfer import send
+from vitrim.data.workers import NumWorkers, check_num_workers
 from vitrim.errors import DataError, counted
 from vitrim.runs.progress import log
 
@@ -41,6 +42,8 @@ class ImageSet:
         pixel_format: what the pixels of the files become.
         strict: whether a file that cannot be decoded when it is needed is an error. By default, another image of its
             class replaces it in training, and it is not counted in evaluation.
+        num_workers: processes that decode files when batches are made of them; 0 to decode in this process. `auto` is
+            one for each core. The number changes no batch.
         decoded_from: n paths of the files that the pixels in memory come from; empty if they come from no image files.
         unreadable: the files that could not be decoded when they were needed.
     """
@@ -50,6 +53,7 @@ class ImageSet:
     files: tuple[str, ...] = ()
     pixel_format: PixelFormat = RGB
     strict: bool = False
+    num_workers: NumWorkers = "auto"
     decoded_from: tuple[str, ...] = ()
     unreadable: Unreadable = field(repr=False, default_factory=Unreadable)
     _content: _Content = field(init=False, repr=False, default_factory=_Content)
@@ -105,6 +109,13 @@ class ImageSet:
         found = replace(self, unreadable=unreadable)
         if not unreadable.sizes:  # else the fingerprint uses other sizes
             object.__setattr__(found, "_content", self._content)
+        return found
+
+    def with_num_workers(self, num_workers: NumWorkers) -> "ImageSet":
+        """Return the same images, decoded by so many processes. Raises SettingError for a number below 0."""
+        check_num_workers(num_workers)
+        found = replace(self, num_workers=num_workers)
+        object.__setattr__(found, "_content", self._content)
         return found
 
     def to(self, device: str | torch.device) -> "ImageSet":
@@ -183,6 +194,20 @@ class ImageData:
         if validation:
             notes.append(not_counted_note(validation, len(self.validation)))
         return [*self.notes, *notes]
+
+    def with_num_workers(self, num_workers: NumWorkers) -> "ImageData":
+        """Return the same data set, whose files are decoded by so many processes. `auto` changes nothing.
+
+        Args:
+            num_workers: as for `ImageSet`.
+
+        Raises:
+            SettingError: the number is below 0.
+        """
+        if num_workers == "auto":
+            return self
+        train, validation = (images.with_num_workers(num_workers) for images in (self.train, self.validation))
+        return replace(self, train=train, validation=validation)
 
     def to(self, device: str | torch.device) -> "ImageData":
         """Return the same data set with its pixels on `device`.

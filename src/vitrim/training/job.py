@@ -55,7 +55,7 @@ class TrainingJob:
         """Everything that the result depends on, as JSON. A checkpoint of another identity is refused."""
         settings = asdict(self.settings)
         about: dict[str, Any] = {
-            "settings": {name: value for name, value in settings.items() if name not in TrainingSettings.ONLY_SPEED},
+            "settings": {name: value for name, value in settings.items() if name not in self.settings.changeable()},
             "seed": self.seed,
             "weights": fingerprint(self.model),
             "teacher": fingerprint(self.teacher) if self.teacher is not None else None,
@@ -74,14 +74,15 @@ class TrainingJob:
 
 
 def is_same_training(first: str, second: str) -> bool:
-    """Whether two identities are of one training. Those of version 0.1.0 also have the settings `ONLY_SPEED`.
+    """Whether two identities are of one training. Earlier versions also wrote settings that may change.
 
     An identity without `keep_epoch` is of an earlier version. Its training may go on with either value.
     """
     abouts = [json.loads(identity) for identity in (first, second)]
     is_earlier = any("keep_epoch" not in about["settings"] for about in abouts)
+    only_in_one = set.symmetric_difference(*(set(about["settings"]) for about in abouts))
     for about in abouts:
-        for name in TrainingSettings.ONLY_SPEED:
+        for name in only_in_one & TrainingSettings.CHANGEABLE:
             about["settings"].pop(name, None)
         if is_earlier:
             about["settings"].pop("keep_epoch", None)

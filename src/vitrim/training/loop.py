@@ -85,7 +85,8 @@ def train(
         SettingError: a teacher does not fit the model. DataError: the data does not fit the model.
     """
     model = unwrapped(model)
-    data, loss, teachers = match_student(as_in_run(data, run_dir), model, teacher), None, Teachers()
+    data = as_in_run(data.with_num_workers(settings.num_workers), run_dir)
+    data, loss, teachers = match_student(data, model, teacher), None, Teachers()
     if teacher is not None and settings.epochs:
         loss, teachers = loss_with(model, teacher, settings.distillation, data, plan)
     job = TrainingJob(

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, get_args
 
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
+from vitrim.data.workers import NumWorkers, check_num_workers
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.precision import Precision
@@ -49,8 +50,9 @@ class TrainingSettings:
             the highest top-1 on the validation images; if equal, that with the lower loss; if equal, the later one. If
             no epoch is evaluated, that is the last one. The accuracy on images that chose the epoch is optimistic.
         checkpoint_minutes: minutes between checkpoints.
-        num_workers: processes that decode images that do not fit in memory. `auto` is one for each core of the machine,
-            divided among the training processes. 0 decodes in the training process.
+        num_workers: processes that decode images that do not fit in memory; 0 decodes in the training process. `auto`
+            is the number of the data set (`ImageData.with_num_workers`), which by default is one for each core of the
+            machine, divided among the training processes.
         augmentation: random changes to the training images.
         distillation: weights of the loss terms; used with a teacher only.
 
@@ -58,7 +60,8 @@ class TrainingSettings:
         SettingError: a setting is out of range.
     """
 
-    ONLY_SPEED: ClassVar = ("compile", "evaluate_every")  # change the result by rounding only; see `chooses_epoch`
+    # Settings that change the result by rounding at most, see `changeable`. For `evaluate_every`, see `chooses_epoch`
+    CHANGEABLE: ClassVar = frozenset({"checkpoint_minutes", "compile", "evaluate_every", "num_workers"})
 
     epochs: int = 20
     batch_size: int | Literal["auto"] = 128
@@ -76,19 +79,21 @@ class TrainingSettings:
     evaluate_every: int | Literal["auto"] = "auto"
     keep_epoch: KeepEpoch = "last"
     checkpoint_minutes: float = 3.0
-    num_workers: int | Literal["auto"] = "auto"
+    num_workers: NumWorkers = "auto"
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
         at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
-        at_least |= {name: 0 for name in ("num_workers", "evaluate_every") if getattr(self, name) != "auto"}
+        if self.evaluate_every != "auto":
+            at_least["evaluate_every"] = 0
         if self.keep_epoch not in get_args(KeepEpoch):
             raise SettingError(f"keep_epoch is {self.keep_epoch!r}; expected one of {', '.join(get_args(KeepEpoch))}.")
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
+        check_num_workers(self.num_workers)
         if self.batch_size != "auto":
             check_divisible(self.batch_size, self.accumulate)
         if not self.learning_rate > 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
@@ -109,6 +114,10 @@ class TrainingSettings:
     def chooses_epoch(self) -> bool:
         """Whether evaluations decide which epoch is kept. Then `evaluate_every` changes the result."""
         return self.keep_epoch == "best" and self.evaluate_every != 0
+
+    def changeable(self) -> frozenset[str]:
+        """The settings that may have another value when this training is continued after an interruption."""
+        return self.CHANGEABLE
 
     def batch_for(self, num_images: int, num_processes: int = 1) -> int:
         """The batch size for so many training images; a smaller training set makes one batch of all its images.
