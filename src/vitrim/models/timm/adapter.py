@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 import timm
-import timm.data
-import timm.layers
+from timm.data import resolve_data_config
+from timm.layers import DropPath as TimmDropPath
 from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
@@ -150,7 +150,7 @@ class TimmAdapter:
         for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
             for module in list(block.modules()):
                 for name, child in list(module.named_children()):
-                    if name.startswith("drop_path") and isinstance(child, timm.layers.DropPath | nn.Identity):
+                    if name.startswith("drop_path") and isinstance(child, TimmDropPath | nn.Identity):
                         setattr(module, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())
 
     def config_root(self, model: nn.Module, origin: Origin, changes: Changes) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class TimmAdapter:
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """Read the preprocessing from `pretrained_cfg`, with timm's defaults."""
-        config = timm.data.resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
+        config = resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
         channels, *size = _image_shape(model)
         settings = {
             "img_size": size,
