@@ -36,6 +36,7 @@ from vitrim.structure import TensorCut, UnitGroup, UnitKind, ViTStructure
 
 PRUNED_ARCHITECTURE = "vitrim_cut"  # the architecture under which vitrim registers pruned models with timm
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # keys of `pretrained_cfg`
+OF_OTHER_SIZES = ("test_input_size", "test_crop_pct", "test_pool_size", "min_input_size")  # of published weights
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
@@ -110,10 +111,9 @@ class TimmAdapter:
         model.reset_classifier(num_classes)
 
     def build(self, origin: Origin) -> nn.Module:
-        """Build the dense model of this origin, with its preprocessing in `pretrained_cfg`."""
+        """Build the dense model of this origin. Its `pretrained_cfg` states its own images and classes."""
         model: Any = create_model(origin.architecture, **origin.model_args)
-        settings = {name: origin.preprocessing[name] for name in PREPROCESSING if name in origin.preprocessing}
-        model.pretrained_cfg = model.default_cfg = {**(model.pretrained_cfg or {}), **settings}
+        model.pretrained_cfg = model.default_cfg = _pretrained_cfg(model, origin)
         return model
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
@@ -190,6 +190,22 @@ class TimmAdapter:
             "crop_mode": config["crop_mode"],
         }
         return with_channels(settings, channels)
+
+
+def _pretrained_cfg(model: nn.Module, origin: Origin) -> dict[str, Any]:
+    """timm's configuration of a model, with the image size, preprocessing and classes that the origin states.
+
+    A model that was just built has the configuration of the published weights of its architecture.
+    """
+    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    preprocessing, (channels, *size) = origin.preprocessing, _image_shape(model)
+    input_size = (channels, *(preprocessing.get("img_size") or size))
+    if input_size != tuple(config.get("input_size") or ()):
+        config = {name: value for name, value in config.items() if name not in OF_OTHER_SIZES}
+    if origin.classes or config.get("num_classes") != origin.model_args["num_classes"]:
+        config["label_names"] = list(origin.classes) or None
+    settings = {name: preprocessing[name] for name in PREPROCESSING if name in preprocessing}
+    return {**config, "input_size": input_size, "num_classes": origin.model_args["num_classes"], **settings}
 
 
 def create_model(architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
