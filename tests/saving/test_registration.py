@@ -115,7 +115,7 @@ ORDERS = {
     "by its spec": "import sys, vitrim, importlib.util\nspec = importlib.util.find_spec('timm')\n"
     "sys.modules['timm'] = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(sys.modules['timm'])",
     "timm reloaded": "import vitrim, timm, importlib\nimportlib.reload(timm)",
-    "vitrim reloaded": f"import sys, vitrim, timm, transformers, importlib\nimportlib.reload(vitrim){FROM_TRANSFORMERS}",
+    "vitrim reloaded": f"import sys, vitrim, transformers, importlib\nimportlib.reload(vitrim){FROM_TRANSFORMERS}",
     "in threads": "import threading, vitrim\n"
     "threads = [threading.Thread(target=__import__, args=(name,)) for name in ('timm', 'transformers') * 2]\n"
     "[thread.start() for thread in threads]\n[thread.join() for thread in threads]",

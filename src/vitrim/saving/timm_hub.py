@@ -3,8 +3,8 @@
 `config.json` of a pruned model names the architecture `vitrim_cut`. It is registered here. Its arguments are the dense
 architecture, the plan, and what was changed on the model besides. timm loads the weights.
 
-`config.json` of a dense model names the architecture of timm, so timm alone can load it. There, timm's default is not to
-load weights. After `import vitrim`, a dense model of vitrim comes with its weights too.
+`config.json` of a dense model names the architecture of timm, so timm alone can load it. timm does not load weights
+unless it is asked. After `import vitrim`, a dense model of vitrim comes with its weights too.
 """
 
 import json
