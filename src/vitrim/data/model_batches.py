@@ -1,4 +1,4 @@
-"""`batches`: the images of a data set as a model takes them, for a loop of one's own; they say how they are prepared."""
+"""`batches`: images of a data set as a model takes them, for a loop of one's own. They say how they are prepared."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

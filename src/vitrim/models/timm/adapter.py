@@ -27,6 +27,7 @@ from vitrim.models.heads import num_outputs, submodule
 from vitrim.models.label_names import label_names
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
+from vitrim.models.timm.downloads import downloading
 from vitrim.models.timm.families import BY_CLASS, Family, family_of
 from vitrim.models.timm.finders import set_head_width
 from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
@@ -222,7 +223,8 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
         hint = f" Did you mean {', '.join(near)}?" if near else " `timm.list_models('vit*')` lists the names."
         raise SettingError(f"timm has no model named {architecture!r}, and there is no such file or folder.{hint}")
     try:
-        model = timm.create_model(architecture, pretrained=pretrained, **arguments)
+        with downloading(architecture, pretrained=pretrained):
+            model = timm.create_model(architecture, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise SettingError(f"timm's {architecture} does not take these arguments: {error}.") from error
     except (AssertionError, RuntimeError, OSError) as error:  # no network, no such repository
