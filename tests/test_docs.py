@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import test_layout
 import vitrim
+from builders.models import build
 from vitrim.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,14 @@ def test_python_in_the_readme_compiles_and_uses_public_names() -> None:
     names = {name for block in blocks for name in re.findall(r"\bvitrim\.(\w+)", block)}
     assert len(names) >= 10
     assert [name for name in names if not hasattr(vitrim, name)] == []
+
+
+def test_the_steps_in_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (steps,) = [block for block in code_blocks(README, "python") if "vitrim.recover(" in block]
+    monkeypatch.chdir(tmp_path)
+    dense = build(dtype=torch.float32, img_size=8, patch_size=2, num_classes=10)
+    exec(steps, {"vitrim": vitrim, "dense": dense, "data": vitrim.load_data("digits")})
+    assert vitrim.count_cost(vitrim.load("small")).params < 0.5 * vitrim.count_cost(dense).params
 
 
 @pytest.mark.parametrize("command", commands(README))

@@ -255,6 +255,9 @@ def test_a_model_with_a_new_head_is_saved_and_loaded(family: str, tmp_path: Path
     save(student, tmp_path, classes=("ant", "bee", "cat"))
     assert_same(load(tmp_path), student)
     assert load_with_auto(tmp_path).config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    loaded = load(tmp_path)
+    assert loaded.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    assert origin_of(with_new_head(loaded, 3)).classes == ()
     assert origin_of(load(tmp_path)).classes == ("ant", "bee", "cat")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -82,12 +83,52 @@ def test_timm_loads_a_pruned_model_from_the_hub(
     assert torch.equal(model(IMAGES), student(IMAGES))
 
 
-def test_timm_loads_a_dense_model(tmp_path: Path) -> None:
-    dense = build(dtype=torch.float32)
-    save(dense, tmp_path)
-    assert not (tmp_path / "modeling.py").exists()
-    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.equal(model(IMAGES), dense(IMAGES))
+@pytest.fixture(scope="module")
+def dense_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(build(dtype=torch.float32, seed=3), tmp_path_factory.mktemp("dense"), classes=tuple("abcdefg"))
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_timm_loads_a_dense_model_with_its_weights(pretrained: bool, dense_folder: Path) -> None:
+    model = timm.create_model(f"local-dir:{dense_folder}", pretrained=pretrained).eval()
+    assert same_tensors(model, load(dense_folder))
+    again = timm.create_model(f"local-dir:{dense_folder}", num_classes=3).eval()
+    assert again(IMAGES).shape == (4, 3)
+    assert torch.equal(again.forward_features(IMAGES), model.forward_features(IMAGES))
+    features = timm.create_model(f"local-dir:{dense_folder}", features_only=True).eval()(IMAGES)
+    _, expected = model.forward_intermediates(IMAGES, indices=3)
+    assert all(torch.equal(one, two) for one, two in zip(features, expected, strict=True))
+
+
+def test_a_dense_model_loaded_by_timm_can_be_pruned_and_saved(dense_folder: Path, tmp_path: Path) -> None:
+    model = timm.create_model(f"local-dir:{dense_folder}").eval()
+    student = prune(model, random_plan(describe(model), seed=5, blocks=(0, 2)))
+    for name, saved in (("dense", model), ("pruned", student)):
+        folder = save(saved, tmp_path / name)
+        assert torch.equal(load(folder)(IMAGES), saved(IMAGES))
+        assert origin_of(load(folder)).classes == tuple("abcdefg")
+
+
+def test_timm_without_vitrim_loads_a_dense_model(dense_folder: Path) -> None:
+    config = json.loads((dense_folder / "config.json").read_text())
+    assert not (dense_folder / "modeling.py").exists()
+    assert timm.models.PretrainedCfg(**config["pretrained_cfg"]).num_classes == 7
+    plain = timm.create_model(config["architecture"], num_classes=7, **config["model_args"]).eval()
+    plain.load_state_dict(load(dense_folder).state_dict())
+    assert torch.equal(plain(IMAGES), load(dense_folder)(IMAGES))
+
+
+@pytest.mark.parametrize("which", ["dense", "pruned"])
+def test_timm_reads_the_true_configuration_of_a_loaded_model(which: str, folder: Path, dense_folder: Path) -> None:
+    path = dense_folder if which == "dense" else folder
+    for model in (load(path), timm.create_model(f"local-dir:{path}")):
+        config = model.pretrained_cfg
+        assert model.default_cfg is config
+        assert (config["num_classes"], list(config["label_names"])) == (7, list("abcdefg"))
+        found, recorded = resolve_model_data_config(model), origin_of(model).preprocessing
+        assert list(found["input_size"]) == [3, 32, 32] and recorded["img_size"] == [32, 32]
+        names = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
+        assert [found[name] for name in names] == [recorded[name] for name in names]
 
 
 def test_transformers_loads_a_pruned_timm_model(student: nn.Module, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Prepare images for a model: resize, crop, normalise. Nothing here is random; that is in `augmentation`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,26 @@ class Preprocessing:
     def channels(self) -> int:
         """Number of channels of an image."""
         return len(self.mean)
+
+    def text(self) -> str:
+        """Return what happens to an image, in words: resizing, crop, mean and standard deviation."""
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{self._geometry()}; mean {mean}; std {std}"
+
+    def _geometry(self) -> str:
+        height, width = self.img_size
+        crop = f"central crop of {height}x{width}"
+        if self.steps:
+            to = ", ".join(f"{name} {value}" for name, value in (self.steps.size or {}).items())
+            order = "; channels in the order BGR" if self.steps.bgr else ""
+            resized = f"resized to {to} ({self.interpolation})" if to else "not resized"
+            return f"{resized}, {crop if self.steps.crop else 'no crop'}{order}"
+        whole = max(self.img_size) <= MAX_SMALL_SIDE
+        small = f" (images of {height}x{width} are used as they are)" if whole else ""
+        sides = [math.floor(side / self.crop_pct) for side in self.img_size]
+        size = str(min(sides)) if self.crop_mode == "center" and height == width else "x".join(map(str, sides))
+        what = {"center": "shorter side", "squash": "both sides", "border": "longer side"}[self.crop_mode]
+        return f"{what} resized to {size} ({self.interpolation}), {crop}{small}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -1,11 +1,11 @@
 """Stochastic depth (Huang et al. 2016, arXiv:1603.09382) that compiles to one graph for all rates."""
 
-import timm.layers
 import torch
+from timm.layers import DropPath as TimmDropPath
 from torch import Tensor
 
 
-class DropPath(timm.layers.DropPath):
+class DropPath(TimmDropPath):
     """timm's layer with other operations: a Bernoulli draw makes its rate a constant of the compiled graph.
 
     Each block has another rate, so each would be compiled by itself. Here the rate is a tensor without dimensions. It

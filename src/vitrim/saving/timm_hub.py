@@ -1,7 +1,10 @@
-"""Lets timm build pruned models, from a folder (`local-dir:`) or from the Hugging Face Hub (`hf-hub:`).
+"""Lets timm build models of vitrim, from a folder (`local-dir:`) or from the Hugging Face Hub (`hf-hub:`).
 
 `config.json` of a pruned model names the architecture `vitrim_cut`. It is registered here. Its arguments are the dense
 architecture, the plan, and what was changed on the model besides. timm loads the weights.
+
+`config.json` of a dense model names the architecture of timm, so timm alone can load it. timm does not load weights
+unless it is asked. After `import vitrim`, a dense model of vitrim comes with its weights too.
 """
 
 import json
@@ -77,14 +80,41 @@ def vitrim_cut(
     )
 
 
-def register_with_timm() -> None:
-    """Register the architecture `vitrim_cut` with timm, if it is not registered.
+def vitrim_dense(pretrained: bool = False, *, pretrained_cfg: dict[str, Any], **arguments: Any) -> nn.Module:
+    """Build the dense model of a folder that vitrim wrote, and load its weights. timm calls this function.
 
-    `save_for_hf` and `push_to_hf_hub` of timm then write this architecture for pruned models.
+    Args:
+        pretrained: has no effect. timm's default is False, so it cannot be told whether a caller asked for it.
+        pretrained_cfg: names the architecture, and says where the weights are; from timm.
+        **arguments: of the model, and of timm, such as `num_classes` and `features_only`.
+    """
+    build = timm.model_entrypoint(pretrained_cfg["architecture"])
+    model: nn.Module = build(pretrained=True, pretrained_cfg=pretrained_cfg, **arguments)
+    return model
+
+
+def register_with_timm() -> None:
+    """Register the architectures `vitrim_cut` and `vitrim_dense` with timm, if they are not registered.
+
+    `save_for_hf` and `push_to_hf_hub` of timm then write `vitrim_cut` for pruned models. No file names `vitrim_dense`:
+    timm builds it for the folder of a dense model that vitrim wrote.
     """
     if not timm.is_model(vitrim_cut.__name__):
         register_model(vitrim_cut)
+        register_model(vitrim_dense)
+        wrapt.wrap_function_wrapper("timm.models._hub", "_parse_model_cfg", _parse_config)
         wrapt.wrap_function_wrapper("timm.models._hub", "save_config_for_hf", _save_config)
+
+
+def _parse_config(parse: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """timm's `_parse_model_cfg`, which reads a `config.json`; for a dense model of vitrim it names `vitrim_dense`."""
+    config = args[0] if args else kwargs["cfg"]
+    about = config.get("vitrim") or {}
+    is_dense = about.get("library") == "timm" and about.get("plan") is None
+    pretrained_cfg, architecture, model_args = parse(*args, **kwargs)
+    if not is_dense or architecture == vitrim_cut.__name__:
+        return pretrained_cfg, architecture, model_args
+    return {**pretrained_cfg, "architecture": architecture}, vitrim_dense.__name__, model_args
 
 
 def _save_config(save_config_for_hf: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

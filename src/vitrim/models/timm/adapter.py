@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 import timm
-import timm.data
-import timm.layers
+from timm.data import resolve_data_config
+from timm.layers import DropPath as TimmDropPath
 from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from vitrim.models.heads import num_outputs, submodule
 from vitrim.models.label_names import label_names
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
+from vitrim.models.timm.downloads import downloading
 from vitrim.models.timm.families import BY_CLASS, Family, family_of
 from vitrim.models.timm.finders import set_head_width
 from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
@@ -36,6 +37,7 @@ from vitrim.structure import TensorCut, UnitGroup, UnitKind, ViTStructure
 
 PRUNED_ARCHITECTURE = "vitrim_cut"  # the architecture under which vitrim registers pruned models with timm
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # keys of `pretrained_cfg`
+OF_OTHER_SIZES = ("test_input_size", "test_crop_pct", "test_pool_size", "min_input_size")  # of published weights
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
@@ -110,10 +112,9 @@ class TimmAdapter:
         model.reset_classifier(num_classes)
 
     def build(self, origin: Origin) -> nn.Module:
-        """Build the dense model of this origin, with its preprocessing in `pretrained_cfg`."""
+        """Build the dense model of this origin. Its `pretrained_cfg` states its own images and classes."""
         model: Any = create_model(origin.architecture, **origin.model_args)
-        settings = {name: origin.preprocessing[name] for name in PREPROCESSING if name in origin.preprocessing}
-        model.pretrained_cfg = model.default_cfg = {**(model.pretrained_cfg or {}), **settings}
+        model.pretrained_cfg = model.default_cfg = _pretrained_cfg(model, origin)
         return model
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
@@ -150,7 +151,7 @@ class TimmAdapter:
         for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
             for module in list(block.modules()):
                 for name, child in list(module.named_children()):
-                    if name.startswith("drop_path") and isinstance(child, timm.layers.DropPath | nn.Identity):
+                    if name.startswith("drop_path") and isinstance(child, TimmDropPath | nn.Identity):
                         setattr(module, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())
 
     def config_root(self, model: nn.Module, origin: Origin, changes: Changes) -> dict[str, Any]:
@@ -179,7 +180,7 @@ class TimmAdapter:
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """Read the preprocessing from `pretrained_cfg`, with timm's defaults."""
-        config = timm.data.resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
+        config = resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
         channels, *size = _image_shape(model)
         settings = {
             "img_size": size,
@@ -190,6 +191,22 @@ class TimmAdapter:
             "crop_mode": config["crop_mode"],
         }
         return with_channels(settings, channels)
+
+
+def _pretrained_cfg(model: nn.Module, origin: Origin) -> dict[str, Any]:
+    """timm's configuration of a model, with the image size, preprocessing and classes that the origin states.
+
+    A model that was just built has the configuration of the published weights of its architecture.
+    """
+    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    preprocessing, (channels, *size) = origin.preprocessing, _image_shape(model)
+    input_size = (channels, *(preprocessing.get("img_size") or size))
+    if input_size != tuple(config.get("input_size") or ()):
+        config = {name: value for name, value in config.items() if name not in OF_OTHER_SIZES}
+    if origin.classes or config.get("num_classes") != origin.model_args["num_classes"]:
+        config["label_names"] = list(origin.classes) or None
+    settings = {name: preprocessing[name] for name in PREPROCESSING if name in preprocessing}
+    return {**config, "input_size": input_size, "num_classes": origin.model_args["num_classes"], **settings}
 
 
 def create_model(architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
@@ -206,7 +223,8 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
         hint = f" Did you mean {', '.join(near)}?" if near else " `timm.list_models('vit*')` lists the names."
         raise SettingError(f"timm has no model named {architecture!r}, and there is no such file or folder.{hint}")
     try:
-        model = timm.create_model(architecture, pretrained=pretrained, **arguments)
+        with downloading(architecture, pretrained=pretrained):
+            model = timm.create_model(architecture, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise SettingError(f"timm's {architecture} does not take these arguments: {error}.") from error
     except (AssertionError, RuntimeError, OSError) as error:  # no network, no such repository

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
@@ -21,6 +23,7 @@ from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.models.changes import Changes
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, structure_of
+from vitrim.models.downloads import from_network
 from vitrim.models.heads import num_features, num_outputs
 from vitrim.models.layers import part_problem
 from vitrim.models.origin import Origin
@@ -209,7 +212,16 @@ def _build(architecture: str, arguments: Mapping[str, Any], *, pretrained: bool 
         hint = f" Did you mean {near[0]}?" if near else ""
         names = f"{', '.join(SIZES_BY_NAME)}, VisionTransformer and SwinTransformer"
         raise SettingError(f"vitrim does not know torchvision's {architecture!r}.{hint} It knows {names}.")
-    return torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None, **arguments)
+    if not pretrained:
+        return torchvision.models.get_model(architecture, weights=None, **arguments)
+    url = torchvision.models.get_model_weights(architecture).DEFAULT.url
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    advice = (
+        f"Pass this file in place of the name, with --arch torchvision:{architecture} and without --pretrained, "
+        f"or copy it to {cached}."
+    )
+    with from_network(f"torchvision's {architecture}", url, advice, cached=cached):
+        return torchvision.models.get_model(architecture, weights="DEFAULT", **arguments)
 
 
 def _head(model: Any) -> nn.Module:

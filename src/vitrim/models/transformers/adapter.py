@@ -142,6 +142,7 @@ class HuggingFaceAdapter:
         num_classes = origin.model_args["num_classes"]
         if num_classes and built.num_labels != num_classes:
             built.num_labels = num_classes
+        _name_labels(built, origin.classes)
         model = cls(built, **origin.model_args.get("init", {}))
         if BY_CLASS[origin.architecture].any_size and (size := origin.preprocessing.get("img_size")):
             setattr(model, IMG_SIZE, list(size))
@@ -156,6 +157,7 @@ class HuggingFaceAdapter:
                 "ForImageClassification."
             )
         model.config.num_labels = model.num_labels = num_classes
+        _name_labels(model.config, tuple(f"{GENERATED_LABEL}{index}" for index in range(num_classes)))
         for name in heads:
             width = _head_width(model, getattr(model, name))
             head = nn.Linear(width, num_classes).to(next(model.parameters()))
@@ -309,6 +311,13 @@ def _classes(model: Any) -> tuple[str, ...]:
     if len(by_output) != len(names) or any(name.startswith(GENERATED_LABEL) for name in names):
         return ()
     return tuple(names)
+
+
+def _name_labels(config: Any, names: tuple[str, ...]) -> None:
+    """Write the names of the outputs into a configuration, if there are names."""
+    if names:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def _head_width(model: Any, head: nn.Module) -> int:

@@ -2,11 +2,15 @@
 
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 from torch import nn
 
 from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
+from vitrim.models.downloads import from_network, hub_url
 from vitrim.models.transformers.auto import MODEL_TYPE
 from vitrim.models.transformers.families import HEADS
 
@@ -36,6 +40,18 @@ def from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
     num_classes = arguments.pop("num_classes", None)
     if arguments:
         raise SettingError(f"{name} is a saved model with its own settings. Leave out {', '.join(arguments)}.")
+    if Path(name).is_dir():
+        return _load(transformers, name, num_classes)
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    advice = (
+        "Download model.safetensors and preprocessor_config.json from there too, into one folder, and pass this folder "
+        f"in place of transformers:{name}. Or copy the folder {folder} of a machine that has it."
+    )
+    with from_network(f"transformers:{name}", hub_url(name, "config.json"), advice):
+        return _load(transformers, name, num_classes)
+
+
+def _load(transformers: Any, name: str, num_classes: int | None) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         architecture = (config.architectures or [""])[0]

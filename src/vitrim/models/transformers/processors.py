@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrim.errors import SettingError
+from vitrim.models.downloads import from_network, hub_url
 from vitrim.runs.progress import log
 
 RESAMPLING = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
@@ -49,7 +50,8 @@ def log_defaults(name: str, model_class: str, settings: str) -> None:
 
 @cache
 def _from_hub(name: str) -> dict[str, Any] | None:
-    return _read(name)
+    with from_network(f"transformers:{name}", hub_url(name, "preprocessor_config.json"), ""):
+        return _read(name)
 
 
 def _read(name: str) -> dict[str, Any] | None:

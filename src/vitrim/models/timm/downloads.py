@@ -1,0 +1,50 @@
+"""Where timm downloads the weights of a model from, and what to do without a network."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+
+from vitrim.models.downloads import from_network, hub_url
+
+WEIGHTS = "model.safetensors"
+
+
+def downloading(name: str, *, pretrained: bool) -> AbstractContextManager[None]:
+    """A context in which timm may download the weights of a model; see `vitrim.models.downloads`.
+
+    Args:
+        name: an architecture, or a repository after `hf-hub:`.
+        pretrained: whether the weights are loaded.
+    """
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:").partition("@")[0]
+        advice = (
+            f"Download {WEIGHTS} from there too, into one folder, and pass this folder in place of timm:{name}. "
+            f"{_copied(repository)}"
+        )
+        return from_network(f"timm:{name}", hub_url(repository, "config.json"), advice)
+    config = timm.get_pretrained_cfg(name) if pretrained else None
+    if config is None or not (config.hf_hub_id or config.url):
+        return nullcontext()  # timm says that it has no weights
+    if config.hf_hub_id:
+        file = config.hf_hub_filename or WEIGHTS
+        advice = f"{_passed(name)}. {_copied(config.hf_hub_id)}"
+        return from_network(name, hub_url(config.hf_hub_id, file), advice)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
+    advice = (
+        f"Pass this file in place of the name, with --arch {name} and without --pretrained, or copy it to {cached}."
+    )
+    return from_network(name, config.url, advice, cached=cached)
+
+
+def _passed(name: str) -> str:
+    return f"Pass this file in place of the name, with --arch {name} and without --pretrained"
+
+
+def _copied(repository: str) -> str:
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    return f"Or copy the folder {folder} of a machine that has it."
