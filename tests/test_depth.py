@@ -9,10 +9,11 @@ import pytest
 from builders.models import same_tensors
 from builders.runs import FinishedRun, digits, digits_model, read_lines, short_recipe, short_training, stop
 from vitrim import depth
+from vitrim.compress_run import open_folder
 from vitrim.costs.device import DeviceTimes
 from vitrim.depth import choose_num_blocks, mean_divergence
 from vitrim.errors import BudgetError
-from vitrim.pipeline import compress, open_folder
+from vitrim.pipeline import compress
 from vitrim.planning import Planner
 from vitrim.source import Source
 from vitrim.surgery import prune

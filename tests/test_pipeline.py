@@ -32,7 +32,8 @@ from builders.runs import (
 from builders.teachers import cnn
 from builders.trainings import stop_at
 from builders.worker_counts import counted_workers
-from vitrim import depth, pipeline, planning
+from vitrim import compress_run, depth, pipeline, planning
+from vitrim.compress_run import Compressed, open_folder
 from vitrim.costs.counting import count_cost
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import FolderInUse, SettingError
@@ -124,10 +125,10 @@ def test_the_dense_model_is_not_changed(finished_run: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], pipeline.Compressed]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Compressed]:
     """Returns the result of a run that was not interrupted, by the number of blocks; each is made once."""
 
-    def compressed(blocks: Any) -> pipeline.Compressed:
+    def compressed(blocks: Any) -> Compressed:
         recipe = short_recipe(blocks=blocks, width_training=RANDOM, depth_training=RANDOM)
         return compress(digits_model(depth=4), digits(), recipe, tmp_path_factory.mktemp("uninterrupted") / "run")
 
@@ -136,7 +137,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], p
 
 @pytest.mark.parametrize("stage", ["depth-search-1", pytest.param("width", marks=pytest.mark.slow), "depth"])
 def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
-    stage: str, uninterrupted: Callable[[Any], pipeline.Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, uninterrupted: Callable[[Any], Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = "auto" if "search" in stage else 1
     recipe = short_recipe(blocks=blocks, width_training=RANDOM, depth_training=RANDOM)
@@ -171,8 +172,8 @@ def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
 def test_a_finished_run_is_read_and_not_repeated(finished_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run: FinishedRun = finished_run("depth")
     before = files_in(run.folder)
-    for name in ("train", "recover", "evaluate", "measure_latencies", "rank_blocks_for_removal"):
-        monkeypatch.setattr(pipeline, name, stop)
+    for name in ("train", "recover", "evaluate", "measure_latencies"):
+        monkeypatch.setattr(compress_run, name, stop)
     for name in ("score", "recover", "allocate", "measure_latencies", "rank_blocks_for_removal"):
         monkeypatch.setattr(planning, name, stop)
     for name in ("run_job", "rank_blocks_for_removal"):
@@ -248,14 +249,14 @@ def test_another_value_of_a_setting_is_refused_or_the_result_is_the_same_bit_for
     before, changed, accepted, source = files_in(folder), recipe, set(), Source.of(digits_model(), data)
     for key in keys_of(to_table(recipe)):
         try:
-            pipeline.open_folder(folder, source, command, other_value(recipe, key))
+            open_folder(folder, source, command, other_value(recipe, key))
         except FolderInUse as problem:
             assert f"recipe.{key} was" in str(problem)
             assert files_in(folder) == before
         else:
             accepted.add(key)
             changed = other_value(changed, key)
-            pipeline.open_folder(folder, source, command, recipe)
+            open_folder(folder, source, command, recipe)
     training = {"checkpoint_minutes", "compile", "evaluate_every", "num_workers"}
     tables = {"train": ["training"], "compress": ["width_training", "depth_training"]}[command]
     latency = {"latency.rounds", "latency.warmup"} if command == "compress" else set()

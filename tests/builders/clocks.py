@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from vitrim import pipeline, planning
+from vitrim import compress_run, planning
 from vitrim.costs import device, latency_table
 from vitrim.costs.latency import Latency
 from vitrim.surgery import prune
@@ -57,6 +57,6 @@ def install(clock: Clock, patch: pytest.MonkeyPatch, cache: Path | None = None) 
     patch.setattr(latency_table, "measure_savings", savings)
     patch.setattr(device, "measure_latency", lambda model, settings: latencies([model])[0])
     patch.setattr(planning, "measure_latencies", latencies)
-    patch.setattr(pipeline, "measure_latencies", latencies)
+    patch.setattr(compress_run, "measure_latencies", latencies)
     if cache is not None:
         patch.setattr(latency_table, "user_cache_path", lambda name: cache / name)
