@@ -80,15 +80,15 @@ def with_latency(report: dict[str, Any], ratio: float, spread: float | None = 0.
     [
         (0.51, 0.01, []),
         (0.48, 0.01, []),
-        (0.55, 0.01, ["11 ms, 10 % above the prediction of 10 ms, which is outside the 95 % interval"]),
-        (0.55, 0.06, ["11 ms, 10 % above the prediction of 10 ms, which is inside the 95 % interval"]),
+        (0.55, 0.01, ["11 ms, 10 % above the prediction of 10 ms (outside the 95 % interval"]),
+        (0.55, 0.06, ["11 ms, 10 % above the prediction of 10 ms (inside the 95 % interval"]),
         (0.45, None, ["9 ms, 10 % below the prediction of 10 ms."]),
         (
             0.65,
             0.06,
             [
-                "13 ms, 8 % above the limit of 12 ms, which is inside the 95 % interval",
-                "13 ms, 30 % above the prediction of 10 ms, which is outside the 95 % interval",
+                "13 ms, 8 % above the limit of 12 ms (inside the 95 % interval",
+                "13 ms, 30 % above the prediction of 10 ms (outside the 95 % interval",
             ],
         ),
     ],

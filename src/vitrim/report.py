@@ -219,9 +219,8 @@ def missed_latency(latency: dict[str, Any]) -> list[str]:
             continue
         noise = ""
         if low is not None:
-            noise = (
-                f", which is {'inside' if low <= stated_ms <= high else 'outside'} the 95 % interval of the measurement"
-            )
+            place = "inside" if low <= stated_ms <= high else "outside"
+            noise = f" ({place} the 95 % interval of the measurement)"
         sentences.append(f"Measured {measured_ms:.4g} ms, {difference} the {name} of {stated_ms:.4g} ms{noise}.")
     if sentences:
         sentences.append("The machine may have been busy when the model was timed.")
