@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from vitrim.data.stated_preprocessing import set_preprocessing
 from vitrim.errors import SettingError
 from vitrim.models import adapter_of_library
 from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
@@ -24,6 +25,7 @@ def open_model(
     img_size: int | None = None,
     patch_size: int | None = None,
     model_args: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build or load a model in eval mode, in float32, on the CPU.
 
@@ -37,12 +39,24 @@ def open_model(
         img_size: height and width of the input in pixels. By default as in the checkpoint, or as in the architecture.
         patch_size: height and width of a patch in pixels. By default as `img_size`.
         model_args: further arguments of the architecture, such as `{"embed_dim": 192}`.
+        preprocessing: how images are prepared, if it is not as the model says; arguments of `set_preprocessing`.
 
     Raises:
         SettingError: the name is unknown, or arguments contradict each other.
         CheckpointMismatch: the weights do not fit the architecture.
         UnsupportedModel: the library cannot build the model.
     """
+    if preprocessing:
+        opened = open_model(
+            name,
+            arch=arch,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            img_size=img_size,
+            patch_size=patch_size,
+            model_args=model_args,
+        )
+        return set_preprocessing(opened, **preprocessing)
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
     path = Path(name)
