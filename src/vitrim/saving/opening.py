@@ -46,19 +46,14 @@ def open_model(
         CheckpointMismatch: the weights do not fit the architecture.
         UnsupportedModel: the library cannot build the model.
     """
-    if preprocessing:
-        opened = open_model(
-            name,
-            arch=arch,
-            pretrained=pretrained,
-            num_classes=num_classes,
-            img_size=img_size,
-            patch_size=patch_size,
-            model_args=model_args,
-        )
-        return set_preprocessing(opened, **preprocessing)
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
+    model = _open(name, arch, arguments, pretrained=pretrained)
+    return set_preprocessing(model, **preprocessing) if preprocessing else model
+
+
+def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    """As `open_model`; `arguments` are those of the architecture that were given."""
     path = Path(name)
     if path.exists():
         path = resolve_model_path(path, arch)
