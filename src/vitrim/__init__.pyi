@@ -4,6 +4,7 @@ from .costs.counting import count_cost as count_cost
 from .costs.latency import measure_latency as measure_latency
 from .data.loading import load_data as load_data
 from .data.model_batches import batches as batches
+from .data.stated_preprocessing import set_preprocessing as set_preprocessing
 from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
 from .exporting import export as export

@@ -20,7 +20,7 @@ from vitrim.errors import DataError, SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.losses import needs_teacher_logits
-from vitrim.models import describe, origin_of
+from vitrim.models import STATED_ATTRIBUTE, describe, origin_of
 from vitrim.models.changes import Changes
 from vitrim.models.wrappers import unwrapped
 from vitrim.recipe import Recipe, to_table
@@ -116,6 +116,7 @@ class Source:
     def identity(self, command: str, recipe: Any) -> dict[str, Any]:
         """What a run is made from. Another run folder is needed where any of it differs."""
         teachers = {"teachers": [teacher.to_dict() for teacher in self.teachers]} if self.teachers else {}
+        stated = getattr(self.model, STATED_ATTRIBUTE, None)
         return {
             "command": command,
             "model": {"architecture": self.structure.model, "weights": self.fingerprint},
@@ -126,6 +127,7 @@ class Source:
                 "fingerprint": self.data.fingerprint(),
             },
             **teachers,
+            **({"preprocessing": stated} if stated else {}),
             "recipe": to_table(recipe),
         }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrim.cli.options import DataOptions, ModelOptions
+from vitrim.cli.preprocessing import preprocessing_settings
 from vitrim.cli.values import model_args, value_range
 from vitrim.errors import SettingError
 
@@ -99,9 +100,12 @@ def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
     Raises:
         SettingError: the name is unknown, or the options do not fit it. CheckpointMismatch: the weights do not fit.
     """
+    from vitrim.data.matching import preprocessing_of
+    from vitrim.runs.progress import log
     from vitrim.saving.opening import open_model
 
-    return open_model(
+    stated = preprocessing_settings(options)
+    model = open_model(
         name,
         arch=options.arch,
         pretrained=options.pretrained,
@@ -109,7 +113,11 @@ def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
         img_size=options.img_size,
         patch_size=options.patch_size,
         model_args=model_args(options.model_arg or []),
+        preprocessing=stated,
     )
+    if stated:
+        log(f"{name}: images are prepared as stated: {preprocessing_of(model).text()}")
+    return model
 
 
 def channels_of(model: "nn.Module") -> int:

@@ -24,7 +24,7 @@ RENAMED = {
     ("plan", "--train-batch-size"): "--batch-size",
     ("evaluate", "--batch-size"): "--eval-batch",
 }
-FRACTIONS = ("--keep", "--keep-params", "--keep-macs")
+FRACTIONS = ("--keep", "--keep-params", "--keep-macs", "--crop-pct")
 SYNONYMS = {"gpu": "cuda", "torch": "cpu", "onnx": "onnxruntime", "ort": "onnxruntime"}  # of the values of --on
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from cyclopts import Group, Parameter, Token
 
+from vitrim.cli.preprocessing import PreprocessingOptions
 from vitrim.cli.values import milliseconds
 from vitrim.errors import SettingError
 
@@ -42,6 +43,7 @@ OPTIONS_OF_SETTING = {
     "width_training.num_workers": ("--num-workers",),
     "depth_training.num_workers": ("--num-workers",),
     "training.num_workers": ("--num-workers",),
+    **{name: (f"--{name.replace('_', '-')}",) for name in ("mean", "std", "crop_pct", "interpolation")},
 }
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ TEACHER_HELP = (
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(PreprocessingOptions):
     """How to build or load the model, besides its name."""
 
     arch: Annotated[str | None, Parameter(help="architecture of a checkpoint file (default: as the file states)")] = (

@@ -23,6 +23,7 @@ from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
 ORIGIN_ATTRIBUTE = "vitrim_origin"
+STATED_ATTRIBUTE = "vitrim_stated_preprocessing"  # what a person stated, and not the library
 
 
 class Adapter(Protocol):
@@ -90,6 +91,9 @@ class Adapter(Protocol):
 
         `steps`, if known, are more exact (see `vitrim.data.processor`). `refused` alone says why vitrim cannot do it.
         """
+
+    def set_preprocessing(self, model: nn.Module, settings: dict[str, Any]) -> None:
+        """Write some of these keys, in place, to where the library itself keeps them; nothing if it keeps none."""
 
 
 ADAPTERS: tuple[Adapter, ...] = (TimmAdapter(), HuggingFaceAdapter(), TorchvisionAdapter())

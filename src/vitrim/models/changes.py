@@ -28,7 +28,7 @@ BOOKKEEPING = {  # attributes that no forward pass in eval mode reads, or that t
     *("_compiled_call_impl", "grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func"),
     *("pretrained_cfg", "default_cfg", "pretrained_model_args", "_model_args", "_traits", "feature_info"),
     *("config", "generation_config", "name_or_path", "warnings_issued", "_is_hf_initialized"),
-    *("vitrim_origin", "vitrim_img_size", "vitrim_architecture"),
+    *("vitrim_origin", "vitrim_img_size", "vitrim_architecture", "vitrim_stated_preprocessing"),
 }
 OF_THE_MODEL = {"num_classes", "num_labels"}  # attributes of the model itself; the origin holds the number of outputs
 Changes = dict[str, Any]

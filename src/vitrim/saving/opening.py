@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from vitrim.data.stated_preprocessing import set_preprocessing
 from vitrim.errors import SettingError
 from vitrim.models import adapter_of_library
 from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
@@ -24,6 +25,7 @@ def open_model(
     img_size: int | None = None,
     patch_size: int | None = None,
     model_args: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build or load a model in eval mode, in float32, on the CPU.
 
@@ -37,6 +39,7 @@ def open_model(
         img_size: height and width of the input in pixels. By default as in the checkpoint, or as in the architecture.
         patch_size: height and width of a patch in pixels. By default as `img_size`.
         model_args: further arguments of the architecture, such as `{"embed_dim": 192}`.
+        preprocessing: how images are prepared, if it is not as the model says; arguments of `set_preprocessing`.
 
     Raises:
         SettingError: the name is unknown, or arguments contradict each other.
@@ -45,6 +48,12 @@ def open_model(
     """
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
+    model = _open(name, arch, arguments, pretrained=pretrained)
+    return set_preprocessing(model, **preprocessing) if preprocessing else model
+
+
+def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    """As `open_model`; `arguments` are those of the architecture that were given."""
     path = Path(name)
     if path.exists():
         path = resolve_model_path(path, arch)

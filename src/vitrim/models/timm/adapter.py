@@ -27,6 +27,7 @@ from vitrim.models.heads import num_outputs, submodule
 from vitrim.models.label_names import label_names
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
+from vitrim.models.timm.configuration import PREPROCESSING, true_configuration
 from vitrim.models.timm.downloads import downloading
 from vitrim.models.timm.families import BY_CLASS, Family, family_of
 from vitrim.models.timm.finders import set_head_width
@@ -36,8 +37,6 @@ from vitrim.plan import PruningPlan
 from vitrim.structure import TensorCut, UnitGroup, UnitKind, ViTStructure
 
 PRUNED_ARCHITECTURE = "vitrim_cut"  # the architecture under which vitrim registers pruned models with timm
-PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # keys of `pretrained_cfg`
-OF_OTHER_SIZES = ("test_input_size", "test_crop_pct", "test_pool_size", "min_input_size")  # of published weights
 RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
 
 
@@ -114,7 +113,7 @@ class TimmAdapter:
     def build(self, origin: Origin) -> nn.Module:
         """Build the dense model of this origin. Its `pretrained_cfg` states its own images and classes."""
         model: Any = create_model(origin.architecture, **origin.model_args)
-        model.pretrained_cfg = model.default_cfg = _pretrained_cfg(model, origin)
+        model.pretrained_cfg = model.default_cfg = true_configuration(model, origin, _image_shape(model))
         return model
 
     def fit_units(self, model: Any, structure: ViTStructure, plan: PruningPlan) -> None:
@@ -178,6 +177,10 @@ class TimmAdapter:
         """None: timm reads no such file."""
         return None
 
+    def set_preprocessing(self, model: Any, settings: dict[str, Any]) -> None:
+        """Write them into `pretrained_cfg`."""
+        model.pretrained_cfg = model.default_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **settings}
+
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """Read the preprocessing from `pretrained_cfg`, with timm's defaults."""
         config = resolve_data_config(pretrained_cfg=dict(getattr(model, "pretrained_cfg", None) or {}))
@@ -191,22 +194,6 @@ class TimmAdapter:
             "crop_mode": config["crop_mode"],
         }
         return with_channels(settings, channels)
-
-
-def _pretrained_cfg(model: nn.Module, origin: Origin) -> dict[str, Any]:
-    """timm's configuration of a model, with the image size, preprocessing and classes that the origin states.
-
-    A model that was just built has the configuration of the published weights of its architecture.
-    """
-    config = dict(getattr(model, "pretrained_cfg", None) or {})
-    preprocessing, (channels, *size) = origin.preprocessing, _image_shape(model)
-    input_size = (channels, *(preprocessing.get("img_size") or size))
-    if input_size != tuple(config.get("input_size") or ()):
-        config = {name: value for name, value in config.items() if name not in OF_OTHER_SIZES}
-    if origin.classes or config.get("num_classes") != origin.model_args["num_classes"]:
-        config["label_names"] = list(origin.classes) or None
-    settings = {name: preprocessing[name] for name in PREPROCESSING if name in preprocessing}
-    return {**config, "input_size": input_size, "num_classes": origin.model_args["num_classes"], **settings}
 
 
 def create_model(architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:

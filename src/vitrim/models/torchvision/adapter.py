@@ -185,6 +185,9 @@ class TorchvisionAdapter:
         """None: torchvision reads no such file."""
         return None
 
+    def set_preprocessing(self, model: nn.Module, settings: dict[str, Any]) -> None:
+        """Change nothing: a model does not hold its preprocessing. The origin does."""
+
     def preprocessing(self, model: Any) -> dict[str, Any]:
         """The preprocessing of the published weights of this name and image size, else `PREPROCESSING`."""
         size, channels = list(_img_size(model)), input_channels(model, 3)

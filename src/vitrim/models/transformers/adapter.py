@@ -193,6 +193,9 @@ class HuggingFaceAdapter:
         for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
             block.drop_path = DropPath(block_rate) if block_rate > 0 else nn.Identity()
 
+    def set_preprocessing(self, model: nn.Module, settings: dict[str, Any]) -> None:
+        """Change nothing: a model does not hold its preprocessing. The origin does."""
+
     def preprocessing(self, model: Any) -> dict[str, Any]:
         """The settings of the image processor in the folder of the weights, else those of the family."""
         family = _family(model)
