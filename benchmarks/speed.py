@@ -25,7 +25,7 @@ from benchmarks.run import status_of
 from vitrim.errors import SettingError
 
 Section = Literal[
-    "scoring", "distillation", "latency", "budget", "growth", "gpu-scoring", "gpu-latency", "gpu-training"
+    "scoring", "distillation", "latency", "budget", "growth", "busy", "gpu-scoring", "gpu-latency", "gpu-training"
 ]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 Record = dict[str, Any]
@@ -122,6 +122,15 @@ def _growth(smoke: bool) -> Parts:
     return {"all": measure}
 
 
+def _busy(smoke: bool) -> Parts:
+    from benchmarks.costs.busy import measure_images, measure_threads
+
+    return {
+        "threads": lambda: (Found(ratios=ratios) for ratios in measure_threads(smoke=smoke)),
+        "images": lambda: (Found(ratios=ratios) for ratios in measure_images(smoke=smoke)),
+    }
+
+
 def _gpu_scoring(smoke: bool) -> Parts:
     from benchmarks.costs.gpu_scoring import parts
 
@@ -146,6 +155,7 @@ MEASURES: dict[Section, Callable[[bool], Parts]] = {
     "latency": _latency,
     "budget": _budget,
     "growth": _growth,
+    "busy": _busy,
     "gpu-scoring": _gpu_scoring,
     "gpu-latency": _gpu_latency,
     "gpu-training": _gpu_training,

@@ -70,7 +70,7 @@ def test_a_measured_section_is_not_measured_again(tmp_path: Path, measured: list
     assert measured == ["scoring", "growth"]  # in the order of the tables
     before = contents(tmp_path)
     assert exit_status(main, "-o", tmp_path) == 0
-    assert measured[2:] == ["distillation", "latency", "budget"]
+    assert measured[2:] == ["distillation", "latency", "budget", "busy"]
     assert before.items() <= contents(tmp_path).items()
 
 

@@ -31,7 +31,7 @@ def test_status_2_and_one_line_when_the_user_must_change_something(place: Comman
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("stated", "expected"),
     [
         ({}, {"GOMP_SPINCOUNT": "1000"}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
@@ -39,12 +39,12 @@ def test_status_2_and_one_line_when_the_user_must_change_something(place: Comman
     ],
 )
 def test_threads_that_wait_spin_for_a_short_time_unless_the_user_says_otherwise(
-    given: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    stated: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
+    for name, value in stated.items():
         monkeypatch.setenv(name, value)
     # torch reads the variables when it is imported; the command ends before that, and says what it finds
     spy = "import os, sys, types\ndef run_demo(folder):\n"

@@ -25,9 +25,8 @@ from vitrim.cli.options import (
     ModelName,
     ModelOptions,
     RunFolderOption,
-    compress_recipe,
-    train_recipe,
 )
+from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.tables import print_evaluations, print_export, print_line, print_plan, print_report, print_structure
 from vitrim.errors import BudgetError, SettingError
 
