@@ -105,6 +105,9 @@ def smallest_step(model: nn.Module, multiple_of: int = 1) -> tuple[int, int]:
     return multiple_of * group.params, multiple_of * group.macs
 
 
+RANDOM = short_training(  # everything that uses random numbers
+    epochs=2, drop_path=0.2, ema_decay=0.9, checkpoint_minutes=0.0, augmentation=AugmentationSettings()
+)
 RECIPES = {
     "width": short_recipe(keep=0.7),
     "depth": short_recipe(keep=0.6, blocks=1),

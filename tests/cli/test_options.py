@@ -9,13 +9,8 @@ import pytest
 from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, assert_refused, call
 from vitrim.cli.commands import COMMANDS
 from vitrim.cli.messages import RENAMED
-from vitrim.cli.options import (
-    BudgetOptions,
-    CompressTraining,
-    DenseTraining,
-    compress_recipe,
-    train_recipe,
-)
+from vitrim.cli.options import BudgetOptions, CompressTraining, DenseTraining
+from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.values import milliseconds, model_args
 from vitrim.errors import SettingError
 from vitrim.recipe import load_recipe
