@@ -14,6 +14,7 @@ from builders.images import NO_AUGMENTATION
 from builders.models import build
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
+from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
 from vitrim.importance.criteria import ImportanceSettings
