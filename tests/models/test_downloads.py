@@ -10,6 +10,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from builders.families_timm import build_row
+from builders.families_transformers import HUGGINGFACE
+from builders.models import same_tensors
 from vitrim.errors import SettingError
 from vitrim.models import downloads
 from vitrim.saving.opening import open_model
@@ -89,6 +92,21 @@ def test_weights_of_torchvision_without_a_network(
     with pytest.raises(SettingError, match=r"--arch torchvision:vit_b_16") as problem:
         open_model("torchvision:vit_b_16", pretrained=True)
     assert ViT_B_16_Weights.DEFAULT.url in str(problem.value)
+
+
+def test_the_cache_of_the_hub_is_used_without_a_network(
+    silent_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_row(HUGGINGFACE["transformers ViT"], dtype=torch.float32)
+    repository = tmp_path / "models--someone--small-vit"
+    model.save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "ENDPOINT", silent_server)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    began = time.monotonic()
+    assert same_tensors(open_model("transformers:someone/small-vit"), model)
+    assert time.monotonic() - began < 10
 
 
 def test_what_is_in_the_cache_needs_no_network(silent_server: str, tmp_path: Path) -> None:

@@ -186,7 +186,8 @@ def open_teachers(
                 raise SettingError("a class has random weights; expected a name with weights, or a folder.")
             models.append(open_model(name, pretrained=not path.exists()))
         except UserError as problem:
-            hint = " --arch belongs to MODEL: save the teacher to a folder with vitrim.save." if path.is_file() else ""
+            needs_arch = path.is_file() or "--arch" in str(problem)
+            hint = " --arch belongs to MODEL: save the teacher to a folder with vitrim.save." if needs_arch else ""
             raise type(problem)(f"--teacher {name}: {problem}{hint}") from None
     return models or None
 

@@ -47,6 +47,8 @@ def from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
         "Download model.safetensors and preprocessor_config.json from there too, into one folder, and pass this folder "
         f"in place of transformers:{name}. Or copy the folder {folder} of a machine that has it."
     )
+    if "/" not in name:
+        advice = f"If a folder was meant: there is no model under {name!r}. {advice}"
     with from_network(f"transformers:{name}", hub_url(name, "config.json"), advice):
         return _load(transformers, name, num_classes)
 
