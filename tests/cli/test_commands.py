@@ -13,9 +13,11 @@ from builders.command_line import MODEL_OPTIONS, SMALL_DIGITS, CommandFolder, as
 from builders.models import same_tensors
 from builders.runs import digits_model, one_class_model
 from builders.teachers import CNN_SIZES, cnn
+from builders.worker_counts import counted_workers
 from vitrim.costs import device, latency_table
 from vitrim.costs.budget import Budget, smallest_cost
 from vitrim.costs.counting import count_cost
+from vitrim.data import loading
 from vitrim.plan import PruningPlan
 from vitrim.runs.files import read_json
 from vitrim.saving.checkpoint import load, save
@@ -44,6 +46,21 @@ def test_one_epoch_is_used_by_the_width_stage_where_no_block_is_removed(
     assert call(capsys, *place.compress("--depth", "0", "--epochs", "1"))[0] == 0
     rows = [json.loads(line) for line in (place.out / "metrics.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["epoch"]) for row in rows] == [("width", 1)]
+
+
+@pytest.mark.parametrize("set_in_recipe", [False, True])
+def test_the_number_of_workers_reaches_every_command(
+    set_in_recipe: bool, place: CommandFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, data = counted_workers(monkeypatch), ["--data", str(place.images("0123"))]
+    monkeypatch.setattr(loading, "common_size", lambda files: None)  # as images of different sizes
+    workers = ["--num-workers", "0"]
+    assert call(capsys, "evaluate", place.dense, *data, *workers)[0] == 0
+    recipe = ["--recipe", str(place.path / "recipe.toml")]
+    if set_in_recipe:  # --set comes after the option
+        workers = ["--num-workers", "3", *(f"--set={stage}_training.num_workers=0" for stage in ("width", "depth"))]
+    assert call(capsys, "plan", place.dense, *recipe, *data, *workers)[0] == 0
+    assert len(counts) > 2 and set(counts) == {0}
 
 
 def only_with_two_blocks(*, macs: bool = False) -> str:

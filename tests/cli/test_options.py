@@ -51,6 +51,14 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda p: p.compress("--latency", "12ms", "--batch-size", "1"),
         "--batch-size is 1; expected a multiple of 2 .* use --latency-batch",
     ),
+    "workers -1": (
+        lambda p: p.compress("--num-workers", "-1"),
+        "--num-workers is -1; expected a whole number from 0, or",
+    ),
+    "workers a word": (
+        lambda p: p.compress("--num-workers", "all"),
+        "--num-workers is all; expected a whole number or auto",
+    ),
     "latency batch 0": (lambda p: p.compress("--latency", "3ms", "--latency-batch", "0"), "--latency-batch is 0"),
     "evaluation batch 0": (
         lambda p: ["evaluate", str(p.dense), "--data", "digits", "--eval-batch", "0"],

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_workers_have_the_priority_of_the_process_that_uses_them(tmp_path: Path)
     priorities = [os.getpriority(os.PRIO_PROCESS, child.pid) for child in multiprocessing.active_children()]
     assert priorities == [os.getpriority(os.PRIO_PROCESS, 0)] * 2
     assert len(list(made)) == 1
+
+
+def test_workers_leave_an_interruption_to_the_process_that_uses_them(tmp_path: Path) -> None:
+    """Ctrl-C reaches all processes of a terminal. Workers that ended by themselves would print tracebacks."""
+    images = jpegs(tmp_path, 12, 2, side=16).train
+    made = iter(eval_batches(images, preprocessing(), batch_size=2, num_workers=1))
+    next(made)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGINT)
+    assert len(list(made)) == 5
 
 
 def test_the_number_of_workers_does_not_change_the_images() -> None:

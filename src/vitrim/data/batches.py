@@ -27,7 +27,7 @@ from vitrim.data.loading import read_image
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for
 from vitrim.data.transfer import send
-from vitrim.data.workers import NumWorkers, choose_num_workers, worker_context
+from vitrim.data.workers import NumWorkers, choose_num_workers, ignore_interruption, worker_context
 from vitrim.errors import DataError, SettingError, counted
 
 MAX_VALUES_TOGETHER = 2**22  # pixel values augmented in one go; several small batches, where calls cost most
@@ -345,6 +345,7 @@ def _stream(
         batch_sampler=ahead,  # read once, from its beginning
         num_workers=num_workers,
         multiprocessing_context=worker_context(num_workers),
+        worker_init_fn=ignore_interruption,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else the loader draws the seed of its workers from the global generator
     )

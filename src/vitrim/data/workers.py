@@ -9,6 +9,7 @@ nothing of the main module, so they do not import it.
 import math
 import multiprocessing
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,11 @@ def choose_num_workers(
         bytes_per_worker = BATCHES_PER_WORKER * batch_size * bytes_per_image
         found = min(found, shutil.disk_usage(SHARED_MEMORY).free // num_parts // bytes_per_worker)
     return found
+
+
+def ignore_interruption(worker: int) -> None:
+    """Let a worker go on after Ctrl-C, which reaches all processes of a terminal. The main process ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def worker_context(num_workers: int) -> BaseContext | None:
