@@ -32,11 +32,13 @@ from vitrim.evaluation import evaluate
 from vitrim.importance.criteria import score
 from vitrim.recovery.recover import recover
 
-COMPUTE = "while True: pass"
+# The programs end with the process that started them, also if it is killed.
+COMPUTE = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 BUSY = (0, 1, 4)  # other programs
 IMAGES = ("training", "scoring", "recovery", "evaluation")
 SHAPES = {"the ViT of vitrim demo, 8 x 8 pixels": "demo", "ViT-Ti/8 at 64 x 64": "tiny"}
-LIMITED, DEFAULT = {"GOMP_SPINCOUNT": SPIN_COUNT}, {}
+LIMITED = {"GOMP_SPINCOUNT": SPIN_COUNT}
+DEFAULT: dict[str, str] = {}
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def _uses(case: Case, data: object, workers: NumWorkers, stack: ExitStack) -> li
     """The ways to use images, each once for all of them."""
     found = data.with_num_workers(workers)  # type: ignore[attr-defined]
     loop = VitrimLoop(case, stack, data=found)
-    batches = Calibration(images=found.train, model=case.teacher, batch_size=case.settings.batch_size)
+    batches = Calibration(images=found.train, model=case.teacher, batch_size=int(case.settings.batch_size))
     return [
         ("training", loop.epoch),
         ("scoring", partial(score, case.teacher, batches)),

@@ -35,7 +35,7 @@ def main() -> None:
                 updates += 1
                 if time.perf_counter() - begun >= float(line):
                     break
-            print(updates * case.settings.batch_size / (time.perf_counter() - begun), flush=True)
+            print(updates * int(case.settings.batch_size) / (time.perf_counter() - begun), flush=True)
 
 
 if __name__ == "__main__":
