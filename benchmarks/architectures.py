@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.config import CellConfig, ModelSettings
 from vitrim.costs.budget import Budget, unprunable_summary
 from vitrim.costs.counting import Cost, block_cost, count_cost
-from vitrim.errors import BudgetError, SettingError
+from vitrim.errors import BudgetError, SettingError, percent
 from vitrim.importance.blocks import Batch
 from vitrim.importance.criteria import score
 from vitrim.models import describe, origin_of, with_new_head
@@ -83,8 +83,8 @@ def narrow_model(config: CellConfig, dense: nn.Module, budget: Budget, seed: int
     )
     if not fitting:
         raise BudgetError(
-            f"Even the narrowest {config.model.architecture} has more than {budget.params:.1%} of the parameters or "
-            f"{budget.macs:.1%} of the multiply-adds. Leave the arm timm-small out, or raise keep."
+            f"Even the narrowest {config.model.architecture} has more than {percent(budget.params, 1)} of the parameters "
+            f"or {percent(budget.macs, 1)} of the multiply-adds. Leave the arm timm-small out, or raise keep."
         )
     return fresh_model(config, structure.num_classes, seed, embed_dim=widths[fitting - 1])
 
@@ -160,8 +160,8 @@ def uniform_counts(structure: ViTStructure, budget: Budget) -> list[dict[str, in
     fewer_heads = next((n for n in range(max_heads) if fits(n, [min_neurons] * depth)), None)
     if fewer_heads is None:
         raise BudgetError(
-            f"With the same fraction kept in all blocks, no model has at most {budget.params:.1%} of the parameters "
-            f"and {budget.macs:.1%} of the multiply-adds. Raise keep, or lower recipe.budget.min_neurons."
+            f"With the same fraction kept in all blocks, no model has at most {percent(budget.params, 1)} of the "
+            f"parameters and {percent(budget.macs, 1)} of the multiply-adds. Raise keep, or lower recipe.budget.min_neurons."
             f"{unprunable_summary(structure)}"
         )
     counts = range(min_neurons, max(max_neurons, min_neurons) + 1, step)

@@ -21,6 +21,7 @@ from vitrim.costs import latency_table as tables
 from vitrim.costs.budget import Budget
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import LatencySettings, Runtime, measure_latencies
+from vitrim.errors import percent
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
@@ -80,7 +81,7 @@ def _lines(case: Case, on: Runtime) -> Iterator[Ratio]:
             f"with the dense model, dense latency {device.dense_ms:.4g} ms, budget {budget.latency_ms:.4g} ms"
         )
         about = {"section": "budget", "setting": setting}
-        name = f"{_names(on)}, budget {fraction:.0%} of the dense latency"
+        name = f"{_names(on)}, budget {percent(fraction)} of the dense latency"
         measured = found.ratio * device.dense_ms
         by_table = planner.times.total(proposal.plan)
         yield Ratio.counted(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.errors import percent
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.plan import KeptBlock, PruningPlan
@@ -82,7 +83,9 @@ class Case:
     @property
     def setting(self) -> str:
         """What one must know about the case to read a line of a table."""
-        return f"{self.name}, {KEEP:.0%} of the units kept, batch {self.settings.batch_size}, {threads_and_torch()}"
+        return (
+            f"{self.name}, {percent(KEEP)} of the units kept, batch {self.settings.batch_size}, {threads_and_torch()}"
+        )
 
 
 def threads_and_torch() -> str:

@@ -21,6 +21,7 @@ from benchmarks.costs.latency import missing_for_compile, uneven_scores
 from benchmarks.costs.ratios import seconds_in_turns
 from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget
+from vitrim.errors import percent
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 
@@ -28,7 +29,7 @@ VIT_S_8 = ("ViT-S/8 at 64 x 64", VIT_S, SMALL)
 VIT_B_16 = ("ViT-B/16 at 224 x 224", VIT_B, LARGE)
 KEEP = 0.7
 MULTIPLE = 8
-STUDENT = f"students with {KEEP:.0%} of parameters and multiply-adds, neurons in multiples of {MULTIPLE}"
+STUDENT = f"students with {percent(KEEP)} of parameters and multiply-adds, neurons in multiples of {MULTIPLE}"
 # Dense bf16 in TFLOP/s from NVIDIA's data sheets. For most devices after the A100 they state twice that, with sparsity.
 PEAKS = {
     "NVIDIA B200": 2250.0,

@@ -20,6 +20,7 @@ from benchmarks.costs.latency import DENSE, LIMIT, NARROW, Case, Cut, Line, dens
 from benchmarks.costs.ratios import Ratio, seconds_in_turns
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import LatencySettings, forward_passes
+from vitrim.errors import percent
 from vitrim.models.programs import random_images
 from vitrim.runs.progress import log
 
@@ -123,7 +124,7 @@ def _rows(
             against="latency of the dense model",
             limit=round(LIMIT * fractions[cut], 3) if line.batch_size >= MIN_BATCH_WITH_LIMIT else None,
             setting=(
-                f"{case.name}, batch {line.batch_size}, {line.rounds} rounds; {fractions[cut]:.1%} of the "
+                f"{case.name}, batch {line.batch_size}, {line.rounds} rounds; {percent(fractions[cut], 1)} of the "
                 f"multiply-adds, dense {1000 * np.median(seconds[DENSE]):.3g} ms"
             ),
         )

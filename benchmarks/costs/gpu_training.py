@@ -35,6 +35,7 @@ from benchmarks.costs.gpu import (
 from benchmarks.costs.loops import VitrimLoop
 from benchmarks.costs.ratios import Ratio, seconds_in_turns
 from vitrim.costs.counting import count_cost
+from vitrim.errors import percent
 from vitrim.runs.progress import log
 from vitrim.surgery import prune
 
@@ -252,4 +253,6 @@ def profile_epoch(epoch: Callable[[], object], steps: int, device: str) -> str:
     busy = sum(times.values())
     slowest = sorted(times.items(), key=lambda item: -item[1])[:KERNELS_SHOWN]
     lines = [f"{100 * spent / busy:5.1f} %  {1e3 * spent / steps:8.3f} ms  {name[:90]}" for name, spent in slowest]
-    return "\n".join([f"{1e3 * seconds / steps:.2f} ms per step, device busy {busy / seconds:.0%} of the time", *lines])
+    return "\n".join(
+        [f"{1e3 * seconds / steps:.2f} ms per step, device busy {percent(busy / seconds)} of the time", *lines]
+    )

@@ -21,6 +21,7 @@ from benchmarks.costs.ratios import Ratio, seconds_in_turns
 from vitrim.allocation import allocate
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
+from vitrim.errors import percent
 from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.models.programs import onnx_program, random_images
@@ -197,7 +198,7 @@ def _timed(
             limit=LIMIT,
             setting=(
                 f"{case.name}, batch {line.batch_size}, float32, {torch.get_num_threads()} threads, {line.rounds} "
-                f"rounds; {fraction:.1%} of the multiply-adds, dense {1000 * np.median(seconds[DENSE]):.1f} ms"
+                f"rounds; {percent(fraction, 1)} of the multiply-adds, dense {1000 * np.median(seconds[DENSE]):.1f} ms"
             ),
         )
 
