@@ -83,8 +83,8 @@ def narrow_model(config: CellConfig, dense: nn.Module, budget: Budget, seed: int
     )
     if not fitting:
         raise BudgetError(
-            f"Even the narrowest {config.model.architecture} has more than {percent(budget.params, 1)} of the parameters "
-            f"or {percent(budget.macs, 1)} of the multiply-adds. Leave the arm timm-small out, or raise keep."
+            f"Even the narrowest {config.model.architecture} has more than {percent(budget.params, 1)} of the "
+            f"parameters or {percent(budget.macs, 1)} of the multiply-adds. Leave the arm timm-small out, or raise keep."
         )
     return fresh_model(config, structure.num_classes, seed, embed_dim=widths[fitting - 1])
 
@@ -161,7 +161,8 @@ def uniform_counts(structure: ViTStructure, budget: Budget) -> list[dict[str, in
     if fewer_heads is None:
         raise BudgetError(
             f"With the same fraction kept in all blocks, no model has at most {percent(budget.params, 1)} of the "
-            f"parameters and {percent(budget.macs, 1)} of the multiply-adds. Raise keep, or lower recipe.budget.min_neurons."
+            f"parameters and {percent(budget.macs, 1)} of the multiply-adds. Raise keep, or lower "
+            "recipe.budget.min_neurons."
             f"{unprunable_summary(structure)}"
         )
     counts = range(min_neurons, max(max_neurons, min_neurons) + 1, step)
