@@ -84,7 +84,8 @@ def narrow_model(config: CellConfig, dense: nn.Module, budget: Budget, seed: int
     if not fitting:
         raise BudgetError(
             f"Even the narrowest {config.model.architecture} has more than {percent(budget.params, 1)} of the "
-            f"parameters or {percent(budget.macs, 1)} of the multiply-adds. Leave the arm timm-small out, or raise keep."
+            f"parameters or {percent(budget.macs, 1)} of the multiply-adds. Leave the arm timm-small out, or raise "
+            "keep."
         )
     return fresh_model(config, structure.num_classes, seed, embed_dim=widths[fitting - 1])
 
