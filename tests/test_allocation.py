@@ -255,7 +255,7 @@ def test_what_the_budget_refuses_is_refused() -> None:
     structure = make_structure(EVEN)
     scores = make_scores(structure)
     params, macs = smallest_cost(structure, TINY).fraction_of(count_cost(structure))
-    with pytest.raises(BudgetError, match=f"{params:.2%} of the parameters and {macs:.2%} of the multiply-adds"):
+    with pytest.raises(BudgetError, match=f"{100 * params:.2f} % of the parameters and {100 * macs:.2f} % of the"):
         allocate(structure, scores, replace(TINY, params=0.2, macs=0.2))
     allocate(structure, scores, replace(TINY, params=params + 1e-9, macs=macs + 1e-9))
     for budget, message in ((Budget(latency_ms=3.0), "needs the times"), (Budget(multiple_of="measured"), "measured")):

@@ -49,7 +49,7 @@ def test_what_the_budget_does_not_need_is_not_measured(dense: nn.Module, monkeyp
 def test_measurements_are_read_from_json_as_they_were_written(found: DeviceTimes) -> None:
     for times in (found, DeviceTimes(multiple_of=2)):
         data = json.loads(json.dumps(times.to_dict()))
-        assert data.keys() == {"multiple_of", "dense_ms", "table"}
+        assert data.keys() == {"multiple_of"} | ({"dense_ms", "table"} if times.table else set())
         assert DeviceTimes.from_dict(data) == times
     assert found.to_dict()["table"].keys() == {"units", "blocks", "widths"}
 

@@ -12,6 +12,7 @@ from torch import nn
 from builders.changed import MODELS, changed, deep_head
 from builders.class_order import NATURAL, NUMBERED, colour_data, model_knowing
 from builders.images import equal_batches, image_data
+from builders.logs import logged
 from builders.models import build, random_plan
 from builders.runs import short_training
 from vitrim.data.batches import eval_batches
@@ -316,6 +317,6 @@ def test_what_is_done_with_images_that_are_not_rgb_is_noted_once(capsys: pytest.
     model = build(num_classes=2, in_chans=1, dtype=torch.float32)
     matched = match_labels(match_labels(grey, model), model)
     note = "1 channel: the pixels are normalised with mean 0.5 and std 0.5, from the model's configuration"
-    assert matched.notes == (note,) and capsys.readouterr().err == f"{note}\n"
+    assert matched.notes == (note,) and logged(capsys) == f"{note}\n"
     matched = match_labels(four, build(num_classes=2, in_chans=4, dtype=torch.float32))
     assert matched.notes[1:] == ("4 channels: RandAugment moves pixels but changes no colours",)

@@ -135,7 +135,7 @@ class DataOptions:
         Parameter(
             help="digits, cifar10, cifar100, tiny-imagenet; a folder with train/ and val/, each with one folder per "
             "class; a zip or tar of it; a table of files and labels; or hf:PATH, a Hugging Face data set "
-            "(default: none; it is needed unless --train-dir or --val-dir is given)"
+            "(default: none; needed unless folders of splits are named)"
         ),
     ] = None
     train_dir: Annotated[

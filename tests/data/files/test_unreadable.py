@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from builders.images import file_set
+from builders.logs import logged
 from vitrim.data.files.unreadable import Unreadable, replaced_note
 
 
@@ -13,10 +14,8 @@ def test_a_file_is_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     unreadable.on_new = lambda: calls.append(1)
     for _ in range(2):
         unreadable.add(str(tmp_path / "a.png"), "truncated", "it is not used")
-    assert (
-        calls == [1]
-        and capsys.readouterr().err == f"{tmp_path / 'a.png'} cannot be decoded (truncated); it is not used\n"
-    )
+    assert calls == [1]
+    assert logged(capsys) == f"{tmp_path / 'a.png'} cannot be decoded (truncated); it is not used\n"
 
 
 def test_the_size_at_the_start_is_kept_when_a_file_is_damaged_and_when_it_is_repaired(tmp_path: Path) -> None:

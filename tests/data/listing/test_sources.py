@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from builders.images import image_folder, tiny_imagenet, write_cifar
+from builders.logs import logged
 from vitrim.data.listing import sources
 from vitrim.data.loading import load_data
 from vitrim.errors import DataError
@@ -172,7 +173,7 @@ def test_a_downloaded_archive_is_kept_and_read_again(
     cache = tmp_path / "cache" / "vitrim"
     assert md5_of(cache / ARCHIVE) == sources.SOURCES["cifar10"].md5
     assert {path.name for path in cache.iterdir()} == {ARCHIVE, "unpacked"}
-    assert capsys.readouterr().err == f"downloading {server.url}/{ARCHIVE} into {cache}\n"  # no bar: not a terminal
+    assert logged(capsys) == f"downloading {server.url}/{ARCHIVE} into {cache}\n"  # no bar: not a terminal
 
 
 def test_the_official_address_and_checksum_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
