@@ -87,10 +87,10 @@ def test_the_text_states_images_classes_and_preprocessing(data: ImageData) -> No
 @pytest.mark.parametrize(
     "settings, found",
     [
-        ({"split": "test"}, "split is 'test'"),
+        ({"split": "tests"}, "split is 'tests'"),
         ({"num_images": 0}, "num_images is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"split": "val", "augmented": True}, "False for validation images"),
+        ({"split": "val", "augmented": True}, "False for images that are no training"),
         ({"augmented": True, "batch_size": 7}, "multiple of 2"),
     ],
 )
@@ -102,3 +102,18 @@ def test_wrong_settings_are_named(settings: dict, found: str, data: ImageData) -
 def test_other_channels_than_the_model_are_an_error() -> None:
     with pytest.raises(DataError, match="channels"):
         vitrim.batches(build(dtype=torch.float32, in_chans=1), image_data(CLASSES))
+
+
+def test_the_split_that_was_read_alone_is_used(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"train": 3, "val": 2, "test": 1})
+    model = build(num_classes=3, dtype=torch.float32)
+    for split, count in (("train", 9), ("val", 6), ("test", 3)):
+        alone = vitrim.batches(model, vitrim.load_data(tmp_path, split=split))
+        assert (len(alone.images), alone.split) == (count, split)
+        assert len(vitrim.batches(model, tmp_path, split=split).images) == count
+    whole = vitrim.batches(model, vitrim.load_data(tmp_path / "test", split="auto"))
+    assert str(whole).startswith("test: 3 images of 3 classes")
+    with pytest.raises(DataError, match=r"loaded without test images\. Load them: .*split='test'"):
+        vitrim.batches(model, vitrim.load_data(tmp_path), split="test")
+    with pytest.raises(DataError, match="without training images"):
+        vitrim.batches(model, vitrim.load_data(tmp_path, split="val"), split="train")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.loading import load_data
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
 from vitrim.data.preprocessing import Preprocessing, check_setting
-from vitrim.errors import counted
+from vitrim.errors import DataError, counted
 from vitrim.models import describe
 from vitrim.models.wrappers import unwrapped
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
+KINDS = {"train": "training image", "val": "validation image", "test": "test image", "all": "image"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -30,7 +31,7 @@ class ModelBatches:
         images: the images of all batches. A label is the number of an output of the model.
         name: of the data set.
         classes: names of the outputs, in their order.
-        split: `train` or `val`.
+        split: `train`, `val`, `test`, or `all` for all images of a data set without splits.
         preprocessing: how images are prepared: size, resizing, crop, mean and standard deviation.
         batch_size: images of each batch.
         augmentation: the random changes; None for none.
@@ -42,7 +43,7 @@ class ModelBatches:
     images: ImageSet
     name: str
     classes: tuple[str, ...]
-    split: Split
+    split: str
     preprocessing: Preprocessing
     batch_size: int
     augmentation: AugmentationSettings | None
@@ -74,9 +75,8 @@ class ModelBatches:
         return replace(self, epoch=epoch)
 
     def __repr__(self) -> str:
-        kind = "training" if self.split == "train" else "validation"
         num_classes = len(torch.unique(self.images.labels))
-        sizes = f"{counted(len(self.images), f'{kind} image')} of {counted(num_classes, 'class')}"
+        sizes = f"{counted(len(self.images), KINDS[self.split])} of {counted(num_classes, 'class')}"
         changes = "without augmentation" if self.augmentation is None else f"epoch {self.epoch}, {self.augmentation}"
         return (
             f"{self.name}: {sizes}, {len(self)} x {self.batch_size}, {changes}\n"
@@ -88,7 +88,7 @@ def batches(
     model: nn.Module,
     data: ImageData | str | Path,
     *,
-    split: Split = "train",
+    split: Split | None = None,
     num_images: int | None = None,
     batch_size: int = 64,
     augmented: bool | AugmentationSettings = False,
@@ -104,27 +104,30 @@ def batches(
     Args:
         model: of a supported library. The batches are on its device.
         data: what `load_data` returns, or the name or path that it takes.
-        split: `train` or `val`.
+        split: `train`, `val` or `test`. By default `train`, or what `load_data(..., split=...)` read.
         num_images: use a random sample, with equally many images of each class. By default all, in their own order.
         batch_size: images of each batch. The last one may be smaller; with augmentation, it is left out.
         augmented: change training images at random: True for the default settings of training.
         seed: of the sample, and of the order and the changes of augmented images.
 
     Raises:
-        SettingError: a setting is out of range, or validation images are to be augmented.
-        DataError: the images cannot be found or read, or they do not fit the model: their classes or channels.
+        SettingError: a setting is out of range, or images that are no training images are to be augmented.
+        DataError: the images cannot be found or read, the data has no images of this split, or they do not fit the
+            model: their classes or channels.
         UnsupportedModel: the model cannot be described.
     """
     model = unwrapped(model)
-    check_setting(split in ("train", "val"), "split", split, "'train' or 'val'")
+    check_setting(split in (None, *get_args(Split)), "split", split, "'train', 'val' or 'test'")
     check_setting(batch_size >= 1, "batch_size", batch_size, "at least 1")
     check_setting(num_images is None or num_images >= 1, "num_images", num_images, "at least 1, or None for all")
-    check_setting(not augmented or split == "train", "augmented", augmented, "False for validation images")
     preprocessing = preprocessing_of(model)
     if not isinstance(data, ImageData):
-        data = load_data(data, channels=preprocessing.channels)
+        only: Split | None = "test" if split == "test" else None
+        data = load_data(data, channels=preprocessing.channels, split=only)
     data = match_labels(data, model)
-    images = data.train if split == "train" else data.validation
+    chosen, images = _images(data, split)
+    is_plain = not augmented or chosen == "train"
+    check_setting(is_plain, "augmented", augmented, "False for images that are no training images")
     images = images if num_images is None else images.sample(num_images, seed)
     augmentation = AugmentationSettings() if augmented is True else augmented or None
     if augmentation is not None:
@@ -134,9 +137,21 @@ def batches(
         images=images,
         name=data.name,
         classes=data.classes,
-        split=split,
+        split=chosen,
         preprocessing=preprocessing,
         batch_size=batch_size,
         augmentation=augmentation,
         seed=seed,
     )
+
+
+def _images(data: ImageData, split: Split | None) -> tuple[str, ImageSet]:
+    """The split and its images."""
+    chosen = split or data.only or "train"
+    has_it = chosen == data.only if data.only else chosen in ("train", "val")
+    images = data.train if chosen == "train" and not data.only else data.validation
+    if not has_it or not len(images):
+        raise DataError(
+            f"{data.name} was loaded without {KINDS[chosen]}s. Load them: vitrim.load_data(..., split={chosen!r})."
+        )
+    return chosen, images
