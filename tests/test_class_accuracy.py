@@ -105,3 +105,14 @@ def test_images_that_could_not_be_decoded_do_not_shift_the_others() -> None:
     dense = evaluation(np.ones(78, dtype=bool), not_counted=(0, 79))
     (row,) = classes_at_zero(whole, data, replace(dense)).classes
     assert row.dense_top1 == 100
+
+
+def test_classes_with_few_images_are_named_too_and_chance_is_said_to_explain_them() -> None:
+    found = found_with([2, 4, 40], [0, 3, 30])
+    assert (names(found), [row.name for row in found.by_chance]) == ([], ["class 0"])
+    assert found.sentence() == (
+        "1 of 3 classes has 0 % accuracy, but it has so few images that chance may explain it: class 0 (2 images)."
+    )
+    both = found_with([2, 2, 40, 40], [0, 0, 30, 0]).sentence()
+    assert both.startswith("1 of 4 classes has 0 % accuracy: class 3 (40 images). 2 more have 0 % accuracy, but")
+    assert ClassesAtZero.from_dict(found.to_dict()) == found

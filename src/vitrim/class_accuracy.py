@@ -1,11 +1,11 @@
 """Classes that a model never recognises: all of their validation images are classified wrongly.
 
-A class with few images may be among them by chance. Which classes are named is decided as follows. If a class were
-recognised as often as the mean of all images, all of its n images would be wrong with the probability (1 - top-1)^n.
-A top-1 below that of a guess is taken as that of a guess.
+A class with few images may be among them by chance. So the classes that chance does not explain are named first. Of the
+others it is said that they have few images. If a class were recognised as often as the mean of all images, all of its n
+images would be wrong with the probability (1 - top-1)^n. A top-1 below that of a guess is taken as that of a guess.
 These probabilities are adjusted for the number of classes (Benjamini and Hochberg, 1995,
-https://doi.org/10.1111/j.2517-6161.1995.tb02031.x). So of the classes that are named, at most 5 % are expected to be
-there by chance. With 1,000 classes of one image each, none is named.
+https://doi.org/10.1111/j.2517-6161.1995.tb02031.x). So of the classes that are named first, at most 5 % are expected to
+be there by chance. With 1,000 classes of one image each, chance explains all.
 """
 
 from collections.abc import Sequence
@@ -40,15 +40,17 @@ class ClassAtZero:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassesAtZero:
-    """The classes of which a model recognises no image, where chance does not explain it.
+    """The classes of which a model recognises no image.
 
     Attributes:
-        classes: these classes, those with most images first.
+        classes: those that chance does not explain, those with most images first.
         num_classes: number of all classes that have validation images.
+        by_chance: those that chance may explain, because they have few images.
     """
 
     classes: tuple[ClassAtZero, ...]
     num_classes: int
+    by_chance: tuple[ClassAtZero, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -57,21 +59,37 @@ class ClassesAtZero:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ClassesAtZero":
         """Return what `to_dict` was called on."""
-        return cls(**{**values, "classes": tuple(ClassAtZero(**row) for row in values["classes"])})
+        rows = {key: tuple(ClassAtZero(**row) for row in values.get(key, ())) for key in ("classes", "by_chance")}
+        return cls(**{**values, **rows})
 
     def sentence(self) -> str:
         """Name the classes; empty if there are none."""
+        return " ".join(filter(None, (self._certain(), self._uncertain())))
+
+    def _certain(self) -> str:
         if not self.classes:
             return ""
         has = "has" if len(self.classes) == 1 else "have"
-        named = [f"{found.name} ({counted(found.num_images, 'image')})" for found in self.classes]
-        text = f"{len(self.classes)} of {counted(self.num_classes, 'class')} {has} 0 % accuracy: {_listed(named)}."
+        text = (
+            f"{len(self.classes)} of {counted(self.num_classes, 'class')} {has} 0 % accuracy: {_named(self.classes)}."
+        )
         if self.classes[0].dense_top1 is None:
             return text
         known = [f"{found.name} ({found.dense_top1:.0f} %)" for found in self.classes if found.dense_top1]
         if known:
             return f"{text} The dense model recognises {len(known)} of them: {_listed(known)}."
         return f"{text} The dense model does not recognise {'it' if len(self.classes) == 1 else 'them'} either."
+
+    def _uncertain(self) -> str:
+        count = len(self.by_chance)
+        if not count:
+            return ""
+        number = f"{count} more" if self.classes else f"{count} of {counted(self.num_classes, 'class')}"
+        has, it = ("has", "it") if count == 1 else ("have", "them")
+        return (
+            f"{number} {has} 0 % accuracy, but {'it has' if count == 1 else 'they have'} so few images that chance may "
+            f"explain {it}: {_named(self.by_chance)}."
+        )
 
 
 def classes_at_zero(found: Evaluation, data: ImageData, dense: Evaluation | None = None) -> ClassesAtZero:
@@ -87,17 +105,20 @@ def classes_at_zero(found: Evaluation, data: ImageData, dense: Evaluation | None
     mean = max(found.top1 / 100, 1 / len(present))  # at least what a guess would have
     by_chance = np.where(right[present] == 0, (1 - mean) ** totals[present], 1.0)
     is_zero = stats.false_discovery_control(by_chance, method="bh") <= MAX_BY_CHANCE
-    indices = sorted(present[is_zero & (right[present] == 0)].tolist(), key=lambda index: (-totals[index], index))
     before = _counts(dense, data) if dense is not None else None
-    rows = [
-        ClassAtZero(
-            name=data.classes[index],
-            num_images=int(totals[index]),
-            dense_top1=None if before is None else _percent(int(before[1][index]), int(before[0][index])),
+
+    def rows(chosen: np.ndarray) -> tuple[ClassAtZero, ...]:
+        indices = sorted(present[chosen & (right[present] == 0)].tolist(), key=lambda index: (-totals[index], index))
+        return tuple(
+            ClassAtZero(
+                name=data.classes[index],
+                num_images=int(totals[index]),
+                dense_top1=None if before is None else _percent(int(before[1][index]), int(before[0][index])),
+            )
+            for index in indices
         )
-        for index in indices
-    ]
-    return ClassesAtZero(classes=tuple(rows), num_classes=len(present))
+
+    return ClassesAtZero(classes=rows(is_zero), num_classes=len(present), by_chance=rows(~is_zero))
 
 
 def _counts(found: Evaluation, data: ImageData) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +131,10 @@ def _counts(found: Evaluation, data: ImageData) -> tuple[np.ndarray, np.ndarray]
 
 def _percent(right: int, total: int) -> float:
     return 100 * right / total if total else 0.0
+
+
+def _named(classes: Sequence[ClassAtZero]) -> str:
+    return _listed([f"{found.name} ({counted(found.num_images, 'image')})" for found in classes])
 
 
 def _listed(names: Sequence[str]) -> str:
