@@ -31,9 +31,9 @@ from vitrim.training.settings import TrainingSettings
 FEW_IMAGES, MORE_IMAGES = 2, 16  # timed together; more only where they take less than `QUICK_SECONDS`
 QUICK_SECONDS = 0.5
 EVALUATIONS = 10  # of one training, at most
-# Passes over the images of a stage, in forward passes of the dense model, or in passes with gradients: see docs/log.md.
-SCORING = 0.9  # passes with gradients; the gradients of weights are not needed
-RECOVERY, JOINT_CHOICE = 5.0, 1.0
+# What stages need for each image, in passes of the dense model. Measured, see docs/log.md, 2026-11-27.
+SCORING = 0.6  # forward and backward passes; the gradients of weights are not needed
+RECOVERY, JOINT_CHOICE = 3.2, 2.3  # forward passes
 TABLE_MODELS = 18  # that are timed for a latency table
 
 
