@@ -266,7 +266,8 @@ def _seconds_for_an_image(
     for number, count in enumerate((FEW_IMAGES, FEW_IMAGES, MORE_IMAGES)):
         if number == 2 and seconds * MORE_IMAGES > QUICK_SECONDS:
             break
-        images = torch.zeros(count, preprocessing.channels, *preprocessing.img_size, device=device)
+        shape = (count, preprocessing.channels, *preprocessing.img_size)
+        images = torch.zeros(shape, device=device, dtype=next(model.parameters()).dtype)
         began = time.perf_counter()
         with eval_mode(model), torch.set_grad_enabled(backward), autocast(device, settings.precision):
             logits = logits_of(model(images)).float()
