@@ -25,7 +25,8 @@ COMMAND = [sys.executable, "-m", "vitrim"]
 MODEL = ["vit_tiny_patch16_224", "--img-size", "8", "--patch-size", "2"]
 MODEL += [f"--model-arg={pair}" for pair in ("embed_dim=32", "depth=4", "num_heads=4", "weight_init=reset")]
 TRAIN = {"epochs": 20, "batch_size": 64, "learning_rate": 3e-3, "warmup_epochs": 1, "augmentation.crop": "none"}
-DISTIL = {"epochs": 2, "batch_size": 64, "checkpoint_minutes": 0, "augmentation.crop": "none"}
+TRAIN |= {"evaluate_every": 0}  # so the last epoch is kept
+DISTIL = {"epochs": 2, "batch_size": 64, "checkpoint_minutes": 0, "evaluate_every": 0, "augmentation.crop": "none"}
 IMPORTANCE = {"importance.num_images": 256, "importance.batch_size": 64}
 RUNS: dict[str, dict[str, Any]] = {
     "default": {"budget.params": 0.5, "budget.macs": 0.5, "depth.search_images": 200, "depth.search_epochs": 1},
@@ -105,23 +106,29 @@ def compare(folder: Path, other: Path) -> int:
     names = sorted(found_in(folder) | found_in(other))
     differ = False
     for name in names:
-        result = difference(folder / name, other / name)
+        result = difference(path_of(folder, name), path_of(other, name))
         differ = differ or result != "equal"
         print(f"{name}: {result}")
     # a row of metrics.jsonl after a kill holds the mean of the rest of its epoch
     resumed = [name for name in names if name.startswith("default-resumed/") and "metrics" not in name]
     for name in resumed:
-        result = difference(other / name, other / name.replace("default-resumed", "default", 1))
+        result = difference(path_of(other, name), path_of(other, name.replace("default-resumed", "default", 1)))
         differ = differ or result != "equal"
         print(f"{name} against the run without a kill: {result}")
     return int(differ)
 
 
 def found_in(folder: Path) -> set[str]:
-    """The files of a record that hold what was computed."""
+    """The files of a record that hold what was computed, without the folder `stages`, which runs of 0.1.0 lack."""
     kinds = ("*.safetensors", "*plan.json", "*step.json", "metrics.jsonl", "depth-*.json", "evaluation*.json")
     files = {file.relative_to(folder).as_posix() for kind in kinds for file in folder.rglob(kind)}
-    return {name for name in files if "checkpoint" not in name}
+    return {name.replace("/stages/", "/") for name in files if "checkpoint" not in name}
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """The path of a file that `found_in` has found."""
+    run, _, rest = name.partition("/")
+    return path if (path := folder / run / "stages" / rest).exists() else folder / name
 
 
 def difference(one: Path, two: Path) -> str:
