@@ -133,8 +133,8 @@ class DataOptions:
     data: Annotated[
         str | None,
         Parameter(
-            help="digits, cifar10, cifar100, tiny-imagenet; a folder with train/ and val/, each with one folder per "
-            "class; a zip or tar of it; a table of files and labels; or hf:PATH, a Hugging Face data set "
+            help="folder with one folder per class, or with train/ and val/ that have these; a zip or tar of it; a table of "
+            "files and labels; hf:PATH, a Hugging Face data set; or digits, cifar10, cifar100, tiny-imagenet "
             "(default: none; needed unless folders of splits are named)"
         ),
     ] = None
