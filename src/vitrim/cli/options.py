@@ -133,8 +133,8 @@ class DataOptions:
     data: Annotated[
         str | None,
         Parameter(
-            help="folder with one folder per class, or with train/ and val/ that have these; a zip or tar of it; a table "
-            "of files and labels; hf:PATH, a Hugging Face data set; or digits, cifar10, cifar100, tiny-imagenet "
+            help="folder with one folder per class, or with train/ and val/ that have these; a zip or tar of it; a "
+            "table of files and labels; hf:PATH, a Hugging Face data set; or digits, cifar10, cifar100, tiny-imagenet "
             "(default: none; needed unless folders of splits are named)"
         ),
     ] = None
