@@ -30,6 +30,7 @@ from vitrim.training.settings import TrainingSettings
 
 FEW_IMAGES, MORE_IMAGES = 2, 16  # timed together; more only where they take less than `QUICK_SECONDS`
 QUICK_SECONDS = 0.5
+MIN_SECONDS = 5.0  # that the steps which are done were to take; shorter ones say little about the others
 EVALUATIONS = 10  # of one training, at most
 # What stages need for each image, in passes of the dense model. Measured, see docs/log.md, 2026-11-27.
 SCORING = 0.6  # forward and backward passes; the gradients of weights are not needed
@@ -116,7 +117,7 @@ class Forecast:
         self.steps[self.num_done :] = steps
 
     def _correction(self) -> float:
-        return self.needed / self.expected if self.expected else 1.0
+        return self.needed / self.expected if self.expected >= MIN_SECONDS else 1.0
 
 
 def train_steps(source: Source, settings: TrainingSettings, pace: Pace) -> list[Step]:
