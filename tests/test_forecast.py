@@ -11,7 +11,7 @@ import torch
 from builders.runs import digits, digits_model, short_recipe, short_training
 from vitrim import depth
 from vitrim.costs.latency import LatencySettings
-from vitrim.forecast import Forecast, Pace, Step, last_steps, measure_pace
+from vitrim.forecast import Forecast, Pace, Step, last_steps, measure_pace, train_steps
 from vitrim.pipeline import compress
 from vitrim.planning import Planner
 from vitrim.source import Source
@@ -97,3 +97,10 @@ def test_a_run_says_its_steps_and_plans_once_if_no_block_is_removed(
     assert calls == ["search"] * calls.count("search") and calls
     compress(model, digits(), recipe, tmp_path / "run")
     assert "in all" not in capsys.readouterr().err  # nothing is left to do
+
+
+def test_a_training_says_its_epochs_and_its_time_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = train_steps(source(), short_training(epochs=20, evaluate_every=5), PACE)
+    assert steps[0].seconds == 20 * 60 * 3.0 + 5 * 50 * 1.0  # 60 training and 50 validation images
+    Forecast(steps).announce("train vit on digits")
+    assert "train vit on digits: 20 epochs of 60 images, about 1 h 4 min on this machine" in capsys.readouterr().err

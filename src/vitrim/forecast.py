@@ -4,9 +4,10 @@ The model is timed on a few images. The recipe and the number of images say how 
 result of a run.
 """
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -31,7 +32,6 @@ from vitrim.training.settings import TrainingSettings
 FEW_IMAGES, MORE_IMAGES = 2, 16  # timed together; more only where they take less than `QUICK_SECONDS`
 QUICK_SECONDS = 0.5
 MIN_SECONDS = 5.0  # that the steps which are done were to take; shorter ones say little about the others
-EVALUATIONS = 10  # of one training, at most
 # What stages need for each image, in passes of the dense model. Measured, see docs/log.md, 2026-11-27.
 SCORING = 0.6  # forward and backward passes; the gradients of weights are not needed
 RECOVERY, JOINT_CHOICE = 3.2, 2.3  # forward passes
@@ -89,6 +89,9 @@ class Forecast:
         Args:
             title: what the run is, such as `compress vit_small on flowers to 70 %`.
         """
+        if len(self.steps) == 1:
+            log(f"{title}: {self.steps[0].text}, about {duration(self.steps[0].seconds)} on this machine")
+            return
         log(f"{title}, in {counted(len(self.steps), 'step')}:")
         for number, step in enumerate(self.steps, 1):
             log(f"  {number}. {step.text}: about {duration(step.seconds)}")
@@ -124,8 +127,9 @@ def train_steps(source: Source, settings: TrainingSettings, pace: Pace) -> list[
     """The one step of `train`."""
     teachers = pace.teachers if source.teachers else 0.0
     seconds = settings.epochs * pace.seconds(len(source.data.train), pace.training + teachers)
-    seconds += EVALUATIONS * pace.seconds(len(source.data.validation), pace.forward)
-    return [Step(text=f"train {_epochs(settings.epochs, source)}", seconds=seconds)]
+    evaluations = _num_evaluations(settings, settings.epochs) + 1  # and one of the result
+    seconds += evaluations * pace.seconds(len(source.data.validation), pace.forward)
+    return [Step(text=_epochs(settings.epochs, source), seconds=seconds)]
 
 
 def compress_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
@@ -165,6 +169,7 @@ def last_steps(source: Source, recipe: Recipe, pace: Pace, num_blocks: int | Non
     """
     cut = _CutSeconds.of(source, recipe, pace)
     width, depth = recipe.width_training.epochs, recipe.depth_training.epochs
+    settings = recipe.width_training
     if not num_blocks:
         stages = [("prune width" if num_blocks == 0 else "prune width, then remove blocks or none", width + depth)]
     else:
@@ -173,7 +178,8 @@ def last_steps(source: Source, recipe: Recipe, pace: Pace, num_blocks: int | Non
     for number, (what, epochs) in enumerate(stages):
         planned = recipe.depth.blocks == "auto" and not number and not num_blocks  # by the search
         seconds = (0.0 if planned else cut.plan) + cut.one + 2 * cut.evaluation
-        seconds += epochs * _update_seconds(pace, len(source.data.train), recipe) + EVALUATIONS * cut.evaluation
+        seconds += epochs * _update_seconds(pace, len(source.data.train), recipe)
+        seconds += _num_evaluations(settings, epochs) * cut.evaluation
         steps.append(Step(text=f"{what}, distil {_epochs(epochs, source)}", seconds=seconds))
     rounds = recipe.latency.rounds + recipe.latency.warmup
     timing = 2 * rounds * recipe.latency.batch_size * pace.forward
@@ -212,6 +218,11 @@ class _CutSeconds:
             comparison=pace.seconds(min(MAX_HELD_OUT, len(data.train) // 5), 2 * pace.forward),
             evaluation=pace.seconds(len(data.validation), pace.forward),
         )
+
+
+def _num_evaluations(settings: TrainingSettings, epochs: int) -> int:
+    interval = replace(settings, epochs=epochs).evaluation_interval
+    return math.ceil(epochs / interval) if interval else 0
 
 
 def _table_seconds(recipe: Recipe, pace: Pace) -> float:
