@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from builders.runs import digits, digits_model, short_recipe, short_training
 from vitrim import depth
@@ -93,7 +94,7 @@ def test_a_run_says_its_steps_and_plans_once_if_no_block_is_removed(
     num_steps = 6 if latency_ms else 5
     assert f"to 60 %{', 1000 ms' if latency_ms else ''}, in {num_steps} steps:" in lines
     assert f"step {num_steps - 1} of {num_steps} done; about 1 s left in all" in lines
-    assert "narrowing: step 2 of 2" in lines
+    assert "choosing heads and neurons: step 2 of 2" in lines
     assert calls == ["search"] * calls.count("search") and calls
     compress(model, digits(), recipe, tmp_path / "run")
     assert "in all" not in capsys.readouterr().err  # nothing is left to do
@@ -104,3 +105,31 @@ def test_a_training_says_its_epochs_and_its_time_in_one_line(capsys: pytest.Capt
     assert steps[0].seconds == 20 * 60 * 3.0 + 5 * 50 * 1.0  # 60 training and 50 validation images
     Forecast(steps).announce("train vit on digits")
     assert "train vit on digits: 20 epochs of 60 images, about 1 h 4 min on this machine" in capsys.readouterr().err
+
+
+def test_a_continued_run_says_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "scores").touch()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "width.checkpoint.safetensors", metadata={"step": "30"})
+    steps = [
+        Step(text="score", seconds=600, result="stages/scores"),
+        Step(text="distil", seconds=600, result="stages/distilled", stage="width", num_updates=40),
+        Step(text="end", seconds=60, result="report.json"),
+    ]
+    Forecast(steps, tmp_path).announce("compress")
+    lines = [line[20:] for line in capsys.readouterr().err.splitlines()]
+    assert lines[1:] == [
+        "  1. score: done before",
+        "  2. distil: about 2 min",
+        "  3. end: about 1 min",
+        "  about 4 min in all on this machine",
+    ]
+
+
+def test_new_steps_are_numbered_after_those_that_are_done(capsys: pytest.CaptureFixture[str]) -> None:
+    forecast = Forecast([Step(text="search", seconds=60), Step(text="distil", seconds=600)])
+    forecast.finish_step()
+    capsys.readouterr()
+    forecast.replace_rest([Step(text="width", seconds=60), Step(text="depth", seconds=120)], "1 block will be removed")
+    lines = [line[20:] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["1 block will be removed; steps 2 to 3 are:", "  2. width: about 1 min", "  3. depth: about 2 min"]

@@ -18,7 +18,7 @@ from vitrim.costs.latency import measure_latencies
 from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
 from vitrim.depth import choose_num_blocks
-from vitrim.errors import FolderInUse
+from vitrim.errors import FolderInUse, counted
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
 from vitrim.head_width import choose_head_width, compare_head_widths
@@ -102,7 +102,7 @@ class CompressRun:
         """Log what will be done, and how long it takes, unless the run is finished."""
         if not (self.folder.path / "report.json").is_file():
             self.pace = measure_pace(self.source, self.recipe.width_training)
-            self.forecast = Forecast(compress_steps(self.source, self.recipe, self.pace))
+            self.forecast = Forecast(compress_steps(self.source, self.recipe, self.pace), self.folder.path)
             budget = self.recipe.budget.label
             self.forecast.announce(f"compress {self.source.structure.model} on {self.data.name} to {budget}")
 
@@ -117,7 +117,8 @@ class CompressRun:
         if self.recipe.depth.blocks == "auto" and max_removed_blocks(self.source.structure, self.recipe):
             self.finish_step()
             if self.pace:
-                self.forecast.replace_rest(last_steps(self.source, self.recipe, self.pace, found))
+                why = f"{counted(found, 'block') if found else 'no block'} will be removed"
+                self.forecast.replace_rest(last_steps(self.source, self.recipe, self.pace, found), why)
         return found
 
     def device_times(self) -> DeviceTimes:

@@ -59,7 +59,7 @@ def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> in
         divergence = folder.once_json(in_stages(f"depth-search-{count}.json"), attempt, on_all_processes=True)
         if divergence is not None:
             divergences[count] = divergence
-            log(f"depth search: {counted(count, 'block')} removed, divergence from the teacher {divergence:.4f}")
+            log(f"depth search: {counted(count, 'block')} removed, divergence from the dense model {divergence:.4g}")
         best = min(divergences, key=lambda n: divergences[n], default=count)
         if count - best >= PATIENCE:
             break

@@ -8,13 +8,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from vitrim.copying import copied
 from vitrim.costs.latency_table import MAX_TABLE_ROUNDS, SECONDS_PER_MODEL
-from vitrim.data.batches import eval_batches
+from vitrim.data.batches import eval_batches, num_train_steps
 from vitrim.data.files.decoding import num_cores
 from vitrim.data.images import ImageSet
 from vitrim.data.matching import preprocessing_of
@@ -24,10 +25,12 @@ from vitrim.errors import counted
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.precision import autocast
 from vitrim.recipe import Recipe
+from vitrim.runs.folder import find_result, in_stages
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import duration, log
 from vitrim.source import Source, head_widths, max_removed_blocks
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.state import updates_made
 
 FEW_IMAGES, MORE_IMAGES = 2, 16  # timed together; more only where they take less than `QUICK_SECONDS`
 QUICK_SECONDS = 0.5
@@ -68,19 +71,40 @@ class Step:
     Attributes:
         text: what is done, such as `distil 20 epochs of 3,403 images`.
         seconds: how long it takes; the most that it may take, where this is not certain.
+        result: path below the run folder of what is there when the step is done.
+        stage: of the training in this step, if there is one; its checkpoint says how far it is.
+        num_updates: of this training.
     """
 
     text: str
     seconds: float
+    result: str = ""
+    stage: str = ""
+    num_updates: int = 0
+
+    def left(self, folder: Path | None) -> float:
+        """The fraction of the step that is left, from 1 to 0. A training is most of its step."""
+        if folder is None or not self.result:
+            return 1.0
+        if find_result(folder, self.result).exists():
+            return 0.0
+        return 1 - updates_made(folder, self.stage) / self.num_updates if self.num_updates else 1.0
 
 
 class Forecast:
     """The steps of a run and their times. The times of the steps to come are corrected by those that are done."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = list(steps)
+    def __init__(self, steps: Sequence[Step], folder: Path | None = None) -> None:
+        """Begin with the first step.
+
+        Args:
+            steps: all steps of the run.
+            folder: of the run, which may have been interrupted; None if nothing was kept.
+        """
+        self.steps, self.folder = list(steps), folder
         self.num_done = 0
         self.expected = self.needed = 0.0  # seconds of the steps that were done
+        self.left = [step.left(folder) for step in self.steps]
         self.began = time.monotonic()
 
     def announce(self, title: str) -> None:
@@ -90,12 +114,12 @@ class Forecast:
             title: what the run is, such as `compress vit_small on flowers to 70 %`.
         """
         if len(self.steps) == 1:
-            log(f"{title}: {self.steps[0].text}, about {duration(self.steps[0].seconds)} on this machine")
+            more = " more" if self.left[0] < 1 else ""
+            log(f"{title}: {self.steps[0].text}, about {duration(self._seconds_left())}{more} on this machine")
             return
         log(f"{title}, in {counted(len(self.steps), 'step')}:")
-        for number, step in enumerate(self.steps, 1):
-            log(f"  {number}. {step.text}: about {duration(step.seconds)}")
-        log(f"  about {duration(sum(step.seconds for step in self.steps))} in all on this machine")
+        self._list_steps()
+        log(f"  about {duration(self._seconds_left())} in all on this machine")
 
     def finish_step(self, *, was_read: bool = False) -> None:
         """Log that the next step is done, and how much time is left.
@@ -106,18 +130,35 @@ class Forecast:
         if self.num_done == len(self.steps):
             return
         now, step = time.monotonic(), self.steps[self.num_done]
-        if not was_read:
+        if not was_read and self.left[self.num_done] == 1:
             self.expected += step.seconds
             self.needed += now - self.began
         self.began, self.num_done = now, self.num_done + 1
-        left = sum(step.seconds for step in self.steps[self.num_done :]) * self._correction()
+        left = self._seconds_left() * self._correction()
         if left:
             how = "read from the run folder" if was_read else "done"
             log(f"step {self.num_done} of {len(self.steps)} {how}; about {duration(left)} left in all")
 
-    def replace_rest(self, steps: Sequence[Step]) -> None:
-        """Set the steps to come, once it is known what they are."""
+    def replace_rest(self, steps: Sequence[Step], why: str) -> None:
+        """Set the steps to come, once it is known what they are, and log them.
+
+        Args:
+            why: what is known now, such as `1 block will be removed`.
+        """
         self.steps[self.num_done :] = steps
+        self.left[self.num_done :] = [step.left(self.folder) for step in steps]
+        log(f"{why}; steps {self.num_done + 1} to {len(self.steps)} are:")
+        self._list_steps()
+
+    def _list_steps(self) -> None:
+        for number, (step, left) in enumerate(zip(self.steps, self.left, strict=True), 1):
+            if number > self.num_done:
+                time_left = f"about {duration(left * step.seconds)}" if left else "done before"
+                log(f"  {number}. {step.text}: {time_left}")
+
+    def _seconds_left(self) -> float:
+        pairs = list(zip(self.steps, self.left, strict=True))[self.num_done :]
+        return sum(left * step.seconds for step, left in pairs)
 
     def _correction(self) -> float:
         return self.needed / self.expected if self.expected >= MIN_SECONDS else 1.0
@@ -129,58 +170,86 @@ def train_steps(source: Source, settings: TrainingSettings, pace: Pace) -> list[
     seconds = settings.epochs * pace.seconds(len(source.data.train), pace.training + teachers)
     evaluations = _num_evaluations(settings, settings.epochs) + 1  # and one of the result
     seconds += evaluations * pace.seconds(len(source.data.validation), pace.forward)
-    return [Step(text=_epochs(settings.epochs, source), seconds=seconds)]
+    updates = _num_updates(source, settings, settings.epochs)
+    text = _epochs(settings.epochs, source)
+    return [Step(text=text, seconds=seconds, result="model", stage="train", num_updates=updates)]
+
+
+def plan_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
+    """The steps of `plan`, which is one plan without training."""
+    cut, blocks = _CutSeconds.of(source, recipe, pace), recipe.depth.blocks
+    seconds = cut.plan + (_ranking_seconds(source, recipe, pace, blocks) if isinstance(blocks, int) else 0.0)
+    text = f"choose heads and neurons in {counted(recipe.importance.steps, 'step')}"
+    return [*_first_steps(source, recipe, pace), Step(text=text, seconds=seconds)]
 
 
 def compress_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
     """The steps of `compress`, before the number of blocks to remove is known."""
-    structure, settings = source.structure, recipe.importance
-    num_images = min(settings.num_images, len(source.data.train))
-    widths, most = len(head_widths(structure, recipe)), max_removed_blocks(structure, recipe)
-    cut = _CutSeconds.of(source, recipe, pace)
-    steps = [Step(text=f"evaluate the dense model on {_images(len(source.data.validation))}", seconds=cut.evaluation)]
-    if recipe.budget.latency_ms:
-        steps.append(
-            Step(text="measure the latency of heads, neurons and blocks", seconds=_table_seconds(recipe, pace))
-        )
-    text, seconds = f"score heads and neurons on {_images(num_images)}", cut.scoring
-    if widths > 1:
-        text += f", compare up to {widths} head widths"
-        seconds += (widths - 1) * (cut.one + cut.comparison)
-    steps.append(Step(text=text, seconds=seconds))
+    structure, cut = source.structure, _CutSeconds.of(source, recipe, pace)
+    text = f"evaluate the dense model on {_images(len(source.data.validation))}"
+    steps = [Step(text=text, seconds=cut.evaluation, result=in_stages("evaluation-dense.json"))]
+    steps += _first_steps(source, recipe, pace)
     if recipe.depth.blocks != "auto":
         return [*steps, *last_steps(source, recipe, pace, recipe.depth.blocks)]
+    most = max_removed_blocks(structure, recipe)
     if most:
         few = min(recipe.depth.search_images, len(source.data.train))
         short = recipe.depth.search_epochs * _update_seconds(pace, few, recipe)
-        ranking = pace.seconds(num_images, pace.forward * most * len(structure.blocks) / 2)
         epochs = f"{counted(recipe.depth.search_epochs, 'epoch')} of {_images(few)}"
-        text = f"try to remove 0 to {counted(most, 'block')}, with a distillation of {epochs} each"
         candidate = cut.plan + cut.one + short + cut.comparison
-        steps.append(Step(text=text, seconds=ranking + (most + 1) * candidate))
+        seconds = _ranking_seconds(source, recipe, pace, most) + (most + 1) * candidate
+        text = f"try to remove 0 to {counted(most, 'block')}, each time with a distillation of {epochs}"
+        steps.append(Step(text=text, seconds=seconds, result=in_stages("width-plan.json")))
     return [*steps, *last_steps(source, recipe, pace, None if most else 0)]
+
+
+def _first_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
+    """Measuring latency and scoring."""
+    steps, cut = [], _CutSeconds.of(source, recipe, pace)
+    if recipe.budget.latency_ms:
+        text = "measure the latency of heads, neurons and blocks"
+        steps.append(Step(text=text, seconds=_table_seconds(recipe, pace), result=in_stages("device.json")))
+    text, seconds = f"score heads and neurons on {_images(cut.num_images)}", cut.scoring
+    widths, result = len(head_widths(source.structure, recipe)), "scores.safetensors"
+    if widths > 1:
+        text += f", compare up to {widths} head widths"
+        seconds += (widths - 1) * (cut.one + cut.comparison)
+        result = in_stages("head-widths.json")
+    return [*steps, Step(text=text, seconds=seconds, result=result)]
 
 
 def last_steps(source: Source, recipe: Recipe, pace: Pace, num_blocks: int | None) -> list[Step]:
     """The steps of `compress` after the number of blocks to remove was found.
 
     Args:
-        num_blocks: None if it is not known yet. The epochs are the same in any case.
+        num_blocks: None if it is not known yet. The epochs are the same in any case, and the time is the most that it
+            may be.
     """
-    cut = _CutSeconds.of(source, recipe, pace)
-    width, depth = recipe.width_training.epochs, recipe.depth_training.epochs
-    settings = recipe.width_training
-    if not num_blocks:
-        stages = [("prune width" if num_blocks == 0 else "prune width, then remove blocks or none", width + depth)]
+    cut, settings = _CutSeconds.of(source, recipe, pace), recipe.width_training
+    width, depth = settings.epochs, recipe.depth_training.epochs
+    most = max_removed_blocks(source.structure, recipe) if num_blocks is None else num_blocks
+    by_search = recipe.depth.blocks == "auto" and num_blocks == 0  # the search has made this plan
+    depth_plan = cut.scoring + _ranking_seconds(source, recipe, pace, most)
+    if num_blocks:
+        stages = [
+            ("width", "prune width", width, cut.plan + cut.one),
+            ("depth", f"remove {counted(num_blocks, 'block')}", depth, depth_plan + cut.one),
+        ]
+    elif num_blocks is None:
+        text = "prune width, then remove blocks or none"
+        stages = [("", text, width + depth, cut.plan + depth_plan + 2 * cut.one + 2 * cut.evaluation)]
     else:
-        stages = [("prune width", width), (f"remove {counted(num_blocks, 'block')}", depth)]
+        stages = [("width", "prune width", width + depth, (0.0 if by_search else cut.plan) + cut.one)]
     steps = []
-    for number, (what, epochs) in enumerate(stages):
-        planned = recipe.depth.blocks == "auto" and not number and not num_blocks  # by the search
-        seconds = (0.0 if planned else cut.plan) + cut.one + 2 * cut.evaluation
+    for stage, what, epochs, seconds in stages:
         seconds += epochs * _update_seconds(pace, len(source.data.train), recipe)
-        seconds += _num_evaluations(settings, epochs) * cut.evaluation
-        steps.append(Step(text=f"{what}, distil {_epochs(epochs, source)}", seconds=seconds))
+        seconds += (2 + _num_evaluations(settings, epochs)) * cut.evaluation
+        step = Step(text=f"{what}, distil {_epochs(epochs, source)}", seconds=seconds)
+        if stage:
+            updates = _num_updates(source, settings if stage == "width" else recipe.depth_training, epochs)
+            result = in_stages(f"evaluation-{stage}-distil.json")
+            step = replace(step, result=result, stage=stage, num_updates=updates)
+        steps.append(step)
     rounds = recipe.latency.rounds + recipe.latency.warmup
     timing = 2 * rounds * recipe.latency.batch_size * pace.forward
     return [*steps, Step(text="evaluate the result, and time both models", seconds=cut.evaluation + timing)]
@@ -191,6 +260,7 @@ class _CutSeconds:
     """Seconds of the parts of a stage.
 
     Attributes:
+        num_images: that are scored.
         scoring: of all heads and neurons.
         one: of one cut, with the choice of units and the refit.
         plan: of the steps of one plan.
@@ -198,6 +268,7 @@ class _CutSeconds:
         evaluation: of one model on the validation images.
     """
 
+    num_images: int
     scoring: float
     one: float
     plan: float
@@ -212,12 +283,24 @@ class _CutSeconds:
         refit = pace.seconds(num_images, RECOVERY * pace.forward) if recipe.recovery.enabled else 0.0
         choice = pace.seconds(num_images, JOINT_CHOICE * pace.forward) if settings.joint else 0.0
         return cls(
+            num_images=num_images,
             scoring=scoring,
             one=refit + choice,
             plan=(settings.steps - 1) * (scoring + refit + choice) + choice,
             comparison=pace.seconds(min(MAX_HELD_OUT, len(data.train) // 5), 2 * pace.forward),
             evaluation=pace.seconds(len(data.validation), pace.forward),
         )
+
+
+def _ranking_seconds(source: Source, recipe: Recipe, pace: Pace, num_blocks: int) -> float:
+    """The time to skip each block in turn, so many times. On average, half of the blocks are computed."""
+    num_images = min(recipe.importance.num_images, len(source.data.train))
+    return pace.seconds(num_images, pace.forward * num_blocks * len(source.structure.blocks) / 2)
+
+
+def _num_updates(source: Source, settings: TrainingSettings, epochs: int) -> int:
+    images = source.data.train
+    return epochs * num_train_steps(images, settings.batch_for(len(images), this_process().num_processes))
 
 
 def _num_evaluations(settings: TrainingSettings, epochs: int) -> int:

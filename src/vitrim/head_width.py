@@ -36,7 +36,7 @@ def compare_head_widths(planner: Planner, scores: Scores) -> dict[int, float]:
             continue  # heads of this width cannot become few enough; narrower ones may
         plan = candidate.plan_in_one_step(scores)
         found[width] = mean_divergence(candidate.cut(plan, calibration), planner.source.model, held_out)
-        log(f"head width {width}: divergence from the dense model {found[width]:.4f}")
+        log(f"head width {width}: divergence from the dense model {found[width]:.3g}")
         if found[width] > min(found.values()):
             break  # narrower heads lose more than what they leave for neurons gains
     return found
@@ -55,7 +55,10 @@ def choose_head_width(planner: Planner, divergences: Callable[[], dict[int, floa
     found = divergences()
     limit = TOLERANCE * min(found.values(), default=0.0) + NEGLIGIBLE
     best = max((width for width, divergence in found.items() if divergence <= limit), default=widths[-1])
-    log(f"heads keep {best} of {widths[0]} directions")
+    smallest = min(found, key=lambda width: found[width], default=best)
+    gain = found[best] - found[smallest] if found else 0.0
+    why = f"; {smallest} diverges less by {gain:.1g}, which is too little to count" if gain else ""
+    log(f"heads keep {best} of {widths[0]} directions{why}")
     return best
 
 

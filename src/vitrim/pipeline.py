@@ -26,7 +26,7 @@ from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
 from vitrim.depth import plan_width
 from vitrim.evaluation import Evaluation, evaluate
-from vitrim.forecast import Forecast, measure_pace, train_steps
+from vitrim.forecast import Forecast, measure_pace, plan_steps, train_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
@@ -114,7 +114,11 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
         BudgetError: no plan meets the budget. DataError: the data has classes that the model lacks.
     """
     source = Source.of(model, data.with_num_workers(recipe.width_training.num_workers))
+    forecast = Forecast(plan_steps(source, recipe, measure_pace(source, recipe.width_training)))
+    forecast.announce(f"plan {source.structure.model} on {source.data.name} for {recipe.budget.label}")
     timings = device_times_of(source, recipe)
+    if recipe.budget.latency_ms:
+        forecast.finish_step()
     planner = Planner(source=source, recipe=recipe, timings=timings)
     blocks = recipe.depth.blocks
     planner.check(() if blocks == "auto" else None)
@@ -124,6 +128,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     if narrows_heads(source.structure, recipe):
         planner = replace(planner, rotation=planner.measure_rotation(statistics))
         planner = replace(planner, head_width=choose_head_width(planner, lambda: compare_head_widths(planner, scores)))
+    forecast.finish_step()
     return planner.plan_one_shot(scores, tuple(removed))
 
 
@@ -160,7 +165,7 @@ def fit(
     folder = open_folder(run_dir, source, "train", recipe)
     if not (folder.path / "model").exists():
         steps = train_steps(source, recipe.training, measure_pace(source, recipe.training))
-        Forecast(steps).announce(f"train {source.structure.model} on {source.data.name}")
+        Forecast(steps, folder.path).announce(f"train {source.structure.model} on {source.data.name}")
     provenance = {"trained_on": source.data.name, **about_teachers(source), "recipe": to_table(recipe)}
 
     def trained() -> nn.Module:

@@ -205,7 +205,8 @@ class Planner:
         """
         removed = tuple(rank_blocks_for_removal(student, self.calibration, num_blocks))
         structure = describe(student)
-        log(f"depth: removing blocks {sorted(removed)} of {len(structure.blocks)}")
+        numbers = " and ".join(str(index + 1) for index in sorted(removed))
+        log(f"depth: of {counted(len(structure.blocks), 'block')}, number {numbers} will be removed")
         scores = self.score(student)
 
         def choose(times: PartCosts | None) -> PruningPlan:
@@ -237,13 +238,13 @@ class Planner:
             budget = self.budget.on_the_way(step / steps, self.timings.dense_ms)
             times = self.times.after(plan) if self.times else None
             plan = plan.then(self._jointly(student, choose(describe(student), scores, budget, times)))
+            log(f"choosing heads and neurons: step {step} of {steps}")
             if plan.keeps_all(self.source.structure):
                 continue
-            log(f"narrowing: step {step} of {steps}")
             student = self.cut(plan, self.calibration)
             scores = self.score(student)
         if steps > 1:
-            log(f"narrowing: step {steps} of {steps}")
+            log(f"choosing heads and neurons: step {steps} of {steps}")
         structure, last_scores = describe(student), scores
         proposal = self._corrected_by_measurement(
             plan, lambda times: choose(structure, last_scores, self.budget, times)

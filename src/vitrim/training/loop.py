@@ -45,7 +45,7 @@ from vitrim.training.metrics import Metrics
 from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.soft_labels import SoftLabels
-from vitrim.training.state import TrainingState
+from vitrim.training.state import CHECKPOINT, TrainingState
 from vitrim.training.teachers import match_student
 from vitrim.training.validation import Validation
 
@@ -156,7 +156,7 @@ class TrainingLoop:
         )
         self.validation = Validation(job)
         self.state = TrainingState(
-            path=job.run_dir / f"{job.stage}.checkpoint.safetensors" if job.run_dir else None,
+            path=job.run_dir / CHECKPOINT.format(stage=job.stage) if job.run_dir else None,
             identity=job.identity if job.run_dir else "",  # reads all weights and images
             model=self.model,
             ema=self.ema,

@@ -13,6 +13,8 @@ from vitrim.runs.files import write_tensors
 from vitrim.training.job import is_same_training
 from vitrim.training.validation import Validation
 
+CHECKPOINT = "{stage}.checkpoint.safetensors"  # in the folder of the run
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingState:
@@ -88,3 +90,12 @@ class TrainingState:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def updates_made(run_dir: Path, stage: str) -> int:
+    """The number of updates of a training that its checkpoint holds; 0 without a checkpoint."""
+    file = run_dir / CHECKPOINT.format(stage=stage)
+    if not stage or not file.is_file():
+        return 0
+    with safe_open(file, framework="pt") as opened:
+        return int(opened.metadata()["step"])
