@@ -9,7 +9,8 @@ from builders.runs import FinishedRun
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings
-from vitrim.report import latency_columns, latency_line, latency_row, table_rows, to_markdown, zero_lines
+from vitrim.models import describe
+from vitrim.report import kept_text, latency_columns, latency_line, latency_row, table_rows, to_markdown, zero_lines
 
 
 @pytest.mark.parametrize("name", ["depth", pytest.param("auto", marks=pytest.mark.slow)])
@@ -164,3 +165,18 @@ def test_classes_that_are_never_recognised_are_in_the_report(finished_run: Any) 
 )
 def test_a_model_is_named_after_its_budget(budget: Budget, name: str) -> None:
     assert budget.label == name
+
+
+def test_the_report_says_what_was_kept(finished_run: Any) -> None:
+    run: FinishedRun = finished_run("depth")
+    kept = run.result.report["models"][1]["kept"]
+    groups = [group for block in describe(run.result.model).blocks for group in block.groups]
+    heads, neurons = (sum(g.count for g in groups if g.kind == kind) for kind in ("heads", "neurons"))
+    assert kept == f"3 of 4 blocks, {heads} of 16 heads, {neurons} of 256 neurons"
+    assert f"keeps {kept} of the dense model." in to_markdown(run.result.report)
+
+
+def test_narrower_heads_are_said_with_their_width(finished_run: Any) -> None:
+    dense = describe(finished_run("depth").dense)
+    text = "4 of 4 blocks, 16 of 16 heads of width 2 (before: 4), 256 of 256 neurons"
+    assert kept_text(dense, dense.narrowed(2)) == text

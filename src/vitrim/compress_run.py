@@ -14,7 +14,7 @@ from torch import nn
 from vitrim import report as reports
 from vitrim.class_accuracy import classes_at_zero
 from vitrim.costs.device import DeviceTimes
-from vitrim.costs.latency import measure_latencies
+from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
 from vitrim.depth import choose_num_blocks
@@ -247,6 +247,7 @@ class CompressRun:
         return Compressed(model=student, plan=plan, report=report)
 
     def _report(self, student: nn.Module, timings: DeviceTimes, predicted_ms: float) -> dict[str, Any]:
+        busy = busy_note()
         dense_latency, latency = measure_latencies([self.source.model, student], self.recipe.latency)
         kept = [(stage, KeptEpoch.read(self.folder.path, stage)) for stage in ("width", "depth")]
         outcome = reports.Outcome(
@@ -255,7 +256,7 @@ class CompressRun:
             after=self.evaluations[-1],
             latencies=(dense_latency, latency),
             stages=self.stages[:-1],
-            notes=[f"{stage}: {found.sentence()}" for stage, found in kept if found],
+            notes=[*(f"{stage}: {found.sentence()}" for stage, found in kept if found), *filter(None, [busy])],
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
         )

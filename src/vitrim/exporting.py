@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
-from vitrim.costs.latency import Latency, LatencySettings, time_in_rounds
+from vitrim.costs.latency import Latency, LatencySettings, busy_note, time_in_rounds
 from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import match_labels, preprocessing_of
@@ -329,6 +329,8 @@ def compare_logits(
 @torch.no_grad()
 def _time(model: nn.Module, run: Program, settings: LatencySettings) -> list[Latency]:
     images = random_images(model, settings.batch_size)
+    if note := busy_note():
+        log(note)
     return time_in_rounds([partial(model, images), partial(run, images)], settings, images.device)
 
 

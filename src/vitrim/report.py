@@ -15,12 +15,14 @@ from vitrim.class_accuracy import ClassesAtZero, classes_at_zero
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, difference_text, ratio_text
 from vitrim.data.matching import device_of
-from vitrim.errors import percent
+from vitrim.errors import counted, percent
 from vitrim.evaluation import Evaluation, compare
+from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.environment import environment
 from vitrim.saving.checkpoint import file_bytes
 from vitrim.source import Source
+from vitrim.structure import ViTStructure
 from vitrim.training.teachers import Teacher
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,6 +72,7 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         row |= columns
     dense["classes_at_zero"] = classes_at_zero(outcome.before, data).to_dict()
     small["classes_at_zero"] = classes_at_zero(outcome.after, data, outcome.before).to_dict()
+    small["kept"] = kept_text(source.structure, describe(outcome.student))
     latency = _latency_section(recipe, outcome)
     return {
         "title": f"{source.structure.model} on {data.name}: {_with_measured(name, latency)}",
@@ -88,6 +91,21 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),
     }
+
+
+def kept_text(dense: ViTStructure, small: ViTStructure) -> str:
+    """Say what is left of a model: `5 of 6 blocks, 15 of 18 heads of width 48 (before: 64), 2,874 of 4,608 neurons`."""
+    parts = [f"{len(small.blocks)} of {counted(len(dense.blocks), 'block')}"]
+    for kind in ("heads", "neurons"):
+        before, after = ([g for block in s.blocks for g in block.groups if g.kind == kind] for s in (dense, small))
+        if not before:
+            continue
+        numbers = f"{sum(g.count for g in after):,} of {sum(g.count for g in before):,} {kind}"
+        widths = [sorted({g.width for g in groups if g.output_proj}) for groups in (before, after)]
+        is_narrower = kind == "heads" and widths[0] != widths[1] and all(widths)
+        texts = [" to ".join(str(width) for width in dict.fromkeys((w[0], w[-1]))) for w in widths if w]
+        parts.append(numbers + (f" of width {texts[1]} (before: {texts[0]})" if is_narrower else ""))
+    return ", ".join(parts)
 
 
 def model_row(name: str, keep: float, model: nn.Module, found: Evaluation) -> dict[str, Any]:

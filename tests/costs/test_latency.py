@@ -1,6 +1,7 @@
 """Laws of timing: one latency for each model, ratios to the first model, and the models are not changed."""
 
 import copy
+import os
 import sys
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from builders.models import build, random_plan, same_tensors
 from vitrim.costs.latency import (
     LatencySettings,
+    busy_note,
     difference_text,
     interval_of_median,
     measure_latencies,
@@ -96,3 +98,11 @@ def test_in_each_round_every_pass_runs_once_and_warmup_does_not_count() -> None:
     found = time_in_rounds(passes, LatencySettings(rounds=2, warmup=1), torch.device("cpu"))
     assert order == [0, 1, 2] * 3
     assert len(found) == 3 and found[0].ratio == 1
+
+
+def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, is_busy in ((2.5, False), (6.0, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, load, load))
+        assert bool(busy_note()) == is_busy
+    assert busy_note().startswith("The machine was busy when latencies were measured (load 6.0 on 2 cores).")

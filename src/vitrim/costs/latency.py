@@ -5,6 +5,7 @@ by the same factor, so their ratios stay the same. What single heads, neurons an
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from scipy import stats
 from torch import nn
 
 from vitrim.copying import copied
-from vitrim.errors import SettingError, percent
+from vitrim.errors import SettingError, counted, percent
 from vitrim.hooks import eval_mode
 from vitrim.models.programs import check_onnx, onnx_program, random_images
 from vitrim.models.wrappers import unwrapped
@@ -26,6 +27,8 @@ from vitrim.runs.progress import track
 Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]
 CONFIDENCE = 0.95
 MAX_DIFFERENCE = 0.05  # of a measured latency from a stated one; a larger difference is said where it is stated
+BUSY = "The machine was busy"
+MAX_LOAD = 1.5  # processes that want to compute, for each core; a training of this process alone is about 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,17 @@ def difference_text(measured_ms: float, stated_ms: float) -> str:
     if abs(difference) <= MAX_DIFFERENCE:
         return ""
     return f"{percent(abs(difference))} {'above' if difference > 0 else 'below'}"
+
+
+def busy_note() -> str:
+    """Say that the machine is busy, if it is, because latencies then hold for the moment only; else an empty text."""
+    load, cores = (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0), os.cpu_count() or 1
+    if load <= MAX_LOAD * cores:
+        return ""
+    return (
+        f"{BUSY} when latencies were measured (load {load:.1f} on {counted(cores, 'core')}). Their ratios and "
+        "intervals hold for that moment only."
+    )
 
 
 def _time_once_ms(run: Callable[[], object], device: torch.device) -> float:
