@@ -1,6 +1,7 @@
 """Laws of the folder of a run: which settings may change when it is continued, and which files it has."""
 
 import re
+import shutil
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.costs.cases import jpegs
 from builders.models import same_tensors
 from builders.runs import (
     RANDOM,
+    FinishedRun,
     digits,
     digits_model,
     files_in,
@@ -110,3 +112,12 @@ def test_the_page_on_the_run_folder_lists_every_file_of_a_run(name: str, finishe
     assert len(files) > 10
     for file in files:
         assert any(fnmatch(file, entry) or (entry.endswith("/") and file.startswith(entry)) for entry in listed), file
+
+
+def test_a_finished_run_is_read_without_its_stages(finished_run: Any, tmp_path: Path) -> None:
+    run: FinishedRun = finished_run("depth")
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    shutil.rmtree(folder / "stages")
+    again = compress(run.dense, digits(), run.recipe, folder)
+    assert same_tensors(again.model, run.result.model) and again.plan == run.result.plan
+    assert again.report == run.result.report and not (folder / "stages").exists()

@@ -39,7 +39,7 @@ from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.folder import RunFolder, in_stages
-from vitrim.runs.processes import is_main_process, this_process
+from vitrim.runs.processes import is_main_process, this_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
 from vitrim.source import Source, max_removed_blocks, narrows_heads
@@ -98,13 +98,24 @@ class CompressRun:
         self.forecast = Forecast([])
         self.num_made = 0  # results that this process has made and not read, when a step was finished last
 
+    def finished(self) -> Compressed | None:
+        """The result, if the run has ended before. It needs no file of a stage."""
+        wait_for_all()
+        if not all((self.folder.path / name).exists() for name in ("report.json", "plan.json", "model")):
+            return None
+        self.folder.delete_checkpoints()
+        report = read_json(self.folder.path / "report.json")
+        if is_main_process():
+            write_text(self.folder.path / "report.md", reports.to_markdown(report))
+        plan = PruningPlan.from_json((self.folder.path / "plan.json").read_text(encoding="utf-8"))
+        return Compressed(model=load_on_own_device(self.folder.path / "model"), plan=plan, report=report)
+
     def announce(self) -> None:
-        """Log what will be done, and how long it takes, unless the run is finished."""
-        if not (self.folder.path / "report.json").is_file():
-            self.pace = measure_pace(self.source, self.recipe.width_training)
-            self.forecast = Forecast(compress_steps(self.source, self.recipe, self.pace), self.folder.path)
-            budget = self.recipe.budget.label
-            self.forecast.announce(f"compress {self.source.structure.model} on {self.data.name} to {budget}")
+        """Log what will be done, and how long it takes."""
+        self.pace = measure_pace(self.source, self.recipe.width_training)
+        self.forecast = Forecast(compress_steps(self.source, self.recipe, self.pace), self.folder.path)
+        budget = self.recipe.budget.label
+        self.forecast.announce(f"compress {self.source.structure.model} on {self.data.name} to {budget}")
 
     def finish_step(self) -> None:
         """Log that a step is done, and how much time is left."""

@@ -77,6 +77,8 @@ def compress(
     source = Source.of(model, data, teacher)
     check(source, recipe, scores)
     run = CompressRun(run_dir, source, recipe)
+    if result := run.finished():
+        return result
     run.announce()
     run.evaluate("dense", source.model)
     run.finish_step()
