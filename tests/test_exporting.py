@@ -122,7 +122,8 @@ def test_the_file_has_metadata(case: Case) -> None:
     origin, cost = origin_of(case.model), count_cost(case.model)
     _, metadata = read(case.exported.path)
     assert tuple(metadata["classes"]) == CLASSES
-    assert metadata["preprocessing"] == preprocessing_of(case.model).to_dict()
+    assert metadata["preprocessing"] == {**preprocessing_of(case.model).to_dict(), "unchanged_size": [32, 32]}
+    assert "images of 32x32 are used as they are" in metadata["preprocessing_in_words"]
     assert (metadata["library"], metadata["architecture"]) == (origin.library, origin.architecture)
     assert metadata["model_args"] == origin.model_args
     assert PruningPlan.from_dict(metadata["plan"]) == origin.plan
