@@ -293,7 +293,7 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_sentence(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown format": ({"format": "tflite"}, "'tflite'; expected one of onnx, torch-export"),
     "another format's name": ({"format": "torch-export"}, r"ends in \.pt2"),
-    "int8 without data": ({"int8": True}, "give the argument data"),
+    "int8 without data": ({"int8": True}, "Name them with --data"),
     "data without int8": ({"data": []}, "data is only used with int8"),
     "int8 of another format": (
         {"path": "model.pt2", "format": "torch-export", "int8": True},
