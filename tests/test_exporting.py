@@ -122,7 +122,8 @@ def test_the_file_has_metadata(case: Case) -> None:
     origin, cost = origin_of(case.model), count_cost(case.model)
     _, metadata = read(case.exported.path)
     assert tuple(metadata["classes"]) == CLASSES
-    assert metadata["preprocessing"] == preprocessing_of(case.model).to_dict()
+    assert metadata["preprocessing"] == {**preprocessing_of(case.model).to_dict(), "unchanged_size": [32, 32]}
+    assert "images of 32x32 are used as they are" in metadata["preprocessing_in_words"]
     assert (metadata["library"], metadata["architecture"]) == (origin.library, origin.architecture)
     assert metadata["model_args"] == origin.model_args
     assert PruningPlan.from_dict(metadata["plan"]) == origin.plan
@@ -292,7 +293,7 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_sentence(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown format": ({"format": "tflite"}, "'tflite'; expected one of onnx, torch-export"),
     "another format's name": ({"format": "torch-export"}, r"ends in \.pt2"),
-    "int8 without data": ({"int8": True}, "give the argument data"),
+    "int8 without data": ({"int8": True}, "Name them with --data"),
     "data without int8": ({"data": []}, "data is only used with int8"),
     "int8 of another format": (
         {"path": "model.pt2", "format": "torch-export", "int8": True},

@@ -25,6 +25,7 @@ from vitrim.costs.latency import Latency, LatencySettings, busy_note, time_in_ro
 from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import match_labels, preprocessing_of
+from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import ExportMismatch, SettingError, UnsupportedModel
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate
 from vitrim.hooks import logits_of
@@ -201,8 +202,8 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, progr
         raise SettingError(f"The format is {format}; expected onnx, because only onnx supports int8.")
     if int8 and not has_data:
         raise SettingError(
-            "int8 lowers the accuracy, so it must be measured on labelled images; give the argument data, which is "
-            "--data on the command line."
+            "int8 lowers the accuracy, so it must be measured on labelled images. Name them with --data (in Python: "
+            "data)."
         )
     if has_data and not int8:
         raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
@@ -256,15 +257,24 @@ def _metadata(model: nn.Module, classes: tuple[str, ...]) -> dict[str, Any]:
             "plan": origin.plan.to_dict() if origin.plan else None,
         }
     try:
-        preprocessing: dict[str, Any] = preprocessing_of(model).to_dict()
+        preprocessing = _prepared(preprocessing_of(model))
     except SettingError as error:  # the file is right nevertheless
-        preprocessing = {"refused": str(error)}
+        preprocessing = {"preprocessing": {"refused": str(error)}}
     return {
         **built,
-        "preprocessing": preprocessing,
+        **preprocessing,
         "params": cost.params,
         "macs": cost.macs,
         "versions": versions(),
+    }
+
+
+def _prepared(preprocessing: Preprocessing) -> dict[str, Any]:
+    """How images are prepared, as values and in words, with the size of the images that are used as they are."""
+    size = preprocessing.unchanged_size
+    return {
+        "preprocessing": {**preprocessing.to_dict(), "unchanged_size": list(size) if size else None},
+        "preprocessing_in_words": f"{preprocessing.text()}; a pixel in 0..255 becomes (pixel / 255 - mean) / std",
     }
 
 

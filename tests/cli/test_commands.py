@@ -243,7 +243,7 @@ def test_export_measures_the_accuracy_of_int8(place: CommandFolder, capsys: pyte
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--int8"], "--data on the command line"),
+        (["--int8"], r"Name them with --data \(in Python: data\)"),
         (["--data", "digits"], "data is only used with int8"),
         (["--format", "tflite"], "tflite"),
         (["-o", "model.pt2"], r"ends in \.onnx"),

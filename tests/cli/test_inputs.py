@@ -267,7 +267,13 @@ def test_evaluate_uses_all_images_of_a_folder_without_splits(
     status, out, _ = call(capsys, "evaluate", model, "--data", images, "--split", "train")
     assert status == 0 and "9 training images" in out
     status, _, err = call(capsys, "evaluate", model, "--data", images, "--split", "test")
-    assert status == 2 and "There are no test images with labels. The data set has no splits" in err
+    assert status == 2 and "no test images with labels; the data set has 12 images without splits. Name a folder" in err
+    assert "of test images with --val-dir, without --data and --split (in Python: val_dir)." in err
+    status, _, err = call(capsys, "evaluate", model, "--data", images.parent, "--split", "test")
+    assert (
+        status == 2
+        and "has 12 training images and 12 validation images. For the validation images, choose --split" in err
+    )
 
 
 def test_evaluate_warns_of_images_that_the_model_was_trained_on(

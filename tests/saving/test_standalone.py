@@ -1,20 +1,26 @@
 """`modeling.py`: it builds the pruned model without vitrim."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
-from builders.models import random_images, same_tensors
-from vitrim.models import origin_of
-from vitrim.saving.checkpoint import save
+from builders.models import build, random_images, random_plan, same_tensors
+from vitrim.data.stated_preprocessing import set_preprocessing
+from vitrim.models import describe, origin_of
+from vitrim.saving.checkpoint import load, save
 from vitrim.saving.standalone import modeling_source, rebuild_facts
+from vitrim.surgery import prune
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,33 @@ def test_modeling_py_builds_the_same_model(student: nn.Module, folder: Path) -> 
     model = modeling_of(folder).load_model()
     images = random_images(dtype=torch.float32)
     assert same_tensors(model, student) and torch.equal(model(images), student(images))
+
+
+@pytest.mark.parametrize("classes", [(), tuple("abcdefg")], ids=["no names", "names"])
+@pytest.mark.parametrize(
+    "stated", [{"mean": 0.5}, {"mean": 0.4, "std": 0.25, "crop_pct": 0.8, "interpolation": "bilinear"}], ids=str
+)
+def test_modeling_py_states_the_images_and_classes_of_the_model(
+    stated: dict[str, Any], classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    dense = build(in_chans=1, dtype=torch.float32)
+    set_preprocessing(dense, **stated)
+    folder = save(prune(dense, random_plan(describe(dense), seed=1)), tmp_path / "model", classes=classes)
+    model, expected = modeling_of(folder).load_model(), load(folder)
+    assert model.default_cfg is model.pretrained_cfg
+    in_json = [json.dumps(each.pretrained_cfg, sort_keys=True) for each in (model, expected)]  # tuples become lists
+    assert in_json[0] == in_json[1]
+    found = resolve_model_data_config(model)
+    assert found["input_size"] == (1, 32, 32)
+    assert create_transform(**found)(Image.new("L", (40, 50))).shape == (1, 32, 32)
+
+
+def test_modeling_py_loads_a_folder_that_states_no_images(folder: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(folder, tmp_path / "older"))
+    config = json.loads((older / "config.json").read_text())
+    del config["pretrained_cfg"], config["label_names"]
+    (older / "config.json").write_text(json.dumps(config))
+    assert same_tensors(modeling_of(older).load_model(), modeling_of(folder).load_model())
 
 
 def test_modeling_py_imports_no_vitrim(student: nn.Module) -> None:

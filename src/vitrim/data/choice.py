@@ -81,10 +81,21 @@ def _test_images(found: Found) -> tuple[ImageSet, tuple[str, ...]]:
     """The test images, and notes for the user."""
     part = found.test()
     if part is None:
-        others = "has validation images: choose val" if found.validation is not None else "has no splits"
-        raise DataError(f"There are no test images with labels. The data set {others}, or name a folder with val_dir.")
+        raise DataError(_no_test_images(found))
     images, similar = with_labels_of(part, found.classes, "the training set")
     return images, (*found.notes, *part.notes, *similar, f"test images from {part.place.name}")
+
+
+def _no_test_images(found: Found) -> str:
+    """What the data set has instead of test images, and what to do."""
+    advice = "Name a folder of test images with --val-dir, without --data and --split (in Python: val_dir)."
+    if found.validation is None:
+        has = f"{counted(len(found.train), 'image')} without splits"
+    else:
+        sets = (found.train, "training image"), (found.validation, "validation image")
+        has = " and ".join(counted(len(images), name) for images, name in sets if len(images))
+        advice = f"For the validation images, choose --split val (in Python: split='val'). {advice}"
+    return f"There are no test images with labels; the data set has {has}. {advice}"
 
 
 def _divided(found: Found, choice: Choice) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:

@@ -68,6 +68,11 @@ class Preprocessing:
         """Number of channels of an image."""
         return len(self.mean)
 
+    @property
+    def unchanged_size(self) -> tuple[int, int] | None:
+        """Height and width of the images that `EvalTransform` does not change: those of small models, else None."""
+        return self.img_size if max(self.img_size) <= MAX_SMALL_SIDE and not self.steps else None
+
     def text(self) -> str:
         """Return what happens to an image, in words: resizing, crop, mean and standard deviation."""
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
@@ -81,8 +86,7 @@ class Preprocessing:
             order = "; channels in the order BGR" if self.steps.bgr else ""
             resized = f"resized to {to} ({self.interpolation})" if to else "not resized"
             return f"{resized}, {crop if self.steps.crop else 'no crop'}{order}"
-        whole = max(self.img_size) <= MAX_SMALL_SIDE
-        small = f" (images of {height}x{width} are used as they are)" if whole else ""
+        small = f" (images of {height}x{width} are used as they are)" if self.unchanged_size else ""
         sides = [math.floor(side / self.crop_pct) for side in self.img_size]
         size = str(min(sides)) if self.crop_mode == "center" and height == width else "x".join(map(str, sides))
         what = {"center": "shorter side", "squash": "both sides", "border": "longer side"}[self.crop_mode]
@@ -168,7 +172,7 @@ class EvalTransform:
         """Return the resized and cropped images. `epoch` and `index` are for callers that also call `Augmenter`."""
         if self.steps:
             return self._checked(apply_steps(images, self.steps, self.interpolation))
-        if tuple(images.shape[-2:]) == self.img_size and max(self.img_size) <= MAX_SMALL_SIDE:
+        if tuple(images.shape[-2:]) == self.preprocessing.unchanged_size:
             return images
         if self.interpolation in NOT_FOR_TENSORS:
             return self._with_pillow(images)

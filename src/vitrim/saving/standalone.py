@@ -18,12 +18,16 @@ import jinja2
 import torch
 from torch import nn
 
+from vitrim.data.preprocessing import Preprocessing
+from vitrim.errors import SettingError
 from vitrim.models import adapter_of_library
 from vitrim.models.changes import Changes
 from vitrim.models.origin import Origin
 from vitrim.models.restoring import restore
+from vitrim.models.timm.configuration import OF_OTHER_SIZES
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
+STATED_ELSEWHERE = ("training", "pretrained_cfg", "default_cfg")  # eval mode; `pretrained_cfg` in config.json
 PLAIN = str | int | float | bool | None
 
 
@@ -90,14 +94,30 @@ def modeling_source(model: nn.Module, origin: Origin, changes: Changes) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, keep_trailing_newline=True
     )
     template = environment.get_template("modeling.py.jinja")
-    return template.render(library=origin.library, imports=imports, definitions=definitions, changed=bool(changes))
+    return template.render(
+        library=origin.library,
+        imports=imports,
+        definitions=definitions,
+        changed=bool(changes),
+        of_other_sizes=json.dumps(OF_OTHER_SIZES),
+        unchanged=_unchanged_size(origin),
+    )
+
+
+def _unchanged_size(origin: Origin) -> str:
+    """Which images vitrim uses as they are, such as `32x32`; empty if none."""
+    try:
+        size = Preprocessing.from_dict(origin.preprocessing).unchanged_size
+    except SettingError:  # vitrim prepares no images for this model; it can be saved nevertheless
+        return ""
+    return "x".join(map(str, size or ()))
 
 
 def _changed(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     """The plain attributes of a module that differ from those of the dense module."""
     found = {}
     for key, value in vars(new).items():
-        if key.startswith("_") or key == "training" or not _is_plain(value):
+        if key.startswith("_") or key in STATED_ELSEWHERE or not _is_plain(value):
             continue
         if key not in vars(old) or json.dumps(_jsonable(vars(old)[key])) != json.dumps(_jsonable(value)):
             found[key] = _jsonable(value)
