@@ -88,8 +88,8 @@ class Validation:
     """The evaluations of one training, and the weights of the best epoch so far.
 
     Attributes:
-        best: the best epoch so far; None if no epoch was evaluated, or if the last epoch is kept. If only the last epoch
-            is evaluated, nothing is chosen, and it is None too.
+        best: the best epoch so far; None if no epoch was evaluated, or if the last epoch is kept. It is also None if
+            only the last epoch is evaluated, because nothing is chosen then.
         last: the epoch that was evaluated last.
         weights: state dict after the epoch `best`, on the CPU.
     """
