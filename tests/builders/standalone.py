@@ -1,5 +1,6 @@
 """Builds a saved model in every way that does not need vitrim's own `load`."""
 
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -24,7 +25,7 @@ def modeling_of(folder: Path) -> ModuleType:
 
 
 def assert_loads_with_and_without_vitrim(model: nn.Module, images: Tensor, folder: Path) -> None:
-    """Save the model, and compare its logits bit for bit with those of every way to load it."""
+    """Save the model, and compare its logits bit for bit with those of every way to load it, and its configuration."""
     logits = logits_of(model(images))
     save(model, folder)
     assert torch.equal(logits_of(load(folder)(images)), logits)
@@ -36,3 +37,9 @@ def assert_loads_with_and_without_vitrim(model: nn.Module, images: Tensor, folde
         without_vitrim = modeling_of(folder).load_model()
         assert same_tensors(without_vitrim, model)
         assert torch.equal(logits_of(without_vitrim(images)), logits)
+        assert configuration_of(without_vitrim) == configuration_of(load(folder))
+
+
+def configuration_of(model: nn.Module) -> str:
+    """timm's configuration of the model as JSON, in which tuples are lists. Models of torchvision have none."""
+    return json.dumps(getattr(model, "pretrained_cfg", None), sort_keys=True)

@@ -16,6 +16,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from builders.models import build, random_images, random_plan, same_tensors
+from builders.standalone import configuration_of
 from vitrim.data.stated_preprocessing import set_preprocessing
 from vitrim.models import describe, origin_of
 from vitrim.saving.checkpoint import load, save
@@ -54,8 +55,7 @@ def test_modeling_py_states_the_images_and_classes_of_the_model(
     folder = save(prune(dense, random_plan(describe(dense), seed=1)), tmp_path / "model", classes=classes)
     model, expected = modeling_of(folder).load_model(), load(folder)
     assert model.default_cfg is model.pretrained_cfg
-    in_json = [json.dumps(each.pretrained_cfg, sort_keys=True) for each in (model, expected)]  # tuples become lists
-    assert in_json[0] == in_json[1]
+    assert configuration_of(model) == configuration_of(expected)
     found = resolve_model_data_config(model)
     assert found["input_size"] == (1, 32, 32)
     assert create_transform(**found)(Image.new("L", (40, 50))).shape == (1, 32, 32)

@@ -159,6 +159,35 @@ def test_without_evaluations_the_last_epoch_is_kept_and_this_is_said(
     assert KeptEpoch.read(tmp_path, "train") is None
 
 
+@pytest.mark.parametrize(("epochs", "every"), [(1, "auto"), (1, 3), (2, 2), (2, 5)])
+def test_where_one_epoch_is_evaluated_nothing_is_said_of_a_choice(
+    epochs: int, every: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(UNSTEADY, epochs=epochs, evaluate_every=every)
+    result = train(digits_model(), digits(), settings, run_dir=tmp_path / "whole")
+    for step in range(1, epochs * len(digits().train) // settings.batch_size):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_at(patch, step)
+            train(digits_model(), digits(), settings, run_dir=tmp_path / "resumed")
+    resumed = train(digits_model(), digits(), settings, run_dir=tmp_path / "resumed")
+    said = capsys.readouterr().err
+    assert "optimistic" not in said and "is kept" not in said
+    assert ("the last epoch will be kept, not the best one, because no other is evaluated" in said) == (epochs > 1)
+    assert same_tensors(result, resumed)
+    assert same_tensors(result, train(digits_model(), digits(), replace(settings, keep_epoch="last")))
+    for folder in ("whole", "resumed"):
+        assert KeptEpoch.read(tmp_path / folder, "train") is None
+        rows = read_lines(tmp_path / folder / "metrics.jsonl")
+        assert [row["epoch"] for row in rows if "top1" in row] == [epochs]
+
+
+def test_a_note_on_the_only_epoch_says_nothing_of_a_choice(tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        last = Validated(epoch=epochs, top1=50.0, loss=1.0)
+        KeptEpoch(best=last, last=last, num_images=9).write(tmp_path, "train")
+        assert (KeptEpoch.read(tmp_path, "train") is None) == (epochs == 1)
+
+
 @pytest.mark.parametrize("keep_epoch", ["best", "last"])
 def test_a_training_is_continued_with_other_evaluations_only_if_they_change_nothing(
     keep_epoch: Any, tmp_path: Path

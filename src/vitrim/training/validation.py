@@ -59,13 +59,16 @@ class KeptEpoch:
 
     @classmethod
     def read(cls, folder: Path, stage: str) -> "KeptEpoch | None":
-        """Read what a training of this folder noted; None if its last epoch was kept whatever its accuracy."""
+        """Read what a training of this folder noted; None if its last epoch was kept whatever its accuracy.
+
+        A note on a training of one epoch, as earlier versions wrote it, is None too: nothing was chosen.
+        """
         file = folder / KEPT_FILE.format(stage=stage)
         if not file.is_file():
             return None
         table = read_json(file)
         best, last = (Validated(**table[name]) for name in ("best", "last"))
-        return cls(best=best, last=last, num_images=table["num_images"])
+        return cls(best=best, last=last, num_images=table["num_images"]) if last.epoch > 1 else None
 
     def write(self, folder: Path, stage: str) -> None:
         """Write the note that `read` reads."""
@@ -85,7 +88,8 @@ class Validation:
     """The evaluations of one training, and the weights of the best epoch so far.
 
     Attributes:
-        best: the best epoch so far; None if no epoch was evaluated, or if the last epoch is kept.
+        best: the best epoch so far; None if no epoch was evaluated, or if the last epoch is kept. It is also None if
+            only the last epoch is evaluated, because nothing is chosen then.
         last: the epoch that was evaluated last.
         weights: state dict after the epoch `best`, on the CPU.
     """
@@ -94,12 +98,13 @@ class Validation:
         self._job, settings = job, job.settings
         has_images = len(job.data.validation) > 0
         self._interval = settings.evaluation_interval if has_images else 0
-        self._keeps_best = settings.chooses_epoch and has_images
+        self._keeps_best = 0 < self._interval < settings.epochs and settings.keep_epoch == "best"
         self.best: Validated | None = None
         self.last: Validated | None = None
         self.weights: dict[str, Tensor] = {}
-        if settings.keep_epoch == "best" and not self._keeps_best:
-            reason = "evaluate_every is 0" if has_images else "there are no validation images"
+        if settings.keep_epoch == "best" and settings.epochs > 1 and not self._keeps_best:
+            reason = "no other is evaluated" if self._interval else "evaluate_every is 0"
+            reason = reason if has_images else "there are no validation images"
             log(f"{job.stage}: the last epoch will be kept, not the best one, because {reason}")
 
     def after_epoch(self, epoch: int, model: nn.Module) -> Validated | None:
@@ -140,4 +145,6 @@ class Validation:
         """
         table = json.loads(text)
         self.best, self.last = (Validated(**table[name]) if name in table else None for name in ("best", "last"))
+        if not self._keeps_best:  # an earlier version also noted the only epoch that it evaluated
+            self.best = None
         self.weights = dict(weights)
