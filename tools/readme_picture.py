@@ -80,7 +80,7 @@ def draw_panel(axes: Axes, title: str, bars: list[Bar]) -> None:
 def demo_bars() -> dict[str, list[Bar]]:
     """Top-1, parameters and latency, from the table in README.md. Pruned models have the ratio to the dense latency."""
     top = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    table = re.findall(r"^\| (dense|-?\d+ %) \|(.+)\|$", top, re.M)
+    table = re.findall(r"^\| (dense|\d+ %) \|(.+)\|$", top, re.M)
     cells = {model: [cell.split() for cell in line.split("|")] for model, line in table}
     bars = {}
     for title, column, unit in (("top-1", 0, "%"), ("parameters", 1, "k")):
@@ -102,7 +102,7 @@ def cifar_bars() -> dict[str, list[Bar]]:
     arm = [row for row in rows if row["cell"] == CELL and row["arm"] == "vitrim"]
     most = max(len(row["seeds"]) for row in arm)
     arm = sorted((row for row in arm if len(row["seeds"]) == most), key=lambda row: -row["keep"])
-    names = [f"-{100 * (1 - row['keep']):.0f} %" for row in arm]
+    names = [f"{100 * row['keep']:.0f} %" for row in arm]
 
     def bars(dense: float, values: list[float]) -> list[Bar]:
         found = dict(zip(["dense", *names], [dense, *values], strict=True))
