@@ -1,5 +1,7 @@
 """Laws of the preprocessing: it is stored and read again, checked, and leaves small images alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from timm.data import create_transform
 from builders.images import memory_set, preprocessing
 from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageSet
-from vitrim.data.preprocessing import Preprocessing
+from vitrim.data.preprocessing import EvalTransform, Preprocessing
+from vitrim.data.processor import ProcessorSteps
 from vitrim.errors import SettingError
 
 
@@ -36,6 +39,17 @@ def test_small_images_of_the_size_of_the_model_are_only_normalised() -> None:
     mean, std = torch.tensor((0.5, 0.4, 0.3)), torch.tensor((0.2, 0.3, 0.4))
     expected = (images.pixels / 255 - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(pixels, expected)
+
+
+@pytest.mark.parametrize("side", [8, 96, 97, 224])
+def test_exactly_the_images_of_the_unchanged_size_are_used_as_they_are(side: int) -> None:
+    model = preprocessing(side, crop_pct=0.8)
+    pixels = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(EvalTransform(model)(pixels), pixels) == (model.unchanged_size is not None)
+    assert model.unchanged_size in (None, (side, side))
+    assert ("used as they are" in model.text()) == (model.unchanged_size is not None)
+    with_steps = replace(model, steps=ProcessorSteps(size={"shortest_edge": side + 5}, crop=(side, side)))
+    assert with_steps.unchanged_size is None and not torch.equal(EvalTransform(with_steps)(pixels), pixels)
 
 
 @pytest.mark.parametrize("interpolation", ["lanczos", "box", "hamming"])
