@@ -103,7 +103,8 @@ def _check_prunable(model: nn.Module, blocks: Sequence[BlockStructure], skipped:
     groups = [group for block in blocks for group in block.groups]
     if any(not group.not_prunable or group.directions for group in groups):
         return
-    if len(blocks) > 1 and any(not block.not_prunable for block in blocks):
+    # the only block that is left of a model whose blocks alone can be removed is described too: it must be saved
+    if any(not block.not_prunable and (len(blocks) > 1 or block.groups) for block in blocks):
         return
     reasons = dict.fromkeys(
         [*(group.not_prunable for group in groups), *skipped, *(block.not_prunable for block in blocks)]
