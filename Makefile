@@ -71,7 +71,7 @@ test-newest: RESOLUTION = --resolution highest --upgrade
 	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 $(INSTALLED): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitrim needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "vitrim needs Python 3.11.4 or newer; try make PYTHON=python3.11")'
 	@echo "Installing into $(VENV): torch (with CUDA on Linux), torchvision, timm, accelerate and tools."
 	@echo "About 6 GB on disk and 3 GB of downloads; one to two minutes besides the downloads."
 	$(PYTHON) -m venv $(VENV)

@@ -13,7 +13,7 @@ from torch import nn
 from vitrim.errors import UnsupportedModel
 from vitrim.models.changes import Changes
 from vitrim.models.layers import check_modules
-from vitrim.models.origin import Origin
+from vitrim.models.origin import ORIGIN_ATTRIBUTE, Origin
 from vitrim.models.timm.adapter import TimmAdapter
 from vitrim.models.torchvision.adapter import TorchvisionAdapter
 from vitrim.models.transformers.adapter import HuggingFaceAdapter
@@ -22,7 +22,6 @@ from vitrim.models.wrappers import check_wrapped_inside, inside_text, unknown_mo
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
-ORIGIN_ATTRIBUTE = "vitrim_origin"
 STATED_ATTRIBUTE = "vitrim_stated_preprocessing"  # what a person stated, and not the library
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitrim.errors import UnsupportedModel
 from vitrim.models.layers import check_blocks_differ, columns_problem, cut_problem, hook_problem, part_problem
 from vitrim.models.measuring import Measurement, measure
+from vitrim.models.origin import ORIGIN_ATTRIBUTE, Origin
 from vitrim.structure import BlockStructure, Directions, TensorCut, UnitGroup, UnitKind, ViTStructure
 
 Macs = Mapping[str, int]
@@ -103,8 +104,9 @@ def _check_prunable(model: nn.Module, blocks: Sequence[BlockStructure], skipped:
     groups = [group for block in blocks for group in block.groups]
     if any(not group.not_prunable or group.directions for group in groups):
         return
-    # the only block that is left of a model whose blocks alone can be removed is described too: it must be saved
-    if any(not block.not_prunable and (len(blocks) > 1 or block.groups) for block in blocks):
+    recorded = getattr(model, ORIGIN_ATTRIBUTE, None)
+    was_pruned = isinstance(recorded, Origin) and recorded.plan is not None  # then it must be possible to save it
+    if was_pruned or (len(blocks) > 1 and any(not block.not_prunable for block in blocks)):
         return
     reasons = dict.fromkeys(
         [*(group.not_prunable for group in groups), *skipped, *(block.not_prunable for block in blocks)]

@@ -6,6 +6,8 @@ from typing import Any
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
+ORIGIN_ATTRIBUTE = "vitrim_origin"  # of a model; a deep copy keeps it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
