@@ -267,7 +267,8 @@ class CompressRun:
             after=self.evaluations[-1],
             latencies=(dense_latency, latency),
             stages=self.stages[:-1],
-            notes=[*(f"{stage}: {found.sentence()}" for stage, found in kept if found), *filter(None, [busy])],
+            notes=[f"{stage}: {found.sentence()}" for stage, found in kept if found],
+            busy=busy,
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
         )

@@ -40,6 +40,7 @@ class Outcome:
         latencies: of the dense model and of the student, timed in the same rounds.
         stages: one row for each stage, see `stage_row`.
         notes: what else is to be said about the run, in sentences.
+        busy: says that the machine was busy when latencies were measured; empty if it was not.
         predicted_ms: milliseconds of the student, as its plan predicted; 0 without a budget in milliseconds.
         dense_ms: milliseconds of the dense model when the plan was made; 0 without a budget in milliseconds.
     """
@@ -50,6 +51,7 @@ class Outcome:
     latencies: tuple[Latency, Latency]
     stages: Sequence[dict[str, Any]]
     notes: Sequence[str] = ()
+    busy: str = ""
     predicted_ms: float = 0.0
     dense_ms: float = 0.0
 
@@ -87,6 +89,7 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         },
         "latency": latency,
         **({"teachers": [_teacher_row(teacher) for teacher in source.teachers]} if source.teachers else {}),
+        "busy": outcome.busy,
         "notes": [*outcome.notes, *data.all_notes()],
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),

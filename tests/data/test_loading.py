@@ -79,7 +79,7 @@ def test_all_images_of_a_folder_without_splits_are_read_unless_some_are_held_out
     root = image_folder(tmp_path, {"": 20})
     loaded = load_data(root, split="auto", memory_bytes=0)
     assert len(loaded.validation) == 60 and loaded.only == "all"
-    assert loaded.notes == ("no splits found: all 60 images are evaluated",)
+    assert loaded.notes == ("no splits found: all images are evaluated",)
     trained = load_data(root, memory_bytes=0)
     for split, images in (("train", trained.train), ("val", trained.validation)):
         assert load_data(root, split=split, memory_bytes=0).validation.files == images.files

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vitrim import report as reports
-from vitrim.costs.latency import BUSY, busy_note, measure_latencies
+from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.data.loading import load_data
 from vitrim.importance.scores import Scores
 from vitrim.models import adapter_of_library
@@ -65,10 +65,10 @@ def _joined(dense: nn.Module, results: list[Compressed], recipe: Recipe) -> dict
     """Make one report of all models. Their latencies are measured in one run, so they can be compared."""
     first = results[0].report
     rows = [first["models"][0], *(result.report["models"][1] for result in results)]
-    notes = [*(note for note in first["notes"] if not note.startswith(BUSY)), *filter(None, [busy_note()])]
+    busy = busy_note()
     times = measure_latencies([dense, *(result.model for result in results)], recipe.latency)
     for row, columns in zip(rows, reports.latency_columns(times), strict=True):
         row |= columns
     stages = [stage for result in results for stage in result.report["stages"]]
     title = "vitrim demo: a small ViT on handwritten digits"
-    return {**first, "title": title, "models": rows, "stages": stages, "notes": notes}
+    return {**first, "title": title, "models": rows, "stages": stages, "busy": busy}

@@ -100,7 +100,6 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the models of a `report.json`, and where the report is."""
-    from vitrim.costs.latency import BUSY
     from vitrim.report import latency_line, table_rows, zero_lines
 
     print_table(report["title"], *table_rows(report))
@@ -109,9 +108,8 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
             print_line(f"{row['name']} keeps {row['kept']}")
     if report.get("latency"):
         print_line(latency_line(report))
-    for note in report.get("notes", ()):
-        if note.startswith(BUSY):
-            print_line(note)
+    if report.get("busy"):
+        print_line(report["busy"])
     for line in zero_lines(report):
         print_line(line)
     print_line(f"report: {folder / 'report.json'}, {folder / 'report.md'}")

@@ -27,7 +27,6 @@ from vitrim.runs.progress import track
 Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]
 CONFIDENCE = 0.95
 MAX_DIFFERENCE = 0.05  # of a measured latency from a stated one; a larger difference is said where it is stated
-BUSY = "The machine was busy"
 MAX_LOAD = 1.5  # processes that want to compute, for each core; a training of this process alone is about 1
 
 
@@ -226,8 +225,8 @@ def busy_note() -> str:
     if load <= MAX_LOAD * cores:
         return ""
     return (
-        f"{BUSY} when latencies were measured (load {load:.1f} on {counted(cores, 'core')}). Their ratios and "
-        "intervals hold for that moment only."
+        f"The machine was busy when latencies were measured (load {load:.1f} on {counted(cores, 'core')}). Their ratios "
+        "and intervals hold for that moment only."
     )
 
 

@@ -67,7 +67,7 @@ def chosen_images(found: Found, choice: Choice) -> tuple[ImageSet, ImageSet, tup
     if choice.split == "test":
         return nothing, *_test_images(found)
     if choice.takes_all(found):
-        note = f"no splits found: all {len(found.train):,} images are evaluated"
+        note = "no splits found: all images are evaluated"
         return nothing, found.train, (*found.notes, note)
     train, validation, notes = _divided(found, choice)
     if choice.split is None:
