@@ -225,8 +225,8 @@ def busy_note() -> str:
     if load <= MAX_LOAD * cores:
         return ""
     return (
-        f"The machine was busy when latencies were measured (load {load:.1f} on {counted(cores, 'core')}). Their ratios "
-        "and intervals hold for that moment only."
+        f"The machine was busy when latencies were measured (load {load:.1f} on {counted(cores, 'core')}). Their "
+        "ratios and intervals hold for that moment only."
     )
 
 
