@@ -31,11 +31,7 @@ from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
 from vitrim.planning import Planner, Proposal
-from vitrim.recipe import (
-    Recipe,
-    TrainRecipe,
-    to_table,
-)
+from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.rotation import RotationStatistics
 from vitrim.runs.folder import in_stages
 from vitrim.runs.progress import log
