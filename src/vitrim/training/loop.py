@@ -163,8 +163,9 @@ class TrainingLoop:
             optimizer=self.optimizer,
             validation=self.validation,
         )
-        compared = self.teacher.compared if self.teacher else None
-        structures = {model: describe(model) for model in (self.model, compared) if model is not None}
+        structures = {self.model: describe(self.model)}
+        if self.teacher is not None and self.teacher.compared is not None and job.teacher is not None:
+            structures[self.teacher.compared] = describe(job.teacher)  # `compared` may hold bf16 weights
         self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
         self.accumulate = self._accumulate() if settings.batch_size == "auto" else settings.accumulate
         self.step = 0
