@@ -281,6 +281,7 @@ def test_a_finished_training_of_an_earlier_version_is_read_whichever_epoch_it_wo
     record = read_json(tmp_path / "run.json")
     del record["recipe"]["training"]["keep_epoch"]
     for keep_epoch in ("best", "last"):
+        (tmp_path / "digests.json").unlink()
         write_text(tmp_path / "run.json", json.dumps(record))
         settings = replace(recipe.training, evaluate_every="auto", keep_epoch=keep_epoch)
         fit(digits_model(), digits(), TrainRecipe(training=settings), tmp_path)

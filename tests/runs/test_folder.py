@@ -128,8 +128,17 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == ["notes.txt"]
 
 
-def test_a_damaged_run_json_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [json.dumps(IDENTITY)[:-5], "[]", "[" * 100_000, ""], ids=["cut", "list", "deep", "empty"]
+)
+def test_a_damaged_run_json_is_written_again_or_named(content: str, tmp_path: Path) -> None:
     RunFolder(tmp_path, IDENTITY).once_json("stage.json", lambda: 1)
-    (tmp_path / RUN).write_text(json.dumps(IDENTITY)[:-5])
-    with pytest.raises(CheckpointMismatch, match=RUN):
+    before = (tmp_path / RUN).read_bytes()
+    (tmp_path / RUN).write_text(content)
+    with pytest.raises(FolderInUse, match="model was"):
+        RunFolder(tmp_path, {**IDENTITY, "model": "deit"})
+    assert (tmp_path / RUN).read_bytes() == before
+    (tmp_path / RUN).write_text(content)
+    (tmp_path / DIGESTS).unlink()
+    with pytest.raises(CheckpointMismatch, match=f"{RUN}.*Put back a copy"):
         RunFolder(tmp_path, IDENTITY)

@@ -129,8 +129,6 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     folder = Path(folder)
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
         folder = folder / "model"
-    if folder.is_dir():
-        check_model_folder(folder)
     config = _read_config(folder)
     if isinstance(config, dict) and "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
         return adapter_of_library("transformers").create(str(folder)).to(device).eval()  # by `save_pretrained`
@@ -262,6 +260,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointMismatch(f"{folder} is not a model folder: it has no {name}.")
+    check_model_folder(folder)
     return read_json(folder / CONFIG)
 
 
