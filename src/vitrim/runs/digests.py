@@ -128,7 +128,7 @@ class Digests:
         """Tell that the noted content was moved into place. When the next one is noted, only this one is kept."""
         _IN_PLACE.add((self.path, name))
 
-    def forget(self, *names: str) -> None:
+    def remove(self, *names: str) -> None:
         """Remove what is noted about files and folders that were deleted. Raises as `versions`."""
         with _LOCK:
             content = self._read()

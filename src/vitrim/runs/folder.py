@@ -197,7 +197,7 @@ class RunFolder:
             if before not in (None, now) and file.is_file():
                 log(f"{file} is of a training of another model, which was made again since; {stage} starts again")
                 file.unlink()
-                self.digests.forget(file.name)
+                self.digests.remove(file.name)
             self.digests.note_training(stage, now)
         wait_for_all()
 
@@ -207,7 +207,7 @@ class RunFolder:
             files = [file for file in self.path.glob(CHECKPOINT.format(stage="*")) if file.is_file()]
             for file in files:
                 file.unlink()
-            self.digests.forget(*(file.name for file in files))
+            self.digests.remove(*(file.name for file in files))
 
     def _stored(self, path: Path, read: Callable[[Path], Result], made_from: Any) -> "_Stored[Result] | None":
         """Read a result; None if it must be made. All processes decide alike.

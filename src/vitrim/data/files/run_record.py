@@ -95,7 +95,7 @@ def keep_record(data: ImageData, run_dir: str | Path) -> None:
     if rank == 0 and is_fresh(folder):
         for path in (folder / FILE_SIZES, *folder.glob(f"*{UNREADABLE}")):  # of a run that ended before its results
             path.unlink(missing_ok=True)
-            Digests(folder, _of_process(_rank_in(path), DIGESTS)).forget(path.name)
+            Digests(folder, _of_process(_rank_in(path), DIGESTS)).remove(path.name)
         _write_sizes(folder, data)
         if data.root:
             write()
