@@ -232,7 +232,7 @@ def test_fit_trains_once_and_then_reads_the_model(tmp_path: Path, monkeypatch: p
     model, recipe = digits_model(), TrainRecipe(training=short_training(epochs=2))
     trained = fit(model, digits(), recipe, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["evaluation.json", "metrics.jsonl", "model", "recipe.toml", "run.json"]
+    assert names == ["digests.json", "evaluation.json", "metrics.jsonl", "model", "recipe.toml", "run.json"]
     monkeypatch.setattr(pipeline, "train", stop)
     assert same_tensors(trained, fit(model, digits(), recipe, tmp_path))
     with pytest.raises(FolderInUse, match=r"recipe\.seed was 0, now 1"):
@@ -281,6 +281,7 @@ def test_a_finished_training_of_an_earlier_version_is_read_whichever_epoch_it_wo
     record = read_json(tmp_path / "run.json")
     del record["recipe"]["training"]["keep_epoch"]
     for keep_epoch in ("best", "last"):
+        (tmp_path / "digests.json").unlink()
         write_text(tmp_path / "run.json", json.dumps(record))
         settings = replace(recipe.training, evaluate_every="auto", keep_epoch=keep_epoch)
         fit(digits_model(), digits(), TrainRecipe(training=settings), tmp_path)

@@ -29,6 +29,8 @@ NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
     b"<html": "a web page; download the file itself",
 }
 PROCESSOR = "preprocessor_config.json"
+CHECKPOINT = "{stage}.checkpoint.safetensors"  # in a run folder: the state of a training
+DIGESTS = "digests.json"  # in a run folder and in a model folder, see `vitrim.runs.digests`
 OURS = (CONFIG, WEIGHTS, MODELING, PROCESSOR, RUN)
 
 
@@ -49,10 +51,20 @@ def writing(path: Path) -> Iterator[Path]:
             yield working
             if working.is_file():
                 working.chmod(0o666 & ~_umask())  # safetensors makes files that only the owner can read
-            os.replace(working, path)
+            _move(working, path)
     except BaseException:
         _remove(working)
         raise
+
+
+def _move(working: Path, path: Path) -> None:
+    """Move a finished file or folder into place. Other files of a folder that exists stay, such as exported forms."""
+    if not working.is_dir() or not path.is_dir():
+        os.replace(working, path)
+        return
+    for file in sorted(working.iterdir(), key=lambda file: file.name == CONFIG):  # last: it makes a folder complete
+        os.replace(file, path / file.name)
+    working.rmdir()
 
 
 def _umask() -> int:
@@ -90,7 +102,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         OSError: with the name of the file.
     """
     with writing(path) as working:
-        safetensors.torch.save_file(_apart(tensors), working, metadata=dict(about))
+        save_tensors(working, tensors, about)
+
+
+def save_tensors(working: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """As `write_tensors`, inside a block of `writing`."""
+    safetensors.torch.save_file(_apart(tensors), working, metadata=dict(about))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,6 +132,18 @@ def write_text(path: Path, text: str) -> None:
         working.write_text(text, encoding="utf-8")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        CheckpointMismatch: the file is not UTF-8. OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise CheckpointMismatch(f"{path} is not a text file in UTF-8: {problem}.") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -123,7 +152,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:  # also of text that is not UTF-8, and of too long numbers
         raise CheckpointMismatch(f"{path} is not valid JSON: {problem}.") from None
 
 
@@ -170,7 +199,7 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
 def unknown_files(folder: Path) -> list[str]:
     """The names in a folder, without the partial files of an interrupted write by vitrim."""
     partial = {f".{name}.partial" for name in OURS}
-    return [path.name for path in folder.iterdir() if path.name not in partial]
+    return [path.name for path in folder.iterdir() if path.name not in partial and not path.name.endswith(DIGESTS)]
 
 
 def _remove(path: Path) -> None:

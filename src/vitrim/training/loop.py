@@ -35,6 +35,7 @@ from vitrim.models import adapter_for, describe
 from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.precision import autocast
+from vitrim.runs.files import CHECKPOINT
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
 from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
@@ -45,7 +46,7 @@ from vitrim.training.metrics import Metrics
 from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.soft_labels import SoftLabels
-from vitrim.training.state import CHECKPOINT, TrainingState
+from vitrim.training.state import TrainingState
 from vitrim.training.teachers import match_student
 from vitrim.training.validation import Validation
 
@@ -390,7 +391,7 @@ class TrainingLoop:
     def _resume(self) -> None:
         """Go on from the checkpoint, and drop the lines of `metrics.jsonl` that were written after it."""
         self.accelerator.wait_for_everyone()
-        if self.state.exists():
+        if self.state.is_usable():
             self.step, parts = self.state.load()
             if self.job.settings.batch_size == "auto":  # as before, if the memory is enough
                 self.accumulate = max(parts, self.accumulate)
