@@ -45,6 +45,7 @@ from vitrim.models.programs import (
     write_program,
 )
 from vitrim.models.wrappers import unwrapped
+from vitrim.runs.digests import Digests, writing_noted
 from vitrim.runs.environment import versions
 from vitrim.runs.files import writing
 from vitrim.runs.progress import log
@@ -142,7 +143,8 @@ def export(
     batches, classes = _validation_batches(model, data)
     metadata = {**_metadata(model, classes), **(about := _about(model, program, int8=int8))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    write = writing_noted if Digests(path.parent).is_readable() else writing  # in a model folder
+    with write(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
         file = Path(folder) / path.name
         run = write_program(copied(model).to(program.dtype), file, format, metadata, program)

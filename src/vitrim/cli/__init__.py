@@ -1,6 +1,7 @@
 """The command line: the app, and the exit status of each kind of ending.
 
-Exit status 0: done. 2: the user must change something. 1: a bug in vitrim. The commands are in `vitrim.cli.commands`.
+Exit status 0: done. 2: the user must change something. 1: a bug in vitrim, or a check of `verify` that does not hold.
+The commands are in `vitrim.cli.commands`.
 """
 
 import errno
@@ -55,12 +56,13 @@ def limit_spinning() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 if the user must change something, 1 for a bug in vitrim.
 
+    `verify` also returns 1, if a check does not hold.
+
     Args:
         arguments: words of the command line; by default those of this process.
     """
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        return 0
+        return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except UserError as problem:
         return _complain(in_options(str(problem), sys.argv[1:] if arguments is None else arguments))
     except CycloptsError as problem:

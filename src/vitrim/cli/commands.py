@@ -27,7 +27,15 @@ from vitrim.cli.options import (
     RunFolderOption,
 )
 from vitrim.cli.recipes import compress_recipe, train_recipe
-from vitrim.cli.tables import print_evaluations, print_export, print_line, print_plan, print_report, print_structure
+from vitrim.cli.tables import (
+    print_checks,
+    print_evaluations,
+    print_export,
+    print_line,
+    print_plan,
+    print_report,
+    print_structure,
+)
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
@@ -294,4 +302,25 @@ def export(
     print_export(model, exporting.export(opened, path, format=format, int8=asked.int8, data=data, program=program))
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, train, compress, evaluate, inspect, plan, export)
+def verify(
+    run: Annotated[Path, Parameter(help="folder of a finished run of train or compress")],
+    *,
+    data_options: DataOptions | None = None,
+) -> int:
+    """Check a finished run: its files, model, accuracy, cost and exported files against its report.
+
+    Example: `vitrim verify runs/flowers-small --data ./flowers`
+
+    Each line says what holds. The exit status is 0 if all of it holds, else 1.
+    """
+    from vitrim.verifying import verify as verify_run
+
+    data_options = data_options or DataOptions()
+    inputs.check_data_named(data_options)
+    channels = inputs.channels_of_run(run)
+    checks = verify_run(run, inputs.open_data(data_options, channels))
+    print_checks(run, checks)
+    return int(any(check.holds is False for check in checks))
+
+
+COMMANDS: tuple[Callable[..., int | None], ...] = (demo, train, compress, evaluate, inspect, plan, export, verify)

@@ -262,6 +262,17 @@ def default_run_folder(data: "ImageData", model: str, budget: "Budget | None" = 
     return folder
 
 
+def channels_of_run(run: Path) -> int:
+    """The channels of the images that the model of a run takes; 3 if it cannot be opened, which `verify` reports."""
+    from vitrim.errors import UserError
+    from vitrim.saving.checkpoint import load
+
+    try:
+        return channels_of(load(run / "model"))
+    except UserError:
+        return 3
+
+
 def on_training_device(model: "nn.Module") -> "nn.Module":
     """Move a model to the device of this process: a GPU if there is one, else the CPU."""
     from vitrim.runs.processes import this_process

@@ -215,6 +215,32 @@ def _write_onnx(
         return OnnxProgram(file)
 
 
+def read_program(file: Path) -> tuple[Program, dict[str, Any]]:
+    """Read a file that `write_program` wrote.
+
+    Args:
+        file: ends in `.onnx` or `.pt2`. Reading runs its graph only, and no other code.
+
+    Returns:
+        A function from float32 images to float32 outputs, on the CPU; and the metadata of the file.
+
+    Raises:
+        SettingError: a package is missing. ExportFailed: the file cannot be read.
+    """
+    if file.suffix == ".onnx":
+        check_onnx()
+        with failing_as(f"ONNX Runtime cannot read {file}"):
+            found = OnnxProgram(file)
+            properties = found.session.get_modelmeta().custom_metadata_map
+            return found, {name: json.loads(value) for name, value in properties.items()}
+    with failing_as(f"torch.export cannot read {file}"):
+        texts = {METADATA_FILE: ""}
+        run = torch.export.load(file, extra_files=texts).module()
+        about = json.loads(texts[METADATA_FILE])
+    is_half = about.get("precision") == "float16"
+    return (lambda images: run(images.half()).float()) if is_half else run, about
+
+
 def weight_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Size of these tensors in bytes."""
     return sum(tensor.nbytes for tensor in tensors.values())
