@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -143,8 +143,7 @@ def export(
     batches, classes = _validation_batches(model, data)
     metadata = {**_metadata(model, classes), **(about := _about(model, program, int8=int8))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = writing_noted if Digests(path.parent).is_readable() else writing  # in a model folder
-    with write(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with _writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
         file = Path(folder) / path.name
         run = write_program(copied(model).to(program.dtype), file, format, metadata, program)
@@ -175,6 +174,11 @@ def _timing(latency: LatencySettings | None, program: ProgramSettings) -> Latenc
 def _tolerance(tolerance: float | None, program: ProgramSettings) -> float:
     default = HALF_TOLERANCE if program.half else TOLERANCE
     return default if tolerance is None else tolerance
+
+
+def _writing(path: Path) -> AbstractContextManager[Path]:
+    """As `writing`; in a folder with digests, that of the file is noted."""
+    return writing_noted(path) if Digests(path.parent).is_readable() else writing(path)
 
 
 def _move(file: Path, working: Path, path: Path) -> None:
