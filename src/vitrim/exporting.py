@@ -45,6 +45,7 @@ from vitrim.models.programs import (
     write_program,
 )
 from vitrim.models.wrappers import unwrapped
+from vitrim.runs.digests import Digests, Version, sha256_of
 from vitrim.runs.environment import versions
 from vitrim.runs.files import writing
 from vitrim.runs.progress import log
@@ -162,6 +163,7 @@ def export(
             **about,
         )
         _move(file, working, path)
+        _note(path, working)
     return found
 
 
@@ -180,6 +182,16 @@ def _move(file: Path, working: Path, path: Path) -> None:
     for weights_file in set(file.parent.iterdir()) - {file}:  # the ONNX file refers to it by name
         os.replace(weights_file, path.with_name(weights_file.name))
     os.replace(file, working)
+
+
+def _note(path: Path, working: Path) -> None:
+    """Note the digests of the finished files, if their folder is one of a model."""
+    digests, weights_file = Digests(path.parent), path.with_name(f"{path.name}.data")
+    if not digests.path.exists():
+        return
+    for name, file in ((path.name, working), (weights_file.name, weights_file)):
+        if file.is_file():
+            digests.note(name, Version(sha256=sha256_of(file)))
 
 
 def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, program: ProgramSettings = DEFAULT) -> None:
