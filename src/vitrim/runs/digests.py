@@ -147,7 +147,13 @@ class Digests:
                 self._write(content)
 
     def clear(self) -> None:
-        """Remove everything that is noted, and the manifest."""
+        """Remove everything that is noted, and the manifest.
+
+        Raises:
+            CheckpointMismatch: there is a folder in place of the manifest.
+        """
+        if self.path.is_dir() and not self.path.is_symlink():
+            raise _irregular(self.path)
         with _LOCK:
             self.path.unlink(missing_ok=True)
 
@@ -305,7 +311,7 @@ def sha256_of(path: Path) -> str:
         CheckpointMismatch: the path is no regular file. OSError: the file cannot be read.
     """
     if not path.is_file():  # reading a pipe or a device would never end
-        raise CheckpointMismatch(f"{path} is no regular file. Delete it and repeat the command.")
+        raise _irregular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -360,6 +366,10 @@ def _inside(name: str) -> str:
 def digest_of_data(data: Any) -> str:
     """The SHA-256 of plain data, as hexadecimal digits. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _irregular(path: Path) -> CheckpointMismatch:
+    return CheckpointMismatch(f"{path} is no regular file. Delete it and repeat the command.")
 
 
 def _damaged_manifest(path: Path) -> CheckpointMismatch:
