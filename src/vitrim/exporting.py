@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ from vitrim.models.programs import (
     write_program,
 )
 from vitrim.models.wrappers import unwrapped
-from vitrim.runs.digests import Digests, writing_noted
+from vitrim.runs.digests import Digests, Version, sha256_of
 from vitrim.runs.environment import versions
 from vitrim.runs.files import writing
 from vitrim.runs.progress import log
@@ -143,7 +143,7 @@ def export(
     batches, classes = _validation_batches(model, data)
     metadata = {**_metadata(model, classes), **(about := _about(model, program, int8=int8))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         log(f"exporting to {path}")
         file = Path(folder) / path.name
         run = write_program(copied(model).to(program.dtype), file, format, metadata, program)
@@ -163,6 +163,7 @@ def export(
             **about,
         )
         _move(file, working, path)
+        _note(path, working)
     return found
 
 
@@ -176,16 +177,21 @@ def _tolerance(tolerance: float | None, program: ProgramSettings) -> float:
     return default if tolerance is None else tolerance
 
 
-def _writing(path: Path) -> AbstractContextManager[Path]:
-    """As `writing`; in a folder with digests, that of the file is noted."""
-    return writing_noted(path) if Digests(path.parent).is_readable() else writing(path)
-
-
 def _move(file: Path, working: Path, path: Path) -> None:
     """Move a finished file to `working`, and a second file with its weights beside `path`."""
     for weights_file in set(file.parent.iterdir()) - {file}:  # the ONNX file refers to it by name
         os.replace(weights_file, path.with_name(weights_file.name))
     os.replace(file, working)
+
+
+def _note(path: Path, working: Path) -> None:
+    """Note the digests of the finished files, if their folder is one of a model."""
+    digests, weights_file = Digests(path.parent), path.with_name(f"{path.name}.data")
+    if not digests.path.exists():
+        return
+    for name, file in ((path.name, working), (weights_file.name, weights_file)):
+        if file.is_file():
+            digests.note(name, Version(sha256=sha256_of(file)))
 
 
 def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, program: ProgramSettings = DEFAULT) -> None:

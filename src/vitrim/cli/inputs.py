@@ -83,11 +83,20 @@ def warn_of_training_images(name: str, data: "ImageData") -> None:
         name: of the model. The run is known by the `run.json` in or above its folder.
         data: what is evaluated.
     """
-    from vitrim.runs.files import RUN, read_json
+    from vitrim.errors import UserError
+    from vitrim.runs.files import RUN
+    from vitrim.runs.folder import identity_in
     from vitrim.runs.progress import log
 
     file = next((file for file in (Path(name) / RUN, Path(name).parent / RUN) if file.is_file()), None)
-    if data.only == "all" and file is not None and read_json(file).get("data", {}).get("name") == data.name:
+    if data.only != "all" or file is None:
+        return
+    try:
+        about = (identity_in(file.parent) or {}).get("data")
+    except UserError as problem:
+        log(f"{problem} It is not known which images {name} was trained on.")
+        return
+    if isinstance(about, dict) and about.get("name") == data.name:
         log(
             f"{name} was trained on images of this data set. --split val evaluates only those that were held out, if "
             "the other data options are those of the training."

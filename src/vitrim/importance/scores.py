@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vitrim.errors import CheckpointMismatch
+from vitrim.runs.damage import check_file
 from vitrim.structure import UNIT_KINDS
 
 MORE = "more."
@@ -58,8 +59,9 @@ class Scores:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointMismatch: the file does not exist or holds something else.
+            CheckpointMismatch: the file does not exist, is damaged, or holds something else.
         """
+        check_file(path)
         try:
             with safe_open(path, framework="np") as file:
                 about, names = file.metadata() or {}, file.keys()
@@ -75,7 +77,7 @@ class Scores:
                 more=tuple(_under(f"{MORE}{i}.", tensors) for i in range(depth)),
                 weights=about.get("weights", ""),
             )
-        except (SafetensorError, FileNotFoundError, KeyError) as problem:
+        except (SafetensorError, FileNotFoundError, LookupError, TypeError, ValueError) as problem:
             raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {problem}.") from None
 
 

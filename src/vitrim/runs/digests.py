@@ -18,7 +18,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vitrim.errors import CheckpointMismatch
-from vitrim.runs.files import DIGESTS, read_json, read_text, write_text, writing
+from vitrim.runs.files import (
+    CONFIG,
+    DIGESTS,
+    MODELING,
+    PROCESSOR,
+    WEIGHTS,
+    read_json,
+    read_text,
+    write_text,
+    writing,
+)
 from vitrim.runs.processes import is_main_process
 from vitrim.runs.progress import log
 
@@ -59,7 +69,7 @@ class Version:
     @property
     def digest(self) -> str:
         """One digest of the whole content."""
-        return self.sha256 if isinstance(self.sha256, str) else _digest_of_data(self.sha256)
+        return self.sha256 if isinstance(self.sha256, str) else digest_of_data(self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,13 @@ class Digests:
                 self._write(content)
 
     def clear(self) -> None:
-        """Remove everything that is noted, and the manifest."""
+        """Remove everything that is noted, and the manifest.
+
+        Raises:
+            CheckpointMismatch: there is a folder in place of the manifest.
+        """
+        if self.path.is_dir() and not self.path.is_symlink():
+            raise _irregular(self.path)
         with _LOCK:
             self.path.unlink(missing_ok=True)
 
@@ -191,7 +207,7 @@ class Digests:
         try:
             found: Any = read_json(self.path) if self.path.is_file() else None
             digest = found.pop("digest")
-            if digest != _digest_of_data(found) or found["format"] != FORMAT:
+            if digest != digest_of_data(found) or found["format"] != FORMAT:
                 raise ValueError("its digest differs")
             files = {_inside(name): [_version(one) for one in all_of] for name, all_of in found["files"].items()}
             return _Content(files=files, trainings=dict(found["trainings"]))
@@ -208,7 +224,7 @@ class Digests:
             "trainings": content.trainings,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps({**data, "digest": _digest_of_data(data)}, indent=1) + "\n")
+        write_text(self.path, json.dumps({**data, "digest": digest_of_data(data)}, indent=1) + "\n")
 
 
 @contextmanager
@@ -279,6 +295,15 @@ def read_kept_text(
     return versions[0].text
 
 
+def note_model_folder(folder: Path) -> None:
+    """Note the files of a model folder as they are, after a library has written into it. Only if it has a manifest."""
+    digests = Digests(folder)
+    if digests.path.exists():
+        files = {name: folder / name for name in (CONFIG, WEIGHTS, MODELING, PROCESSOR)}
+        found = {name: sha256_of(file) for name, file in files.items() if file.is_file()}
+        digests.note(MODEL, Version(sha256=found))
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits.
 
@@ -286,7 +311,7 @@ def sha256_of(path: Path) -> str:
         CheckpointMismatch: the path is no regular file. OSError: the file cannot be read.
     """
     if not path.is_file():  # reading a pipe or a device would never end
-        raise CheckpointMismatch(f"{path} is no regular file. Delete it and repeat the command.")
+        raise _irregular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -338,8 +363,13 @@ def _inside(name: str) -> str:
     return name
 
 
-def _digest_of_data(data: Any) -> str:
+def digest_of_data(data: Any) -> str:
+    """The SHA-256 of plain data, as hexadecimal digits. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _irregular(path: Path) -> CheckpointMismatch:
+    return CheckpointMismatch(f"{path} is no regular file. Delete it and repeat the command.")
 
 
 def _damaged_manifest(path: Path) -> CheckpointMismatch:

@@ -217,6 +217,8 @@ class RunFolder:
         """
         compared = self.digests.compare(self._name(path))
         if compared.state is State.MISSING:
+            if self.digests.versions(self._name(path)):
+                self._say(f"{path} is missing; it is made again")
             return None
         if compared.state is State.DAMAGED:
             self._say(f"{' and '.join(map(str, compared.changed))} {IS_DAMAGED}; it is made again")

@@ -33,6 +33,7 @@ from vitrim.runs.digests import MODEL, Digests, Version, sha256_of
 from vitrim.runs.environment import versions
 from vitrim.runs.files import (
     CONFIG,
+    DIGESTS,
     MODELING,
     PROCESSOR,
     WEIGHTS,
@@ -43,6 +44,7 @@ from vitrim.runs.files import (
     writing,
 )
 from vitrim.runs.progress import log
+from vitrim.saving.finite import check_finite
 from vitrim.saving.standalone import modeling_source, rebuild_facts
 from vitrim.saving.verification import find_changes, rebuild
 from vitrim.structure import ViTStructure
@@ -124,14 +126,15 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
         A model of its own library, in eval mode.
 
     Raises:
-        CheckpointMismatch: a file is missing or damaged, or the weights do not fit the architecture.
+        CheckpointMismatch: a file is missing or damaged, or the weights do not fit the architecture or are not finite.
     """
     folder = Path(folder)
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
         folder = folder / "model"
     config = _read_config(folder)
     if isinstance(config, dict) and "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
-        return adapter_of_library("transformers").create(str(folder)).to(device).eval()  # by `save_pretrained`
+        model = adapter_of_library("transformers").create(str(folder))  # written by `save_pretrained`
+        return check_finite(model, str(folder)).to(device).eval()
     try:
         origin, plan = _origin_in(config)
     except (KeyError, TypeError) as problem:
@@ -148,7 +151,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
             "release of the library made it."
         ) from problem
     load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
-    return model.to(device).eval()
+    return check_finite(model, str(folder)).to(device).eval()
 
 
 def _say_if_processor_differs(folder: Path, origin: Origin) -> None:
@@ -157,7 +160,7 @@ def _say_if_processor_differs(folder: Path, origin: Origin) -> None:
     if expected and (folder / PROCESSOR).is_file() and read_json(folder / PROCESSOR) != expected:
         log(
             f"{folder / PROCESSOR} was changed, but vitrim prepares images as {CONFIG} says (vitrim.preprocessing). "
-            f"Edit {CONFIG} to change this."
+            f"To change this, edit {CONFIG} and delete {DIGESTS}."
         )
 
 
