@@ -34,6 +34,7 @@ from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.rotation import RotationStatistics
 from vitrim.runs.folder import in_stages
+from vitrim.runs.locks import locking
 from vitrim.runs.progress import log
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
 from vitrim.training.distillation import Teachers
@@ -42,6 +43,7 @@ from vitrim.training.loop import train
 from vitrim.training.validation import KeptEpoch
 
 
+@locking("run_dir")
 def compress(
     model: nn.Module,
     data: ImageData,
@@ -130,6 +132,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     return planner.plan_one_shot(scores, tuple(removed))
 
 
+@locking("run_dir")
 def fit(
     model: nn.Module,
     data: ImageData,

@@ -17,6 +17,7 @@ from vitrim.recipe import Recipe, load_recipe
 from vitrim.runs.environment import versions
 from vitrim.runs.files import write_text
 from vitrim.runs.folder import RunFolder
+from vitrim.runs.locks import locking
 from vitrim.runs.processes import is_main_process
 
 KEEPS = (0.7, 0.5)
@@ -31,6 +32,7 @@ SHAPE: dict[str, Any] = {
 }
 
 
+@locking("folder")
 def run_demo(folder: Path) -> dict[str, Any]:
     """Train one dense model and compress it twice. Called again, it continues an interrupted run.
 
