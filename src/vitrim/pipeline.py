@@ -74,7 +74,7 @@ def compress(
     data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
     source = Source.of(model, data, teacher)
     check(source, recipe, scores)
-    run = CompressRun(run_dir, source, recipe)
+    run = CompressRun(run_dir, source, recipe, scores)
     if result := run.finished():
         return result
     run.announce()

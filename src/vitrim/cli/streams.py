@@ -51,15 +51,15 @@ class Streams:
             return ""
         sys.stdout.flush()
         problem = self._output.problem
-        return "" if problem is None or problem.errno in UNREAD else problem.strerror
+        return "" if problem is None or problem.errno in UNREAD else str(problem.strerror)
 
 
 @contextmanager
 def forgiving() -> Iterator[Streams]:
     """A context in which writing to standard output and standard error raises no error.
 
-    Letters that the encoding of a stream lacks are written as `\\xe9`. For a whole process only: it replaces `sys.stdout`
-    and `sys.stderr`.
+    Letters that the encoding of a stream lacks are written as `\\xe9`. For a whole process only: `sys.stdout` and
+    `sys.stderr` stay replaced.
     """
     _open_closed()
     output, errors = _replaced(sys.stdout, 1), _replaced(sys.stderr, 2)
@@ -74,7 +74,7 @@ def forgiving() -> Iterator[Streams]:
 
 
 def _open_closed() -> None:
-    """Open what is closed, or a file of the run would get its number, and lines of a library would go into that file."""
+    """Open what is closed. Else a file of the run would get its number, and a library would print into that file."""
     for number in STANDARD:
         try:
             os.fstat(number)

@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -213,6 +214,26 @@ def _write_onnx(
         converted.save(file, external_data=weight_bytes(program.state_dict) > MAX_ONNX_FILE)
     with failing_as("ONNX Runtime cannot run what torch.onnx made of this model"):
         return OnnxProgram(file)
+
+
+def is_export(path: Path) -> bool:
+    """Whether a file is a program that `write_program` wrote with the metadata of an export."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.rpartition("/")[2] == METADATA_FILE for name in archive.namelist())
+        if path.suffix != ".onnx":
+            return False
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            properties = onnx.load(path, load_external_data=False).metadata_props
+        except DecodeError:
+            return False
+        return {"params", "macs", "versions"} <= {entry.key for entry in properties}
+    except (OSError, zipfile.BadZipFile, ImportError):
+        return False
 
 
 def weight_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -64,9 +64,26 @@ def writing(path: Path) -> Iterator[Path]:
         _written_now.discard(working)
 
 
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A context with a temporary folder beside `path`, which is removed after it."""
+    folder = partial_path(path)
+    _written_now.add(folder)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        _remove(folder)
+        _written_now.discard(folder)
+
+
 def partial_path(path: Path) -> Path:
     """A path beside `path` for what is not complete yet. No other process or thread uses it."""
-    ending = f".{os.getpid()}-{secrets.token_hex(4)}.partial"
+    return hidden_beside(path, f".{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def hidden_beside(path: Path, ending: str) -> Path:
+    """The path beside `path` with a dot before its name and `ending` after it. A long name is cut."""
     name = os.fsencode(f".{path.name}")[: _MAX_NAME - len(ending)]
     return path.with_name(os.fsdecode(name) + ending)
 

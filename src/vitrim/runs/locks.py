@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from vitrim.errors import FolderInUse
-from vitrim.runs.files import HOLDER, LOCK, delete_dead_partials, write_text
+from vitrim.runs.files import HOLDER, LOCK, delete_dead_partials, hidden_beside, write_text
 from vitrim.runs.folder import STAGES, delete_if_fresh
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
@@ -127,8 +127,8 @@ def lock_file(path: Path) -> Iterator[None]:
     Raises:
         FolderInUse: another process or thread writes it; the message says which.
     """
-    holder = path.with_name(f".{path.name}{HOLDER}")
-    lock = _try(path.with_name(f".{path.name}{LOCK}"), holder, path)
+    holder = hidden_beside(path, HOLDER)
+    lock = _try(hidden_beside(path, LOCK), holder, path)
     try:
         _note_holder(holder)
         delete_dead_partials(path.parent, path.name)
@@ -215,10 +215,12 @@ def _warn_of_no_locks(place: Path) -> None:
 
 def _note_holder(file: Path) -> None:
     """Write who works in a folder. It is only shown: the lock itself decides."""
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
+    name = program.parent.name if program.name == "__main__.py" else program.name
     about = {
         "pid": os.getpid(),
         "host": platform.node(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "python",
+        "command": shlex.join([name, *sys.argv[1:]]),
         "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
     }
     with suppress(OSError):  # a full disk is reported with the name of a result

@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP: a training finishes its update and saves a checkpoint, anything else ends at once.
 
-Only the command line handles signals, inside `handled`. Where it does not, Python and the system do what they always do.
-A handler raises `Interrupted`, or only notes the signal inside `deferred`. A second signal ends the command at once. A
+Only the command line handles signals, inside `handled`. Elsewhere they do what they do in every Python program. A
+handler raises `Interrupted`, or only notes the signal inside `deferred`. A second signal ends the command at once. A
 signal that is ignored when the command starts, as under `nohup`, stays ignored.
 """
 
@@ -125,6 +125,6 @@ def _receive(number: int, frame: FrameType | None) -> None:
 def _announce(number: int) -> None:
     """Say what happens now. Written to the file descriptor, because the signal may have come inside a `print`."""
     if os.environ.get("RANK", "0") == "0":
-        text = f"{signal_name(number)}: a checkpoint is saved after this update. Another signal ends the command at once.\n"
+        text = "a checkpoint is saved after this update. Another signal ends the command at once."
         with suppress(OSError):
-            os.write(2, text.encode())
+            os.write(2, f"{signal_name(number)}: {text}\n".encode())
