@@ -48,7 +48,7 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: with the name of the file.
     """
-    _remove(path.with_name(f".{path.name}.partial"))  # of an earlier version
+    _remove(hidden_beside(path, ".partial"))  # of an earlier version
     working = partial_path(path)
     _written_now.add(working)
     try:

@@ -8,6 +8,7 @@ never replaced. Whether a folder has the same run is decided in `folder`.
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,9 @@ def output_folder(path: Path, inputs: Iterable[str | Path] = (), option: str = "
             raise _no_run(path, "it is read by this command", option)
     for parent in (place, *place.parents):
         if (parent / CONFIG).is_file() and (parent / WEIGHTS).is_file():
-            raise _no_run(path, f"it is {'' if parent == place else 'in '}the folder of a model", option)
+            if parent == place:
+                raise _no_run(path, "it is the folder of a model", option)
+            raise SettingError(f"{path} is in the folder of a model. Choose another folder with {option}.")
     _check_writable(place, path)
     return path
 
@@ -152,9 +155,10 @@ def _is_of_run(place: Path) -> bool:
 def _check_writable(folder: Path, path: Path) -> None:
     """Refuse a folder in which nothing can be written. If it does not exist, its first parent that does counts."""
     place = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path())
-    reason = "" if place.is_dir() else f"{place}: {os.strerror(errno.ENOTDIR)}"
-    if not reason and not os.access(place, os.W_OK | os.X_OK):
-        is_read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
-        reason = f"{place}: {os.strerror(errno.EROFS if is_read_only else errno.EACCES)}"
-    if reason:
-        raise SettingError(f"{path} cannot be written ({reason}). Name another place.")
+    if not place.is_dir():
+        raise SettingError(f"{path} cannot be written ({place}: {os.strerror(errno.ENOTDIR)}). Name another place.")
+    try:
+        with tempfile.TemporaryFile(dir=place):  # a permission may be there, and the file system be read-only
+            pass
+    except OSError as problem:
+        raise SettingError(f"{path} cannot be written ({place}: {problem.strerror}). Name another place.") from None

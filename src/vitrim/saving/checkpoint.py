@@ -40,6 +40,7 @@ from vitrim.runs.files import (
     write_text,
     writing,
 )
+from vitrim.runs.locks import lock_folder
 from vitrim.runs.progress import log
 from vitrim.saving.standalone import modeling_source, rebuild_facts
 from vitrim.saving.verification import find_changes, rebuild
@@ -67,7 +68,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
         The folder.
 
     Raises:
-        FolderInUse: the folder has files that are not of a vitrim model.
+        FolderInUse: the folder has files that are not of a vitrim model, or another command writes there.
         UnsupportedModel: the arguments that the model was built with are not known.
         SaveMismatch: the model was changed in a way that cannot be noted; the message names what would be lost.
     """
@@ -77,9 +78,9 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     _refuse_unknown_files(folder)
     structure = describe(model)
     changes, origin = find_changes(model, origin, structure)
-    folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, structure, changes, provenance)
-    with writing(folder / CONFIG) as path:  # written last: a folder with config.json is complete
+    with lock_folder(folder), writing(folder / CONFIG) as path:  # written last: a folder with config.json is complete
+        _refuse_unknown_files(folder)
         write_tensors(folder / WEIGHTS, model.state_dict(), FILE_METADATA)
         if origin.plan and origin.library in STANDALONE:
             config["rebuild"] = rebuild_facts(model, origin, changes)
