@@ -305,8 +305,8 @@ def _check_scores(scores: Scores, source: Source, recipe: Recipe) -> None:
     if scores.weights and scores.weights != source.fingerprint:
         raise SettingError("The scores are of a model with other weights. Leave them out; they are then measured.")
     scores.check(source.structure)
-    if source.images is None or not scores.num_images:  # some criteria need no images
-        return
+    if source.images is None or not scores.num_images or not scores.weights:
+        return  # some criteria need no images, and scores without a fingerprint are of a person's own batches
     expected = {recipe.importance.num_images, len(source.calibration(recipe.importance, recipe.seed).images)}
     if scores.num_images not in expected:
         raise SettingError(

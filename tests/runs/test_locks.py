@@ -22,7 +22,7 @@ from vitrim.runs.locks import lock_file, lock_folder, locking
 
 WAIT = "import time\nprint('locked', flush=True)\ntime.sleep(100)"
 HOLD = "from pathlib import Path\nfrom vitrim.runs.locks import lock_folder\nwith lock_folder(Path({!r})):\n    "
-FORK = "import multiprocessing, time\n    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(30,))"
+FORK = "import multiprocessing as m, time\n    child = m.get_context('fork').Process(target=time.sleep, args=(30,))"
 DEAD = 2**22 + 1  # above the largest process number of Linux
 
 
@@ -47,9 +47,9 @@ def test_a_second_process_is_refused_with_the_holder_and_leaves_no_trace(tmp_pat
     folder = tmp_path / "run"
     with holder(folder) as process:
         before = names(folder)
-        with pytest.raises(FolderInUse, match=rf"in use by process {process.pid} on .* since 20.*some words"):
-            with lock_folder(folder):
-                pass
+        message = rf"in use by process {process.pid} on .* since 20.*some words"
+        with pytest.raises(FolderInUse, match=message), lock_folder(folder):
+            pass
         with pytest.raises(FolderInUse), lock_folder(tmp_path / "other" / ".." / "run"):
             pass
         assert names(folder) == before

@@ -84,6 +84,7 @@ def test_a_plan_is_replaced_and_links_are_followed(place: Path) -> None:
         "link-loop": "Too many levels of symbolic links",
         "folder": "is read by this command",
         "link-folder": "is read by this command",
+        "folder/class/run": "is in .*folder, from which this command reads",
         "model": "is not empty and has no vitrim run: it is the folder of a model",
         "model/new": "is in the folder of a model",
         "notes.json/run": "Not a directory",
@@ -94,6 +95,11 @@ def test_a_plan_is_replaced_and_links_are_followed(place: Path) -> None:
 def test_a_run_is_not_written_into_an_input_or_what_is_no_folder(name: str, message: str, place: Path) -> None:
     with pytest.raises(SettingError, match=message):
         output_folder(place / name, [place / "folder"])
+
+
+def test_the_current_folder_may_have_images_and_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert output_folder(Path("runs/new"), [Path(".")]) == Path("runs/new")
 
 
 def test_a_run_is_continued_in_its_folder_and_its_parents_may_be_missing(place: Path) -> None:

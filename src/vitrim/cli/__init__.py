@@ -81,16 +81,16 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(in_options(str(problem), sys.argv[1:] if arguments is None else arguments))
     except CycloptsError as problem:
         return _complain(usage_error(problem))
-    except KeyboardInterrupt:
-        return _interrupted(arguments)
+    except KeyboardInterrupt as stop:
+        return _interrupted(arguments, getattr(stop, "number", 0))  # the signal may be that of another process
     except OSError as problem:
         if signals.received():  # by a part that has ended before this one, such as another process
-            return _interrupted(arguments)
+            return _interrupted(arguments, signals.received())
         if problem.errno in PLACE_PROBLEMS:
             return _complain(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror}.")
         return _report_bug()
     except Exception:
-        return _interrupted(arguments) if signals.received() else _report_bug()
+        return _interrupted(arguments, signals.received()) if signals.received() else _report_bug()
 
 
 def _command(arguments: Sequence[str] | None) -> str:
@@ -99,12 +99,13 @@ def _command(arguments: Sequence[str] | None) -> str:
     return words[0] if words else ""
 
 
-def _interrupted(arguments: Sequence[str] | None) -> int:
-    number = signals.received()
+def _interrupted(arguments: Sequence[str] | None, number: int) -> int:
+    """Say that a signal has ended the command; 0 stands for an interruption by something else."""
     how = f"Ended by {signals.signal_name(number)}" if number not in (0, signal.SIGINT) else "Interrupted"
     goes_on = " Run the same command again to continue from the last checkpoint."
-    status = _complain(f"{how}.{goes_on if _command(arguments) in CONTINUED else ''}")
-    return signals.exit_status(number) if number else status
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first says it
+        _complain(f"{how}.{goes_on if _command(arguments) in CONTINUED else ''}")
+    return signals.exit_status(number) if number else 2
 
 
 def _complain(message: str) -> int:

@@ -104,7 +104,8 @@ def output_folder(path: Path, inputs: Iterable[str | Path] = (), option: str = "
         option: that named the path.
 
     Raises:
-        SettingError: it is no folder, it cannot be written, it is an input of the command, or it is in a model folder.
+        SettingError: it is no folder, it cannot be written, it is an input of the command, or in a model folder or
+            in a folder of images that the command reads.
     """
     place, found = _followed(path, option)
     if found is not None and not stat.S_ISDIR(found.st_mode):
@@ -113,6 +114,11 @@ def output_folder(path: Path, inputs: Iterable[str | Path] = (), option: str = "
     for name in inputs:
         if Path(name).is_dir() and is_same(place, Path(name)) and not (place / RUN).is_file():
             raise _no_run(path, "it is read by this command", option)
+        if _is_data(Path(name)) and Path(name).resolve() in place.parents:
+            raise SettingError(
+                f"{path} is in {name}, from which this command reads, and would become a part of it. Choose another "
+                f"folder with {option}."
+            )
     for parent in (place, *place.parents):
         if (parent / CONFIG).is_file() and (parent / WEIGHTS).is_file():
             if parent == place:
@@ -120,6 +126,12 @@ def output_folder(path: Path, inputs: Iterable[str | Path] = (), option: str = "
             raise SettingError(f"{path} is in the folder of a model. Choose another folder with {option}.")
     _check_writable(place, path)
     return path
+
+
+def _is_data(folder: Path) -> bool:
+    """Whether a folder is one of images. The current folder may hold both images and runs, as a project does."""
+    is_other = any((folder / name).is_file() for name in (RUN, CONFIG))
+    return folder.is_dir() and not is_other and folder.resolve() not in (Path.cwd(), *Path.cwd().parents)
 
 
 def _no_run(path: Path, why: str, option: str) -> SettingError:
