@@ -68,15 +68,27 @@ class Compressed:
     report: dict[str, Any]
 
 
-def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) -> RunFolder:
+def open_folder(
+    run_dir: str | Path, source: Source, command: str, recipe: Any, scores: Scores | None = None
+) -> RunFolder:
     """Open or create the folder of a run, and write the recipe into it.
+
+    Args:
+        scores: that were passed; None if the run measures them.
 
     Raises:
         FolderInUse: it holds something else, or a run made from something else.
     """
     choices = epoch_choices(recipe)
-    before = {**choices, "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]}}
+    before: dict[str, Any] = {
+        **choices,
+        "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]},
+    }
     identity = {**choices, **source.identity(command, recipe)}
+    before["model"] = source.construction()  # earlier versions did not note it
+    if command == "compress":
+        identity["scores"] = scores.digest() if scores is not None else None
+        before["scores"] = _scores_before(Path(run_dir), scores)
     try:
         folder = RunFolder(run_dir, identity, before, CHANGED_DEFAULTS, changeable_keys(recipe, "recipe."))
     except FolderInUse as problem:
@@ -87,11 +99,19 @@ def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) 
     return folder
 
 
+def _scores_before(folder: Path, scores: Scores | None) -> str | None:
+    """What an earlier version would have noted about the scores that were passed to a run: those in its folder."""
+    file = folder / "scores.safetensors"
+    if scores is None:
+        return None
+    return Scores.load(file).digest() if file.is_file() else scores.digest()
+
+
 class CompressRun:
     """One run of `compress`: each method makes the result of one stage, or reads it from the run folder."""
 
-    def __init__(self, run_dir: str | Path, source: Source, recipe: Recipe) -> None:
-        self.folder = open_folder(run_dir, source, "compress", recipe)
+    def __init__(self, run_dir: str | Path, source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
+        self.folder = open_folder(run_dir, source, "compress", recipe, scores)
         self.source, self.recipe = source, recipe
         self.data = source.data
         self.stages: list[dict[str, Any]] = []  # rows of the report

@@ -32,6 +32,7 @@ from vitrim.importance.scores import Scores
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.rotation import RotationStatistics
+from vitrim.runs.locks import locking
 from vitrim.runs.progress import log
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
 from vitrim.training.distillation import Teachers
@@ -40,6 +41,7 @@ from vitrim.training.loop import train
 from vitrim.training.validation import KeptEpoch
 
 
+@locking("run_dir")
 def compress(
     model: nn.Module,
     data: ImageData,
@@ -70,7 +72,7 @@ def compress(
     data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
     source = Source.of(model, data, teacher)
     check(source, recipe, scores)
-    run = CompressRun(run_dir, source, recipe)
+    run = CompressRun(run_dir, source, recipe, scores)
     if result := run.finished():
         return result
     run.announce()
@@ -128,6 +130,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     return planner.plan_one_shot(scores, tuple(removed))
 
 
+@locking("run_dir")
 def fit(
     model: nn.Module,
     data: ImageData,

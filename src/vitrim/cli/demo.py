@@ -18,6 +18,8 @@ from vitrim.recipe import Recipe, load_recipe
 from vitrim.runs.digests import digest_of_data, write_text_noted
 from vitrim.runs.environment import versions
 from vitrim.runs.folder import RunFolder
+from vitrim.runs.locks import locking
+from vitrim.runs.outputs import output_folder
 from vitrim.runs.processes import is_main_process
 from vitrim.runs.progress import log
 
@@ -43,8 +45,14 @@ def run_demo(folder: Path) -> dict[str, Any]:
         The content of `report.json`: all three models, with latencies that were measured together.
 
     Raises:
-        FolderInUse: the folder has other files, or a demo of another version.
+        FolderInUse: the folder has other files, or a demo of another version, or another command works in it.
+        SettingError: it is no folder, or cannot be written.
     """
+    return _run(output_folder(folder))
+
+
+@locking("folder")
+def _run(folder: Path) -> dict[str, Any]:
     training = load_recipe("demo-train")
     recipe = load_recipe("demo")
     run = RunFolder(folder, {"command": "demo", "version": versions()["vitrim"]})

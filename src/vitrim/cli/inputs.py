@@ -35,6 +35,20 @@ def check_data_named(options: DataOptions) -> None:
         )
 
 
+def paths_read(model: str, data: DataOptions | None, *others: object) -> list[Path]:
+    """The paths of what a command reads, as far as they may be files or folders.
+
+    Args:
+        model: as named.
+        data: options of the images.
+        others: further names, or lists of names; None is left out.
+    """
+    data = data or DataOptions()
+    names: list[object] = [model, data.data, data.data_dir, data.train_dir, data.val_dir, data.class_names, *others]
+    single = [name for found in names for name in (found if isinstance(found, list) else [found])]
+    return [Path(name) for name in single if isinstance(name, str | Path) and str(name)]
+
+
 def open_data(options: DataOptions, channels: int, *, split: "Split | None" = None) -> "ImageData":
     """Load the images, and print a summary on standard error.
 

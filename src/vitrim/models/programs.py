@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -239,6 +240,26 @@ def read_program(file: Path) -> tuple[Program, dict[str, Any]]:
         about = json.loads(texts[METADATA_FILE])
     is_half = about.get("precision") == "float16"
     return (lambda images: run(images.half()).float()) if is_half else run, about
+
+
+def is_export(path: Path) -> bool:
+    """Whether a file is a program that `write_program` wrote with the metadata of an export."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.rpartition("/")[2] == METADATA_FILE for name in archive.namelist())
+        if path.suffix != ".onnx":
+            return False
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            properties = onnx.load(path, load_external_data=False).metadata_props
+        except DecodeError:
+            return False
+        return {"params", "macs", "versions"} <= {entry.key for entry in properties}
+    except (OSError, zipfile.BadZipFile, ImportError):
+        return False
 
 
 def weight_bytes(tensors: Mapping[str, Tensor]) -> int:

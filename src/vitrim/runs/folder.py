@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +21,18 @@ from vitrim.runs.digests import (
     write_text_noted,
     writing_noted,
 )
-from vitrim.runs.files import CHECKPOINT, DIGESTS, FILE_SIZES, RUN, UNREADABLE, read_json, unknown_files
+from vitrim.runs.files import (
+    CHECKPOINT,
+    DIGESTS,
+    FILE_SIZES,
+    HOLDER,
+    LOCK,
+    RUN,
+    UNREADABLE,
+    is_partial,
+    read_json,
+    unknown_files,
+)
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
 
@@ -344,8 +356,23 @@ def find_result(folder: Path, name: str) -> Path:
 
 def is_fresh(folder: Path) -> bool:
     """Whether a run folder has no result yet, so that it may be reused for another run."""
-    names = {path.name for path in folder.iterdir() if not path.name.endswith((UNREADABLE, DIGESTS))}
+    names = {path.name for path in folder.iterdir() if not is_partial(path.name)}
+    names = {name for name in names if not name.endswith((UNREADABLE, DIGESTS))}
+    if STAGES in names and not any((folder / STAGES).iterdir()):  # made for a result that was not written
+        names.remove(STAGES)
     return names <= {RUN, "recipe.toml", FILE_SIZES}
+
+
+def delete_if_fresh(folder: Path, keep: Collection[str]) -> None:
+    """Delete what a run left in its folder, if it has ended before its first result.
+
+    Args:
+        keep: names of files that are not deleted.
+    """
+    with suppress(OSError):
+        if is_fresh(folder):
+            for path in [path for path in folder.iterdir() if path.name not in {*keep, LOCK, HOLDER}]:
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:

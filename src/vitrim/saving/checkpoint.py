@@ -43,6 +43,7 @@ from vitrim.runs.files import (
     unknown_files,
     writing,
 )
+from vitrim.runs.locks import lock_folder
 from vitrim.runs.progress import log
 from vitrim.saving.finite import check_finite
 from vitrim.saving.standalone import modeling_source, rebuild_facts
@@ -71,7 +72,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
         The folder.
 
     Raises:
-        FolderInUse: the folder has files that are not of a vitrim model.
+        FolderInUse: the folder has files that are not of a vitrim model, or another command writes there.
         UnsupportedModel: the arguments that the model was built with are not known.
         SaveMismatch: the model was changed in a way that cannot be noted; the message names what would be lost.
     """
@@ -81,7 +82,6 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     _refuse_unknown_files(folder)
     structure = describe(model)
     changes, origin = find_changes(model, origin, structure)
-    folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, structure, changes, provenance)
     texts: dict[str, str] = {}
     if origin.plan and origin.library in STANDALONE:
@@ -89,7 +89,9 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
         texts[MODELING] = modeling_source(model, origin, changes)
     if processor := adapter_of_library(origin.library).processor(origin):
         texts[PROCESSOR] = json.dumps(processor, indent=2) + "\n"
-    _write_files(folder, model, {CONFIG: _to_json(config), **texts})
+    with lock_folder(folder):
+        _refuse_unknown_files(folder)
+        _write_files(folder, model, {CONFIG: _to_json(config), **texts})
     record_origin(model, origin)
     return folder
 
