@@ -16,7 +16,6 @@ from vitrim.cli.options import (
     OUTPUT,
     TEACHER_HELP,
     TRAINING,
-    WHOLE,
     BudgetOptions,
     CompressTraining,
     DataOptions,
@@ -28,6 +27,7 @@ from vitrim.cli.options import (
 )
 from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.tables import print_evaluations, print_export, print_line, print_plan, print_report, print_structure
+from vitrim.cli.values import WHOLE
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
+from vitrim.checks import MAX_BATCH, MAX_EPOCHS, check_types
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
 from vitrim.data.workers import NumWorkers, check_num_workers
@@ -84,12 +85,11 @@ class TrainingSettings:
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
+        check_types(self, epochs=MAX_EPOCHS, batch_size=MAX_BATCH, accumulate=MAX_BATCH)
         at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
         if self.evaluate_every != "auto":
             at_least["evaluate_every"] = 0
-        if self.keep_epoch not in get_args(KeepEpoch):
-            raise SettingError(f"keep_epoch is {self.keep_epoch!r}; expected one of {', '.join(get_args(KeepEpoch))}.")
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
