@@ -24,6 +24,7 @@ from vitrim.costs.latency import LatencySettings
 from vitrim.errors import SettingError, UserError, cut_name, shown
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
+from vitrim.runs.text_files import MAX_RECIPE_BYTES, read_text
 from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
@@ -295,10 +296,15 @@ def _read(source: str | Path, kind: type[Any] | None) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    text = read_text(path, MAX_RECIPE_BYTES, SettingError)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
         raise SettingError(f"The recipe {path} is not valid TOML: {problem}.") from None
+    except RecursionError:
+        raise SettingError(f"The recipe {path} cannot be read: its brackets are nested too deeply.") from None
+    except ValueError:  # Python reads at most 4,300 digits
+        raise SettingError(f"The recipe {path} cannot be read: a number has thousands of digits.") from None
 
 
 def _kind_of(table: dict[str, Any]) -> type[Any]:

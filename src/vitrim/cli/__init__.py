@@ -4,6 +4,7 @@ Exit status 0: done. 2: the user must change something. 1: a bug in vitrim. The 
 """
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitrim import __version__
 from vitrim.cli.commands import COMMANDS
 from vitrim.cli.messages import in_options, usage_error
-from vitrim.errors import UserError
+from vitrim.errors import UserError, visible
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
 PLACE_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -37,6 +38,7 @@ for position, command in enumerate(COMMANDS):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     limit_spinning()
+    escape_unencodable()
     sys.exit(run(arguments))
 
 
@@ -50,6 +52,13 @@ def limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def escape_unencodable() -> None:
+    """Write characters that the encoding of standard output or error lacks as escapes, so that none ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None where it was closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"vitrim: {message}", file=sys.stderr)
+    print(f"vitrim: {visible(message)}", file=sys.stderr)
     return 2
 
 

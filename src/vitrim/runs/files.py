@@ -3,7 +3,6 @@
 A file is written completely or not at all. Reading a checkpoint runs no pickled code.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vitrim.errors import CheckpointMismatch
+from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text
 from vitrim.runs.torch_files import first_line, read_torch_file
 from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 
@@ -121,10 +121,7 @@ def read_json(path: Path) -> Any:
     Raises:
         CheckpointMismatch: the file is not valid JSON. OSError: it cannot be read.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise CheckpointMismatch(f"{path} is not valid JSON: {problem}.") from None
+    return parse_json(read_text(path, MAX_JSON_BYTES, CheckpointMismatch), str(path), CheckpointMismatch)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

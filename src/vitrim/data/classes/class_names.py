@@ -4,7 +4,6 @@ Which order a model has is decided in `matching`; measuring it is in `class_orde
 """
 
 import ast
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vitrim.errors import DataError
+from vitrim.errors import DataError, shown
+from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text, valid_text
 
 GENERATED = re.compile(r"(?:label|class|output|)[ _-]*(\d+)", re.IGNORECASE)
 SYNSET = re.compile(r"n\d{8}")
@@ -66,15 +66,9 @@ def read_class_names(names: str | Path | Sequence[str] | ClassNames) -> ClassNam
     path = Path(names).expanduser()
     if not path.is_file():
         raise DataError(f"There is no file of class names {path}; expected a text file with one name a line.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise DataError(f"{path} is not UTF-8 ({problem}); save it as UTF-8, with one class name a line.") from None
+    text = read_text(path, MAX_JSON_BYTES, DataError, mark=True)
     if path.suffix.lower() == ".json":
-        try:
-            return _of_json(json.loads(text), str(path))
-        except json.JSONDecodeError as problem:
-            raise DataError(f"{path} is not JSON: {problem}. Expected a list of class names in it.") from None
+        return _of_json(parse_json(text, str(path), DataError), str(path))
     if text.lstrip()[:1] in ("{", "["):  # a dictionary or list as Python prints it; it is not executed
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return _of_json(ast.literal_eval(text.strip()), str(path))
@@ -108,7 +102,11 @@ def _of_json(content: Any, source: str) -> ClassNames:
 
 
 def _strings(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
+    """The names of one class. Numbers and texts are names; other values are not."""
+    parts = value if isinstance(value, list) else [value]
+    if other := [part for part in parts if not isinstance(part, str | int | float)]:
+        raise DataError(f"A class name is {shown(other[0])}; expected a text.")
+    return [valid_text(str(part)) for part in parts]
 
 
 def _of_rows(rows: Sequence[Sequence[str]], source: str, *, in_order: bool = True) -> ClassNames:

@@ -127,10 +127,18 @@ def holds_images(folder: Path, levels: int = 0) -> bool:
 
 
 def walk(folder: Path) -> list[str]:
-    """Return all visible files below `folder`, sorted. Links are followed, but each real folder is entered once."""
+    """Return all visible files below `folder`, sorted. Links are followed, but each real folder is entered once.
+
+    A folder that cannot be listed is in the result too, so that it is counted as skipped. Pipes, devices and links that
+    lead nowhere are also in the result; they are refused when they are opened (`check_regular`).
+    """
     entered = set()
-    files = []
-    for path, folders, names in os.walk(folder, followlinks=True):
+    files: list[str] = []
+
+    def add(problem: OSError) -> None:
+        files.append(str(problem.filename))
+
+    for path, folders, names in os.walk(folder, onerror=add, followlinks=True):
         real = os.path.realpath(path)
         if real in entered:
             folders.clear()
