@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from vitrim.errors import SettingError, shown
 
 MAX_WHOLE = 1_000_000_000  # of settings without a limit of their own: larger numbers are mistakes
-MAX_NUMBER = 1e30
+MAX_NUMBER = 1e9
 MAX_SEED = 2**32 - 1  # larger seeds of a step would not fit the 64 bits of torch's seeds
 MAX_EPOCHS = 1_000_000
 MAX_BATCH = 2**20  # images

@@ -228,7 +228,7 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {where}{near[0]}?" if near else f"expected one of {', '.join(fields)}."
-            raise SettingError(f"There is no setting {where}{key}; {hint}")
+            raise SettingError(f"There is no setting {where}{cut_name(key) or shown(key)}; {hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise SettingError(f"{where}{key} is {shown(value)}; expected a table of settings.")

@@ -1,5 +1,6 @@
 """Turn the text of an option into a value: times, ranges of pixels, arguments of an architecture."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -52,9 +53,10 @@ def milliseconds(text: str) -> float:
         SettingError: the text is not a time above 0.
     """
     found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(us|ms|s)?", text.strip())
-    if not found or not float(found[1]):
+    time = float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0) if found else 0.0
+    if not 0 < time < math.inf:
         raise SettingError(f"--latency is {shown(text)}; expected a time above 0, such as 12ms.")
-    return float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0)
+    return time
 
 
 def value_range(text: str) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from vitrim.training.compiling import Compile
 KeepEpoch = Literal["best", "last"]
 REFERENCE_BATCH = 128  # images of an update, to which the learning rate belongs where the batch size is `auto`
 MAX_AUTO_BATCH = 1024
+MAX_RATE = 1e30  # of learning: too high rates are found in the training, which says where
 MIN_AUTO_UPDATES = 50  # in an epoch
 NUM_AUTO_EVALUATIONS = 10  # of one training
 
@@ -85,7 +86,8 @@ class TrainingSettings:
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
-        check_types(self, epochs=MAX_EPOCHS, batch_size=MAX_BATCH, accumulate=MAX_BATCH)
+        limits = {"epochs": MAX_EPOCHS, "batch_size": MAX_BATCH, "accumulate": MAX_BATCH}
+        check_types(self, **limits, learning_rate=MAX_RATE, min_learning_rate=MAX_RATE)
         at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
         if self.evaluate_every != "auto":
