@@ -10,6 +10,7 @@ missing keys with the defaults of the inner class, not with those of the recipe.
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -352,7 +353,8 @@ def value_in(text: str) -> Any:
             return number
     try:
         value = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError, and so is a number of 5,000 digits
+        json.dumps(value)  # dates are texts
+    except (ValueError, RecursionError, TypeError):  # a number of 5,000 digits is a ValueError too
         return text.strip()
     is_number = type(value["value"]) in (int, float)
     return text.strip() if is_number or len(value) > 1 else value["value"]

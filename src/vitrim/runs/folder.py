@@ -9,6 +9,7 @@ from vitrim.errors import FolderInUse
 from vitrim.plan import PruningPlan
 from vitrim.runs.files import FILE_SIZES, RUN, UNREADABLE, read_json, unknown_files, write_text, writing
 from vitrim.runs.processes import is_main_process, wait_for_all
+from vitrim.runs.text_files import check_name
 
 Result = TypeVar("Result")
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
@@ -46,6 +47,7 @@ class RunFolder:
             FolderInUse: the folder has other files, or a run with another identity; the message lists the differences.
         """
         self.path, self.num_made = Path(path), 0
+        check_name(self.path, FolderInUse)
         if self.path.exists() and not self.path.is_dir():
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
         file = self.path / RUN

@@ -92,6 +92,16 @@ def parse_json(text: str, source: str, error: type[UserError]) -> Any:
         raise error(f"{source} is not valid JSON here: a number has thousands of digits.") from None
 
 
+def check_name(path: str | Path, error: type[UserError]) -> None:
+    """Refuse a path that is not UTF-8, because safetensors cannot open it.
+
+    Raises:
+        UserError: of the type `error`.
+    """
+    if not str(path).isprintable() and valid_text(str(path)) != str(path):
+        raise error(f"The name {path} is not UTF-8, and no safetensors file can be opened there. Rename it.")
+
+
 def encoded(text: str) -> bytes:
     """The text in UTF-8, for digests. A name of a file that is not UTF-8 is encoded too."""
     return text.encode("utf-8", "surrogatepass")
