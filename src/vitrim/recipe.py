@@ -298,6 +298,8 @@ def _read(source: str | Path, kind: type[Any] | None) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     text = read_text(path, MAX_RECIPE_BYTES, SettingError)
+    if not text:
+        raise SettingError(f"The recipe {path} is empty; expected settings, such as `seed = 0`.")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:

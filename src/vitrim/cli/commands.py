@@ -179,7 +179,7 @@ def evaluate(
         return measured
 
     found = [(model, measure(model, model_options or ModelOptions()))]
-    if against:
+    if against is not None:
         are_files = Path(model).is_file() and Path(against).is_file()  # two checkpoints of one architecture
         options = model_options if model_options and are_files else ModelOptions()
         found.append((against, measure(against, options)))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from vitrim.cli.preprocessing import PreprocessingOptions
-from vitrim.cli.values import NUMBER, WHOLE
+from vitrim.cli.values import NUMBER, WHOLE, refuse_empty
 
 # The options that set a setting. Of several, the message names the one that was given.
 OPTIONS_OF_SETTING = {
@@ -103,6 +103,9 @@ class ModelOptions(PreprocessingOptions):
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=DATA)
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,9 @@ class DataOptions:
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +191,9 @@ class FileOptions:
     opset: Annotated[
         int | None, WHOLE, Parameter(help="release of the ONNX operators, e.g. 18 (default: as PyTorch recommends)")
     ] = None
+
+    def __post_init__(self) -> None:
+        refuse_empty(self)
 
 
 @Parameter(name="*", group=BUDGET)
@@ -256,6 +265,9 @@ class BudgetOptions:
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +297,9 @@ class CompressTraining:
         Parameter(help="seed of calibration images, batches and augmentation (default: 0, from the recipe)"),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
@@ -311,3 +326,6 @@ class DenseTraining:
         WHOLE,
         Parameter(help="seed of initial weights, batches and augmentation (default: 0, from the recipe)"),
     ] = None
+
+    def __post_init__(self) -> None:
+        refuse_empty(self)

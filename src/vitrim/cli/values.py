@@ -46,6 +46,18 @@ WHOLE = Parameter(converter=whole_number)
 NUMBER = Parameter(converter=finite_number)
 
 
+def refuse_empty(options: Any) -> None:
+    """Refuse empty texts in a group of options: most would be taken for options that were not given.
+
+    Raises:
+        SettingError: a text is empty.
+    """
+    for name, value in vars(options).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            option = {"settings": "set"}.get(name, name).replace("_", "-")
+            raise SettingError(f"--{option} is empty; give a value, or leave the option out.")
+
+
 def milliseconds(text: str) -> float:
     """Convert `12ms`, `12`, `0.5s` or `800us` to milliseconds.
 
