@@ -74,6 +74,7 @@ def visible(text: str) -> str:
     Control characters, marks of the direction of writing and bytes that are not UTF-8 are escaped: `\\n`, `\\x1b`,
     `\\u202e`, `\\xff`. Long words, such as a name of 10,000 characters, and long texts are cut in the middle.
     """
+    text = _cut(text, 2 * MAX_MESSAGE)  # escaping takes time
     if not text.isprintable():
         text = "".join(map(_escaped, text))
     if len(text) > MAX_WORD:

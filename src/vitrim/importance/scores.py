@@ -75,7 +75,7 @@ class Scores:
                 more=tuple(_under(f"{MORE}{i}.", tensors) for i in range(depth)),
                 weights=about.get("weights", ""),
             )
-        except (SafetensorError, FileNotFoundError, KeyError) as problem:
+        except (SafetensorError, FileNotFoundError, LookupError, TypeError, ValueError) as problem:
             raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {problem}.") from None
 
 

@@ -4,6 +4,7 @@ Which order a model has is decided in `matching`; measuring it is in `class_orde
 """
 
 import ast
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ from typing import Any
 from vitrim.errors import DataError, shown
 from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text, valid_text
 
-GENERATED = re.compile(r"(?:label|class|output|)[ _-]*(\d+)", re.IGNORECASE)
+MAX_DIGITS = 4000
+GENERATED = re.compile(r"(?:label|class|output|)[ _-]*(\d{1,18})", re.IGNORECASE)
 SYNSET = re.compile(r"n\d{8}")
 
 
@@ -133,10 +135,15 @@ def _of_rows(rows: Sequence[Sequence[str]], source: str, *, in_order: bool = Tru
 # Orders
 
 
+def number_of(digits: str) -> float:
+    """The number that a text of digits is; infinite for thousands of digits, which Python does not read."""
+    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
+
+
 def natural_key(name: str) -> list[Any]:
     """The key by which timm sorts class folders: numbers by their value, letters whatever their case."""
     parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if position % 2 else part for position, part in enumerate(parts)]
+    return [number_of(part) if position % 2 else part for position, part in enumerate(parts)]
 
 
 def folder_orders(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -177,7 +177,7 @@ def has_label_column(table: Table) -> bool:
 def labels_in_order(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the different labels: numbers by size, words by the alphabet."""
     different = set(labels)
-    if all(re.fullmatch(r"-?\d+", label) for label in different):
+    if all(re.fullmatch(r"-?\d{1,4000}", label) for label in different):
         return tuple(sorted(different, key=int))
     return tuple(sorted(different))
 
