@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrim import __version__
 from vitrim.cli.commands import COMMANDS
-from vitrim.cli.messages import in_options, usage_error
+from vitrim.cli.messages import check_words, in_options, usage_error
 from vitrim.errors import UserError, visible
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
@@ -68,6 +68,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; by default those of this process.
     """
     try:
+        check_words(sys.argv[1:] if arguments is None else arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except UserError as problem:

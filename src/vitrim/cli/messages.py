@@ -18,7 +18,7 @@ from cyclopts import (
 
 from vitrim.checks import MAX_DIGITS
 from vitrim.cli.options import OPTIONS_OF_SETTING
-from vitrim.errors import cut_name, shown
+from vitrim.errors import SettingError, cut_name, shown
 
 # Options of earlier versions, by command, and what to use instead.
 RENAMED = {
@@ -28,8 +28,22 @@ RENAMED = {
 }
 FRACTIONS = ("--keep", "--keep-params", "--keep-macs", "--crop-pct")
 SYNONYMS = {"gpu": "cuda", "torch": "cpu", "onnx": "onnxruntime", "ort": "onnxruntime"}  # of the values of --on
+MAX_WORDS = 500
 MAX_SHOWN = 100  # characters of a wrong value
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse a command line of so many words that its options would be read for minutes.
+
+    Raises:
+        SettingError: there are more than `MAX_WORDS` words.
+    """
+    if len(words) > MAX_WORDS:
+        raise SettingError(
+            f"The command line has {len(words):,} words; expected at most {MAX_WORDS}. Write settings into a recipe "
+            "(--recipe FILE), and put folders of images into one folder."
+        )
 
 
 def in_options(message: str, arguments: Sequence[str]) -> str:

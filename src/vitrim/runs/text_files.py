@@ -12,7 +12,7 @@ from typing import Any
 from vitrim.errors import UserError, visible
 
 MEGABYTE = 2**20
-MAX_RECIPE_BYTES = MEGABYTE
+MAX_RECIPE_BYTES = MEGABYTE // 16  # a recipe with all settings has 2,000 bytes
 MAX_JSON_BYTES = 64 * MEGABYTE
 MAX_TABLE_BYTES = 1024 * MEGABYTE
 
@@ -50,8 +50,8 @@ def read_bytes(path: Path, max_bytes: int, error: type[UserError]) -> bytes:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise error(
-            f"{path} has {max(status.st_size, len(content)) / MEGABYTE:,.0f} MB; expected at most "
-            f"{max_bytes // MEGABYTE} MB. Is it the right file?"
+            f"{path} has {max(status.st_size, len(content)) / MEGABYTE:,.1f} MB; expected at most "
+            f"{max_bytes / MEGABYTE:.2g} MB. Is it the right file?"
         )
     return content
 

@@ -96,7 +96,7 @@ def _of_json(content: Any, source: str) -> ClassNames:
         for key in ("id2label", "label2id", "label_names", "classes", "class_to_idx", "vitrim"):
             if isinstance(content.get(key), dict | list):
                 return _of_json(content[key], source)
-        rows = [[str(key), *_strings(value)] for key, value in content.items()]
+        rows = [[valid_text(str(key)), *_strings(value)] for key, value in content.items()]
         return _of_rows(rows, source, in_order=False)
     if isinstance(content, list) and content:
         return _of_rows([_strings(value) for value in content], source)
@@ -123,6 +123,10 @@ def _of_rows(rows: Sequence[Sequence[str]], source: str, *, in_order: bool = Tru
             f"one, or write the number of the output before each name, such as `0 {repeated[0]}`."
         )
     columns = [tuple(row[column] for row in rows) for column in range(width)]
+    if all(len(set(column)) < len(column) for column in columns):
+        raise DataError(
+            f"{source} has names in {width} columns, and each column has a name twice; expected one without."
+        )
     counting = sorted(map(str, range(len(rows))))
     numbers = next((column for column in columns if sorted(column) == counting), None) if width > 1 else None
     if numbers is None:
