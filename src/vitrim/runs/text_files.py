@@ -46,12 +46,15 @@ def read_bytes(path: Path, max_bytes: int, error: type[UserError]) -> bytes:
         raise error(f"{path} is not a regular file; expected a file with text.")
     if not status.st_size:
         return b""
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
+    content = b""
+    if status.st_size <= max_bytes:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)  # it may have grown
+    num_bytes = max(status.st_size, len(content))
+    if num_bytes > max_bytes:
         raise error(
-            f"{path} has {max(status.st_size, len(content)) / MEGABYTE:,.1f} MB; expected at most "
-            f"{max_bytes / MEGABYTE:.2g} MB. Is it the right file?"
+            f"{path} has {num_bytes / MEGABYTE:,.1f} MB; expected at most {max_bytes / MEGABYTE:,.4g} MB. Is it the "
+            "right file?"
         )
     return content
 

@@ -137,11 +137,12 @@ def holds_images(folder: Path, levels: int = 0) -> bool:
 
 def walk(folder: Path) -> list[str]:
     """Return all visible files below `folder`, sorted. Links are followed, but each real folder is entered once.
+    A link to a folder that holds `folder` is not followed.
 
     A folder that cannot be listed is in the result too, so that it is counted as skipped. Pipes, devices and links that
     lead nowhere are also in the result; they are refused when they are opened (`check_regular`).
     """
-    entered = set()
+    entered = {str(path) for path in Path(os.path.realpath(folder)).parents}  # a link to one leads to other classes
     files: list[str] = []
 
     def add(problem: OSError) -> None:
