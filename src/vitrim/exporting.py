@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.checks import check_whole
 from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, busy_note, time_in_rounds
@@ -52,6 +53,7 @@ from vitrim.runs.locks import lock_file
 from vitrim.runs.outputs import FileKind, output_file
 from vitrim.runs.progress import log
 
+MAX_OPSET = 100
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-4  # of the largest logit: rounding in float32 is 1e-6, GELU with tanh instead of erf 1.6e-4
@@ -237,6 +239,8 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, progr
         raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
     if program.opset is not None and format != "onnx":
         raise SettingError(f"The format is {format}; opset (--opset) is only for onnx.")
+    if program.opset is not None:
+        check_whole("opset", program.opset, 1, MAX_OPSET)
     if program.batch is not None and (type(program.batch) is not int or program.batch < 1):
         raise SettingError(f"batch is {program.batch}; expected a number from 1, or none for any number of images.")
     if int8 and program.half:

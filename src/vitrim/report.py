@@ -15,7 +15,7 @@ from vitrim.class_accuracy import ClassesAtZero, classes_at_zero
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, difference_text, ratio_text
 from vitrim.data.matching import device_of
-from vitrim.errors import counted, percent
+from vitrim.errors import counted, percent, visible
 from vitrim.evaluation import Evaluation, compare
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
@@ -308,7 +308,7 @@ def parse(report: Any) -> dict[str, Any]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Make the text of `report.md` from the content of `report.json`."""
-    templates = markdown_templates(TEMPLATES)
+    templates = markdown_templates(TEMPLATES).overlay(finalize=_in_markdown)
     templates.globals.update(table_rows=table_rows, latency_line=latency_line, zero_lines=zero_lines)
     templates.filters.update(thousands=_with_prefix)
     return templates.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
@@ -358,6 +358,11 @@ def _with_prefix(count: int) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
+
+
+def _in_markdown(value: Any) -> Any:
+    """What a template prints. Names of classes and files are text: they make no tag and no link."""
+    return visible(value).replace("<", "&lt;").replace("](", "]\\(") if isinstance(value, str) else value
 
 
 def markdown_templates(folder: Path) -> jinja2.Environment:

@@ -6,6 +6,7 @@ that does not hold. 143 and 129: ended by SIGTERM and SIGHUP (128 and the number
 """
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -16,9 +17,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrim import __version__
 from vitrim.cli.commands import COMMANDS
-from vitrim.cli.messages import in_options, usage_error
+from vitrim.cli.messages import check_words, in_options, usage_error
 from vitrim.cli.streams import forgiving
-from vitrim.errors import UserError
+from vitrim.errors import UserError, visible
 from vitrim.runs import signals
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
@@ -44,6 +45,7 @@ for position, command in enumerate(COMMANDS):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     limit_spinning()
+    escape_unencodable()
     with forgiving() as streams:
         status = run(arguments)
         if (problem := streams.problem()) and not status:
@@ -64,6 +66,13 @@ def limit_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
+def escape_unencodable() -> None:
+    """Write characters that the encoding of standard output or error lacks as escapes, so that none ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None where it was closed
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status, as this module says.
 
@@ -76,6 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
+        check_words(sys.argv[1:] if arguments is None else arguments)
         return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except UserError as problem:
         return _complain(in_options(str(problem), sys.argv[1:] if arguments is None else arguments))
@@ -109,7 +119,7 @@ def _interrupted(arguments: Sequence[str] | None, number: int) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"vitrim: {message}", file=sys.stderr)
+    print(f"vitrim: {visible(message)}", file=sys.stderr)
     return 2
 
 

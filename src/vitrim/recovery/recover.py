@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitrim.checks import check_types
 from vitrim.copying import copied
 from vitrim.errors import DataError, SettingError
 from vitrim.hooks import BatchesFor, eval_mode
@@ -45,6 +46,7 @@ class RecoverySettings:
     ridge: float = 1e-2
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.ridge >= MIN_RIDGE:
             raise SettingError(
                 f"ridge is {self.ridge:g}; expected a number of at least {MIN_RIDGE:g}, such as 0.01. A "

@@ -3,7 +3,6 @@
 A file is written completely or not at all. Reading a checkpoint runs no pickled code.
 """
 
-import json
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vitrim.errors import CheckpointMismatch
+from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text
 from vitrim.runs.torch_files import first_line, read_torch_file
 from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 
@@ -190,28 +190,13 @@ def write_text(path: Path, text: str) -> None:
         working.write_text(text, encoding="utf-8")
 
 
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        CheckpointMismatch: the file is not UTF-8. OSError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise CheckpointMismatch(f"{path} is not a text file in UTF-8: {problem}.") from None
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
         CheckpointMismatch: the file is not valid JSON. OSError: it cannot be read.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as problem:  # also of text that is not UTF-8, and of too long numbers
-        raise CheckpointMismatch(f"{path} is not valid JSON: {problem}.") from None
+    return parse_json(read_text(path, MAX_JSON_BYTES, CheckpointMismatch), str(path), CheckpointMismatch)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

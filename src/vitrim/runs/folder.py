@@ -35,6 +35,7 @@ from vitrim.runs.files import (
 )
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
+from vitrim.runs.text_files import check_name
 
 Result = TypeVar("Result")
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
@@ -76,6 +77,7 @@ class RunFolder:
         self.digests = Digests(self.path)
         self._current: dict[str, str] = {}  # digests of the results that this process has made or read
         self._said: set[str] = set()
+        check_name(self.path, FolderInUse)
         if self.path.exists() and not self.path.is_dir():
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file

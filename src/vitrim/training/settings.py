@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
+from vitrim.checks import MAX_BATCH, MAX_EPOCHS, check_types
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
 from vitrim.data.workers import NumWorkers, check_num_workers
@@ -15,6 +16,7 @@ from vitrim.training.compiling import Compile
 KeepEpoch = Literal["best", "last"]
 REFERENCE_BATCH = 128  # images of an update, to which the learning rate belongs where the batch size is `auto`
 MAX_AUTO_BATCH = 1024
+MAX_RATE = 1e30  # of learning: too high rates are found in the training, which says where
 MIN_AUTO_UPDATES = 50  # in an epoch
 NUM_AUTO_EVALUATIONS = 10  # of one training
 
@@ -84,12 +86,12 @@ class TrainingSettings:
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
+        limits = {"epochs": MAX_EPOCHS, "batch_size": MAX_BATCH, "accumulate": MAX_BATCH}
+        check_types(self, **limits, learning_rate=MAX_RATE, min_learning_rate=MAX_RATE)
         at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
         if self.evaluate_every != "auto":
             at_least["evaluate_every"] = 0
-        if self.keep_epoch not in get_args(KeepEpoch):
-            raise SettingError(f"keep_epoch is {self.keep_epoch!r}; expected one of {', '.join(get_args(KeepEpoch))}.")
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vitrim.data.files.pixels import RGB, PixelFormat, UnsupportedPixels, check_file, pixel_array
 from vitrim.runs.progress import log, track
+from vitrim.runs.text_files import check_regular
 
 # What Pillow raises for files that are truncated, damaged or not images (found by trying).
 BROKEN_IMAGE = (
@@ -106,6 +107,7 @@ def common_size(files: Sequence[str]) -> tuple[int, int] | None:
     sizes = set()
     for file in spread_over(files):
         try:
+            check_regular(file)
             with Image.open(file) as image:
                 sizes.add((image.height, image.width))
         except BROKEN_IMAGE:

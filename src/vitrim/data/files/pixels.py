@@ -24,6 +24,7 @@ from vitrim.data.files.image_headers import (
     unread_tiff,
 )
 from vitrim.errors import SettingError
+from vitrim.runs.text_files import check_regular
 
 MAX_UINT16 = 65535
 FULL_RANGES = tuple(2**bits - 1 for bits in range(9, 17))  # the largest values of cameras with 9 to 16 bits
@@ -130,6 +131,8 @@ def open_image(file: str | BinaryIO) -> ImageFile.ImageFile:
         UnsupportedPixels: a TIFF of a kind that Pillow does not read.
         Exception: one of `decoding.BROKEN_IMAGE`.
     """
+    if isinstance(file, str):
+        check_regular(file)
     try:
         return Image.open(file)
     except Image.UnidentifiedImageError:

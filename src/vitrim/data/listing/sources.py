@@ -25,6 +25,7 @@ from vitrim.data.listing.table_folders import read_table_file
 from vitrim.data.listing.tables import NO_COLUMNS, ColumnNames, is_table
 from vitrim.errors import DataError, SettingError
 from vitrim.runs.progress import is_interactive, log
+from vitrim.runs.text_files import encoded
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer or without data
@@ -245,7 +246,7 @@ def _download(name: str, cache: Path) -> None:
 def _unpack(archive: Path, cache: Path) -> Path:
     """Return the folder of the unpacked archive in the cache. Unpack it unless that was done before."""
     status = archive.stat()
-    version = hashlib.sha256(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
+    version = hashlib.sha256(encoded(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}")).hexdigest()[:8]
     target = cache / "unpacked" / f"{archive.name}-{version}"
     if target.is_dir():
         return target
