@@ -27,8 +27,8 @@ from vitrim.source import max_removed_blocks
 from vitrim.training.compiling import Compile
 from vitrim.training.distillation import loss_between
 from vitrim.training.job import TrainingJob
-from vitrim.training.loop import run_job
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.train import run_job
 
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on
 PATIENCE = 2  # the search ends when so many numbers in a row are no better

@@ -42,6 +42,10 @@ class NonFiniteLoss(UserError):
     """The training loss became infinite or not a number."""
 
 
+class OutOfMemory(UserError):
+    """A computation does not fit into the memory of the device, also with the smallest batches."""
+
+
 class ExportFailed(UserError):
     """The exporter does not support the model, or the exported file cannot be run."""
 

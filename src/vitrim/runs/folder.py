@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from vitrim.errors import FolderInUse
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import FILE_SIZES, RUN, UNREADABLE, read_json, unknown_files, write_text, writing
+from vitrim.runs.files import FILE_SIZES, METRICS, RUN, UNREADABLE, read_json, unknown_files, write_text, writing
 from vitrim.runs.processes import is_main_process, wait_for_all
 
 Result = TypeVar("Result")
@@ -147,7 +147,12 @@ def find_result(folder: Path, name: str) -> Path:
 def is_fresh(folder: Path) -> bool:
     """Whether a run folder has no result yet, so that it may be reused for another run."""
     names = {path.name for path in folder.iterdir() if not path.name.endswith(UNREADABLE)}
-    return names <= {RUN, "recipe.toml", FILE_SIZES}
+    return names <= {RUN, "recipe.toml", FILE_SIZES, METRICS} and not _has_epochs(folder / METRICS)
+
+
+def _has_epochs(metrics: Path) -> bool:
+    """Whether a training has finished an epoch. One that failed before has only rows about what went wrong."""
+    return metrics.is_file() and any('"event"' not in line for line in metrics.read_text("utf-8").splitlines())
 
 
 def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from functools import partial
 
 import psutil
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vitrim.errors import SettingError
@@ -90,6 +91,36 @@ def bytes_of(run: Callable[[], object], device: torch.device) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+def fitting_parts(
+    model: nn.Module,
+    train_on: Callable[[int], object],
+    num_images: int,
+    accelerator: Accelerator,
+    smallest: int = 1,
+) -> int:
+    """The number of micro-batches with which an update of this process fits into memory. All processes decide alike.
+
+    Args:
+        model: the model that is trained. Its weights and buffers are not changed.
+        train_on: makes a forward and backward pass of so many images.
+        num_images: images of one update on this process.
+        accelerator: of the processes.
+        smallest: the result is a multiple of this.
+
+    Raises:
+        SettingError: not even two images fit.
+    """
+    own = measure_memory(model, train_on)
+    measured = torch.tensor([[own.few, own.more, -own.free]], dtype=torch.float64, device=accelerator.device)
+    few, more, used = accelerator.gather(measured).max(dim=0).values.tolist()  # of all processes
+    return num_micro_batches(num_images, Memory(few=few, more=more, free=-used), smallest)
+
+
+def possible_parts(num_images: int) -> list[int]:
+    """Into how many equal micro-batches so many images can be divided. Each has pairs, because mixing needs them."""
+    return [count for count in range(1, num_images // 2 + 1) if num_images % (2 * count) == 0]
+
+
 def num_micro_batches(num_images: int, memory: Memory, smallest: int = 1) -> int:
     """The smallest number of equal micro-batches with which an update fits.
 
@@ -101,8 +132,8 @@ def num_micro_batches(num_images: int, memory: Memory, smallest: int = 1) -> int
     Raises:
         SettingError: not even two images fit.
     """
-    possible = [count for count in range(smallest, num_images // 2 + 1, smallest) if num_images % (2 * count) == 0]
-    for count in possible:  # each micro-batch has pairs of images, because mixing needs them
+    possible = [count for count in possible_parts(num_images) if count % smallest == 0]
+    for count in possible:
         if memory.needed(num_images / count) <= memory.free:
             return count
     least = num_images // possible[-1] if possible else num_images
