@@ -19,7 +19,7 @@ from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
 from vitrim.depth import choose_num_blocks
 from vitrim.errors import FolderInUse, counted
-from vitrim.evaluation import Evaluation, evaluate
+from vitrim.evaluation import Evaluation, evaluate, worse_than_before
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.scores import Scores

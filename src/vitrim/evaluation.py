@@ -200,9 +200,9 @@ def worse_than_before(before: Evaluation, after: Evaluation, what: str) -> str:
         after: evaluation of the trained model on the same images.
         what: name of the training in the sentence, such as `the distillation`.
     """
-    difference = compare(before, after)
-    if difference.points >= 0:
+    if after.top1 >= before.top1:
         return ""
+    difference = compare(before, after)
     by_chance = difference.p_value >= 1 - CONFIDENCE
     chance = "chance may explain this" if by_chance else "chance does not explain this"
     return (

@@ -1,4 +1,4 @@
-"""Laws of trainings that go wrong: they go back to a good state, go on with smaller micro-batches, or stop and say why."""
+"""Laws of trainings that go wrong: they go back, go on with smaller micro-batches, or stop and say why."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -225,7 +225,9 @@ def test_smaller_micro_batches_are_kept_after_a_stop(run: Run, monkeypatch: pyte
 
 def test_a_pair_of_images_that_does_not_fit_is_said_in_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, 1)
-    with pytest.raises(OutOfMemory, match="out of memory on cpu with 2 images in one pass.*smaller images") as caught:
+    with pytest.raises(
+        OutOfMemory, match=r"Out of memory on cpu in a training with 2 images in one pass.*smaller images"
+    ) as caught:
         run()
     assert "\n" not in str(caught.value)
 

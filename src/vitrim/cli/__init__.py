@@ -15,6 +15,7 @@ from vitrim import __version__
 from vitrim.cli.commands import COMMANDS
 from vitrim.cli.messages import in_options, usage_error
 from vitrim.errors import UserError
+from vitrim.runs import processes
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
 PLACE_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -37,7 +38,9 @@ for position, command in enumerate(COMMANDS):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     limit_spinning()
-    sys.exit(run(arguments))
+    status = run(arguments)
+    processes.end(status)
+    sys.exit(status)
 
 
 def limit_spinning() -> None:
@@ -59,6 +62,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; by default those of this process.
     """
     try:
+        processes.begin()
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except UserError as problem:
@@ -71,12 +75,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if problem.errno in PLACE_PROBLEMS:
             return _complain(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror}.")
         return _report_bug()
-    except Exception:
+    except Exception as problem:
+        if sentence := processes.explain_lost_connection(problem):
+            return _complain(sentence)
         return _report_bug()
 
 
 def _complain(message: str) -> int:
-    print(f"vitrim: {message}", file=sys.stderr)
+    if processes.is_first_to_say(message):
+        print(f"vitrim: {message}", file=sys.stderr, flush=True)
     return 2
 
 

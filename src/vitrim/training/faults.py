@@ -7,14 +7,10 @@ are part of the checkpoint. The loop calls what is here; it decides when.
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
-
-from vitrim.errors import OutOfMemory, counted
-from vitrim.training.batch_memory import possible_parts
 
 MAX_HALVINGS = 2  # of the learning rate, in one training
 
@@ -159,33 +155,3 @@ class Events:
         )
         self.all.append(Event(event="out of memory", epoch=epoch, step=step, note=note))
         return self.all[-1]
-
-
-def finer_parts(num_images: int, parts: int, stage: str, device: torch.device) -> int:
-    """The number of micro-batches with which an update needs about half the memory.
-
-    Args:
-        num_images: of one update on this process.
-        parts: the number of micro-batches with which the memory was not enough.
-        stage: name of the training.
-        device: whose memory was not enough.
-
-    Raises:
-        OutOfMemory: a micro-batch cannot be divided any more.
-    """
-    more = [count for count in possible_parts(num_images) if count > parts]
-    if not more:
-        least = num_images // parts
-        raise OutOfMemory(
-            f"{stage}: out of memory on {device.type} with {counted(least, 'image')} in one pass, and a micro-batch "
-            "cannot be smaller, because images are mixed in pairs"
-            f"{'' if least == 2 else f' and the batch of {num_images} images must be divided evenly'}. "
-            "Use smaller images or a smaller model, or free memory."
-        )
-    return next((count for count in more if count >= 2 * parts), more[-1])
-
-
-def nearest_parts(num_images: int, at_least: int) -> int:
-    """The smallest possible number of micro-batches from `at_least` on; the largest possible one if there is none."""
-    possible: Sequence[int] = possible_parts(num_images)
-    return next((count for count in possible if count >= at_least), possible[-1])

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 
 from vitrim.errors import NonFiniteLoss, OutOfMemory, counted
 from vitrim.runs.progress import log
-from vitrim.training.faults import MAX_HALVINGS, BadStep, Events, FiniteWatch, NotFinite, finer_parts, nearest_parts
+from vitrim.training.batch_memory import finer_parts, nearest_parts
+from vitrim.training.faults import MAX_HALVINGS, BadStep, Events, FiniteWatch, NotFinite
 from vitrim.training.metrics import Metrics
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.state import TrainingState
@@ -121,7 +122,7 @@ class Safety:
                 "of this training (twice as many micro-batches need about half the memory), lower its batch_size, or "
                 "use more processes."
             )
-        finer = finer_parts(self.num_images, parts, self.stage, device)
+        finer = finer_parts(self.num_images, parts, device)
         events = list(self.events.all)
         if restore:
             step = self._restore()

@@ -32,7 +32,7 @@ from vitrim.precision import autocast
 from vitrim.runs.memory import is_out_of_memory
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
-from vitrim.training.batch_memory import fitting_parts
+from vitrim.training.batch_memory import fitting_parts, rehearsed_parts
 from vitrim.training.compiling import CompileSchedule
 from vitrim.training.faults import BadStep, Events, NotFinite
 from vitrim.training.going_back import Safety
@@ -94,7 +94,9 @@ class TrainingLoop:
         num_processes = self.accelerator.num_processes
         smallest = num_processes * settings.accumulate
         self.images_per_update = check_batch_size(self.images, self.batch_size, smallest, self.num_classes)
-        self.accumulate = self._accumulate() if settings.batch_size == "auto" else settings.accumulate
+        self.accumulate = settings.accumulate
+        if settings.batch_size == "auto" or num_processes > 1:
+            self.accumulate = self._accumulate()
         self.safety = Safety(
             stage=job.stage,
             settings=settings,
@@ -217,6 +219,8 @@ class TrainingLoop:
 
         with self._recording():
             own = self.images_per_update // num_processes
+            if self.job.settings.batch_size != "auto":
+                return rehearsed_parts(self.model, train_on, own, self.accelerator, smallest)
             found = fitting_parts(self.model, train_on, own, self.accelerator, smallest)
         parts = num_processes * found
         log(f"{self.job.stage}: {self.images_per_update} images for each update, in {counted(parts, 'part')}")
