@@ -39,6 +39,7 @@ from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.folder import RunFolder, in_stages
+from vitrim.runs.memory import explained_out_of_memory
 from vitrim.runs.processes import is_main_process, this_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
@@ -203,7 +204,9 @@ class CompressRun:
             return cut
         make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
         write = partial(save_with, classes=self.data.classes)
-        recovered = self.folder.once(in_stages(f"{stage}-recovered"), make, write, load_on_own_device)
+        advice = f"Lower importance.batch_size, which is {self.recipe.importance.batch_size}."
+        with explained_out_of_memory("refitting the model", advice):
+            recovered = self.folder.once(in_stages(f"{stage}-recovered"), make, write, load_on_own_device)
         self.evaluate(f"{stage} recover", recovered)
         return recovered
 

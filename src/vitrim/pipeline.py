@@ -33,7 +33,7 @@ from vitrim.importance.scores import Scores
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.rotation import RotationStatistics
-from vitrim.runs.folder import in_stages
+from vitrim.runs.folder import RunFolder, in_stages
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
@@ -185,11 +185,16 @@ def fit(
         f"{folder.path / 'model'}"
     )
     warn_of_classes("validation", evaluation, source.data)
+    _say_what_went_wrong(source, folder, evaluation)
+    return result
+
+
+def _say_what_went_wrong(source: Source, folder: RunFolder, after: Evaluation) -> None:
+    """Log what went wrong in a training that has ended. Note it, if the model is worse than before the training."""
     if folder.num_made:
         before = evaluate(source.model, source.data, description="evaluating the model before its training")
-        if (sentence := worse_than_before(before, evaluation, "training")) and is_main_process():
+        if (sentence := worse_than_before(before, after, "training")) and is_main_process():
             add_note(folder.path, "train", "below start", sentence)
     wait_for_all()
     for note in notes_on_events(folder.path):
         log(f"warning: {note}")
-    return result

@@ -1,5 +1,6 @@
 """Laws of trainings that go wrong: they go back, go on with smaller micro-batches, or stop and say why."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,12 @@ from safetensors import safe_open
 from torch import nn
 
 from builders.models import same_tensors
-from builders.runs import digits, digits_model, read_lines, short_training
+from builders.runs import digits, digits_model, read_lines, short_recipe, short_training
+from builders.torchrun import TORCHRUN, started
 from builders.trainings import EVERYTHING, STEPS_PER_EPOCH, max_difference, save_only_at, stop_at, student_and_teacher
 from vitrim.errors import NonFiniteLoss, OutOfMemory
+from vitrim.pipeline import compress, fit
+from vitrim.recipe import TrainRecipe
 from vitrim.training.loop import TrainingLoop
 from vitrim.training.train import train
 
@@ -247,3 +251,85 @@ def test_a_lack_of_memory_while_weights_change_goes_back_to_a_good_state(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", failing)
     assert max_difference(plain, run(drop_path=0.3)) < 0.1 and len(failed) == 1 + 3 * STEPS_PER_EPOCH
+
+
+# Reports, and several processes
+
+
+def test_the_report_and_the_log_say_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in the depth search, and where a distillation ends below its start."""
+    spoil_once(monkeypatch, 2)
+    trained = short_training(learning_rate=1e-2)
+    dense = train(digits_model(depth=4), digits(), replace(trained, epochs=30), run_dir=tmp_path / "dense")
+    capsys.readouterr()
+    spoil_once(monkeypatch, 1)
+    destroying = short_training(learning_rate=1.0, clip_gradient=0.0)
+    recipe = short_recipe(keep=0.8, blocks="auto", width_training=destroying, depth_training=destroying)
+    report = compress(dense, digits(), recipe, tmp_path / "run").report
+    notes, err = report["notes"], capsys.readouterr().err
+    assert any("depth-search-0: The loss or its gradient was not finite at step 1" in note for note in notes)
+    (worse,) = [note for note in notes if "below the" in note]
+    assert "of the model that it started from" in worse and "chance does not explain this" in worse
+    assert f"warning: {worse}" in err
+    assert worse in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_train_says_what_went_wrong_and_whether_the_model_became_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = train(digits_model(), digits(), short_training(epochs=30, learning_rate=1e-2))
+    spoil_once(monkeypatch, 1)
+    recipe = TrainRecipe(training=short_training(learning_rate=1.0, clip_gradient=0.0))
+    fit(dense, digits(), recipe, tmp_path)
+    first = capsys.readouterr().err
+    assert "warning: train: after training, top-1 is" in first and "with half the learning rate" in first
+    fit(dense, digits(), recipe, tmp_path)
+    assert first.splitlines()[-1][20:] in capsys.readouterr().err  # without the time
+
+
+SEVERAL = """
+import sys, torch
+from builders.runs import digits, digits_model, short_training
+from vitrim.runs.processes import end, this_process
+from vitrim.saving.checkpoint import save
+from vitrim.training.loop import TrainingLoop
+from vitrim.training.train import train
+
+terms, rank, done = TrainingLoop.loss_terms, this_process().process_index, []
+
+def failing(self, images, *arguments):
+    found = terms(self, images, *arguments)
+    if len(images) > 2 and rank == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    if self.step == 4 and rank == 1 and not done:
+        done.append(0)
+        return {name: value * torch.nan for name, value in found.items()}
+    return found
+
+TrainingLoop.loss_terms = failing
+settings = short_training(epochs=3, checkpoint_minutes=0.0)
+for run_dir in (sys.argv[1] + "/run", None):
+    done.clear()
+    model = train(digits_model(), digits(), settings, run_dir=run_dir)
+    total = sum(float(value.double().abs().sum()) for value in model.state_dict().values())
+    print("total", rank, total, flush=True)
+end(0)
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_go_back_and_divide_together(tmp_path: Path) -> None:
+    """Although only one of them has a bad loss, or too little memory."""
+    file = tmp_path / "script.py"
+    file.write_text(SEVERAL)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    with started([*TORCHRUN, str(file), str(tmp_path)], PYTHONPATH=path) as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    totals = [line.split()[2] for line in out.splitlines() if line.startswith("total")]
+    assert len(totals) == 4 and len(set(totals)) == 2, (totals, err)  # with a run folder, and without
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "event" in row] == [4]
+    assert "micro-batches of 2 images" in err
