@@ -86,7 +86,7 @@ class FiniteWatch:
         Args:
             rows: `row` of each process, `(processes, 4 + terms)`.
         """
-        first, max_norm, loss, norm, *terms = min(rows.tolist(), key=lambda row: row[0])
+        first, max_norm, loss, norm, *terms = min(rows.tolist(), key=lambda row: (row[0], math.isfinite(row[2])))
         if not math.isfinite(first):
             return None
         named = dict(zip(self._names, terms, strict=True))

@@ -91,6 +91,7 @@ class TrainingLoop:
         compared = self.teacher.compared if self.teacher else None
         structures = {model: describe(model) for model in (self.model, compared) if model is not None}
         self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
+        self.step = 0
         num_processes = self.accelerator.num_processes
         smallest = num_processes * settings.accumulate
         self.images_per_update = check_batch_size(self.images, self.batch_size, smallest, self.num_classes)
@@ -106,7 +107,6 @@ class TrainingLoop:
             steps_per_epoch=self.steps_per_epoch,
             num_images=self.images_per_update // num_processes,
         )
-        self.step = 0
         self.saved_at = 0.0
         self.is_stepping = False  # the weights of an update are being changed
 
