@@ -146,8 +146,8 @@ class Safety:
         """Let the last good state say that the rate was halved. At the start there is no file, and none is written."""
         if self.state.path is None or not self.state.exists():
             self.state.keep_in_memory(step, parts)
-        elif self.accelerator.is_main_process:
-            self.state.save(step, parts)
+        else:
+            self.state.save(step, parts, write=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
 
     def _stopped(self, found: BadStep, rate: float) -> NonFiniteLoss:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vitrim.copying import copied
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.files.run_record import keep_record
 from vitrim.data.matching import preprocessing_of
@@ -38,7 +40,8 @@ from vitrim.training.faults import BadStep, Events, NotFinite
 from vitrim.training.going_back import Safety
 from vitrim.training.job import TrainingJob
 from vitrim.training.metrics import Metrics
-from vitrim.training.optimizer import optimizer_and_scheduler
+from vitrim.training.optimizer import optimizer_and_scheduler, scale_rates
+from vitrim.training.sharding import WholeModule, WholeOptimizer, shard, synchronized, whole
 from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.state import CHECKPOINT, TrainingState
 from vitrim.training.validation import Validation
@@ -58,45 +61,49 @@ class TrainingLoop:
         self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[parallel])
         self.device = self.accelerator.device
         self.images = job.data.train.to(self.device)
+        self.is_sharded = settings.shard and self.accelerator.num_processes > 1
+        self.whole_model = copied(job.model) if self.is_sharded else job.model  # is evaluated and returned
         self.model = job.model.to(self.device)
-        self.teacher = SoftLabels(job, self.device) if loss is not None else None
+        sharding = self.accelerator if self.is_sharded else None
+        self.teacher = SoftLabels(job, self.device, sharding) if loss is not None else None
         self.preprocessing = preprocessing_of(self.model)
         self.num_classes = describe(self.model).num_classes
         self.batch_size = settings.batch_for(len(self.images), self.accelerator.num_processes)
         self.steps_per_epoch = num_train_steps(self.images, self.batch_size)
         self.total_steps = settings.epochs * self.steps_per_epoch
+        self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        identity = job.identity if job.run_dir else ""  # reads all weights and images
+        if self.is_sharded:
+            for module in (self.model, *([self.ema.module] if self.ema else [])):
+                shard(module, describe(self.whole_model), self.accelerator)
         self.optimizer, self.scheduler = optimizer_and_scheduler(
             self.model, settings, self.batch_size, self.steps_per_epoch
         )
-        self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.student_outputs: dict[str, Tensor] = {}
         self.teacher_outputs: dict[str, Tensor] = {}
-        if job.run_dir and self.accelerator.is_main_process:
-            job.run_dir.mkdir(parents=True, exist_ok=True)
         if job.run_dir:
+            job.run_dir.mkdir(parents=True, exist_ok=True)
             keep_record(job.data, job.run_dir)
-        self.metrics = Metrics(
-            job.run_dir, job.stage, settings.epochs, is_main_process=self.accelerator.is_main_process
-        )
+        is_main = self.accelerator.is_main_process
+        self.metrics = Metrics(job.run_dir, job.stage, settings.epochs, is_main_process=is_main)
         self.validation = Validation(job)
         self.state = TrainingState(
             path=job.run_dir / CHECKPOINT.format(stage=job.stage) if job.run_dir else None,
-            identity=job.identity if job.run_dir else "",  # reads all weights and images
-            model=self.model,
-            ema=self.ema,
-            optimizer=self.optimizer,
+            identity=identity,
+            **self._stored(),
             validation=self.validation,
             events=Events(),
         )
         compared = self.teacher.compared if self.teacher else None
-        structures = {model: describe(model) for model in (self.model, compared) if model is not None}
-        self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
-        self.step = 0
-        num_processes = self.accelerator.num_processes
+        compilable = () if self.is_sharded else (self.model, compared)
+        structures = {model: describe(model) for model in compilable if model is not None}
+        setting = settings.compile if structures else False
+        self.compiling = CompileSchedule(structures, setting, self.device, job.stage)
+        self.step, num_processes = 0, self.accelerator.num_processes
         smallest = num_processes * settings.accumulate
         self.images_per_update = check_batch_size(self.images, self.batch_size, smallest, self.num_classes)
         self.accumulate = settings.accumulate
-        if settings.batch_size == "auto" or num_processes > 1:
+        if settings.batch_size == "auto" or (num_processes > 1 and not self.is_sharded):
             self.accumulate = self._accumulate()
         self.safety = Safety(
             stage=job.stage,
@@ -126,7 +133,7 @@ class TrainingLoop:
                     advance(self.step - before)
         if self.step > started and self.job.checkpoint_at_end:
             self.save()
-        result = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+        result = self._result()
         self.validation.restore_best(result)  # after the checkpoint of the last epoch
         result.requires_grad_(True)
         return result.eval()
@@ -191,8 +198,8 @@ class TrainingLoop:
         with ExitStack() as stack:
             stack.enter_context(closing(self.compiling))
             stack.enter_context(self._recording())
-            student = self.accelerator.prepare(self.model.train())
-            yield student, self.teacher
+            student = self.model.train()
+            yield student if self.is_sharded else self.accelerator.prepare(student), self.teacher
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -277,14 +284,11 @@ class TrainingLoop:
     ) -> None:
         torch.manual_seed(mixed_seed(self.job.seed, self.step, self.accelerator.process_index))
         self.scheduler.step_update(self.step)
-        if (factor := self.safety.events.rate_factor) != 1:
-            for group in self.optimizer.param_groups:
-                group["lr"] *= factor
+        scale_rates(self.optimizer, self.safety.events.rate_factor)
         own: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
         for index, (images, targets) in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(student):
+            with self._synchronized(student, index == len(micro_batches) - 1):
                 terms = self.loss_terms(images, targets, student, teacher)
                 part = sum(terms.values(), torch.zeros((), device=self.device)) / len(micro_batches)
                 part.backward()
@@ -293,7 +297,7 @@ class TrainingLoop:
                 fraction = term.detach() / len(micro_batches)
                 sums[name] = sums.get(name, 0.0) + fraction
                 own[name] = own[name] + fraction if name in own else fraction
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.job.settings.clip_gradient or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.job.settings.clip_gradient or math.inf))
         self.safety.watch.note(self.step, loss, norm, own)
         self.is_stepping = True
         self.optimizer.step()
@@ -302,6 +306,27 @@ class TrainingLoop:
             self.ema.update(self.model, step=self.step)
         self.is_stepping = False
         self.step += 1
+
+    def _synchronized(self, student: Any, is_last: bool) -> AbstractContextManager[None]:
+        """A context for a micro-batch, in which gradients are averaged over processes if it is the last one."""
+        if self.is_sharded:
+            return synchronized(student, is_last)
+        return nullcontext() if is_last else self.accelerator.no_sync(student)
+
+    def _stored(self) -> dict[str, Any]:
+        """The parts of the checkpoint, with whole tensors."""
+        if not self.is_sharded:
+            return {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
+        ema = SimpleNamespace(module=WholeModule(self.ema.module)) if self.ema else None
+        return {"model": WholeModule(self.model), "ema": ema, "optimizer": WholeOptimizer(self.optimizer)}
+
+    def _result(self) -> nn.Module:
+        """The model that is evaluated and returned: the moving average, if there is one."""
+        found = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+        if not self.is_sharded:
+            return found
+        self.whole_model.load_state_dict(WholeModule(found).state_dict())
+        return self.whole_model.to(self.device)
 
     def _discard_gradient(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -329,22 +354,22 @@ class TrainingLoop:
         """Write a checkpoint, or keep one in memory if there is no run folder. Not after an update that is not finite.
 
         Raises:
-            NotFinite: an update was not finite, and there is one process. Several find it together later.
+            NotFinite: an update was not finite, and all processes save. Else they find it together later.
         """
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or self.is_sharded:
             self.safety.check()
         elif not self.safety.watch.is_good():
             return
-        if self.accelerator.is_main_process or self.job.run_dir is None:
-            self.state.save(self.step, self.accumulate)
+        self.state.save(self.step, self.accumulate, write=self.accelerator.is_main_process)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.device, self.job.settings.precision)
 
     def _save_if_due(self) -> None:
         is_due = time.monotonic() - self.saved_at >= 60 * self.job.settings.checkpoint_minutes
-        if self.job.run_dir is None and self.accelerator.num_processes > 1:  # all keep the state of the same update
-            if self.step % self.steps_per_epoch:
+        saves_together = self.job.run_dir is None or self.is_sharded
+        if saves_together and self.accelerator.num_processes > 1:  # all save the state of the same update
+            if self.step % self.steps_per_epoch and self.step % STEPS_BETWEEN_CHECKS:
                 return
             is_due = bool(self.accelerator.reduce(torch.tensor(float(is_due), device=self.device)).item())
         if is_due:
@@ -368,7 +393,9 @@ class TrainingLoop:
             "images_per_second": steps * min(self.batch_size, len(self.images)) / seconds,
         }
         with self.compiling.suspended():  # other batches would be compiled anew
-            found = self.validation.after_epoch(epoch, self.ema.module if self.ema else self.model)
+            found = self.validation.after_epoch(epoch, self._result)
+        if self.is_sharded:
+            self.whole_model.cpu()
         if found:
             row |= {"top1": found.top1, "validation_loss": found.loss}
         self.metrics.add(epoch, row)

@@ -12,6 +12,7 @@ from vitrim.errors import FolderInUse
 from vitrim.runs.files import write_tensors
 from vitrim.training.faults import Events
 from vitrim.training.job import is_same_training
+from vitrim.training.sharding import WholeModule, WholeOptimizer
 from vitrim.training.validation import Validation
 
 CHECKPOINT = "{stage}.checkpoint.safetensors"  # in the folder of the run
@@ -34,9 +35,9 @@ class TrainingState:
 
     path: Path | None
     identity: str
-    model: nn.Module
+    model: nn.Module | WholeModule
     ema: Any
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | WholeOptimizer
     validation: Validation
     events: Events
     _in_memory: dict[str, Any] = field(default_factory=dict)  # tensors and metadata, until there is a file
@@ -45,16 +46,24 @@ class TrainingState:
         """Whether there is a checkpoint."""
         return self.path is not None and self.path.exists()
 
-    def save(self, step: int, parts: int = 1) -> None:
+    def save(self, step: int, parts: int = 1, *, write: bool = True) -> None:
         """Write the state after `step` updates, in `parts` micro-batches each, as one file, whole or not at all.
 
-        Without a path, the state is kept in memory.
+        Without a path, the state is kept in memory. All processes call this together if weights are divided among them.
+
+        Args:
+            step: number of updates that were made.
+            parts: micro-batches of each.
+            write: whether this process writes the file.
         """
         if not self.path:
             return self.keep_in_memory(step, parts)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.path, self._tensors(), {**self._about(step, parts), "identity": self.identity})
+        tensors = self._tensors()
         self._in_memory.clear()
+        if not write:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.path, tensors, {**self._about(step, parts), "identity": self.identity})
 
     def keep_in_memory(self, step: int, parts: int = 1) -> None:
         """Copy the state, so that a training can go back to it. A file that is written later replaces the copy."""

@@ -1,6 +1,7 @@
 """`train`: from a model and images to the trained copy. The loop is in `loop`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from vitrim.copying import copied
 from vitrim.data.files.run_record import as_in_run
 from vitrim.data.files.unreadable import log_replaced
 from vitrim.data.images import ImageData
-from vitrim.data.matching import note_classes
+from vitrim.data.matching import device_of, note_classes
 from vitrim.models import adapter_for
 from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
@@ -88,8 +89,25 @@ def run_job(job: TrainingJob) -> nn.Module:
     model.requires_grad_(True)  # a teacher may be frozen; its student learns
     adapter_for(model).set_drop_path(model, job.settings.drop_path)
     device = this_process().device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _not_on_device(job), torch.random.fork_rng([device] if device.type == "cuda" else []):
         trained = TrainingLoop(replace(job, model=model)).run()
     images = job.data.train
     log_replaced(images.unreadable.among(images.files), job.stage)
     return trained
+
+
+@contextmanager
+def _not_on_device(job: TrainingJob) -> Iterator[None]:
+    """A context in which the memory of the device has only divided copies of the models, if the job divides them."""
+    if not job.settings.shard or this_process().num_processes == 1:
+        yield
+        return
+    models = [job.model, *([job.teacher] if job.teacher is not None else []), *(one.model for one in job.soft_labels)]
+    devices = [(model, device_of(model)) for model in models]
+    try:
+        for model in models:
+            model.cpu()
+        yield
+    finally:
+        for model, device in devices:
+            model.to(device)
