@@ -9,9 +9,8 @@ stochastic depth or dropout, each process draws its own masks, and the weights d
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -41,7 +40,7 @@ from vitrim.training.going_back import Safety
 from vitrim.training.job import TrainingJob
 from vitrim.training.metrics import Metrics
 from vitrim.training.optimizer import optimizer_and_scheduler, scale_rates
-from vitrim.training.sharding import WholeModule, WholeOptimizer, shard, synchronized, whole
+from vitrim.training.sharding import WholeModule, WholeOptimizer, shard, synchronized, whole, with_weights_of
 from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.state import CHECKPOINT, TrainingState
 from vitrim.training.validation import Validation
@@ -87,13 +86,6 @@ class TrainingLoop:
         is_main = self.accelerator.is_main_process
         self.metrics = Metrics(job.run_dir, job.stage, settings.epochs, is_main_process=is_main)
         self.validation = Validation(job)
-        self.state = TrainingState(
-            path=job.run_dir / CHECKPOINT.format(stage=job.stage) if job.run_dir else None,
-            identity=identity,
-            **self._stored(),
-            validation=self.validation,
-            events=Events(),
-        )
         compared = self.teacher.compared if self.teacher else None
         compilable = () if self.is_sharded else (self.model, compared)
         structures = {model: describe(model) for model in compilable if model is not None}
@@ -109,13 +101,25 @@ class TrainingLoop:
             stage=job.stage,
             settings=settings,
             accelerator=self.accelerator,
-            state=self.state,
+            state=self._state(identity),
             metrics=self.metrics,
             steps_per_epoch=self.steps_per_epoch,
             num_images=self.images_per_update // num_processes,
         )
         self.saved_at = 0.0
         self.is_stepping = False  # the weights of an update are being changed
+
+    def _state(self, identity: str) -> TrainingState:
+        job = self.job
+        return TrainingState(
+            path=job.run_dir / CHECKPOINT.format(stage=job.stage) if job.run_dir else None,
+            identity=identity,
+            model=WholeModule(self.model),
+            ema=WholeModule(self.ema.module) if self.ema else None,
+            optimizer=WholeOptimizer(self.optimizer),
+            validation=self.validation,
+            events=Events(),
+        )
 
     def run(self) -> nn.Module:
         """Train from the checkpoint, if there is one, to the last step. Returns the model in eval mode."""
@@ -288,7 +292,7 @@ class TrainingLoop:
         own: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
         for index, (images, targets) in enumerate(micro_batches):
-            with self._synchronized(student, index == len(micro_batches) - 1):
+            with synchronized(self.accelerator, student, index == len(micro_batches) - 1):
                 terms = self.loss_terms(images, targets, student, teacher)
                 part = sum(terms.values(), torch.zeros((), device=self.device)) / len(micro_batches)
                 part.backward()
@@ -307,26 +311,10 @@ class TrainingLoop:
         self.is_stepping = False
         self.step += 1
 
-    def _synchronized(self, student: Any, is_last: bool) -> AbstractContextManager[None]:
-        """A context for a micro-batch, in which gradients are averaged over processes if it is the last one."""
-        if self.is_sharded:
-            return synchronized(student, is_last)
-        return nullcontext() if is_last else self.accelerator.no_sync(student)
-
-    def _stored(self) -> dict[str, Any]:
-        """The parts of the checkpoint, with whole tensors."""
-        if not self.is_sharded:
-            return {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
-        ema = SimpleNamespace(module=WholeModule(self.ema.module)) if self.ema else None
-        return {"model": WholeModule(self.model), "ema": ema, "optimizer": WholeOptimizer(self.optimizer)}
-
     def _result(self) -> nn.Module:
         """The model that is evaluated and returned: the moving average, if there is one."""
         found = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
-        if not self.is_sharded:
-            return found
-        self.whole_model.load_state_dict(WholeModule(found).state_dict())
-        return self.whole_model.to(self.device)
+        return with_weights_of(found, self.whole_model).to(self.device) if self.is_sharded else found
 
     def _discard_gradient(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -360,7 +348,7 @@ class TrainingLoop:
             self.safety.check()
         elif not self.safety.watch.is_good():
             return
-        self.state.save(self.step, self.accumulate, write=self.accelerator.is_main_process)
+        self.safety.state.save(self.step, self.accumulate, write=self.accelerator.is_main_process)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.device, self.job.settings.precision)

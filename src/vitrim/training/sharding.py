@@ -6,7 +6,7 @@ models with its own function. Its `Accelerator` cannot do it on the CPU, where i
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitrim.structure import ViTStructure
@@ -58,7 +59,7 @@ def _divided_as(other: Any, value: Tensor) -> Tensor:
 
 
 class WholeModule:
-    """The state of a divided module as whole tensors. All processes call each method together."""
+    """The state of a module as whole tensors. All processes call each method together if it is divided."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -74,7 +75,7 @@ class WholeModule:
 
 
 class WholeOptimizer:
-    """The moments of an optimiser of divided weights as whole tensors. All processes call each method together."""
+    """The moments of an optimiser as whole tensors. All processes call each method together if they are divided."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -100,8 +101,17 @@ class WholeOptimizer:
         self.optimizer.load_state_dict({**found, "state": state})
 
 
+def with_weights_of(divided: nn.Module, model: nn.Module) -> nn.Module:
+    """`model` with the weights of a divided model. All processes call this together."""
+    model.load_state_dict(WholeModule(divided).state_dict())
+    return model
+
+
 @contextmanager
-def synchronized(model: Any, is_last: bool) -> Iterator[None]:
+def synchronized(accelerator: Accelerator, model: Any, is_last: bool) -> Iterator[None]:
     """A context for the backward pass of a micro-batch. Gradients are averaged over processes after the last one."""
-    model.set_requires_gradient_sync(is_last)
-    yield
+    is_divided = isinstance(model, FSDPModule)
+    if is_divided:
+        model.set_requires_gradient_sync(is_last)
+    with nullcontext() if is_last or is_divided else accelerator.no_sync(model):
+        yield

@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrim.errors import FolderInUse
 from vitrim.runs.files import write_tensors
@@ -28,16 +27,16 @@ class TrainingState:
     Attributes:
         path: None to write nothing.
         identity: everything that the result depends on, as text. A checkpoint of another identity is refused.
-        ema: timm's `ModelEmaV3`, or None.
+        ema: the moving average of the weights, or None.
         validation: the evaluations so far, and the weights of the best epoch.
         events: what went wrong so far.
     """
 
     path: Path | None
     identity: str
-    model: nn.Module | WholeModule
-    ema: Any
-    optimizer: torch.optim.Optimizer | WholeOptimizer
+    model: WholeModule
+    ema: WholeModule | None
+    optimizer: WholeOptimizer
     validation: Validation
     events: Events
     _in_memory: dict[str, Any] = field(default_factory=dict)  # tensors and metadata, until there is a file
@@ -73,7 +72,7 @@ class TrainingState:
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.ema:
-            tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
         return tensors | {f"best.{name}": value for name, value in self.validation.weights.items()}
@@ -104,7 +103,7 @@ class TrainingState:
             tensors, about = self._in_memory["tensors"], self._in_memory["about"]
         self.model.load_state_dict(_under("model.", tensors))
         if self.ema:
-            self.ema.module.load_state_dict(_under("ema.", tensors))
+            self.ema.load_state_dict(_under("ema.", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", tensors).items():
             index, _, moment = name.partition(".")
