@@ -53,6 +53,14 @@ class NonFiniteLoss(UserError):
     """The training loss became infinite or not a number."""
 
 
+class OutOfMemory(UserError):
+    """A computation does not fit into the memory of the device, also with the smallest batches."""
+
+
+class PartnerMissing(UserError):
+    """Another process of the run has not started."""
+
+
 class ExportFailed(UserError):
     """The exporter does not support the model, or the exported file cannot be run."""
 

@@ -20,7 +20,7 @@ from vitrim.cli.commands import COMMANDS
 from vitrim.cli.messages import check_words, in_options, usage_error
 from vitrim.cli.streams import forgiving
 from vitrim.errors import UserError, visible
-from vitrim.runs import signals
+from vitrim.runs import processes, signals
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
 PLACE_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (problem := streams.problem()) and not status:
             status = _complain(f"Standard output cannot be written: {problem}.")
             status = 0 if _command(arguments) in CONTINUED | {"export"} else status  # their result is in files
+    processes.end(status)
     sys.exit(status)
 
 
@@ -85,6 +86,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
+        processes.begin()
         check_words(sys.argv[1:] if arguments is None else arguments)
         return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except UserError as problem:
@@ -99,8 +101,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         if problem.errno in PLACE_PROBLEMS:
             return _complain(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror}.")
         return _report_bug()
-    except Exception:
-        return _interrupted(arguments, signals.received()) if signals.received() else _report_bug()
+    except Exception as problem:
+        if signals.received():
+            return _interrupted(arguments, signals.received())
+        if sentence := processes.explain_lost_connection(problem):
+            return _complain(sentence)
+        return _report_bug()
 
 
 def _command(arguments: Sequence[str] | None) -> str:
@@ -119,7 +125,8 @@ def _interrupted(arguments: Sequence[str] | None, number: int) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"vitrim: {visible(message)}", file=sys.stderr)
+    if processes.is_first_to_say(message):
+        print(f"vitrim: {visible(message)}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -25,6 +25,7 @@ from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
 UNREADABLE = "unreadable.json"  # in a run folder: images that could not be decoded
 FILE_SIZES = "file-sizes.safetensors"  # in a run folder: sizes of the image files when the run began
+METRICS = "metrics.jsonl"  # in a run folder: one row for each epoch, and for each event
 NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
     b"version https://": "a pointer of Git LFS; get the file itself with `git lfs pull`",
     b"<!doctype": "a web page; download the file itself",

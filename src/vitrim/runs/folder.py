@@ -27,6 +27,7 @@ from vitrim.runs.files import (
     FILE_SIZES,
     HOLDER,
     LOCK,
+    METRICS,
     RUN,
     UNREADABLE,
     is_partial,
@@ -362,7 +363,14 @@ def is_fresh(folder: Path) -> bool:
     names = {name for name in names if not name.endswith((UNREADABLE, DIGESTS))}
     if STAGES in names and not any((folder / STAGES).iterdir()):  # made for a result that was not written
         names.remove(STAGES)
-    return names <= {RUN, "recipe.toml", FILE_SIZES}
+    return names <= {RUN, "recipe.toml", FILE_SIZES, METRICS} and not _has_epochs(folder / METRICS)
+
+
+def _has_epochs(metrics: Path) -> bool:
+    """Whether a training has finished an epoch. One that failed before has only rows about what went wrong."""
+    if not metrics.is_file():
+        return False
+    return any('"event"' not in line for line in metrics.read_text("utf-8", errors="replace").splitlines())
 
 
 def delete_if_fresh(folder: Path, keep: Collection[str]) -> None:
@@ -372,7 +380,7 @@ def delete_if_fresh(folder: Path, keep: Collection[str]) -> None:
         keep: names of files that are not deleted.
     """
     with suppress(OSError):
-        if is_fresh(folder):
+        if is_fresh(folder) and not (folder / METRICS).exists():  # which says what went wrong
             for path in [path for path in folder.iterdir() if path.name not in {*keep, LOCK, HOLDER}]:
                 path.rmdir() if path.is_dir() else path.unlink()
 

@@ -46,6 +46,8 @@ class TrainingSettings:
         precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and else fp32.
         compile: run the blocks of student and teacher through `torch.compile`. `auto` does it on a GPU if at least
             150 seconds of the training are left.
+        shard: divide weights, gradients and moments of student and teachers among the processes (FSDP2), so that each
+            needs less memory. It changes the result by rounding. One process has nothing to divide.
         evaluate_every: epochs between evaluations on the validation images; 0 for none. The last epoch is evaluated
             too. `auto` is a tenth of the epochs, rounded down, and at least 1.
         keep_epoch: `last` returns the weights after the last epoch. `best` returns those of the evaluated epoch with
@@ -63,7 +65,7 @@ class TrainingSettings:
     """
 
     # Settings that change the result by rounding at most, see `changeable`. For `evaluate_every`, see `chooses_epoch`
-    CHANGEABLE: ClassVar = frozenset({"checkpoint_minutes", "compile", "evaluate_every", "num_workers"})
+    CHANGEABLE: ClassVar = frozenset({"checkpoint_minutes", "compile", "evaluate_every", "num_workers", "shard"})
 
     epochs: int = 20
     batch_size: int | Literal["auto"] = 128
@@ -78,6 +80,7 @@ class TrainingSettings:
     ema_decay: float = 0.9998
     precision: Precision = "auto"
     compile: Compile = "auto"
+    shard: bool = False
     evaluate_every: int | Literal["auto"] = "auto"
     keep_epoch: KeepEpoch = "last"
     checkpoint_minutes: float = 3.0
@@ -102,6 +105,11 @@ class TrainingSettings:
             raise SettingError(
                 f"learning_rate is {self.learning_rate:g} and min_learning_rate {self.min_learning_rate:g}; "
                 "expected 0 <= min_learning_rate <= learning_rate and learning_rate above 0."
+            )
+        if self.shard and (self.compile is True or self.batch_size == "auto"):
+            raise SettingError(
+                "shard is true, but it does not work with compile=true and batch_size=auto; set compile to false or "
+                "auto, and batch_size to a number."
             )
         for name in ("layer_decay", "drop_path", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
