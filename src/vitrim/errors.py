@@ -50,6 +50,10 @@ class ExportMismatch(UserError):
     """The exported file does not compute the same logits as the model."""
 
 
+class NotEnoughMemory(UserError):
+    """The memory of the machine or of the device is not enough."""
+
+
 class SaveMismatch(UserError):
     """A model was changed after it was created, and the model that would be loaded would not compute the same."""
 
