@@ -66,9 +66,9 @@ def asking(
         raise
     except Exception as problem:
         if is_out_of_memory(problem):
-            raise NotEnoughMemory(f"There is not enough memory to {request}: {reason(problem)}. {lower}".rstrip()) from (
-                problem
-            )
+            raise NotEnoughMemory(
+                f"There is not enough memory to {request}: {reason(problem)}. {lower}".rstrip()
+            ) from (problem)
         if not isinstance(problem, UNFORESEEN) and not _class_names(problem) & {*OF_LIBRARY[library]}:
             raise
         raise error(f"{library} could not {request}: {reason(problem)}. {advice}".rstrip()) from problem

@@ -20,14 +20,15 @@ def downloading(name: str, *, pretrained: bool) -> AbstractContextManager[None]:
         name: an architecture, or a repository after `hf-hub:`.
         pretrained: whether the weights are loaded.
     """
-    if name.startswith("hf-hub:"):
-        repository = name.removeprefix("hf-hub:").partition("@")[0]
+    if name.startswith(("hf-hub:", "hf_hub:")):
+        repository = name.partition(":")[2].partition("@")[0]
         advice = (
             f"Download {WEIGHTS} from there too, into one folder, and pass this folder in place of timm:{name}. "
             f"{_copied(repository)}"
         )
         return from_network(f"timm:{name}", hub_url(repository, "config.json"), advice)
-    config = timm.get_pretrained_cfg(name) if pretrained else None
+    is_folder = name.startswith(("local-dir:", "local_dir:"))
+    config = timm.get_pretrained_cfg(name) if pretrained and not is_folder else None
     if config is None or not (config.hf_hub_id or config.url):
         return nullcontext()  # timm says that it has no weights
     if config.hf_hub_id:
