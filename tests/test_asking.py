@@ -16,18 +16,18 @@ LOWER = "Lower batch_size (--batch-size)."
 @pytest.mark.parametrize("library", OF_LIBRARY)
 @pytest.mark.parametrize("problem", [KeyError("a"), ZeroDivisionError(), RecursionError("deep"), OSError("gone")])
 def test_an_error_of_a_library_says_what_it_was_asked_for(library: str, problem: Exception) -> None:
-    with pytest.raises(SettingError, match=f"^{library} could not build x: .*. Try y.$") as found:
-        with asking(library, "build x", advice="Try y."):
-            raise problem
+    expected = pytest.raises(SettingError, match=f"^{library} could not build x: .*. Try y.$")
+    with expected as found, asking(library, "build x", advice="Try y."):
+        raise problem
     assert found.value.__cause__ is problem
     assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("problem", [SafetensorError("header"), pickle.UnpicklingError("no"), zlib.error("bad")])
 def test_exceptions_that_only_a_library_has_are_known_by_name(problem: Exception) -> None:
-    with pytest.raises(CheckpointMismatch, match="^safetensors could not read f: "):
-        with asking("safetensors", "read f", error=CheckpointMismatch):
-            raise problem
+    expected = pytest.raises(CheckpointMismatch, match=r"^safetensors could not read f: ")
+    with expected, asking("safetensors", "read f", error=CheckpointMismatch):
+        raise problem
 
 
 def test_an_error_of_vitrim_inside_a_library_passes() -> None:
@@ -53,11 +53,8 @@ def test_what_no_library_raises_passes(problem: BaseException) -> None:
 )
 def test_a_lack_of_memory_says_what_to_lower(problem: Exception) -> None:
     assert is_out_of_memory(problem)
-    with pytest.raises(NotEnoughMemory, match=r"not enough memory to evaluate x: .*--batch-size"):
-        with within_memory("evaluate x", LOWER):
-            raise problem
-    with pytest.raises(NotEnoughMemory, match=r"not enough memory to build x: .*--batch-size"):
-        with asking("timm", "build x", lower=LOWER):
+    for context in (within_memory("make x", LOWER), asking("timm", "make x", lower=LOWER)):
+        with pytest.raises(NotEnoughMemory, match=r"not enough memory to make x: .*--batch-size"), context:
             raise problem
 
 

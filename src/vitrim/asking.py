@@ -5,7 +5,11 @@ Errors of vitrim inside it, such as those of a builder that the library calls, p
 imported here: their exceptions are known by name.
 """
 
+import pickle
 import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +19,10 @@ from vitrim.errors import NotEnoughMemory, SettingError, UserError
 UNFORESEEN: tuple[type[Exception], ...] = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, NameError),
     *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
+# What libraries that read files pass on, where a file is damaged.
+DAMAGED_FILE: tuple[type[Exception], ...] = (
+    *(*UNFORESEEN, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
 )
 DOWNLOADS = (  # of the libraries that download; most of their errors are no OSError
     *("httpx.HTTPError", "httpx.InvalidURL", "httpx2.HTTPError", "httpx2.InvalidURL", "http.HTTPException"),

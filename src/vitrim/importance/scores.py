@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vitrim.asking import reason
 from vitrim.errors import CheckpointMismatch
+from vitrim.runs.files import OF_SAFETENSORS
 from vitrim.structure import UNIT_KINDS
 
 MORE = "more."
@@ -75,8 +77,8 @@ class Scores:
                 more=tuple(_under(f"{MORE}{i}.", tensors) for i in range(depth)),
                 weights=about.get("weights", ""),
             )
-        except (SafetensorError, FileNotFoundError, KeyError) as problem:
-            raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {problem}.") from None
+        except OF_SAFETENSORS as problem:
+            raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {reason(problem)}.") from None
 
 
 def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vitrim.asking import asking
 from vitrim.costs.counting import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
 from vitrim.models import adapter_of_library, describe, origin_of, record_origin
@@ -42,6 +43,7 @@ from vitrim.runs.files import (
 )
 from vitrim.runs.progress import log
 from vitrim.saving.standalone import modeling_source, rebuild_facts
+from vitrim.saving.stored_config import check_config
 from vitrim.saving.verification import find_changes, rebuild
 from vitrim.structure import ViTStructure
 
@@ -113,7 +115,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
         folder = folder / "model"
     config = _read_config(folder)
-    if isinstance(config, dict) and "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
+    check_config(config, str(folder / CONFIG))
+    if "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
         return adapter_of_library("transformers").create(str(folder)).to(device).eval()  # by `save_pretrained`
     try:
         origin, plan = _origin_in(config)
@@ -175,7 +178,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(floats) == 1:
         model.to(floats.pop())
-    model.load_state_dict(dict(tensors), strict=True, assign=len(floats) > 1)
+    with asking("torch", f"load the weights of {source}", error=CheckpointMismatch):
+        model.load_state_dict(dict(tensors), strict=True, assign=len(floats) > 1)
 
 
 def file_bytes(model: nn.Module) -> int:

@@ -19,6 +19,8 @@ from torch import nn
 
 from vitrim.plan import PruningPlan
 
+OVERLAY = "pretrained_cfg_overlay"
+
 
 def vitrim_cut(
     pretrained: bool = False,
@@ -50,14 +52,17 @@ def vitrim_cut(
         RuntimeError: with `features_only`, if the dense model has no features in timm.
     """
     base_args = dict(base_args)
-    overlay = base_args.pop("pretrained_cfg_overlay", {})  # has the image size of models without `img_size`
+    overlay = base_args.pop(OVERLAY, {})  # has the image size of models without `img_size`
     source = _of_config(pretrained_cfg, "source")
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
     from vitrim.models import adapter_of_library, origin_of, record_origin
     from vitrim.models.restoring import restore
+    from vitrim.models.timm.stored_arguments import check_stored_architecture, check_stored_arguments
     from vitrim.surgery import prune
 
+    check_stored_architecture(base, "config.json")
+    check_stored_arguments({**base_args, OVERLAY: overlay}, "config.json")
     kept, noted = PruningPlan.from_json(plan) if plan else None, _changes_for(changes, arguments, pretrained_cfg)
 
     def build(**all_arguments: Any) -> nn.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrim.errors import CheckpointMismatch, SettingError, UserError
-from vitrim.runs.files import CONFIG, RUN, WEIGHTS, read_checkpoint, read_json
+from vitrim.runs.files import CONFIG, RUN, WEIGHTS, read_checkpoint, read_json, shards_of
 from vitrim.runs.progress import log
 from vitrim.runs.training_checkpoints import TrainingCheckpoint
 from vitrim.saving.checkpoint import is_model_folder
@@ -78,14 +78,9 @@ def read_weights(path: Path) -> TrainingCheckpoint:
     """
     if not path.name.endswith(INDEX):
         return read_checkpoint(path)
-    index = read_json(path)
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise CheckpointMismatch(f"{path} lists no shards: it has no weight_map.")
+    places = shards_of(path)
     tensors: dict[str, Any] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name or not (path.parent / name).is_file():
-            raise CheckpointMismatch(f"{path} lists {name}, which is not in its folder.")
         tensors |= read_checkpoint(path.parent / name).tensors
     if missing := [name for name in places if name not in tensors]:
         raise CheckpointMismatch(f"{path} lists {missing[0]}, but {places[missing[0]]} does not have it.")

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import timm
 from timm.data import resolve_data_config
 from timm.layers import DropPath as TimmDropPath
 from timm.layers import calculate_drop_path_rates
