@@ -48,6 +48,11 @@ NO_MEMORY = re.compile(
     r"|_ALLOC_FAILED|Storage size calculation overflowed|invalid buffer size",
     re.IGNORECASE,
 )
+LOWER_CALIBRATION = "Lower importance.batch_size (--set importance.batch_size=32), or use a smaller model."
+LOWER_ANY = (
+    "Lower the number of images at a time (--batch-size, --eval-batch, --latency-batch, --set "
+    "importance.batch_size=32), use smaller images or a smaller model, or free memory."
+)
 MAX_REASON = 200  # characters
 
 
@@ -112,6 +117,8 @@ def is_out_of_memory(problem: BaseException) -> bool:
 
 def reason(problem: BaseException) -> str:
     """The first line of an error of a library, shortened; with its class where this line alone says too little."""
+    if type(problem).__name__ == "DatasetGenerationError" and problem.__cause__ is not None:
+        problem = problem.__cause__
     if isinstance(problem, RecursionError):
         return "it is nested too deeply"
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]

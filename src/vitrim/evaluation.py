@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrim.asking import within_memory
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.files.unreadable import not_counted_note
 from vitrim.data.images import ImageData, ImageSet
@@ -90,6 +91,7 @@ class Difference:
     p_value: float
 
 
+@within_memory("evaluate the model", "Lower batch_size of the evaluation (--eval-batch), or use a smaller model.")
 @torch.no_grad()
 def evaluate(
     model: nn.Module,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.asking import within_memory
 from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, busy_note, time_in_rounds
@@ -103,6 +104,7 @@ class Exported:
     output: str = "logits"
 
 
+@within_memory("export the model", "Lower the fixed batch (--batch), free memory, or export a smaller model.")
 def export(
     model: nn.Module,
     path: str | Path,

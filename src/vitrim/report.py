@@ -287,10 +287,26 @@ def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Make the text of `report.md` from the content of `report.json`."""
+    report = in_markdown(report)
     templates = markdown_templates(TEMPLATES)
     templates.globals.update(table_rows=table_rows, latency_line=latency_line, zero_lines=zero_lines)
     templates.filters.update(thousands=_with_prefix)
     return templates.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
+
+
+def in_markdown(value: Any) -> Any:
+    """The same data, in which no text is read as HTML, as a link, or as a border of a table.
+
+    Names of classes, models and folders come from files of others.
+    """
+    if isinstance(value, dict):
+        return {key: in_markdown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_markdown(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.splitlines()).replace("<", "&lt;").replace("|", r"\|")
+    return text.replace("](", r"]\(")
 
 
 def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

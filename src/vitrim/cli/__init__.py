@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from vitrim import __version__
+from vitrim.asking import LOWER_ANY, is_out_of_memory, reason
 from vitrim.cli.commands import COMMANDS
 from vitrim.cli.messages import in_options, usage_error
 from vitrim.errors import UserError
@@ -71,7 +72,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if problem.errno in PLACE_PROBLEMS:
             return _complain(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror}.")
         return _report_bug()
-    except Exception:
+    except Exception as problem:
+        if is_out_of_memory(problem):
+            return _complain(f"There is not enough memory: {reason(problem)}. {LOWER_ANY}")
         return _report_bug()
 
 

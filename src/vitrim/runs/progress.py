@@ -31,7 +31,7 @@ def console() -> "Console":
 def log(message: str) -> None:
     """Print one line on standard error. It begins with date and time, unless standard error is a terminal."""
     stamp = "" if sys.stderr.isatty() else f"{datetime.now():%Y-%m-%d %H:%M:%S} "
-    console().print(stamp + message, markup=False)
+    console().print(stamp + message, markup=False, emoji=False)
 
 
 def duration(seconds: float) -> str:
@@ -94,7 +94,7 @@ def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Ca
     )
 
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -124,8 +124,8 @@ def test_what_cannot_be_read_is_refused(hf: Any, tmp_path: Path) -> None:
     hf.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(tmp_path / "c")
     folders(tmp_path / "d", "cat", "dog")
     for name, message in (
-        ("a.parquet", "cannot be read as a Hugging Face data set .Parquet"),
-        ("b", "cannot be read as a Hugging Face data set"),
+        ("a.parquet", "could not read .* as a Hugging Face data set: Parquet"),
+        ("b", "dataset_dict.json is not valid JSON"),
         ("c", "has no column of images; its columns are text, label"),
         ("d", "It has images; leave out `hf:`"),
         ("absent", "There is no folder or file"),
