@@ -16,9 +16,8 @@ from vitrim.asking import UNFORESEEN
 from vitrim.errors import NotEnoughMemory, SettingError
 
 DEPTHS = ("depth", "depths", "num_layers", "num_hidden_layers", "layers", "num_blocks")  # names of arguments
-MAX_DEPTH = 1_000  # blocks
-MAX_SIZE = 1_000_000  # any other size
-MAX_OUTPUTS = 100_000_000
+MAX_DEPTH = 256  # blocks; to describe a model takes longer with each
+MAX_SIZE = 1_000_000  # any other size, outputs included
 OUTPUTS = ("num_classes", "num_labels")
 USUAL_DEPTH = 48
 MAX_UNCHECKED = 250_000_000  # blocks times the square of the largest size: about 1 GB of weights
@@ -37,20 +36,35 @@ def check_sizes(what: str, arguments: Mapping[str, Any], build: Callable[[], nn.
     Raises:
         SettingError: a number is out of range. NotEnoughMemory: the weights do not fit the memory that is free.
     """
+    check_numbers(what, arguments)
     sizes = list(_sizes(arguments))
-    for name, value in sizes:
-        largest = MAX_DEPTH if name in DEPTHS else MAX_OUTPUTS if name in OUTPUTS else MAX_SIZE
-        if not -MAX_SIZE <= value <= largest:
-            raise SettingError(f"{name} of {what} is {short(value)}; expected at most {largest:,}.")
     depth = max([USUAL_DEPTH, *(value for name, value in sizes if name in DEPTHS)])
     size = max((value for name, value in sizes if name not in (*DEPTHS, *OUTPUTS)), default=0)
     num_outputs = max((value for name, value in sizes if name in OUTPUTS), default=0)
     if depth * size**2 <= MAX_UNCHECKED and num_outputs <= MAX_UNCHECKED_OUTPUTS:
         return
-    with suppress(*UNFORESEEN):  # then the library says what is wrong when the model is built
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = build()
+    model = None
+    # where this fails, the library says what is wrong when the model is built
+    with suppress(*UNFORESEEN), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = build()
+    if model is not None:
         check_memory(what, model)
+
+
+def check_numbers(what: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse absurd numbers among the arguments of an architecture.
+
+    Args:
+        what: names the model, for messages.
+        arguments: of the architecture. Numbers in lists and dictionaries count too.
+
+    Raises:
+        SettingError: a number is out of range.
+    """
+    for name, value in _sizes(arguments):
+        largest = MAX_DEPTH if name in DEPTHS else MAX_SIZE
+        if not -MAX_SIZE <= value <= largest:
+            raise SettingError(f"{name} of {what} is {short(value)}; expected at most {largest:,}.")
 
 
 def check_memory(what: str, model: nn.Module) -> None:

@@ -15,6 +15,8 @@ from vitrim.saving.checkpoint import config_keys, is_model_folder, load
 from vitrim.saving.checkpoint_files import library_in, open_checkpoint
 from vitrim.saving.weight_files import resolve_model_path
 
+RESERVED = ("self", "architecture", "pretrained")  # names that vitrim itself passes to a builder
+
 
 def open_model(
     name: str,
@@ -46,6 +48,8 @@ def open_model(
         CheckpointMismatch: the weights do not fit the architecture.
         UnsupportedModel: the library cannot build the model.
     """
+    if reserved := [key for key in model_args or {} if key in RESERVED]:
+        raise SettingError(f"model_args (--model-arg) has {reserved[0]}, which is no argument of an architecture.")
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
     model = _open(name, arch, arguments, pretrained=pretrained)

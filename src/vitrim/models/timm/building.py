@@ -14,7 +14,7 @@ from vitrim.asking import asking, reason
 from vitrim.errors import SettingError
 from vitrim.models.sizes import check_sizes, shown
 from vitrim.models.timm.downloads import downloading
-from vitrim.models.timm.stored_arguments import STORED, check_stored_model
+from vitrim.models.timm.stored_arguments import CUT, STORED, check_stored_model
 
 MIN_PREFIX = 5  # letters of a name from which the longer names are suggested, such as `deit_`
 
@@ -38,7 +38,10 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
     with_arguments = f" with {shown(arguments)}" if arguments else ""
     with downloading(architecture, pretrained=pretrained), asking("timm", f"build {architecture}{with_arguments}"):
         if architecture.startswith(STORED):
-            check_stored_model(architecture)
+            stored = {**check_stored_model(architecture), **arguments}
+            name = stored.pop("architecture")
+            if name not in CUT:
+                check_sizes(architecture, stored, partial(timm.create_model, name, **stored))
         try:
             model = timm.create_model(architecture, pretrained=pretrained, **arguments)
         except TypeError as error:

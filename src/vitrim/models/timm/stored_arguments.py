@@ -4,7 +4,7 @@ timm's factory also takes names of files and addresses, from which it loads. A u
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import timm
 from timm.models import _hub
 
 from vitrim.errors import CheckpointMismatch
-from vitrim.models.sizes import short
+from vitrim.models.sizes import check_numbers, short
+from vitrim.runs.files import read_json
 
 # Arguments of timm's factory that load, or that change what is built into something that vitrim does not save.
 OF_THE_FACTORY = frozenset(
@@ -30,20 +31,27 @@ SOURCES = frozenset(  # keys of timm's configuration of weights that say where t
 WORD = re.compile(r"[A-Za-z0-9_.+-]{0,100}")  # such as `avg`, `gelu`, `layernorm2d`
 FILE = re.compile(r"^[.~]|\.\.|\.(pth?|bin|safetensors|npz|npy|pkl|pickle|json|py|ckpt|tar|zip|gz)$", re.IGNORECASE)
 CUT = ("vitrim_cut", "vitrim_dense")  # registered by vitrim
+KINDS: dict[str, Callable[[Any], bool]] = {}
+"""Whether a value in timm's `config.json` is of the right kind, by its name."""
 STORED = ("hf-hub:", "hf_hub:", "local-dir:", "local_dir:")  # prefixes of timm
 
 
-def check_stored_model(name: str) -> None:
+def check_stored_model(name: str) -> dict[str, Any]:
     """Refuse a folder or a repository of the Hub whose `config.json` names files, addresses or unknown architectures.
 
     Args:
         name: after a prefix of `STORED`. The configuration of a repository is downloaded.
+
+    Returns:
+        The arguments that it states, with the architecture under `architecture`.
 
     Raises:
         CheckpointMismatch: names what was found. Other exceptions are timm's.
     """
     prefix, _, place = name.partition(":")
     source = str(Path(place) / "config.json") if prefix.startswith("local") else f"config.json of {place}"
+    if prefix.startswith("local") and (Path(place) / "config.json").is_file():
+        check_kinds(read_json(Path(place) / "config.json"), source)
     read = _hub.load_model_config_from_path if prefix.startswith("local") else _hub.load_model_config_from_hf
     config, architecture, arguments = read(place)
     check_stored_architecture(architecture, source, may_be_cut=True)
@@ -53,6 +61,40 @@ def check_stored_model(name: str) -> None:
         check_cut(arguments, source)
     else:
         check_stored_arguments(arguments or {}, source)
+    return {"architecture": architecture, **(arguments or {})}
+
+
+def check_kinds(config: Any, source: str) -> None:
+    """Refuse a `config.json` of timm whose values are of other kinds than timm and vitrim read.
+
+    Raises:
+        CheckpointMismatch: names the value.
+    """
+    values = config if isinstance(config, dict) else {"the content": config}
+    stated = values.get("pretrained_cfg", values)
+    found = [*((values, name) for name in values), *((stated, name) for name in stated if isinstance(stated, dict))]
+    for place, name in found:
+        if name in KINDS and place[name] is not None and not KINDS[name](place[name]):
+            raise CheckpointMismatch(f"{source} states {name}={short(place[name])}, which is no {name} of timm.")
+    if not isinstance(config, dict):
+        raise CheckpointMismatch(f"{source} is not a JSON object, but {short(config)}.")
+
+
+def _is_numbers(value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return bool(values) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in values)
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(item) is int and item > 0 for item in value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def check_cut(arguments: Any, source: str) -> None:
@@ -100,6 +142,7 @@ def check_stored_arguments(arguments: Any, source: str) -> None:
     for name, value in arguments.items():
         if refused := refused_argument(name, value):
             raise CheckpointMismatch(f"{source} {refused}. Remove it from the file if you trust the rest.")
+    check_numbers(source, arguments)
 
 
 def refused_argument(name: Any, value: Any) -> str:
@@ -131,6 +174,15 @@ def check_stored_weights(config: Any, source: str) -> None:
                 f"{source} states {key}={short(config[key])} in its pretrained_cfg, and vitrim reads only the weights "
                 "beside it. Remove it from the file if you trust the rest."
             )
+
+
+KINDS.update(dict.fromkeys(("pretrained_cfg", "model_args"), _is_object))
+KINDS.update(dict.fromkeys(("mean", "std", "crop_pct", "test_crop_pct"), _is_numbers))
+KINDS.update(dict.fromkeys(("input_size", "test_input_size", "min_input_size", "pool_size"), _is_sizes))
+KINDS.update(
+    dict.fromkeys(("classifier", "first_conv", "interpolation", "crop_mode", "label_names", "labels"), _is_names)
+)
+KINDS["num_classes"] = lambda value: type(value) is int
 
 
 def _text_of_file(value: Any) -> str | None:

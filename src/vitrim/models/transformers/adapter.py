@@ -22,15 +22,15 @@ from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.heads import num_features, num_outputs
 from vitrim.models.origin import Origin
-from vitrim.models.sizes import check_sizes, short, shown
+from vitrim.models.sizes import check_numbers, check_sizes, short, shown
 from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.transformers.auto import config_root, dense_config, dense_type, note_cut
 from vitrim.models.transformers.families import BY_CLASS, HEADS, Family
-from vitrim.models.transformers.loading import LABELS, from_pretrained, import_library
+from vitrim.models.transformers.loading import from_pretrained, import_library
 from vitrim.models.transformers.new_configs import new_config
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.models.transformers.processors import log_defaults, processor_file, processor_keys, processor_settings
-from vitrim.models.transformers.stored_configs import accepted, init_arguments
+from vitrim.models.transformers.stored_configs import LABELS, accepted, init_arguments
 from vitrim.plan import PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
@@ -151,6 +151,8 @@ class HuggingFaceAdapter:
         config = accepted({name: value for name, value in origin.model_args.items() if name not in ours}, "config.json")
         init = init_arguments(origin.model_args.get("init", {}), "config.json")
         num_classes = origin.model_args["num_classes"]
+        sizes = {name: value for name, value in config.items() if name not in LABELS}
+        check_numbers("config.json", {**sizes, "num_classes": num_classes})
         with asking("transformers", f"build {origin.architecture} as config.json says", error=CheckpointMismatch):
             built = cls.config_class.from_dict(config)
             if origin.model_args.get(ATTENTION) == "eager":
@@ -158,7 +160,6 @@ class HuggingFaceAdapter:
             if num_classes and built.num_labels != num_classes:
                 built.num_labels = num_classes
             _name_labels(built, origin.classes)
-            sizes = {name: value for name, value in config.items() if name not in LABELS}
             check_sizes(origin.architecture, sizes, lambda: cls(built, **init))
             model = cls(built, **init)
         if BY_CLASS[origin.architecture].any_size and (size := origin.preprocessing.get("img_size")):

@@ -15,11 +15,10 @@ from vitrim.models.downloads import from_network, hub_url
 from vitrim.models.sizes import check_sizes
 from vitrim.models.transformers.auto import MODEL_TYPE
 from vitrim.models.transformers.families import HEADS
-from vitrim.models.transformers.stored_configs import architecture_in, class_named, read_config
+from vitrim.models.transformers.stored_configs import LABELS, architecture_in, class_named, read_config
 from vitrim.runs.files import shards_of
 
 ADAPTER = "adapter_config.json"  # written by peft
-LABELS = ("id2label", "label2id")  # numbers in them are no sizes
 NUMBER = re.compile(r"\.\d+\.")  # of a block, in the name of a weight
 
 

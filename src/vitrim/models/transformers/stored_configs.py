@@ -13,11 +13,12 @@ from typing import Any
 
 from vitrim.asking import asking
 from vitrim.errors import CheckpointMismatch, SettingError
-from vitrim.models.sizes import short
+from vitrim.models.sizes import check_numbers, short
 from vitrim.models.timm.stored_arguments import check_stored_architecture, check_stored_arguments
 from vitrim.runs.files import CONFIG, check_depth, read_json
 from vitrim.runs.progress import log
 
+LABELS = ("id2label", "label2id")  # numbers in them are no sizes
 CODE = ("auto_map", "custom_pipelines", "custom_generate")  # keys that name code
 ELSEWHERE = frozenset(  # keys that name another place, or a part of the library: never of the model's sizes
     (
@@ -61,6 +62,7 @@ def read_config(name: str) -> tuple[Any, dict[str, Any]]:
             f"transformers found no model under {name!r}: {source} has the model type {short(model_type)}, which "
             f"transformers {transformers.__version__} does not know.{own}"
         )
+    check_numbers(source, {key: value for key, value in keys.items() if key not in LABELS})
     with asking("transformers", f"read {source}", error=CheckpointMismatch):
         config = transformers.CONFIG_MAPPING[model_type].from_dict(dict(keys))
     if names := _code_in(found):
@@ -89,9 +91,7 @@ def accepted(found: Any, source: str) -> dict[str, Any]:
             _log_once(f"{source} states {key}={short(value)}, which is left out; transformers chooses")
             continue
         _refuse(key, value, source)
-        keys[key] = (
-            accepted(value, source) if isinstance(value, dict) and key not in ("id2label", "label2id") else value
-        )
+        keys[key] = accepted(value, source) if isinstance(value, dict) and key not in LABELS else value
     if keys.get("model_type") == WRAPPER:
         check_stored_architecture(keys.get("architecture"), source)
         check_stored_arguments(keys.get("model_args") or {}, source)
