@@ -163,7 +163,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     Raises:
         CheckpointMismatch: names or shapes differ; the message lists them. The model is not changed then.
     """
-    own = model.state_dict()
+    with asking("torch", f"load {source}", error=CheckpointMismatch):
+        own = model.state_dict()
     missing = [f"{name} {tuple(own[name].shape)} is missing" for name in own if name not in tensors]
     extra = [f"{name} {tuple(tensors[name].shape)} is not in the model" for name in tensors if name not in own]
     differ = [
@@ -176,9 +177,9 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointMismatch(f"{source} does not fit the architecture: {'; '.join(problems[:6])}{more}.")
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(floats) == 1:
-        model.to(floats.pop())
     with asking("torch", f"load the weights of {source}", error=CheckpointMismatch):
+        if len(floats) == 1:
+            model.to(floats.pop())
         model.load_state_dict(dict(tensors), strict=True, assign=len(floats) > 1)
 
 
@@ -262,6 +263,7 @@ def config_keys(folder: Path) -> set[str]:
     if not is_model_folder(folder):
         return set()
     try:
-        return set(read_json(folder / CONFIG))
+        config = read_json(folder / CONFIG)
     except UserError:
         return set()
+    return set(config) if isinstance(config, dict) else set()

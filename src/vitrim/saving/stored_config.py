@@ -16,6 +16,10 @@ KINDS: dict[str, Any] = {  # of the section `vitrim`
     "changes": OBJECT | NONE,
 }
 CHANGES: dict[str, Any] = {"removed": LIST, "modules": OBJECT, "attributes": OBJECT, "tensors": OBJECT}
+PREPROCESSING: dict[str, Any] = {
+    **{"img_size": LIST, "mean": LIST, "std": LIST, "interpolation": TEXT, "crop_pct": int | float, "crop_mode": TEXT},
+    **{"steps": OBJECT | NONE, "refused": TEXT},
+}
 NAMES = {dict: "an object", str: "a text", list: "a list", bool: "true or false", type(None): "null"}
 
 
@@ -40,6 +44,11 @@ def check_config(config: Any, source: str) -> None:
         _check(config, {**kinds, "label_names": LIST | NONE, "num_classes": int}, source)
     elif "model_args" in about and not isinstance(about["model_args"].get("num_classes", 0), int):
         raise CheckpointMismatch(f"{source} was not written by vitrim: its num_classes is no whole number.")
+    _check(about.get("preprocessing", {}), PREPROCESSING, source)
+    for name in ("mean", "std", "img_size"):
+        values = about.get("preprocessing", {}).get(name, ())
+        if not all(isinstance(value, int | float) for value in values):
+            raise CheckpointMismatch(f"{source} was not written by vitrim: {name} is no list of numbers.")
     names = about.get("classes") or config.get("label_names") or ()
     if not all(isinstance(name, str) for name in names):
         raise CheckpointMismatch(f"{source} was not written by vitrim: a name of a class is no text.")
