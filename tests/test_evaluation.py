@@ -15,7 +15,7 @@ from builders.images import file_set, image_data
 from builders.models import build, random_images, same_tensors
 from vitrim.data.images import ImageSet
 from vitrim.data.matching import preprocessing_of
-from vitrim.errors import DataError
+from vitrim.errors import DataError, NotEnoughMemory
 from vitrim.evaluation import Evaluation, compare, evaluate
 
 NUM_IMAGES = 23
@@ -190,3 +190,12 @@ def test_a_model_without_a_classifier_is_refused() -> None:
     model.head = nn.Identity()
     with pytest.raises(DataError, match="has no classifier: it returns features"):
         evaluate(model, image_data(("ant", "bee")))
+
+
+def test_a_lack_of_memory_says_what_to_lower() -> None:
+    class Large(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(NotEnoughMemory, match=r"not enough memory to evaluate the model: CUDA .*--eval-batch"):
+        evaluate(Large(), [(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long))])

@@ -97,3 +97,10 @@ def test_only_the_first_process_prints(capsys: pytest.CaptureFixture[str], monke
     print_line("line")
     out = capsys.readouterr().out
     assert all(word in out for word in ("title", "column", "cell", "line"))
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["[red]", "[/red]", "[link=http://x]y", ":smile:", "[bold]cat[/bold]"]
+    print_table("[b]title[/b]", ["[i]name"], [[name] for name in names])
+    out = capsys.readouterr().out
+    assert all(name in out for name in [*names, "[b]title[/b]", "[i]name"])

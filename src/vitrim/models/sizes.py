@@ -107,6 +107,10 @@ def shown(arguments: Mapping[str, Any]) -> str:
 
 def short(value: Any) -> str:
     """A value for a message, cut if it is long."""
-    is_huge = isinstance(value, int) and value.bit_length() > 100  # such numbers may have no text
-    text = f"a number of {value.bit_length()} bits" if is_huge else repr(value)
+    if isinstance(value, int) and value.bit_length() > 100:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits inside
+        return f"a {type(value).__name__} that has no text"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -176,11 +176,24 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointMismatch(f"{source} does not fit the architecture: {'; '.join(problems[:6])}{more}.")
+    refuse_other_numbers(model, tensors, source)
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     with asking("torch", f"load the weights of {source}", error=CheckpointMismatch):
         if len(floats) == 1:
             model.to(floats.pop())
         model.load_state_dict(dict(tensors), strict=True, assign=len(floats) > 1)
+
+
+def refuse_other_numbers(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointMismatch for quantised or sparse weights: without their scales, they are other numbers."""
+    for name, own in model.state_dict().items():
+        tensor = tensors[name]
+        is_plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex()
+        if own.is_floating_point() and not (is_plain and tensor.is_floating_point() and tensor.itemsize > 1):
+            raise CheckpointMismatch(
+                f"{name} of {source} is {tensor.dtype}, {tensor.layout}; expected float32, float16 or bfloat16. "
+                "Convert the weights to float32 where they were quantised."
+            )
 
 
 def file_bytes(model: nn.Module) -> int:

@@ -116,7 +116,9 @@ def _check_names(folder: Path) -> None:
             except CheckpointMismatch as problem:
                 raise DataError(str(problem)) from None
             entries = content.get(key) if isinstance(content, dict) else None
-            entries = [entry.get(inside) if inside and isinstance(entry, dict) else entry for entry in entries or ()]
+            if not isinstance(entries, list):
+                raise DataError(f"{found} has no list of {key.strip('_')}. It is damaged; save the data set again.")
+            entries = [entry.get(inside) if inside and isinstance(entry, dict) else entry for entry in entries]
             for name in entries:
                 if not isinstance(name, str) or Path(name).name != name or "\\" in name:
                     raise DataError(f"{found} names {str(name)[:200]!r}, which is no file of its folder.")

@@ -14,6 +14,7 @@ from timm.models import _hub
 from vitrim.errors import CheckpointMismatch
 from vitrim.models.sizes import check_numbers, short
 from vitrim.runs.files import read_json
+from vitrim.runs.number_formats import check_formats
 
 # Arguments of timm's factory that load, or that change what is built into something that vitrim does not save.
 OF_THE_FACTORY = frozenset(
@@ -52,6 +53,7 @@ def check_stored_model(name: str) -> dict[str, Any]:
     source = str(Path(place) / "config.json") if prefix.startswith("local") else f"config.json of {place}"
     if prefix.startswith("local") and (Path(place) / "config.json").is_file():
         check_kinds(read_json(Path(place) / "config.json"), source)
+        check_formats(Path(place))
     read = _hub.load_model_config_from_path if prefix.startswith("local") else _hub.load_model_config_from_hf
     config, architecture, arguments = read(place)
     check_stored_architecture(architecture, source, may_be_cut=True)

@@ -17,6 +17,7 @@ from vitrim.models.transformers.auto import MODEL_TYPE
 from vitrim.models.transformers.families import HEADS
 from vitrim.models.transformers.stored_configs import LABELS, architecture_in, class_named, read_config
 from vitrim.runs.files import shards_of
+from vitrim.runs.number_formats import check_formats
 
 ADAPTER = "adapter_config.json"  # written by peft
 NUMBER = re.compile(r"\.\d+\.")  # of a block, in the name of a weight
@@ -91,6 +92,7 @@ def _check_files(name: str) -> None:
         )
     for index in sorted(folder.glob("*.index.json")):
         shards_of(index)
+    check_formats(folder)
 
 
 def _complete(auto: Any, name: str, *, new_head: bool, **arguments: Any) -> nn.Module:
