@@ -45,7 +45,7 @@ OF_LIBRARY = {  # further exceptions of each library: the package and the class
 OF_LIBRARY["onnxruntime"] += ("onnxruntime.RuntimeException", "onnxruntime.NotImplemented", "onnxruntime.EPFail")
 NO_MEMORY = re.compile(
     r"out of memory|can.t allocate memory|not enough memory|failed to allocate|bad_alloc|unable to allocate"
-    r"|_ALLOC_FAILED|Storage size calculation overflowed|invalid buffer size",
+    r"|_ALLOC_FAILED|could not (create|execute) a primitive|Storage size calculation overflowed|invalid buffer size",
     re.IGNORECASE,
 )
 LOWER_CALIBRATION = "Lower importance.batch_size (--set importance.batch_size=32), or use a smaller model."

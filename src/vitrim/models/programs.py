@@ -229,7 +229,11 @@ def onnx_properties(metadata: dict[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def failing_as(complaint: str) -> Iterator[None]:
-    """A context that hides the exporter's output, warnings and logs, and turns its errors into `ExportFailed`."""
+    """A context that hides the exporter's output, warnings and logs, and turns its errors into those of vitrim.
+
+    Raises:
+        ExportFailed: the exporter fails. NotEnoughMemory: it fails because memory is short.
+    """
     logging_level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,6 +1,6 @@
 """Refuses sizes of an architecture that no machine could build, before memory is taken or a loop begins.
 
-Systems promise more memory than there is, and end the process when it is used. So a model that may be large is first
+A system may grant more memory than there is, and end the process when it is used. So a model that may be large is first
 built without data, and its size is compared with the memory that is free.
 """
 

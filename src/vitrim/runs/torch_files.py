@@ -94,6 +94,7 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         CheckpointMismatch: the file is damaged or of another kind, or it calls a name that is not in `PLAIN_DATA`.
+        NotEnoughMemory: its tensors do not fit the memory.
     """
     _refuse_other_archives(path)
     names, root = _names_in(path)

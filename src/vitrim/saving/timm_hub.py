@@ -58,11 +58,10 @@ def vitrim_cut(
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
     from vitrim.models import adapter_of_library, origin_of, record_origin
     from vitrim.models.restoring import restore
-    from vitrim.models.timm.stored_arguments import check_stored_architecture, check_stored_arguments
+    from vitrim.models.timm.stored_arguments import check_cut
     from vitrim.surgery import prune
 
-    check_stored_architecture(base, "config.json")
-    check_stored_arguments({**base_args, OVERLAY: overlay}, "config.json")
+    check_cut({"base": base, "base_args": {**base_args, OVERLAY: overlay}}, "config.json")
     kept, noted = PruningPlan.from_json(plan) if plan else None, _changes_for(changes, arguments, pretrained_cfg)
 
     def build(**all_arguments: Any) -> nn.Module:

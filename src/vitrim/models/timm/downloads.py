@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
+from vitrim.asking import asking
 from vitrim.models.downloads import from_network, hub_url
 
 WEIGHTS = "model.safetensors"
@@ -47,5 +48,6 @@ def _passed(name: str) -> str:
 
 
 def _copied(repository: str) -> str:
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    with asking("timm", f"find {repository!r} on the Hub"):
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     return f"Or copy the folder {folder} of a machine that has it."

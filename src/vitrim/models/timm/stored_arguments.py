@@ -100,7 +100,11 @@ def _is_object(value: Any) -> bool:
 
 
 def check_cut(arguments: Any, source: str) -> None:
-    """As `check_stored_arguments`, for the arguments of the architecture that vitrim registers for pruned models."""
+    """As `check_stored_arguments`, for the arguments of the architecture that vitrim registers for pruned models.
+
+    Raises:
+        CheckpointMismatch: as `check_stored_arguments` and `check_stored_architecture`; or a value is no text.
+    """
     stated = dict(arguments) if isinstance(arguments, Mapping) else {}
     check_stored_architecture(stated.pop("base", None), source)
     check_stored_arguments(stated.pop("base_args", None), source)

@@ -48,7 +48,8 @@ def from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
         raise SettingError(f"{name} is a saved model with its own settings. Leave out {', '.join(arguments)}.")
     if Path(name).is_dir():
         return _load(transformers, name, num_classes)
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    with asking("transformers", f"find a model under {name!r}"):
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     advice = (
         "Download model.safetensors and preprocessor_config.json from there too, into one folder, and pass this folder "
         f"in place of transformers:{name}. Or copy the folder {folder} of a machine that has it."
