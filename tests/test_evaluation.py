@@ -15,7 +15,7 @@ from builders.images import file_set, image_data
 from builders.models import build, random_images, same_tensors
 from vitrim.data.images import ImageSet
 from vitrim.data.matching import preprocessing_of
-from vitrim.errors import DataError, OutOfMemory
+from vitrim.errors import DataError, NotEnoughMemory
 from vitrim.evaluation import Evaluation, compare, evaluate, worse_than_before
 
 NUM_IMAGES = 23
@@ -218,7 +218,7 @@ def test_one_image_that_does_not_fit_into_memory_is_said_in_one_sentence() -> No
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     model.register_forward_pre_hook(failing)
-    with pytest.raises(OutOfMemory, match=r"while evaluating one image\. Use a smaller model"):
+    with pytest.raises(NotEnoughMemory, match=r"while evaluating one image\. Use a smaller model"):
         evaluate(model, batches())
 
 

@@ -10,7 +10,16 @@ from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings
 from vitrim.models import describe
-from vitrim.report import kept_text, latency_columns, latency_line, latency_row, table_rows, to_markdown, zero_lines
+from vitrim.report import (
+    in_markdown,
+    kept_text,
+    latency_columns,
+    latency_line,
+    latency_row,
+    table_rows,
+    to_markdown,
+    zero_lines,
+)
 
 
 @pytest.mark.parametrize("name", ["depth", pytest.param("auto", marks=pytest.mark.slow)])
@@ -180,3 +189,11 @@ def test_narrower_heads_are_said_with_their_width(finished_run: Any) -> None:
     dense = describe(finished_run("depth").dense)
     text = "4 of 4 blocks, 16 of 16 heads of width 2 (before: 4), 256 of 256 neurons"
     assert kept_text(dense, dense.narrowed(2)) == text
+
+
+def test_names_are_neither_html_nor_links_nor_borders_in_markdown() -> None:
+    report = {"name": "<script>alert(1)</script>", "rows": ["a|b", "![x](http://host/x)", "two\nlines"], "count": 3}
+    found = in_markdown(report)
+    assert found["name"] == "&lt;script>alert(1)&lt;/script>"
+    assert found["rows"] == [r"a\|b", r"![x]\(http://host/x)", "two lines"]
+    assert found["count"] == 3

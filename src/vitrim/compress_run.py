@@ -40,7 +40,6 @@ from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.digests import write_text_noted
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder, in_stages, parsed, read_plan
-from vitrim.runs.memory import explained_out_of_memory
 from vitrim.runs.processes import is_main_process, this_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
@@ -259,9 +258,7 @@ class CompressRun:
         make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
         write = partial(save_with, classes=self.data.classes)
         name = in_stages(f"{stage}-recovered")
-        advice = f"Lower importance.batch_size, which is {self.recipe.importance.batch_size}."
-        with explained_out_of_memory("refitting the model", advice):
-            recovered = self.folder.once(name, make, write, load_on_own_device, made_from=self.student_from)
+        recovered = self.folder.once(name, make, write, load_on_own_device, made_from=self.student_from)
         self.student_from = self.folder.digests_of(name)
         self.evaluate(f"{stage} recover", recovered)
         return recovered

@@ -53,7 +53,7 @@ class NonFiniteLoss(UserError):
     """The training loss became infinite or not a number."""
 
 
-class OutOfMemory(UserError):
+class NotEnoughMemory(UserError):
     """A computation does not fit into the memory of the device, also with the smallest batches."""
 
 

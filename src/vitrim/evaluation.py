@@ -18,16 +18,16 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrim.asking import is_out_of_memory, within_memory
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.files.unreadable import not_counted_note
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
 from vitrim.data.workers import NumWorkers
-from vitrim.errors import DataError, OutOfMemory, UnsupportedModel
+from vitrim.errors import DataError, NotEnoughMemory, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import origin_of
 from vitrim.models.wrappers import unwrapped
-from vitrim.runs.memory import is_out_of_memory
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log, track
 
@@ -97,6 +97,7 @@ class Difference:
     p_value: float
 
 
+@within_memory("evaluate the model", "Lower batch_size of the evaluation (--eval-batch), or use a smaller model.")
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -257,7 +258,7 @@ class _Judge:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
-                    raise OutOfMemory(
+                    raise NotEnoughMemory(
                         f"Out of memory on {images.device.type} while evaluating one image. Use a smaller model or "
                         "smaller images, or free memory."
                     ) from None

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.asking import within_memory
 from vitrim.checks import check_whole
 from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
@@ -108,6 +109,7 @@ class Exported:
     output: str = "logits"
 
 
+@within_memory("export the model", "Lower the fixed batch (--batch), free memory, or export a smaller model.")
 def export(
     model: nn.Module,
     path: str | Path,

@@ -28,7 +28,6 @@ from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics, measure_rotation, rotate
-from vitrim.runs.memory import explained_out_of_memory
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint
 from vitrim.source import Source, last_blocks, min_head_width, narrows_heads
@@ -120,13 +119,8 @@ class Planner:
 
     def score(self, model: nn.Module) -> Scores:
         """Score every head, neuron and block as the recipe says."""
-        with explained_out_of_memory("scoring the model", self._advice):
-            found = score(model, self.calibration, self.recipe.importance.criterion, seed=self.recipe.seed)
+        found = score(model, self.calibration, self.recipe.importance.criterion, seed=self.recipe.seed)
         return replace(found, weights=fingerprint(model))
-
-    @property
-    def _advice(self) -> str:
-        return f"Lower importance.batch_size, which is {self.recipe.importance.batch_size}."
 
     def score_dense(self, statistics: RotationStatistics) -> Scores:
         """Score the dense model, and gather the statistics of a rotation in the same passes where one is needed."""
@@ -163,8 +157,7 @@ class Planner:
         student = prune(self.base, plan)
         if not self.recipe.recovery.enabled:
             return student
-        with explained_out_of_memory("refitting the model", self._advice):
-            return recover(student, self.source.model, plan, batches, ridge=self.recipe.recovery.ridge)
+        return recover(student, self.source.model, plan, batches, ridge=self.recipe.recovery.ridge)
 
     def plan_width(self, scores: Scores, num_blocks: int) -> Proposal:
         """Plan the width stage: narrow the dense model so that `num_blocks` blocks can be removed afterwards."""

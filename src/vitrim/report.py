@@ -308,10 +308,26 @@ def parse(report: Any) -> dict[str, Any]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Make the text of `report.md` from the content of `report.json`."""
-    templates = markdown_templates(TEMPLATES).overlay(finalize=_in_markdown)
+    report = in_markdown(report)
+    templates = markdown_templates(TEMPLATES)
     templates.globals.update(table_rows=table_rows, latency_line=latency_line, zero_lines=zero_lines)
     templates.filters.update(thousands=_with_prefix)
     return templates.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
+
+
+def in_markdown(value: Any) -> Any:
+    """The same data, in which no text is read as HTML, as a link, or as a border of a table.
+
+    Names of classes, models and folders come from files of others.
+    """
+    if isinstance(value, dict):
+        return {key: in_markdown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_markdown(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = visible(" ".join(value.splitlines())).replace("<", "&lt;").replace("|", r"\|")
+    return text.replace("](", r"]\(")
 
 
 def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -358,11 +374,6 @@ def _with_prefix(count: int) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
-
-
-def _in_markdown(value: Any) -> Any:
-    """What a template prints. Names of classes and files are text: they make no tag and no link."""
-    return visible(value).replace("<", "&lt;").replace("](", "]\\(") if isinstance(value, str) else value
 
 
 def markdown_templates(folder: Path) -> jinja2.Environment:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitrim.asking import LOWER_CALIBRATION, within_memory
 from vitrim.copying import copied
 from vitrim.errors import CheckpointMismatch, DataError
 from vitrim.hooks import BatchesFor, columns_dim, eval_mode, forward_pre_hooks
@@ -236,6 +237,7 @@ class OutputSums:
         return self.squares.cpu() / self.count - means @ means.mT
 
 
+@within_memory("measure the rotation of the heads", LOWER_CALIBRATION)
 def measure_rotation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Rotation:
     """Measure the rotation of a model on calibration images. The model is not changed.
 

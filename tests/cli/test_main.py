@@ -148,3 +148,15 @@ def test_help_is_fast_and_imports_no_model_library() -> None:
         times.append(float(seconds))
     assert min(times) < 0.5
     assert all(command.__name__ in done.stdout for command in COMMANDS)
+
+
+def test_a_lack_of_memory_names_the_options_that_help(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried 9")
+
+    monkeypatch.setattr("vitrim.models.describe", fail)
+    status, _, err = call(capsys, "inspect", place.dense)
+    assert status == 2
+    assert "There is not enough memory" in error_line(err) and "--batch-size" in error_line(err)

@@ -114,3 +114,10 @@ def test_names_in_tables_are_shown_as_they_are(capsys: pytest.CaptureFixture[str
         r"[red]line\n\xff",
     ):
         assert text in out
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["[red]", "[/red]", "[link=http://x]y", ":smile:", "[bold]cat[/bold]"]
+    print_table("[b]title[/b]", ["[i]name"], [[name] for name in names])
+    out = capsys.readouterr().out
+    assert all(name in out for name in [*names, "[b]title[/b]", "[i]name"])

@@ -1,6 +1,7 @@
 """torchvision's models: hooks see the inputs of the output projections, and the user's model does not change."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from builders.exactness import EXACT, images_for, relative_distance
 from builders.families_timm import build_row
 from builders.families_torchvision import SWIN, TORCHVISION, VIT
 from builders.models import random_plan, same_tensors
-from vitrim.errors import SettingError
+from vitrim.errors import CheckpointMismatch, SettingError
 from vitrim.models import adapter_for, adapter_of_library, describe, hookable, origin_of, with_new_head
 from vitrim.saving.checkpoint import load, save
 from vitrim.silencing import silence
@@ -195,3 +196,19 @@ def test_our_windows_equal_torchvisions_for_any_image_size(family: str) -> None:
             plain = attention(x)
             with hookable(model):
                 assert relative_distance(attention(x), plain) < EXACT
+
+
+@pytest.mark.parametrize("name, value", [("weights", "DEFAULT"), ("norm_layer", "x"), ("conv_stem_configs", [1])])
+def test_a_folder_states_sizes_only(name: str, value: object) -> None:
+    adapter = adapter_of_library("torchvision")
+    origin = origin_of(build_row(TORCHVISION["torchvision ViT"], dtype=torch.float32))
+    with pytest.raises(CheckpointMismatch, match=f"states '{name}' for torchvision's"):
+        adapter.build(replace(origin, model_args={**origin.model_args, name: value}))
+
+
+@pytest.mark.parametrize("arguments", [{"num_heads": 7}, {"patch_size": 0}, {"num_layers": 10**6}, {"hidden_dim": "x"}])
+def test_impossible_sizes_are_refused_in_one_sentence(arguments: dict[str, object]) -> None:
+    sizes = {"image_size": 16, "patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}
+    with pytest.raises(SettingError, match="VisionTransformer") as found:
+        adapter_of_library("torchvision").create("VisionTransformer", **{**sizes, **arguments})
+    assert "\n" not in str(found.value)

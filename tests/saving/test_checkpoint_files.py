@@ -188,3 +188,26 @@ def test_the_image_size_and_the_patch_size_are_those_of_the_weights(in_folder: P
     images = random_images(side=48, dtype=torch.float32)[:, :1]
     assert torch.equal(opened(images), model(images))
     assert describe(opened).img_size == (48, 48) and SIZES["img_size"] == 32
+
+
+def test_a_file_that_a_checkpoint_names_is_not_used(
+    model: nn.Module, logits: Tensor, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {"checkpoint_path": "other.pth", "pretrained": True, "pos_embed": "http://localhost/x", "cache_dir": "here"}
+    settings = args(model_kwargs={**ARGUMENTS, "depth": 2, **bad})
+    torch.save({"state_dict": model.state_dict(), "args": settings}, "file.pth")
+    assert torch.equal(open_model("file.pth")(IMAGES), logits)
+    logged = said(capsys)
+    assert all(f"states '{name}', which is no size of an architecture; it is not used" in logged for name in bad)
+
+
+@pytest.mark.parametrize("name", ["pretrained", "self", "architecture"])
+def test_names_that_vitrim_passes_itself_are_no_arguments(name: str) -> None:
+    with pytest.raises(SettingError, match=f"has {name}, which is no argument of an architecture"):
+        open_model(VIT, model_args={name: "x"})
+
+
+@pytest.mark.parametrize("name", ["timm:hf-hub:../../x", "transformers:../../x", "transformers:a/b/c"])
+def test_a_name_that_no_repository_has_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingError, match=r"could not find .*Repo id must"):
+        open_model(name)

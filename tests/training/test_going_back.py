@@ -15,7 +15,7 @@ from builders.models import same_tensors
 from builders.runs import digits, digits_model, read_lines, short_recipe, short_training
 from builders.torchrun import TORCHRUN, started
 from builders.trainings import EVERYTHING, STEPS_PER_EPOCH, max_difference, save_only_at, stop_at, student_and_teacher
-from vitrim.errors import NonFiniteLoss, OutOfMemory
+from vitrim.errors import NonFiniteLoss, NotEnoughMemory
 from vitrim.pipeline import compress, fit
 from vitrim.recipe import TrainRecipe
 from vitrim.training.loop import TrainingLoop
@@ -230,7 +230,7 @@ def test_smaller_micro_batches_are_kept_after_a_stop(run: Run, monkeypatch: pyte
 def test_a_pair_of_images_that_does_not_fit_is_said_in_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_memory(monkeypatch, 1)
     with pytest.raises(
-        OutOfMemory, match=r"Out of memory on cpu in a training with 2 images in one pass.*smaller images"
+        NotEnoughMemory, match=r"Out of memory on cpu in a training with 2 images in one pass.*smaller images"
     ) as caught:
         run()
     assert "\n" not in str(caught.value)

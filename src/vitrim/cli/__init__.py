@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from vitrim import __version__
+from vitrim.asking import LOWER_ANY, is_out_of_memory, reason
 from vitrim.cli.commands import COMMANDS
 from vitrim.cli.messages import check_words, in_options, usage_error
 from vitrim.cli.streams import forgiving
@@ -106,6 +107,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             return _interrupted(arguments, signals.received())
         if sentence := processes.explain_lost_connection(problem):
             return _complain(sentence)
+        if is_out_of_memory(problem):
+            return _complain(f"There is not enough memory: {reason(problem)}. {LOWER_ANY}")
         return _report_bug()
 
 

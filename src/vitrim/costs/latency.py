@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from vitrim.asking import within_memory
 from vitrim.checks import MAX_ROUNDS, check_types
 from vitrim.copying import copied
 from vitrim.errors import SettingError, counted, percent
@@ -102,6 +103,7 @@ def measure_latency(model: nn.Module, settings: LatencySettings | None = None) -
     return measure_latencies([model], settings)[0]
 
 
+@within_memory("measure the latency", "Lower latency.batch_size (--latency-batch), or use a smaller model.")
 @torch.no_grad()
 def measure_latencies(models: Sequence[nn.Module], settings: LatencySettings | None = None) -> list[Latency]:
     """Time the forward passes of several models in eval mode, on random images. The models are not changed.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrim.asking import LOWER_CALIBRATION, within_memory
 from vitrim.errors import DataError, SettingError, counted
 from vitrim.hooks import BatchesFor, eval_mode, forward_hooks, input_state, logits_of, with_fixed_output, with_state
 from vitrim.models import describe
@@ -19,6 +20,7 @@ from vitrim.structure import BlockStructure, ViTStructure
 Batch = tuple[Tensor, Tensor]  # images (B, C, h, w), and labels (B,) or probabilities of the classes (B, classes)
 
 
+@within_memory("rank the blocks", LOWER_CALIBRATION)
 @torch.no_grad()
 def rank_blocks_for_removal(model: nn.Module, batches: Iterable[Batch], count: int) -> list[int]:
     """Choose `count` blocks to remove, one after another: each time the block without which the loss is lowest.

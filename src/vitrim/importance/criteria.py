@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrim.asking import LOWER_CALIBRATION, within_memory
 from vitrim.checks import MAX_BATCH, check_types
 from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel, counted, shown
 from vitrim.hooks import BatchesFor, eval_mode, forward_hooks, input_state, logits_of, output_state
@@ -93,6 +94,7 @@ class Criterion(NamedTuple):
     needs_classifier: bool = False
 
 
+@within_memory("score the model", LOWER_CALIBRATION)
 def score(model: nn.Module, batches: Iterable[Batch], criterion: str = "fisher", *, seed: int = 0) -> Scores:
     """Score every head, neuron and block of `model`, which is not changed.
 

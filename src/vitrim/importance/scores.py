@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vitrim.asking import reason
 from vitrim.errors import CheckpointMismatch
 from vitrim.runs.damage import check_file
+from vitrim.runs.files import OF_SAFETENSORS
 from vitrim.structure import UNIT_KINDS, UnitGroup, ViTStructure
 
 MORE = "more."
@@ -132,8 +134,8 @@ class Scores:
                 more=tuple(_under(f"{MORE}{i}.", tensors) for i in range(depth)),
                 weights=about.get("weights", ""),
             )
-        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as problem:
-            raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {problem}.") from None
+        except OF_SAFETENSORS as problem:
+            raise CheckpointMismatch(f"{path} does not hold scores written by vitrim: {reason(problem)}.") from None
 
 
 def _groups(structure: ViTStructure) -> list[tuple[int, UnitGroup]]:

@@ -88,8 +88,8 @@ def _image_processor(model: nn.Module) -> dict[str, Any] | None:
             file = None
     if file is None or not Path(file).is_file():
         return None
-    found: dict[str, Any] = read_json(Path(file))
-    return found
+    found = read_json(Path(file))
+    return found if isinstance(found, dict) else None
 
 
 def _processor_settings(processor: Mapping[str, Any]) -> dict[str, Any]:

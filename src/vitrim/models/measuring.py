@@ -4,8 +4,10 @@ torch's `FlopCounterMode` counts the multiply-adds of each module, attention pro
 FLOPs). The tensors hold no data, and no weight changes.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +113,7 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
     try:
         model.eval()
         without_data = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.device("cpu"), without_data, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.device("cpu"), without_data, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _without_logs():
             state = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype)
                 for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -130,6 +132,18 @@ def _run(model: nn.Module, image_shape: tuple[int, ...], watched: Mapping[str, i
         repeated=tuple(name for name, count in runs.items() if count > 1),
         logits_shape=_shape_of_logits(output),
     )
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """A context in which torch does not log where a forward pass without data failed: the error says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _remove_hooks(model: nn.Module) -> None:

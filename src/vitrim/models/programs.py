@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from vitrim.asking import LOWER_ANY, asking, is_out_of_memory
 from vitrim.copying import copied
-from vitrim.errors import ExportFailed, SettingError, UserError
+from vitrim.errors import ExportFailed, NotEnoughMemory, SettingError, UserError
 from vitrim.hooks import logits_of
 from vitrim.models import describe
 
@@ -158,7 +159,8 @@ class OnnxProgram(nn.Module):
         The file itself may compute in float16.
         """
         images = images.half() if self.takes_half else images
-        (output,) = self.session.run(None, {"images": images.numpy()})
+        with asking("onnxruntime", f"run the file on {len(images)} images", error=ExportFailed, lower=LOWER_ANY):
+            (output,) = self.session.run(None, {"images": images.numpy()})
         return torch.from_numpy(output).float()
 
 
@@ -274,7 +276,11 @@ def onnx_properties(metadata: dict[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def failing_as(complaint: str) -> Iterator[None]:
-    """A context that hides the exporter's output, warnings and logs, and turns its errors into `ExportFailed`."""
+    """A context that hides the exporter's output, warnings and logs, and turns its errors into those of vitrim.
+
+    Raises:
+        ExportFailed: the exporter fails. NotEnoughMemory: it fails because memory is short.
+    """
     logging_level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -284,6 +290,8 @@ def failing_as(complaint: str) -> Iterator[None]:
     except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise NotEnoughMemory(f"{complaint}, because memory is short: {_reason(error)}. Free memory.") from error
         raise ExportFailed(f"{complaint}: {_reason(error)}") from error
     finally:
         logging.disable(logging_level)

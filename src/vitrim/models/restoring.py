@@ -19,7 +19,7 @@ def restore(model: nn.Module, changes: dict) -> None:
             and `tensors` (parameters and buffers of another shape; None for one that is absent).
 
     Raises:
-        ValueError: a layer is of a class that model folders do not hold.
+        ValueError: a layer is of a class that model folders do not hold, or an attribute is a part of its class.
         AttributeError, KeyError, TypeError: the changes do not fit the model, or are damaged.
     """
     for name in changes.get("removed", ()):
@@ -30,7 +30,7 @@ def restore(model: nn.Module, changes: dict) -> None:
         vars(model.get_submodule(owner)).pop(key, None)  # an attribute would hide the module
         model.get_submodule(owner)._modules[key] = None if layer is None else restored_layer(layer)
     for name, values in changes.get("attributes", {}).items():
-        vars(model.get_submodule(name)).update({key: restored_value(value) for key, value in values.items()})
+        set_attributes(model.get_submodule(name), values)
     for name, tensor in changes.get("tensors", {}).items():
         owner, _, key = name.rpartition(".")
         restore_tensor(model.get_submodule(owner), key, tensor)
@@ -44,17 +44,30 @@ def restored_layer(layer: dict) -> nn.Module:
     """
     path, _, class_name = layer["class"].rpartition(".")
     folders = ("torch.nn.modules.", "timm.layers.", "torchvision.ops.", "transformers.activations.")
-    cls = getattr(import_module(path), class_name, None) if f"{path}.".startswith(folders) else None
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    is_name = all(part.isidentifier() and not part.startswith("__") for part in layer["class"].split("."))
+    cls = getattr(import_module(path), class_name, None) if is_name and f"{path}.".startswith(folders) else None
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == path):
         raise ValueError(f"{layer['class']} is no layer of {', '.join(folder.rstrip('.') for folder in folders)}")
     module = cls.__new__(cls)
     nn.Module.__init__(module)
-    vars(module).update({key: restored_value(value) for key, value in layer["attributes"].items()})
+    set_attributes(module, layer["attributes"])
     for key, tensor in layer["tensors"].items():
         restore_tensor(module, key, tensor)
     for key, child in layer["modules"].items():
         module._modules[key] = None if child is None else restored_layer(child)
     return module
+
+
+def set_attributes(module: nn.Module, values: dict) -> None:
+    """Set plain attributes, which may not replace what torch keeps on every module, or a method of the class.
+
+    Raises:
+        ValueError: names the attribute.
+    """
+    for key, value in values.items():
+        if key in vars(nn.Module()) or not key.isidentifier() or callable(getattr(type(module), key, None)):
+            raise ValueError(f"{key} is a part of {type(module).__name__}, and no plain attribute of it")
+        vars(module)[key] = restored_value(value)
 
 
 def restore_tensor(module: nn.Module, key: str, tensor: dict) -> None:
@@ -64,7 +77,10 @@ def restore_tensor(module: nn.Module, key: str, tensor: dict) -> None:
     if tensor["shape"] is None:
         tensors[key] = None
         return
-    zeros = torch.zeros(tensor["shape"], dtype=getattr(torch, tensor["dtype"]))
+    dtype = getattr(torch, tensor["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{tensor['dtype']} is no number format of torch")
+    zeros = torch.zeros(tensor["shape"], dtype=dtype)
     tensors[key] = nn.Parameter(zeros) if tensor["kind"] == "parameter" else zeros
 
 

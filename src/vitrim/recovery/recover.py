@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitrim.asking import LOWER_CALIBRATION, within_memory
 from vitrim.checks import check_types
 from vitrim.copying import copied
 from vitrim.errors import DataError, SettingError
@@ -54,6 +55,7 @@ class RecoverySettings:
             )
 
 
+@within_memory("refit the pruned model", LOWER_CALIBRATION)
 @torch.no_grad()
 def recover(
     student: nn.Module,

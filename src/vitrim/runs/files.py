@@ -17,9 +17,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vitrim.errors import CheckpointMismatch
+from vitrim.asking import UNFORESEEN, is_out_of_memory, reason
+from vitrim.errors import CheckpointMismatch, NotEnoughMemory
 from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text
-from vitrim.runs.torch_files import first_line, read_torch_file
+from vitrim.runs.torch_files import read_torch_file
 from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
@@ -39,6 +40,8 @@ LOCK, HOLDER = ".vitrim.lock", ".vitrim.holder.json"  # in a folder that a comma
 _PARTIAL = re.compile(r"\.(?P<name>.+?)(\.(?P<pid>[0-9]+)-[0-9a-f]{8})?\.partial", re.DOTALL)
 _MAX_NAME = 255  # bytes of a file name
 _written_now: set[Path] = set()  # partial files of this process
+MAX_NESTING = 100  # levels of brackets in a JSON file
+OF_SAFETENSORS: tuple[type[Exception], ...] = (SafetensorError, MemoryError, *UNFORESEEN)
 
 
 @contextmanager
@@ -195,9 +198,30 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        CheckpointMismatch: the file is not valid JSON. OSError: it cannot be read.
+        CheckpointMismatch: the file is not valid JSON, or is nested too deeply. OSError: it cannot be read.
     """
-    return parse_json(read_text(path, MAX_JSON_BYTES, CheckpointMismatch), str(path), CheckpointMismatch)
+    found = parse_json(read_text(path, MAX_JSON_BYTES, CheckpointMismatch), str(path), CheckpointMismatch)
+    check_depth(found, str(path))
+    return found
+
+
+def check_depth(value: Any, source: str) -> None:
+    """Refuse data that is nested so deeply that functions which follow it would fail.
+
+    Args:
+        value: as JSON has it.
+        source: file name for messages.
+
+    Raises:
+        CheckpointMismatch: there are more than `MAX_NESTING` levels.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_NESTING):
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in inside if items for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise CheckpointMismatch(f"{source} is nested too deeply; expected at most {MAX_NESTING} levels.")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -234,10 +258,37 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
     is_torch = start.startswith((b"PK", b"\x80")) and start[8:9] != b"{"
     if is_torch or (path.suffix != ".safetensors" and start[8:9] != b"{"):
         return find_weights(read_torch_file(path), str(path))
+    return find_weights(_read_safetensors(path), str(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointMismatch: it is damaged. NotEnoughMemory: its tensors do not fit the memory.
+    """
     try:
-        return find_weights(safetensors.torch.load_file(path), str(path))
-    except (SafetensorError, LookupError, TypeError, RuntimeError, EOFError) as problem:
-        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {first_line(problem)}") from None
+        return safetensors.torch.load_file(path)
+    except OF_SAFETENSORS as problem:
+        if is_out_of_memory(problem):
+            raise NotEnoughMemory(f"There is not enough memory to read {path}: {reason(problem)}.") from problem
+        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {reason(problem)}.") from problem
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The file of each tensor, as the index of a model in several files lists them.
+
+    Raises:
+        CheckpointMismatch: the index lists no files, or one that is not in its folder.
+    """
+    found = read_json(index)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointMismatch(f"{index} lists no shards: it has no weight_map.")
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or "\\" in name or not (index.parent / name).is_file():
+            raise CheckpointMismatch(f"{index} lists {name[:200]}, which is not in its folder.")
+    return places
 
 
 def unknown_files(folder: Path) -> list[str]:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from vitrim.errors import CheckpointMismatch
+from vitrim.asking import DAMAGED_FILE, is_out_of_memory, reason
+from vitrim.errors import CheckpointMismatch, NotEnoughMemory
 
 # Names, or beginnings of names, that training scripts call to store plain data. None of them is called here either.
 PLAIN_DATA = (
@@ -93,6 +94,7 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         CheckpointMismatch: the file is damaged or of another kind, or it calls a name that is not in `PLAIN_DATA`.
+        NotEnoughMemory: its tensors do not fit the memory.
     """
     _refuse_other_archives(path)
     names, root = _names_in(path)
@@ -109,18 +111,15 @@ def read_torch_file(path: Path) -> Any:
         raise CheckpointMismatch(
             f"{path} is not a readable checkpoint: it is neither a pickle nor a zip file."
         ) from None
-    except (RuntimeError, EOFError, ValueError) as problem:
+    except DAMAGED_FILE as problem:
+        if is_out_of_memory(problem):
+            raise NotEnoughMemory(f"There is not enough memory to read {path}: {reason(problem)}.") from problem
         if _unknown(names):
             raise _refusal(path, names, root, str(problem)) from None
-        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {first_line(problem)}") from None
+        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {reason(problem)}.") from None
     if root := class_in_file(found):
         raise _refusal(path, names, root, "")
     return found
-
-
-def first_line(problem: Exception) -> str:
-    """The first line of an error of another library, at most 200 characters."""
-    return str(problem).strip().splitlines()[0][:200] if str(problem).strip() else type(problem).__name__
 
 
 def _refusal(path: Path, names: list[str], root: str | None, problem: str) -> CheckpointMismatch:
@@ -129,21 +128,21 @@ def _refusal(path: Path, names: list[str], root: str | None, problem: str) -> Ch
     others = [name for name in names if name in _unknown(names)]
     more = f" and {len(others) - MAX_NAMES} more" if len(others) > MAX_NAMES else ""
     if root:
-        reason = f"it is a whole pickled {root}"
+        why = f"it is a whole pickled {root}"
     elif others and any(name.startswith("torch.nn.modules.") for name in names):
-        reason = f"it has a whole pickled module, such as {others[0]}{f', and calls {called[1]}' if called else ''}"
+        why = f"it has a whole pickled module, such as {others[0]}{f', and calls {called[1]}' if called else ''}"
     elif called:
-        reason = f"it calls {called[1]}"
+        why = f"it calls {called[1]}"
     elif others:
-        reason = f"it names {', '.join(others[:MAX_NAMES])}{more}"
+        why = f"it names {', '.join(others[:MAX_NAMES])}{more}"
     elif "Failed to load pickle data" in problem or not problem:
         return CheckpointMismatch(f"{path} is not a readable checkpoint: it is damaged.")
     elif "Unsupported operand" in problem:
-        reason = "its pickle protocol is not 2, which `torch.save` uses by default"
+        why = "its pickle protocol is not 2, which `torch.save` uses by default"
     else:
-        reason = f"torch says: {first_line(Exception(problem.rpartition('error: ')[2]))}"
+        why = f"torch says: {reason(Exception(problem.rpartition('error: ')[2]))}"
     return CheckpointMismatch(
-        f"{path} has more than tensors, and vitrim does not run pickled code: {reason.rstrip('.')}. {CLEAN}"
+        f"{path} has more than tensors, and vitrim does not run pickled code: {why.rstrip('.')}. {CLEAN}"
     )
 
 
@@ -162,8 +161,11 @@ def _refuse_other_archives(path: Path) -> None:
     """Raise CheckpointMismatch for a zip file that `torch.save` did not write."""
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        inside = {name.partition("/")[2] for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = {name.partition("/")[2] for name in archive.namelist()}
+    except DAMAGED_FILE as problem:
+        raise CheckpointMismatch(f"{path} is not a readable checkpoint: {reason(problem)}.") from None
     if "constants.pkl" in inside:
         raise CheckpointMismatch(
             f"{path} is a TorchScript program, not a file of weights. Write its weights with "
@@ -191,7 +193,7 @@ def _names_in(path: Path) -> tuple[list[str], str | None]:
                         root = name if number == 1 else root  # the first opcode is the version
                         if name:
                             names[name] = None
-                except (ValueError, LookupError, EOFError, UnicodeError, OverflowError, AttributeError):
+                except DAMAGED_FILE:
                     break  # the end, or no pickle: `torch.load` says what is wrong
     return list(names), root if root in _unknown(list(names)) else None
 

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vitrim.asking import asking
 from vitrim.costs.counting import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
 from vitrim.models import adapter_of_library, describe, origin_of, record_origin
@@ -47,6 +48,7 @@ from vitrim.runs.locks import lock_folder
 from vitrim.runs.progress import log
 from vitrim.saving.finite import check_finite
 from vitrim.saving.standalone import modeling_source, rebuild_facts
+from vitrim.saving.stored_config import check_config
 from vitrim.saving.verification import find_changes, rebuild
 from vitrim.structure import ViTStructure
 
@@ -134,7 +136,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
         folder = folder / "model"
     config = _read_config(folder)
-    if isinstance(config, dict) and "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
+    check_config(config, str(folder / CONFIG))
+    if "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
         model = adapter_of_library("transformers").create(str(folder))  # written by `save_pretrained`
         return check_finite(model, str(folder)).to(device).eval()
     try:
@@ -182,7 +185,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     Raises:
         CheckpointMismatch: names or shapes differ; the message lists them. The model is not changed then.
     """
-    own = model.state_dict()
+    with asking("torch", f"load {source}", error=CheckpointMismatch):
+        own = model.state_dict()
     missing = [f"{name} {tuple(own[name].shape)} is missing" for name in own if name not in tensors]
     extra = [f"{name} {tuple(tensors[name].shape)} is not in the model" for name in tensors if name not in own]
     differ = [
@@ -194,10 +198,24 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointMismatch(f"{source} does not fit the architecture: {'; '.join(problems[:6])}{more}.")
+    refuse_other_numbers(model, tensors, source)
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(floats) == 1:
-        model.to(floats.pop())
-    model.load_state_dict(dict(tensors), strict=True, assign=len(floats) > 1)
+    with asking("torch", f"load the weights of {source}", error=CheckpointMismatch):
+        if len(floats) == 1:
+            model.to(floats.pop())
+        model.load_state_dict(dict(tensors), strict=True, assign=len(floats) > 1)
+
+
+def refuse_other_numbers(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointMismatch for quantised or sparse weights: without their scales, they are other numbers."""
+    for name, own in model.state_dict().items():
+        tensor = tensors[name]
+        is_plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex()
+        if own.is_floating_point() and not (is_plain and tensor.is_floating_point() and tensor.itemsize > 1):
+            raise CheckpointMismatch(
+                f"{name} of {source} is {tensor.dtype}, {tensor.layout}; expected float32, float16 or bfloat16. "
+                "Convert the weights to float32 where they were quantised."
+            )
 
 
 def file_bytes(model: nn.Module) -> int:
@@ -281,6 +299,7 @@ def config_keys(folder: Path) -> set[str]:
     if not is_model_folder(folder):
         return set()
     try:
-        return set(read_json(folder / CONFIG))
+        config = read_json(folder / CONFIG)
     except UserError:
         return set()
+    return set(config) if isinstance(config, dict) else set()

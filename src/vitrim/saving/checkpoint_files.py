@@ -9,6 +9,8 @@ from torch import nn
 
 from vitrim.errors import SettingError
 from vitrim.models import adapter_of_library
+from vitrim.models.sizes import short
+from vitrim.models.timm.stored_arguments import refused_argument
 from vitrim.runs.progress import log
 from vitrim.runs.training_checkpoints import TrainingCheckpoint
 from vitrim.saving.fitting import LIBRARIES, build_from, build_from_npz
@@ -89,6 +91,9 @@ def _stated_arguments(checkpoint: TrainingCheckpoint, path: Path, known: Mapping
         found.setdefault("global_pool", pooling)
     plain = {name: value for name, value in found.items() if isinstance(value, str | int | float | list | tuple)}
     plain = {name: value for name, value in plain.items() if name not in (*known, "num_classes")}
+    for name in [name for name, value in plain.items() if refused_argument(name, value)]:
+        del plain[name]
+        log(f"{path} states {short(name)}, which is no size of an architecture; it is not used")
     if plain:
         log(f"{path} states {', '.join(f'{name}={value}' for name, value in plain.items())}; the model is built so")
     return plain

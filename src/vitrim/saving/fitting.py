@@ -20,7 +20,7 @@ from vitrim.models.timm import checkpoints as timm_checkpoints
 from vitrim.models.torchvision import checkpoints as torchvision_checkpoints
 from vitrim.models.transformers import checkpoints as transformers_checkpoints
 from vitrim.runs.progress import log
-from vitrim.saving.checkpoint import load_weights
+from vitrim.saving.checkpoint import load_weights, refuse_other_numbers
 
 LIBRARIES: Mapping[str, Any] = {  # modules with the same functions
     "timm": timm_checkpoints,
@@ -230,7 +230,7 @@ def _fitted(
     for candidate in chain([tensors], _conversions(model, tensors, fitting)):
         fitted = _without(candidate, _superfluous(candidate, model, fitting))
         if {name: tensor.shape for name, tensor in fitted.items()} == own:
-            _refuse_other_numbers(model, fitted, source)
+            refuse_other_numbers(model, fitted, source)
             return fitted, _left_out(tensors, fitted, model, fitting, source)
     raise _misfit(model, tensors, fitting, source)
 
@@ -302,18 +302,6 @@ def _refuse_low_rank(tensors: Mapping[str, Tensor], source: str) -> None:
             f"{source} has the low-rank weights of an adapter, such as {name}. Merge them into the model: "
             "`model.merge_and_unload().save_pretrained(FOLDER)` with peft, and open this folder."
         )
-
-
-def _refuse_other_numbers(model: nn.Module, fitted: Mapping[str, Tensor], source: str) -> None:
-    """Raise CheckpointMismatch for quantised or sparse weights: without their scales, they are other numbers."""
-    for name, own in model.state_dict().items():
-        tensor = fitted[name]
-        is_plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex()
-        if own.is_floating_point() and not (is_plain and tensor.is_floating_point() and tensor.itemsize > 1):
-            raise CheckpointMismatch(
-                f"{name} of {source} is {tensor.dtype}, {tensor.layout}; expected float32, float16 or bfloat16. "
-                "Convert the weights to float32 where they were quantised."
-            )
 
 
 def _changes(before: Mapping[str, Tensor], fitted: Mapping[str, Tensor], grid: Any) -> Iterator[str]:

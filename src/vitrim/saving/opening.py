@@ -20,6 +20,7 @@ from vitrim.saving.model_sizes import check_sizes
 from vitrim.saving.weight_files import resolve_model_path
 
 TIMM_FOLDERS = ("local-dir:", "local_dir:")  # prefixes of timm for a folder
+RESERVED = ("self", "architecture", "pretrained")  # names that vitrim itself passes to a builder
 
 
 def open_model(
@@ -52,6 +53,8 @@ def open_model(
         CheckpointMismatch: the weights do not fit the architecture, a file is damaged, or a weight is not finite.
         UnsupportedModel: the library cannot build the model.
     """
+    if reserved := [key for key in model_args or {} if key in RESERVED]:
+        raise SettingError(f"model_args (--model-arg) has {reserved[0]}, which is no argument of an architecture.")
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
     check_sizes(arguments)

@@ -20,6 +20,8 @@ from torch import nn
 
 from vitrim.plan import PruningPlan
 
+OVERLAY = "pretrained_cfg_overlay"
+
 
 def vitrim_cut(
     pretrained: bool = False,
@@ -51,15 +53,17 @@ def vitrim_cut(
         RuntimeError: with `features_only`, if the dense model has no features in timm.
     """
     base_args = dict(base_args)
-    overlay = base_args.pop("pretrained_cfg_overlay", {})  # has the image size of models without `img_size`
+    overlay = base_args.pop(OVERLAY, {})  # has the image size of models without `img_size`
     source = _of_config(pretrained_cfg, "source")
     _check_folder(pretrained_cfg)
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
     from vitrim.models import adapter_of_library, origin_of, record_origin
     from vitrim.models.restoring import restore
+    from vitrim.models.timm.stored_arguments import check_cut
     from vitrim.surgery import prune
 
+    check_cut({"base": base, "base_args": {**base_args, OVERLAY: overlay}}, "config.json")
     kept, noted = PruningPlan.from_json(plan) if plan else None, _changes_for(changes, arguments, pretrained_cfg)
 
     def build(**all_arguments: Any) -> nn.Module:

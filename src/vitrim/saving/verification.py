@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vitrim.errors import PlanMismatch, SaveMismatch, SettingError
+from vitrim.errors import CheckpointMismatch, PlanMismatch, SaveMismatch, SettingError
 from vitrim.hooks import eval_mode, logits_of, recorded_states
 from vitrim.models import adapter_of_library, origin_of, record_origin
 from vitrim.models.changes import Changes, differences, other_values
@@ -67,7 +67,7 @@ def find_changes(model: nn.Module, origin: Origin, structure: ViTStructure) -> t
         try:
             with torch.device("cpu"):
                 built = rebuild(replace(origin, plan=None, block_names=(), **stored), plan)
-        except (SettingError, PlanMismatch) as problem:
+        except (SettingError, PlanMismatch, CheckpointMismatch) as problem:
             raise SaveMismatch(
                 f"This {type(model).__name__} cannot be saved, because it cannot be built again: {problem}"
             ) from problem

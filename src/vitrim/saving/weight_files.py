@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrim.errors import CheckpointMismatch, SettingError, UserError
 from vitrim.runs.damage import check_file
-from vitrim.runs.files import CONFIG, RUN, WEIGHTS, read_checkpoint, read_json
+from vitrim.runs.files import CONFIG, RUN, WEIGHTS, read_checkpoint, read_json, shards_of
 from vitrim.runs.progress import log
 from vitrim.runs.training_checkpoints import TrainingCheckpoint
 from vitrim.saving.checkpoint import is_model_folder
@@ -80,14 +80,9 @@ def read_weights(path: Path) -> TrainingCheckpoint:
     check_file(path)
     if not path.name.endswith(INDEX):
         return read_checkpoint(path)
-    index = read_json(path)
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise CheckpointMismatch(f"{path} lists no shards: it has no weight_map.")
+    places = shards_of(path)
     tensors: dict[str, Any] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name or not (path.parent / name).is_file():
-            raise CheckpointMismatch(f"{path} lists {name}, which is not in its folder.")
         check_file(path.parent / name)
         tensors |= read_checkpoint(path.parent / name).tensors
     if missing := [name for name in places if name not in tensors]:

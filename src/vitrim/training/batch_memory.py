@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vitrim.errors import OutOfMemory, SettingError, counted
-from vitrim.runs.memory import is_out_of_memory
+from vitrim.asking import is_out_of_memory
+from vitrim.errors import NotEnoughMemory, SettingError, counted
 from vitrim.runs.progress import log
 
 FRACTION_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # the rest is for what is not measured, and for other programs
@@ -133,7 +133,7 @@ def rehearsed_parts(
         parts: the number of micro-batches to begin with.
 
     Raises:
-        OutOfMemory: a micro-batch cannot be divided any more.
+        NotEnoughMemory: a micro-batch cannot be divided any more.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()
@@ -163,13 +163,13 @@ def finer_parts(num_images: int, parts: int, device: torch.device) -> int:
         device: whose memory was not enough.
 
     Raises:
-        OutOfMemory: a micro-batch cannot be divided any more.
+        NotEnoughMemory: a micro-batch cannot be divided any more.
     """
     more = [count for count in possible_parts(num_images) if count > parts]
     if not more:
         least = num_images // parts
         even = "" if least == 2 else f" and the batch of {num_images} images must be divided evenly"
-        raise OutOfMemory(
+        raise NotEnoughMemory(
             f"Out of memory on {device.type} in a training with {counted(least, 'image')} in one pass. A micro-batch "
             f"cannot be smaller, because images are mixed in pairs{even}. Use smaller images or a smaller model, or "
             "free memory."

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 
-from vitrim.errors import NonFiniteLoss, OutOfMemory, counted
+from vitrim.errors import NonFiniteLoss, NotEnoughMemory, counted
 from vitrim.runs.progress import log
 from vitrim.training.batch_memory import finer_parts, nearest_parts
 from vitrim.training.faults import MAX_HALVINGS, BadStep, Events, FiniteWatch, NotFinite
@@ -112,11 +112,11 @@ class Safety:
             The number of updates after which the training goes on, and the number of micro-batches.
 
         Raises:
-            OutOfMemory: a micro-batch cannot be divided any more, or there are several processes.
+            NotEnoughMemory: a micro-batch cannot be divided any more, or there are several processes.
         """
         device = self.accelerator.device
         if self.accelerator.num_processes > 1:  # the others wait in the middle of the update
-            raise OutOfMemory(
+            raise NotEnoughMemory(
                 f"{self.stage}: out of memory on {device.type} at step {step} with "
                 f"{counted(self.num_images // parts, 'image')} in one pass of a process. Raise the setting accumulate "
                 "of this training (twice as many micro-batches need about half the memory), lower its batch_size, or "

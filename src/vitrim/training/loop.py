@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vitrim.asking import is_out_of_memory
 from vitrim.copying import copied
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
 from vitrim.data.files.run_record import keep_record
@@ -31,7 +32,6 @@ from vitrim.hooks import eval_mode, logits_of, recorded_states
 from vitrim.models import describe
 from vitrim.precision import autocast
 from vitrim.runs.files import CHECKPOINT
-from vitrim.runs.memory import is_out_of_memory
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
 from vitrim.training.batch_memory import fitting_parts, rehearsed_parts

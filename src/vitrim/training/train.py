@@ -56,7 +56,7 @@ def train(
     Raises:
         NonFiniteLoss: the loss or its gradient became infinite or not a number, also with a quarter of the learning
             rate. The last checkpoint is good.
-        OutOfMemory: two images of one micro-batch do not fit into memory.
+        NotEnoughMemory: two images of one micro-batch do not fit into memory.
         FolderInUse: the checkpoint in `run_dir` was made with other settings.
         SettingError: a teacher does not fit the model. DataError: the data does not fit the model.
     """
@@ -83,7 +83,7 @@ def run_job(job: TrainingJob) -> nn.Module:
     """Train a copy of `job.model`, as `train` does.
 
     Raises:
-        NonFiniteLoss, OutOfMemory, FolderInUse, DataError: as `train`.
+        NonFiniteLoss, NotEnoughMemory, FolderInUse, DataError: as `train`.
     """
     model = copied(job.model)
     if job.settings.epochs == 0:

@@ -1,5 +1,8 @@
 """Laws of pixels: they are scaled by the type of the file, never by its content, and what is ambiguous is refused."""
 
+import struct
+import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,8 @@ from PIL import Image
 
 from builders.deep_images import EXPECTED, RAMP, deep_png, deep_rgb_png, pgm, tiff, twelve_bit_tiff
 from builders.images import save_image
-from vitrim.data.files.pixels import PixelFormat, UnsupportedPixels, check_file, pixel_array
+from vitrim.data.files.decoding import BROKEN_IMAGE
+from vitrim.data.files.pixels import FORMATS, PixelFormat, UnsupportedPixels, check_file, pixel_array
 from vitrim.errors import SettingError
 
 Write = Callable[[Path], Path]
@@ -180,3 +184,24 @@ def test_images_without_the_channels_are_refused(tmp_path: Path, mode: str, chan
 def test_channels_are_counted_from_1() -> None:
     with pytest.raises(SettingError, match="channels is 0"):
         PixelFormat(channels=0)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_formats_that_would_start_another_program_are_not_opened(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a program was started"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / f"image{suffix}").write_bytes(eps)
+    with pytest.raises(BROKEN_IMAGE):
+        pixel_array(str(tmp_path / f"image{suffix}"))
+    assert "EPS" not in FORMATS
+
+
+def test_an_image_of_absurd_size_is_broken(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "image.png").write_bytes(content)
+    with pytest.raises(BROKEN_IMAGE):
+        pixel_array(str(tmp_path / "image.png"))

@@ -3,6 +3,7 @@
 import builtins
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from builders.images import folders
 from vitrim.data.images import ImageData
+from vitrim.data.listing.sources import Places, find
 from vitrim.data.loading import load_data
 from vitrim.errors import DataError
 
@@ -124,8 +126,8 @@ def test_what_cannot_be_read_is_refused(hf: Any, tmp_path: Path) -> None:
     hf.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(tmp_path / "c")
     folders(tmp_path / "d", "cat", "dog")
     for name, message in (
-        ("a.parquet", "cannot be read as a Hugging Face data set .Parquet"),
-        ("b", "cannot be read as a Hugging Face data set"),
+        ("a.parquet", "could not read .* as a Hugging Face data set: Parquet"),
+        ("b", "dataset_dict.json is not valid JSON"),
         ("c", "has no column of images; its columns are text, label"),
         ("d", "It has images; leave out `hf:`"),
         ("absent", "There is no folder or file"),
@@ -146,3 +148,28 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
     with pytest.raises(DataError, match=r"pip install 'vitrim\[hf\]'"):
         load_data(tmp_path)
+
+
+def test_a_folder_that_names_files_elsewhere_is_refused(hf: Any, tmp_path: Path) -> None:
+    hf.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(tmp_path / "a")
+    hf.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(tmp_path / "b")
+    inside = next((tmp_path / "a").glob("*.arrow")).name
+    for name in (f"../a/{inside}", str(tmp_path / "a" / inside)):
+        (tmp_path / "b" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+        with pytest.raises(DataError, match="which is no file of its folder"):
+            find(f"hf:{tmp_path / 'b'}", Places(), tmp_path / "cache")
+    (tmp_path / "c").mkdir()
+    for splits in (["../a"], 5):
+        (tmp_path / "c" / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+        with pytest.raises(DataError, match=r"which is no file of its folder|has no list of splits"):
+            find(f"hf:{tmp_path / 'c'}", Places(), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["flowers", "hf:flowers"])
+def test_a_script_beside_images_is_not_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders(tmp_path / "flowers", "cat", "dog")
+    (tmp_path / "flowers" / "flowers.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with suppress(DataError):
+        find(name, Places(), tmp_path / "cache")
+    assert not (tmp_path / "executed").exists()

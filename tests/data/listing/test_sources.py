@@ -47,7 +47,7 @@ def test_a_data_dir_with_something_else_is_refused_and_the_error_says_what_was_l
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "cifar10.zip").write_bytes(b"no archive")
-    with pytest.raises(DataError, match=r"Could not unpack .*cifar10\.zip"):
+    with pytest.raises(DataError, match=r"could not unpack .*cifar10\.zip"):
         load_data("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
 
 
@@ -103,7 +103,7 @@ def test_archives_that_cannot_be_unpacked_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.7z is a file, not a folder; unpack it and give the path"):
         load_data(tmp_path / "a.7z")
     (tmp_path / "a.tar.xz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match=r"Could not unpack .*a\.tar\.xz"):
+    with pytest.raises(DataError, match=r"could not unpack .*a\.tar\.xz"):
         load_data(tmp_path / "a.tar.xz", cache_dir=tmp_path / "cache")
     with zipfile.ZipFile(tmp_path / "b.zip", "w"):
         pass

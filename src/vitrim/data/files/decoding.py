@@ -5,6 +5,7 @@ is in `pixels`, which sets are decoded in `loading`, and where their pixels are 
 """
 
 import os
+import struct
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
@@ -14,20 +15,14 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from vitrim.data.files.pixels import RGB, PixelFormat, UnsupportedPixels, check_file, pixel_array
+from vitrim.data.files.pixels import RGB, PixelFormat, UnsupportedPixels, check_file, open_image, pixel_array
 from vitrim.runs.progress import log, track
 from vitrim.runs.text_files import check_regular
 
-# What Pillow raises for files that are truncated, damaged or not images (found by trying).
-BROKEN_IMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    EOFError,
-    zlib.error,
-    Image.DecompressionBombError,
+# What Pillow raises for files that are truncated, damaged, not images, or of absurd size (found by trying).
+BROKEN_IMAGE: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError, MemoryError, RuntimeError),
+    *(zlib.error, struct.error, Image.DecompressionBombError),
 )
 MIN_FILES_FOR_PROCESSES = 20_000  # fewer are decoded by threads in a few seconds; processes start in one or two
 MIN_CORES_FOR_PROCESSES = 3  # on two cores, threads are as fast (docs/log.md)
@@ -108,7 +103,7 @@ def common_size(files: Sequence[str]) -> tuple[int, int] | None:
     for file in spread_over(files):
         try:
             check_regular(file)
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 sizes.add((image.height, image.width))
         except BROKEN_IMAGE:
             continue

@@ -26,6 +26,11 @@ from vitrim.data.files.image_headers import (
 from vitrim.errors import SettingError
 from vitrim.runs.text_files import check_regular
 
+# Formats that Pillow decodes itself. Of all others, EPS would start another program (Ghostscript), whatever the suffix.
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "SGI", "PCX", "QOI"),
+    *("ICO", "HEIF"),  # HEIF if a plugin is registered for it
+)
 MAX_UINT16 = 65535
 FULL_RANGES = tuple(2**bits - 1 for bits in range(9, 17))  # the largest values of cameras with 9 to 16 bits
 MODES_OF_CHANNELS = {2: ("LA",), 4: ("RGBA",)}
@@ -125,7 +130,7 @@ def pixel_array(file: str | BinaryIO, pixel_format: PixelFormat = RGB) -> np.nda
 
 
 def open_image(file: str | BinaryIO) -> ImageFile.ImageFile:
-    """Open an image without decoding it.
+    """Open an image without decoding it. What the file is, is told by its content: a suffix may be wrong.
 
     Raises:
         UnsupportedPixels: a TIFF of a kind that Pillow does not read.
@@ -134,12 +139,18 @@ def open_image(file: str | BinaryIO) -> ImageFile.ImageFile:
     if isinstance(file, str):
         check_regular(file)
     try:
-        return Image.open(file)
+        return Image.open(file, formats=_formats())
     except Image.UnidentifiedImageError:
         kind = unread_tiff(file) if isinstance(file, str) else None
         if kind is None:
             raise
         raise UnsupportedPixels(_name(file), kind, "Pillow cannot read this; convert the files to 8 bits.") from None
+
+
+def _formats() -> tuple[str, ...]:
+    """The formats of `FORMATS` that the installed Pillow reads."""
+    Image.init()  # at once after the first call
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def check_pixels(image: ImageFile.ImageFile, file: str | BinaryIO, pixel_format: PixelFormat) -> _Values | None:

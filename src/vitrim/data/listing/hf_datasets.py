@@ -10,12 +10,13 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vitrim.asking import asking
 from vitrim.data.images import ImageSet
 from vitrim.data.listing.layouts import holds_images, walk
 from vitrim.data.listing.listed_images import pick_validation
@@ -23,11 +24,13 @@ from vitrim.data.listing.parts import Found, Part, joined, only_evaluated, test_
 from vitrim.data.listing.split_names import TRAIN, role_of
 from vitrim.data.listing.suffixes import is_image
 from vitrim.data.listing.tables import ColumnNames, is_label_name, labels_in_order
-from vitrim.errors import DataError, counted
+from vitrim.errors import CheckpointMismatch, DataError, counted
+from vitrim.runs.files import read_json
 from vitrim.runs.progress import log, track
 from vitrim.runs.text_files import encoded
 
 PREFIX = "hf:"
+EXPECTED = "Expected a folder of save_to_disk, parquet files, or a name on the Hub."
 _SHARD = re.compile(r"-\d+-of-\d+$|[-_.]?\d+$")  # `train-00000-of-00002`, `0000`
 
 
@@ -61,19 +64,15 @@ def read_hf(name: str, columns: ColumnNames, cache: Path) -> Found:
         ) from error
 
     folder = cache / "huggingface"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _quiet(datasets), tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as arrow_files:
-            splits, version = _open(datasets, name, arrow_files)
-            return _found(datasets, name, splits, columns, folder / version)
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError, TypeError, LookupError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise DataError(
-            f"{name} cannot be read as a Hugging Face data set ({reason}); expected a folder of save_to_disk, parquet "
-            "files, or a name on the Hub."
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet(datasets), tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as arrow_files:
+        splits, version = _open(datasets, name, arrow_files)
+        return _found(datasets, name, splits, columns, folder / version)
+
+
+def _reading(name: object) -> AbstractContextManager[None]:
+    """A context in which `datasets` reads; its errors name the data set."""
+    return asking("datasets", f"read {name} as a Hugging Face data set", error=DataError, advice=EXPECTED)
 
 
 def _open(datasets: Any, name: str, arrow_files: str) -> tuple[dict[str, Any], str]:
@@ -83,12 +82,15 @@ def _open(datasets: Any, name: str, arrow_files: str) -> tuple[dict[str, Any], s
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
             raise DataError(f"There is no folder or file {name}; give the path of a Hugging Face data set.")
         log(f"loading {name} from the Hugging Face Hub")
-        found = datasets.load_dataset(name)
+        with _reading(name):
+            found = datasets.load_dataset(name)
         version = " ".join(file["filename"] for split in found.values() for file in split.cache_files)
         return dict(found), hashlib.sha256(encoded(f"{name} {version}")).hexdigest()[:16]
     version = _version(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        found = datasets.load_from_disk(str(path))
+        _check_names(path)
+        with _reading(path):
+            found = datasets.load_from_disk(str(path))
         return (dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}), version
     files = [str(path)] if path.is_file() else _parquet_files(path)
     if not files:
@@ -98,7 +100,29 @@ def _open(datasets: Any, name: str, arrow_files: str) -> tuple[dict[str, Any], s
     for file in files:
         by_split.setdefault(_split_of(file, path), []).append(file)
     named = {split or "unnamed": paths for split, paths in by_split.items()}
-    return dict(datasets.load_dataset("parquet", data_files=named, cache_dir=arrow_files)), version
+    with _reading(path):
+        return dict(datasets.load_dataset("parquet", data_files=named, cache_dir=arrow_files)), version
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse a folder of `save_to_disk` that names splits or files outside of it.
+
+    Raises:
+        DataError: names what was found.
+    """
+    for file, key, inside in (("dataset_dict.json", "splits", None), ("state.json", "_data_files", "filename")):
+        for found in sorted(folder.glob(file)) + sorted(folder.glob(f"*/{file}")):
+            try:
+                content = read_json(found)
+            except CheckpointMismatch as problem:
+                raise DataError(str(problem)) from None
+            entries = content.get(key) if isinstance(content, dict) else None
+            if not isinstance(entries, list):
+                raise DataError(f"{found} has no list of {key.strip('_')}. It is damaged; save the data set again.")
+            entries = [entry.get(inside) if inside and isinstance(entry, dict) else entry for entry in entries]
+            for name in entries:
+                if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+                    raise DataError(f"{found} names {str(name)[:200]!r}, which is no file of its folder.")
 
 
 def _split_of(file: str, root: Path) -> str:
@@ -176,7 +200,8 @@ def _part(datasets: Any, place: Path, split: Any, columns: tuple[str, str], fold
     """The images of a split, written to `folder`; None if none has a label."""
     image, label = columns
     feature = split.features[label]
-    values = list(split[label])
+    with _reading(place):
+        values = list(split[label])
     if any(isinstance(value, (list, dict, float)) and value == value for value in values[:100]):
         raise DataError(
             f"Column {label} of {place} has values such as {values[0]!r}; expected one class for each image."
@@ -191,10 +216,11 @@ def _part(datasets: Any, place: Path, split: Any, columns: tuple[str, str], fold
         raise DataError(f"Column {label} of {place} has two classes of one name; rename one of them.")
     numbers = [values[index] for index in known] if is_class else [classes.index(text) for text in labels]
     rest = len(values) - len(known)
-    rows = split.select_columns([image])
-    if isinstance(split.features[image], datasets.Image):
-        rows = rows.cast_column(image, datasets.Image(decode=False))
-    files = _written(rows, image, folder)
+    with _reading(place):
+        rows = split.select_columns([image])
+        if isinstance(split.features[image], datasets.Image):
+            rows = rows.cast_column(image, datasets.Image(decode=False))
+    files = _written(_rows(rows, place), len(rows), image, folder)
     return Part(
         place=place,
         classes=classes,
@@ -207,18 +233,30 @@ def _is_label(value: Any, is_class: bool) -> bool:
     return value is not None and value == value and (value >= 0 if is_class else str(value) != "")
 
 
-def _written(rows: Any, image: str, folder: Path) -> list[str]:
+def _rows(rows: Any, place: Path) -> Iterator[Any]:
+    """The rows one by one, as `datasets` reads them."""
+    with _reading(place):
+        iterator = iter(rows)
+    while True:
+        with _reading(place):
+            row = next(iterator, None)
+        if row is None:
+            return
+        yield row
+
+
+def _written(rows: Iterator[Any], num_rows: int, image: str, folder: Path) -> list[str]:
     """The paths of the images. Encoded images are written to `folder`, all or none; others are files already."""
     exists = folder.is_dir()
     written = sorted(str(path) for path in folder.iterdir()) if exists else []
-    if exists and len(written) == len(rows):
+    if exists and len(written) == num_rows:
         return written
     names: list[str] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
         partial = Path(temporary) / "images"
         partial.mkdir()
-        for number, row in enumerate(track(rows, f"Writing images to {folder}", total=len(rows))):
+        for number, row in enumerate(track(rows, f"Writing images to {folder}", total=num_rows)):
             value = row[image]
             content, path = (value, None) if isinstance(value, bytes) else _content(value)
             if content is None:

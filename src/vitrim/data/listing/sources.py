@@ -3,18 +3,12 @@
 How a folder is read is in `folders`. Downloads and unpacked archives are kept in the user's cache folder.
 """
 
-import hashlib
-import lzma
 import re
-import shutil
-import tarfile
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitrim.data.listing.archives import ARCHIVES, unpack
 from vitrim.data.listing.folders import read_folder, read_places
 from vitrim.data.listing.hf_datasets import PREFIX, is_hf_data, read_hf
 from vitrim.data.listing.layouts import read_digits, visible_folders
@@ -25,9 +19,7 @@ from vitrim.data.listing.table_folders import read_table_file
 from vitrim.data.listing.tables import NO_COLUMNS, ColumnNames, is_table
 from vitrim.errors import DataError, SettingError
 from vitrim.runs.progress import is_interactive, log
-from vitrim.runs.text_files import encoded
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer or without data
 
 
@@ -165,7 +157,7 @@ def _find_path(name: str, columns: ColumnNames, cache: Path) -> Found:
     if is_hf_data(path):
         return read_hf(str(path), columns, cache)
     if path.is_file() and path.name.lower().endswith(ARCHIVES):
-        folder = _only_folder(_unpack(path, cache))
+        folder = _only_folder(unpack(path, cache))
         return read_hf(str(folder), columns, cache) if is_hf_data(folder) else read_folder(folder, columns)
     if is_table(path):
         return read_table_file(path, columns)
@@ -201,7 +193,7 @@ def _search(name: str, folder: Path, cache: Path) -> Found | None:
             return found
     for archive in similar:
         if archive.is_file() and archive.name.lower().endswith(ARCHIVES):
-            for candidate in _with_children([_unpack(archive, cache)]):
+            for candidate in _with_children([unpack(archive, cache)]):
                 found = read_layout(candidate)
                 if found is not None and len(found.classes) == source.num_classes:
                     return found
@@ -241,57 +233,3 @@ def _download(name: str, cache: Path) -> None:
             f"Could not download {name} from {source.url} into {cache} ({reason}); "
             "download it by hand and pass its folder with --data-dir."
         ) from error
-
-
-def _unpack(archive: Path, cache: Path) -> Path:
-    """Return the folder of the unpacked archive in the cache. Unpack it unless that was done before."""
-    status = archive.stat()
-    version = hashlib.sha256(encoded(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}")).hexdigest()[:8]
-    target = cache / "unpacked" / f"{archive.name}-{version}"
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as folder:
-            partial = Path(folder) / "unpacked"
-            if archive.name.lower().endswith(".zip"):
-                with zipfile.ZipFile(archive) as opened:
-                    _check_members(archive, opened.infolist(), target.parent)
-                    opened.extractall(partial)
-            else:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(partial, filter="data")  # refuses `..`, absolute paths, devices and links out of it
-            partial.mkdir(exist_ok=True)  # the archive may be empty
-            if not target.is_dir():  # another process may have unpacked it in the meantime
-                partial.rename(target)
-    except RuntimeError as error:  # zipfile: a password is needed, or a compression is unknown
-        raise DataError(f"Could not unpack {archive} ({error}); unpack it, and give the path of the folder.") from error
-    except tarfile.FilterError as error:
-        raise DataError(
-            f"{archive} has a file that would lie outside of its folder ({error}); unpack it by hand."
-        ) from error
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(
-            f"Could not unpack {archive} into {target.parent} ({error}); download the archive again."
-        ) from error
-    return target
-
-
-def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
-    """Refuse an archive with paths that lead out of it, or with more bytes than there is space."""
-    outside = [member.filename for member in members if _leads_out(member.filename)]
-    if outside:
-        raise DataError(
-            f"{archive} has a file that would lie outside of its folder ({outside[0]!r}); unpack it by hand."
-        )
-    num_bytes, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise DataError(
-            f"{archive} needs {num_bytes / 1e9:.3g} GB unpacked, but {folder} has {free / 1e9:.3g} GB left. Unpack it "
-            "elsewhere, and give the path of the folder."
-        )
-
-
-def _leads_out(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return ".." in parts or not parts[0] or parts[0].endswith(":")

@@ -9,7 +9,9 @@ from pathlib import PurePath
 
 from PIL import Image, features
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "SGI", "PCX", "QOI")
+from vitrim.data.files.pixels import FORMATS
+
+_HAVE_SUFFIXES = tuple(name for name in FORMATS if name not in ("ICO", "HEIF"))  # icons are no data
 _ALWAYS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".jfif")
 _HEIF = (".heic", ".heif", ".hif")
 # Suffixes of images that Pillow may lack, or never decodes, and what to do with them.
@@ -30,7 +32,7 @@ _FOLDERS_OF_SYSTEMS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recy
 def _readable_suffixes() -> tuple[str, ...]:
     """The suffixes of images that the installed Pillow decodes, and of HEIC if a plugin is registered for it."""
     known = Image.registered_extensions()  # those of AVIF and WebP are only registered if they can be decoded
-    found = {suffix for suffix, format_name in known.items() if format_name in _FORMATS or suffix in _HEIF}
+    found = {suffix for suffix, format_name in known.items() if format_name in _HAVE_SUFFIXES or suffix in _HEIF}
     if not features.check_codec("jpg_2000"):
         found -= {suffix for suffix, format_name in known.items() if format_name == "JPEG2000"}
     return (*_ALWAYS, *sorted(found - set(_ALWAYS)))

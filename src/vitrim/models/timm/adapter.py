@@ -3,7 +3,6 @@
 Model classes are listed in `families`, attentions and MLPs in `parts`. docs/add-a-model.md shows how to add a family.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import timm
 from timm.data import resolve_data_config
 from timm.layers import DropPath as TimmDropPath
 from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
-from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.errors import UnsupportedModel
 from vitrim.models.changed_parts import find_or_skip, unknown_parts
 from vitrim.models.changes import Changes
 from vitrim.models.channels import with_channels
@@ -27,17 +25,27 @@ from vitrim.models.heads import num_outputs, submodule
 from vitrim.models.label_names import label_names
 from vitrim.models.origin import Origin
 from vitrim.models.stochastic_depth import DropPath
+from vitrim.models.timm.building import create_model
 from vitrim.models.timm.configuration import PREPROCESSING, true_configuration
-from vitrim.models.timm.downloads import downloading
 from vitrim.models.timm.families import BY_CLASS, Family, family_of
 from vitrim.models.timm.finders import set_head_width
 from vitrim.models.timm.parts import PARTS, RESIDUAL_SCALES
 from vitrim.models.timm.renumbering import has_mixed_rope, renumber_blocks
+from vitrim.models.timm.stored_arguments import check_stored_architecture, check_stored_arguments
 from vitrim.plan import PruningPlan
 from vitrim.structure import TensorCut, UnitGroup, UnitKind, ViTStructure
 
 PRUNED_ARCHITECTURE = "vitrim_cut"  # the architecture under which vitrim registers pruned models with timm
-RUNTIME_ARGUMENTS = {"checkpoint_path", "pretrained", "cache_dir", "scriptable", "exportable", "no_jit"}
+RUNTIME_ARGUMENTS = {
+    "checkpoint_path",
+    "pretrained",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "device",
+    "dtype",
+}
 
 
 class TimmAdapter:
@@ -111,7 +119,13 @@ class TimmAdapter:
         model.reset_classifier(num_classes)
 
     def build(self, origin: Origin) -> nn.Module:
-        """Build the dense model of this origin. Its `pretrained_cfg` states its own images and classes."""
+        """Build the dense model of this origin. Its `pretrained_cfg` states its own images and classes.
+
+        Raises:
+            CheckpointMismatch: the origin names an unknown architecture, a file or an address.
+        """
+        check_stored_architecture(origin.architecture, "config.json")
+        check_stored_arguments(origin.model_args, "config.json")
         model: Any = create_model(origin.architecture, **origin.model_args)
         model.pretrained_cfg = model.default_cfg = true_configuration(model, origin, _image_shape(model))
         return model
@@ -194,40 +208,6 @@ class TimmAdapter:
             "crop_mode": config["crop_mode"],
         }
         return with_channels(settings, channels)
-
-
-def create_model(architecture: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """`timm.create_model`, which also notes the arguments on the model, so that vitrim can build it again.
-
-    Arguments that are None are left out.
-
-    Raises:
-        SettingError: timm has no such architecture, or the architecture does not accept an argument.
-    """
-    arguments = {name: value for name, value in arguments.items() if value is not None}
-    if not architecture.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(architecture):
-        near = _near_names(architecture.split(".")[0])
-        hint = f" Did you mean {', '.join(near)}?" if near else " `timm.list_models('vit*')` lists the names."
-        raise SettingError(f"timm has no model named {architecture!r}, and there is no such file or folder.{hint}")
-    try:
-        with downloading(architecture, pretrained=pretrained):
-            model = timm.create_model(architecture, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        raise SettingError(f"timm's {architecture} does not take these arguments: {error}.") from error
-    except (AssertionError, RuntimeError, OSError) as error:  # no network, no such repository
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingError(f"timm could not build {architecture} with {arguments}: {first_line}") from error
-    model._model_args = {**getattr(model, "_model_args", {}), **arguments}  # as timm >= 1.0.31 does itself
-    return model
-
-
-MIN_PREFIX = 5  # letters of a name from which the longer names are suggested, such as `deit_`
-
-
-def _near_names(name: str) -> list[str]:
-    """Up to three architectures of timm that begin with `name`, else up to three that look like it."""
-    longer = timm.list_models(f"{name}*")[:3] if len(name) >= MIN_PREFIX else []
-    return longer or difflib.get_close_matches(name, timm.list_models(), n=3)
 
 
 def _architecture(model: nn.Module) -> str:

@@ -8,7 +8,6 @@ import inspect
 import io
 import re
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from math import isqrt
 from pathlib import Path
@@ -19,10 +18,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from vitrim.asking import DAMAGED_FILE, UNFORESEEN, reason
 from vitrim.errors import CheckpointMismatch, counted
 from vitrim.models.position_grid import PositionGrid
 
-FAILURES = (RuntimeError, KeyError, ValueError, AttributeError, AssertionError, IndexError, TypeError)
 LAYER_SCALE = 1e-5  # any value: the weights replace it
 
 
@@ -107,7 +106,7 @@ def converted(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, T
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # timm prints while it converts DINOv3
             yield filter_fn(dict(tensors), model, **options)
-    except FAILURES:
+    except UNFORESEEN:
         return
 
 
@@ -132,8 +131,8 @@ def npz_tensors(path: Path) -> dict[str, Tensor]:
             if f"{prefix}head/kernel" in arrays:
                 found["head.weight"] = arrays[f"{prefix}head/kernel"].T
             tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in found.items()}
-        except (ValueError, TypeError, zipfile.BadZipFile) as problem:  # such as an array of pickled objects
-            raise CheckpointMismatch(f"{path} is not a readable .npz file: {problem}") from None
+        except DAMAGED_FILE as problem:  # such as an array of pickled objects
+            raise CheckpointMismatch(f"{path} is not a readable .npz file: {reason(problem)}.") from None
     kernel = tensors["patch_embed.proj.weight"]
     return {**tensors, "patch_embed.proj.weight": kernel.permute(3, 2, 0, 1)} if kernel.ndim == 4 else tensors
 
@@ -156,7 +155,10 @@ def load_npz(model: Any, path: Path) -> None:
         names = [name.removeprefix(prefix) for name in arrays]
         numbers = {int(found[1]) for name in names if (found := re.match(r"Transformer/encoderblock_(\d+)/", name))}
         stacked = f"{prefix}Transformer/encoderblock/LayerNorm_0/scale"
-        depth = len(arrays[stacked]) if stacked in arrays else len(numbers)
+        try:
+            depth = len(arrays[stacked]) if stacked in arrays else len(numbers)
+        except DAMAGED_FILE as problem:
+            raise CheckpointMismatch(f"{path} is not a readable .npz file: {reason(problem)}.") from None
     if depth != len(model.blocks):
         raise CheckpointMismatch(f"{path} has {counted(depth, 'block')}, but the architecture has {len(model.blocks)}.")
     if "pre_logits/kernel" in names and model.num_classes:
@@ -169,8 +171,8 @@ def load_npz(model: Any, path: Path) -> None:
             parameter.fill_(torch.nan)  # so that what timm leaves out is found
     try:
         model.load_pretrained(str(path))
-    except FAILURES as problem:
-        raise CheckpointMismatch(f"{path} does not fit the architecture: {str(problem).splitlines()[0]}") from None
+    except DAMAGED_FILE as problem:
+        raise CheckpointMismatch(f"{path} does not fit the architecture: {reason(problem)}.") from None
     missing = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
     if missing:
         raise CheckpointMismatch(f"{path} does not fit the architecture: {', '.join(missing[:6])} are missing.")
@@ -181,8 +183,8 @@ def _npz(path: Path) -> Iterator[tuple[Any, str]]:
     """The arrays of the file by name, and the prefix that all names of the ViT have."""
     try:
         arrays = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as problem:
-        raise CheckpointMismatch(f"{path} is not a readable .npz file: {str(problem).splitlines()[0]}") from None
+    except DAMAGED_FILE as problem:
+        raise CheckpointMismatch(f"{path} is not a readable .npz file: {reason(problem)}.") from None
     kernels = (
         "embedding/kernel",
         "opt/target/embedding/kernel",

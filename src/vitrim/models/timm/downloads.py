@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
+from vitrim.asking import asking
 from vitrim.models.downloads import from_network, hub_url
 
 WEIGHTS = "model.safetensors"
@@ -20,14 +21,15 @@ def downloading(name: str, *, pretrained: bool) -> AbstractContextManager[None]:
         name: an architecture, or a repository after `hf-hub:`.
         pretrained: whether the weights are loaded.
     """
-    if name.startswith("hf-hub:"):
-        repository = name.removeprefix("hf-hub:").partition("@")[0]
+    if name.startswith(("hf-hub:", "hf_hub:")):
+        repository = name.partition(":")[2].partition("@")[0]
         advice = (
             f"Download {WEIGHTS} from there too, into one folder, and pass this folder in place of timm:{name}. "
             f"{_copied(repository)}"
         )
         return from_network(f"timm:{name}", hub_url(repository, "config.json"), advice)
-    config = timm.get_pretrained_cfg(name) if pretrained else None
+    is_folder = name.startswith(("local-dir:", "local_dir:"))
+    config = timm.get_pretrained_cfg(name) if pretrained and not is_folder else None
     if config is None or not (config.hf_hub_id or config.url):
         return nullcontext()  # timm says that it has no weights
     if config.hf_hub_id:
@@ -46,5 +48,6 @@ def _passed(name: str) -> str:
 
 
 def _copied(repository: str) -> str:
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    with asking("timm", f"find {repository!r} on the Hub"):
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     return f"Or copy the folder {folder} of a machine that has it."

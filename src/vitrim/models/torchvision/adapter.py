@@ -19,7 +19,8 @@ from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformerBlockV2
 
-from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.asking import asking
+from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.models.changes import Changes
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, structure_of
@@ -27,6 +28,7 @@ from vitrim.models.downloads import from_network
 from vitrim.models.heads import num_features, num_outputs
 from vitrim.models.layers import part_problem
 from vitrim.models.origin import Origin
+from vitrim.models.sizes import check_sizes, short, shown
 from vitrim.models.torchvision.families import BLOCKS, MODELS, PREPROCESSING, SIZES_BY_NAME
 from vitrim.models.torchvision.forwards import HOOKABLE
 from vitrim.models.torchvision.parts import RESIDUAL_SCALES, find_groups
@@ -34,6 +36,11 @@ from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
 
 IMG_SIZE = "vitrim_img_size"  # attribute for models that accept images of any size
+SIZES = (  # the arguments that describe a model of torchvision
+    *("num_classes", "image_size", "patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim", "dropout"),
+    *("attention_dropout", "representation_size", "embed_dim", "depths", "window_size", "mlp_ratio"),
+    "stochastic_depth_prob",
+)
 ARCHITECTURE = "vitrim_architecture"  # attribute for pruned models, whose sizes no longer have a name
 
 
@@ -99,12 +106,10 @@ class TorchvisionAdapter:
         img_size = arguments.pop("img_size", None)
         if img_size is not None and architecture.startswith(("vit_", "VisionTransformer")):
             arguments["image_size"] = img_size
-        try:
+        check_sizes(architecture, arguments, partial(_build, architecture, arguments))
+        with_arguments = f" with {shown(arguments)}" if arguments else ""
+        with asking("torchvision", f"build {architecture}{with_arguments}"):
             model = _build(architecture, arguments, pretrained=pretrained)
-        except SettingError:
-            raise
-        except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-            raise SettingError(f"torchvision could not build {architecture} with {arguments}: {error}") from error
         if num_classes is not None:
             self.reset_head(model, num_classes)
         if isinstance(model, SwinTransformer) and img_size is not None:
@@ -112,9 +117,21 @@ class TorchvisionAdapter:
         return model
 
     def build(self, origin: Origin) -> nn.Module:
-        """Build the dense model of this origin; without classes, with one class, because torchvision needs a head."""
+        """Build the dense model of this origin; without classes, with one class, because torchvision needs a head.
+
+        Raises:
+            CheckpointMismatch: the origin states what is no size of a model, or torchvision cannot build it.
+        """
+        if unknown := [name for name in origin.model_args if name not in SIZES]:
+            raise CheckpointMismatch(
+                f"config.json states {short(unknown[0])} for torchvision's {short(origin.architecture)}; expected only "
+                f"{', '.join(SIZES)}."
+            )
         arguments = {**origin.model_args, "num_classes": origin.model_args["num_classes"] or 1}
-        model = _build(origin.architecture, arguments)
+        check_sizes(origin.architecture, arguments, partial(_build, origin.architecture, arguments))
+        request = f"build {origin.architecture} as config.json says"
+        with asking("torchvision", request, error=CheckpointMismatch):
+            model = _build(origin.architecture, arguments)
         if isinstance(model, SwinTransformer) and (size := origin.preprocessing.get("img_size")):
             setattr(model, IMG_SIZE, size)
         return model

@@ -15,18 +15,22 @@ from typing import Any
 from timm.layers import calculate_drop_path_rates
 from torch import nn
 
-from vitrim.errors import SettingError, UnsupportedModel
+from vitrim.asking import asking
+from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.models.changes import Changes
 from vitrim.models.channels import input_channels, with_channels
 from vitrim.models.describing import BlockParts, Macs, structure_of
 from vitrim.models.heads import num_features, num_outputs
 from vitrim.models.origin import Origin
+from vitrim.models.sizes import check_numbers, check_sizes, short, shown
 from vitrim.models.stochastic_depth import DropPath
 from vitrim.models.transformers.auto import config_root, dense_config, dense_type, note_cut
 from vitrim.models.transformers.families import BY_CLASS, HEADS, Family
 from vitrim.models.transformers.loading import from_pretrained, import_library
+from vitrim.models.transformers.new_configs import new_config
 from vitrim.models.transformers.parts import RESIDUAL_SCALES, find_units, fit_units, has_units
 from vitrim.models.transformers.processors import log_defaults, processor_file, processor_keys, processor_settings
+from vitrim.models.transformers.stored_configs import LABELS, accepted, init_arguments
 from vitrim.plan import PruningPlan
 from vitrim.structure import UnitGroup, ViTStructure
 
@@ -119,31 +123,45 @@ class HuggingFaceAdapter:
                 f"{architecture} is a class without weights of its own. Name a folder or a repository of the Hub."
             )
         settings = {names.get(name, name): value for name, value in arguments.items()}
-        cls = getattr(transformers, architecture)
-        try:
-            return cls(_new_config(cls.config_class, settings))
-        except (TypeError, ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
-            raise SettingError(f"transformers could not build {architecture} with {arguments}: {error}") from error
+        cls = getattr(transformers, architecture)  # of the table
+
+        def build() -> nn.Module:
+            model: nn.Module = cls(new_config(cls.config_class, settings))
+            return model
+
+        check_sizes(architecture, arguments, build)
+        with asking("transformers", f"build {architecture} with {shown(arguments)}"):
+            return build()
 
     def build(self, origin: Origin) -> nn.Module:
-        """Build the dense model of this origin; raises `UnsupportedModel` if transformers has no such class."""
+        """Build the dense model of this origin.
+
+        Raises:
+            UnsupportedModel: transformers has no such class, or vitrim does not know it.
+            CheckpointMismatch: the origin states what no saved model needs, or transformers cannot build it.
+        """
         transformers = import_library()
-        cls = getattr(transformers, origin.architecture, None)
+        cls = getattr(transformers, origin.architecture, None) if origin.architecture in BY_CLASS else None
         if cls is None:
             raise UnsupportedModel(
-                f"transformers {transformers.__version__} has no {origin.architecture}. Install the release that "
-                "made the model."
+                f"transformers {transformers.__version__} has no {short(origin.architecture)} that vitrim knows. "
+                "Install the release that made the model."
             )
         ours = ("num_classes", "init", ATTENTION)
-        config = {name: value for name, value in origin.model_args.items() if name not in ours}
-        built = cls.config_class.from_dict(config)
-        if ATTENTION in origin.model_args:
-            built._attn_implementation = origin.model_args[ATTENTION]
+        config = accepted({name: value for name, value in origin.model_args.items() if name not in ours}, "config.json")
+        init = init_arguments(origin.model_args.get("init", {}), "config.json")
         num_classes = origin.model_args["num_classes"]
-        if num_classes and built.num_labels != num_classes:
-            built.num_labels = num_classes
-        _name_labels(built, origin.classes)
-        model = cls(built, **origin.model_args.get("init", {}))
+        sizes = {name: value for name, value in config.items() if name not in LABELS}
+        check_numbers("config.json", {**sizes, "num_classes": num_classes})
+        with asking("transformers", f"build {origin.architecture} as config.json says", error=CheckpointMismatch):
+            built = cls.config_class.from_dict(config)
+            if origin.model_args.get(ATTENTION) == "eager":
+                built._attn_implementation = "eager"
+            if num_classes and built.num_labels != num_classes:
+                built.num_labels = num_classes
+            _name_labels(built, origin.classes)
+            check_sizes(origin.architecture, sizes, lambda: cls(built, **init))
+            model = cls(built, **init)
         if BY_CLASS[origin.architecture].any_size and (size := origin.preprocessing.get("img_size")):
             setattr(model, IMG_SIZE, list(size))
         return model
@@ -371,21 +389,3 @@ def _init_arguments(model: nn.Module) -> dict[str, Any]:
     if "use_mask_token" in parameters and getattr(getattr(model, "embeddings", None), "mask_token", None) is not None:
         arguments["use_mask_token"] = True
     return arguments
-
-
-def _new_config(config_class: Any, settings: dict[str, Any]) -> Any:
-    """A configuration with these settings. In a model of text and images, they are those of the vision part.
-
-    Raises:
-        SettingError: the configuration has no such key.
-    """
-    label_settings = {name: value for name, value in settings.items() if name in ("num_labels", "id2label", "label2id")}
-    model_settings = {name: value for name, value in settings.items() if name not in label_settings}
-    has_vision_config = "vision_config" in config_class.sub_configs
-    default = config_class.sub_configs["vision_config"]() if has_vision_config else config_class()
-    unknown = [name for name in model_settings if not hasattr(default, name)]
-    if unknown:
-        raise SettingError(f"{type(default).__name__} has no {', '.join(unknown)}.")
-    if has_vision_config:
-        return config_class(**label_settings, vision_config=model_settings)
-    return config_class(**label_settings, **model_settings)

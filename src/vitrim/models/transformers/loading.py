@@ -9,11 +9,17 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from torch import nn
 
+from vitrim.asking import asking
 from vitrim.errors import CheckpointMismatch, SettingError, UnsupportedModel
 from vitrim.models.downloads import from_network, hub_url
+from vitrim.models.sizes import check_sizes
 from vitrim.models.transformers.auto import MODEL_TYPE
 from vitrim.models.transformers.families import HEADS
+from vitrim.models.transformers.stored_configs import LABELS, architecture_in, class_named, read_config
+from vitrim.runs.files import shards_of
+from vitrim.runs.number_formats import check_formats
 
+ADAPTER = "adapter_config.json"  # written by peft
 NUMBER = re.compile(r"\.\d+\.")  # of a block, in the name of a weight
 
 
@@ -42,7 +48,8 @@ def from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
         raise SettingError(f"{name} is a saved model with its own settings. Leave out {', '.join(arguments)}.")
     if Path(name).is_dir():
         return _load(transformers, name, num_classes)
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    with asking("transformers", f"find a model under {name!r}"):
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     advice = (
         "Download model.safetensors and preprocessor_config.json from there too, into one folder, and pass this folder "
         f"in place of transformers:{name}. Or copy the folder {folder} of a machine that has it."
@@ -54,23 +61,39 @@ def from_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _load(transformers: Any, name: str, num_classes: int | None) -> nn.Module:
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        architecture = (config.architectures or [""])[0]
-        auto: Any = transformers.AutoModel
-        if num_classes is not None or "ForImageClassification" in architecture:
-            auto = transformers.AutoModelForImageClassification
-        elif config.model_type != MODEL_TYPE:  # otherwise vitrim chooses the class
-            auto = getattr(transformers, architecture, auto)
-        if num_classes in (None, config.num_labels):
-            return _complete(auto, name, new_head=num_classes is not None)
+    _check_files(name)
+    config, keys = read_config(name)
+    architecture = architecture_in(config)
+    auto: Any = transformers.AutoModel
+    if num_classes is not None or "ForImageClassification" in architecture:
+        auto = transformers.AutoModelForImageClassification
+    elif config.model_type != MODEL_TYPE:  # otherwise vitrim chooses the class
+        auto = class_named(transformers, architecture, config) or auto
+    sizes = {key: value for key, value in keys.items() if key not in LABELS}
+    check_sizes(name, sizes, lambda: (getattr(auto, "from_config", None) or auto._from_config)(config))
+    new_head = num_classes is not None
+    if num_classes not in (None, config.num_labels):
         config.num_labels = num_classes
-        return _complete(auto, name, new_head=True, config=config)
-    except CheckpointMismatch:
-        raise
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise SettingError(f"transformers found no model under {name!r}: {first_line}") from error
+    return _complete(auto, name, new_head=new_head, config=config)
+
+
+def _check_files(name: str) -> None:
+    """Refuse a folder whose weights lie elsewhere, or that has an adapter beside the model.
+
+    Raises:
+        CheckpointMismatch: an index lists files outside the folder. SettingError: there is an adapter.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    if (folder / ADAPTER).is_file():
+        raise SettingError(
+            f"{name} has an adapter of peft beside the model ({ADAPTER}), and vitrim does not know whether it belongs "
+            "to the model. Merge them in Python with `model.merge_and_unload().save_pretrained(FOLDER)`, or remove it."
+        )
+    for index in sorted(folder.glob("*.index.json")):
+        shards_of(index)
+    check_formats(folder)
 
 
 def _complete(auto: Any, name: str, *, new_head: bool, **arguments: Any) -> nn.Module:
@@ -82,7 +105,10 @@ def _complete(auto: Any, name: str, *, new_head: bool, **arguments: Any) -> nn.M
     Raises:
         CheckpointMismatch: other weights are missing or have another shape, or there are weights of further blocks.
     """
-    model, info = auto.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **arguments)
+    with asking("transformers", f"load the model under {name!r}"):
+        model, info = auto.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **arguments
+        )
     wrong = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     wrong = {key for key in wrong if not (new_head and key.partition(".")[0] in HEADS)}
     if wrong and all(key.startswith("pooler.") for key in wrong) and arguments.get("add_pooling_layer", True):

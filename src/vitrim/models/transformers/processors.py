@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vitrim.asking import UNFORESEEN, asking, reason
 from vitrim.errors import SettingError
 from vitrim.models.downloads import from_network, hub_url
+from vitrim.models.sizes import short
 from vitrim.runs.progress import log
 
 RESAMPLING = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
@@ -21,6 +23,9 @@ KINDS = (  # beginnings of the names of the processors whose steps are known
     *("ConvNext", "Levit", "PoolFormer", "EfficientNet", "MobileViT", "DINOv3ViT"),
 )
 HEAD = "ImageProcessor"
+SIZES = ("size", "crop_size", "pad_size")  # keys that hold numbers of pixels
+NUMBERS = ("rescale_factor", "crop_pct", "resample", "size_divisor")
+MAX_SIDE = 10_000  # pixels
 NO_CROP_FROM = 384  # pixels; from here on, ConvNext's processor resizes to a square without a crop
 LEVIT_CROP_PCT = 224 / 256
 MAX_SMALL_SIDE = 96  # as in `vitrim.data.preprocessing`
@@ -56,15 +61,18 @@ def _from_hub(name: str) -> dict[str, Any] | None:
 
 def _read(name: str) -> dict[str, Any] | None:
     mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
-    try:
-        keys: dict[str, Any] = mixin.get_image_processor_dict(name)[0]
-    except OSError as error:
-        if isinstance(error.__cause__, ValueError) or "not a valid JSON" in str(error):
-            raise SettingError(f"The image processor in {name} is not valid JSON: repair or remove it.") from error
-        return None
+    keys: Any
+    with asking("transformers", f"read the image processor in {name}", advice="Repair or remove its file."):
+        try:
+            keys = mixin.get_image_processor_dict(name)[0]
+        except OSError as error:
+            if isinstance(error.__cause__, ValueError) or "not a valid JSON" in str(error):
+                raise SettingError(f"The image processor in {name} is not valid JSON: repair or remove it.") from error
+            return None
     if not isinstance(keys, dict):
         raise SettingError(f"The image processor in {name} is not a JSON object: repair or remove it.")
-    return keys
+    found: dict[str, Any] = keys
+    return found
 
 
 def processor_settings(
@@ -84,6 +92,7 @@ def processor_settings(
     """
     name = _class_name(keys, model_type)
     try:
+        _check_kinds(keys)
         kind = name.removesuffix("Fast").removesuffix("Pil").removesuffix(HEAD)
         if kind not in KINDS:
             raise _Refused(f"it is a {name}, and vitrim knows only {', '.join(KINDS)} + {HEAD}")
@@ -109,6 +118,27 @@ def processor_settings(
         }
 
 
+def _check_kinds(keys: Mapping[str, Any]) -> None:
+    """Raise `_Refused` for values that no processor has. transformers takes them, and fails later."""
+    for name, value in keys.items():
+        if name in SIZES and value is not None:
+            sides = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            if not all(side is None or (type(side) is int and 0 <= side <= MAX_SIDE) for side in sides):
+                raise _Refused(f"its {name} is {short(value)}; expected numbers of pixels up to {MAX_SIDE:,}")
+        elif name.startswith("do_") and not isinstance(value, bool | None):
+            raise _Refused(f"its {name} is {short(value)}; expected true or false")
+        elif name in NUMBERS and value is not None and not _is_number(value):
+            raise _Refused(f"its {name} is {short(value)}; expected a number")
+        elif name in ("image_mean", "image_std") and value is not None:
+            numbers = value if isinstance(value, list) and value else [value]
+            if not all(map(_is_number, numbers)):
+                raise _Refused(f"its {name} is {short(value)}; expected numbers")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _class_name(keys: Mapping[str, Any], model_type: str) -> str:
     named = keys.get("image_processor_type") or keys.get("feature_extractor_type")
     if named:
@@ -122,9 +152,10 @@ def _class_name(keys: Mapping[str, Any], model_type: str) -> str:
 def _processor(name: str, keys: Mapping[str, Any]) -> Any:
     """transformers' object, which fills in the defaults of its class."""
     try:
-        return getattr(import_module("transformers"), name)(**keys)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _Refused(f"transformers' {name} does not accept it ({str(error).splitlines()[0]})") from error
+        cls = getattr(import_module("transformers"), name)  # of `KINDS`
+        return cls(**{key: value for key, value in keys.items() if not callable(getattr(cls, key, None))})
+    except UNFORESEEN as error:
+        raise _Refused(f"transformers' {name} does not accept it ({reason(error)})") from error
 
 
 def _steps(kind: str, processor: Any) -> tuple[dict[str, Any], tuple[int, int] | None]:

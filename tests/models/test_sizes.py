@@ -1,0 +1,44 @@
+"""Sizes that no machine could build are refused at once, without memory and without a change of the random numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitrim.errors import NotEnoughMemory, SettingError
+from vitrim.models.sizes import check_memory, check_numbers, check_sizes, short, shown
+
+
+@pytest.mark.parametrize("value", [10**7, -(10**7), 10**30, 10**5000], ids=["1e7", "-1e7", "1e30", "1e5000"])
+def test_absurd_numbers_are_refused_wherever_they_are(value: int) -> None:
+    for arguments in ({"width": value}, {"width": [1, value]}, {"sizes": {"width": [value]}}):
+        with pytest.raises(SettingError, match=r"width of x is .*; expected at most 1,000,000\."):
+            check_numbers("x", arguments)
+    with pytest.raises(SettingError, match="depth of x is 1000; expected at most 256"):
+        check_numbers("x", {"depth": 1000})
+
+
+def test_a_model_that_does_not_fit_the_memory_is_refused_before_it_is_built() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(NotEnoughMemory, match=r"its weights are .* GB, and .* GB are free"):
+        check_sizes("x", {"width": 900_000}, lambda: nn.Linear(900_000, 900_000))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_usual_model_is_not_built_twice() -> None:
+    check_sizes("x", {"width": 768, "depth": 12, "pool": True}, lambda: pytest.fail("it was built"))
+    check_memory("x", nn.Linear(2, 2))
+
+
+def test_what_a_library_cannot_build_is_left_to_the_library() -> None:
+    def build() -> nn.Module:
+        raise ZeroDivisionError
+
+    check_sizes("x", {"width": 900_000}, build)
+
+
+def test_values_are_shortened_in_messages() -> None:
+    assert short("x" * 99).endswith("...") and len(short("x" * 99)) == 60
+    assert short(10**5000) == "a number of 16610 bits"
+    assert short([10**5000]) == "a list that has no text"
+    assert shown({"depth": 2, "name": "a"}) == "depth=2, name='a'"
+    assert len(shown({f"a{index}": "x" * 99 for index in range(99)})) == 300
