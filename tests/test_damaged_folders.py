@@ -118,7 +118,7 @@ def test_a_run_with_all_results_damaged_ends_as_if_nothing_was(
         text = capsys.readouterr().err
         for name in ("scores.safetensors", "stages/width-plan.json", "stages/width-distilled/model.safetensors"):
             assert re.search(rf"{name}.* is damaged: its content is not what vitrim wrote.*made again", text), name
-        assert "depth.checkpoint.safetensors is damaged" in text
+        assert which == "finished" or "depth.checkpoint.safetensors is damaged" in text
     assert [found for found in check_folder(folder) if found.kind != "missing"] == []
 
 

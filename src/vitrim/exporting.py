@@ -169,7 +169,6 @@ def export(
             **about,
         )
         _move(file, working, place)
-        _note(place, working)
     return found
 
 
@@ -184,10 +183,11 @@ def _tolerance(tolerance: float | None, program: ProgramSettings) -> float:
 
 
 def _move(file: Path, working: Path, path: Path) -> None:
-    """Move a finished file to `working`, and a second file with its weights beside `path`."""
+    """Move a finished file to `working`, a second file with its weights beside `path`, and note their digests."""
     for weights_file in set(file.parent.iterdir()) - {file}:  # the ONNX file refers to it by name
         os.replace(weights_file, path.with_name(weights_file.name))
     os.replace(file, working)
+    _note(path, working)
 
 
 def _note(path: Path, working: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
+from timm.models import save_for_hf
 from torch import nn
 
 from builders.models import BY_FACTORY, build, random_images, random_plan, same_tensors
@@ -17,8 +19,10 @@ from vitrim.costs.counting import count_cost
 from vitrim.errors import CheckpointMismatch, FolderInUse, UnsupportedModel
 from vitrim.models import describe, origin_of, with_new_head
 from vitrim.plan import PruningPlan
+from vitrim.runs.damage import check_folder
 from vitrim.runs.files import read_json
 from vitrim.saving.checkpoint import file_bytes, fingerprint, is_model_folder, load, load_weights, save
+from vitrim.saving.opening import open_model
 from vitrim.surgery import prune
 
 FAST = {"distilled token", "average pooling, fc_norm", "qk-norm", "registers"}  # the others: in the slow run
@@ -227,3 +231,28 @@ def test_file_bytes_is_the_size_of_the_weights_file(tmp_path: Path) -> None:
         save(model, tmp_path)
         written = (tmp_path / "model.safetensors").stat().st_size
         assert file_bytes(model) == written
+
+
+def test_what_timm_and_vitrim_save_into_the_folder_is_no_damage(tmp_path: Path) -> None:
+    """A person trains the pruned model with a loop of their own, and saves it where it was."""
+    save(cut(build(dtype=torch.float32)), tmp_path)
+    for how in (
+        lambda model: save(model, tmp_path),
+        lambda model: save_for_hf(model, tmp_path, safe_serialization=True),
+    ):
+        tuned = timm.create_model(f"local-dir:{tmp_path}")
+        with torch.no_grad():
+            tuned.head.bias.add_(1.0)  # type: ignore[union-attr,operator]
+        how(tuned)
+        assert check_folder(tmp_path) == []
+        assert same_tensors(open_model(str(tmp_path)), tuned)
+
+
+def test_weights_that_another_program_has_written_are_named_with_the_way_out(tmp_path: Path) -> None:
+    save(build(), tmp_path)
+    other = build(seed=1)
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointMismatch, match=r"changed on purpose, delete .*digests\.json"):
+        load(tmp_path)
+    (tmp_path / "digests.json").unlink()
+    assert same_tensors(load(tmp_path), other)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitrim.errors import CheckpointMismatch
-from vitrim.runs.digests import IS_DAMAGED, MODEL, Digests, State
+from vitrim.runs.digests import IS_DAMAGED, MODEL, Compared, Digests, State
 from vitrim.runs.files import CONFIG, DIGESTS, RUN, WEIGHTS
 
 
@@ -30,15 +30,18 @@ def check_model_folder(folder: Path) -> None:
         CheckpointMismatch: a file is not what was saved; says which, and what to do.
     """
     digests = Digests(folder)
-    compared = digests.compare(MODEL, only=(CONFIG, WEIGHTS))
+    noted = {name for version in digests.versions(MODEL) for name in version.sha256} & {CONFIG, WEIGHTS}
+    missing = sorted(name for name in noted if not (folder / name).is_file())
+    compared = Compared(state=State.DAMAGED) if missing else digests.compare(MODEL, only=(CONFIG, WEIGHTS))
     if compared.state is not State.DAMAGED:
         return
-    files = " and ".join(map(str, compared.changed))
     is_of_run = folder.name == "model" and (folder.parent / RUN).is_file()
     remedy = "Repeat the command of its run, which writes it again" if is_of_run else "Get the folder again"
+    files = " and ".join(map(str, compared.changed))
+    damage = f"{files} {'are' if len(compared.changed) > 1 else 'is'} damaged: the content is not what was saved"
     raise CheckpointMismatch(
-        f"{files} {'are' if len(compared.changed) > 1 else 'is'} damaged: the content is not what was saved. {remedy}. "
-        f"If the file was changed on purpose, delete {digests.path}."
+        f"{f'{folder} has no {missing[0]}, which was saved in it' if missing else damage}. {remedy}. If this was "
+        f"changed on purpose, delete {digests.path}."
     )
 
 

@@ -242,11 +242,16 @@ def writing_noted(
         digests: by default those of the folder that has the file.
         made_from: what the content is made from, as plain data.
         keep_text: keep the content of a small text file, so that the file can be made again.
+
+    Raises:
+        CheckpointMismatch: the manifest is damaged, or there is a folder in place of the file.
     """
     digests = digests or Digests(path.parent)
     name = path.relative_to(digests.folder).as_posix()
     with writing(path) as working:
         yield working
+        if path.is_dir() and not working.is_dir():
+            raise _irregular(path)
         text = working.read_text(encoding="utf-8") if keep_text else ""
         source = None if made_from is None else dict(made_from)
         digests.note(name, Version(sha256=digest_of(working), made_from=source, text=text))

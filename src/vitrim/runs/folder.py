@@ -237,7 +237,8 @@ class RunFolder:
                 self._say(f"{path} is missing; it is made again")
             return None
         if compared.state is State.DAMAGED:
-            self._say(f"{' and '.join(map(str, compared.changed))} {IS_DAMAGED}; it is made again")
+            for file in compared.changed:
+                self._say(f"{file} {IS_DAMAGED}; it is made again")
             return None
         if compared.version is not None:
             source = compared.version.made_from

@@ -280,10 +280,10 @@ def _origin_in(config: Mapping[str, Any]) -> tuple[Origin, PruningPlan | None]:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointMismatch(f"There is no folder {folder}; expected a folder of a model or a run.")
+    check_model_folder(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointMismatch(f"{folder} is not a model folder: it has no {name}.")
-    check_model_folder(folder)
     return read_json(folder / CONFIG)
 
 

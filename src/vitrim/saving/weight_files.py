@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrim.errors import CheckpointMismatch, SettingError, UserError
-from vitrim.runs.damage import check_file
+from vitrim.runs.damage import check_file, check_model_folder
 from vitrim.runs.files import CONFIG, RUN, WEIGHTS, read_checkpoint, read_json, shards_of
 from vitrim.runs.progress import log
 from vitrim.runs.training_checkpoints import TrainingCheckpoint
@@ -52,6 +52,7 @@ def resolve_model_path(path: Path, arch: str | None) -> Path:
         raise _adapter(path)
     if is_model_folder(path) or is_model_folder(path / "model") or (path / RUN).is_file():
         return path
+    check_model_folder(path)  # it may have lost its configuration
     if checkpoints := _checkpoints(path):
         return _chosen_checkpoint(path, checkpoints)
     if any(path.glob("*.distcp")):

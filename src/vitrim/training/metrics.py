@@ -71,6 +71,8 @@ class Metrics:
         """
         if self.file is None:
             return
+        if self.file.is_symlink() and not self.file.exists():  # a link to nowhere
+            self.file.unlink()
         kept = ""
         if self.file.exists():
             if Digests(self.file.parent).compare(self.file.name).state is State.DAMAGED:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.damage import DAMAGES
 from builders.images import image_folder, save_image
 from vitrim.data.files import decoded_cache, decoding
 from vitrim.data.images import ImageData
@@ -66,6 +67,21 @@ def test_a_set_is_decoded_once(load: Load, decoded: list[int], monkeypatch: pyte
     assert decoded == [12, 3] and same(first, load()) and decoded == [12, 3]
     monkeypatch.setattr(decoded_cache, "MIN_FILES", 100)
     assert same(first, load()) and decoded == [12, 3, 12, 3]  # into memory
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "broken.npy", "digests.json"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "deleted", "list"])
+def test_a_damaged_entry_is_decoded_again(
+    damage: str, name: str, load: Load, cache: Path, decoded: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = load()
+    for entry in entries(cache):
+        Path(shutil.copy(entry / name, entry / "copy")).replace(entry / name)  # `first` has the old file in memory
+        DAMAGES[damage](entry / name)
+    assert same(first, load()) and decoded == [12, 3, 12, 3]
+    assert same(first, load()) and decoded == [12, 3, 12, 3]
+    if damage == "flipped" and name != "digests.json":
+        assert "is damaged" in capsys.readouterr().err
 
 
 def test_a_set_of_few_files_is_not_kept(load: Load, cache: Path) -> None:
@@ -199,7 +215,7 @@ def test_the_sets_that_were_not_used_for_the_longest_time_are_removed(
     for age, entry in enumerate(entries(cache)):
         os.utime(entry, (age, age))
     load()
-    monkeypatch.setattr(decoded_cache, "MAX_BYTES", 26 * 3 * 8 * 8)  # the sets of 12, 6 and 3 files, and no other one
+    monkeypatch.setattr(decoded_cache, "MAX_BYTES", 38 * 3 * 8 * 8)  # the sets of 12, 6 and 3 files, and no other one
     load(limit_per_class=2)
     kept = entries(cache)
     assert sum(file.stat().st_size for entry in kept for file in entry.iterdir()) <= decoded_cache.MAX_BYTES

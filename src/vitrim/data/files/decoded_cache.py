@@ -1,8 +1,8 @@
 """Keep the decoded pixels of large data sets on disk, so that each set is decoded once on a machine.
 
 An entry is a folder with `pixels.npy`, `broken.npy` and their digests. It is written completely or not at all. When it
-is used, the digests are checked, and the pixels are mapped into memory, so several processes share them. How files are
-decoded is in `decoding`.
+is used, the digests are checked, and the pixels are mapped into memory, so several processes use one copy. How files
+are decoded is in `decoding`.
 """
 
 import hashlib
