@@ -23,6 +23,7 @@ from vitrim.runs.files import (
 from vitrim.runs.processes import is_main_process, wait_for_all
 
 Result = TypeVar("Result")
+NOT_COMPLETED = {"arguments", "images"}  # a version that wrote them wrote all of their keys
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
 
 
@@ -183,7 +184,7 @@ def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:
     for key, value in before.items():
         if key not in old:
             old[key] = value
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and key not in NOT_COMPLETED:
             _with_missing(old[key], value)
     return old
 
