@@ -127,7 +127,7 @@ def export(
 
     Args:
         model: is not changed.
-        path: a name that ends in `.onnx` or `.pt2`. A file that `export` wrote is replaced; other files are refused.
+        path: a name that ends in `.onnx` or `.pt2`. An existing file is replaced; `check_place` refuses other files.
         format: `onnx`, or `torch-export` for the format of PyTorch.
         int8: quantise the weights to int8, and the activations at run time. The range of the activations is that of the
             whole batch, so the logits of an image depend on the other images of its batch. ONNX only.
@@ -141,9 +141,8 @@ def export(
         SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.
         ExportMismatch: the logits differ. After each error, no file is written.
     """
-    path, timing = Path(path), _timing(latency, program)
+    path, place, timing = Path(path), Path(os.path.realpath(path)), _timing(latency, program)
     check_settings(path, format, int8=int8, has_data=data is not None, program=program)
-    place = check_place(path)
     model = copied(unwrapped(model)).to("cpu", torch.float32).eval().requires_grad_(False)
     _check_size(model, int8=int8)
     batches, classes = _validation_batches(model, data)

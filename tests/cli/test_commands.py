@@ -41,6 +41,30 @@ def test_plan_prints_the_plan_and_writes_it(place: CommandFolder, capsys: pytest
     assert len(plan.blocks) == 2
 
 
+@pytest.mark.parametrize("name", ["recipe.toml", "dense/model.safetensors", "file", "link", "dense/config.json"])
+def test_plan_replaces_only_plans(name: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    place.text_file()
+    (place.path / "link").symlink_to("recipe.toml")
+    words = ["plan", str(place.dense), "--recipe", str(place.recipe), *SMALL_DIGITS, "-o", str(place.path / name)]
+    assert_refused(place, capsys, words, "is not replaced")
+
+
+@pytest.mark.parametrize("name", ["file.onnx", "dense"])
+def test_export_replaces_only_exported_models(
+    name: str, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.text_file("file.onnx")
+    assert_refused(place, capsys, ["export", str(place.dense), "-o", str(place.path / name)], "-o|is a folder")
+
+
+def test_compress_is_not_written_into_what_it_reads(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    images = place.images()
+    for folder in (images, images / "new", place.dense / "new"):
+        words = place.compress("--data", str(images), "-o", str(folder))
+        assert_refused(place, capsys, words, "Choose another folder with -o")
+        assert not (folder / "run.json").exists() and folder.exists() == (folder == images)
+
+
 def test_one_epoch_is_used_by_the_width_stage_where_no_block_is_removed(
     place: CommandFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,28 @@ def test_after_ctrl_c_the_same_command_continues(place: CommandFolder, capsys: p
     assert status == 0
     assert "resuming at step" in err, err
     assert (place.out / "report.json").exists() and not checkpoint.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_after_a_signal_of_a_batch_system_the_same_command_continues(
+    name: str, status: int, place: CommandFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--depth", "0", "--epochs", "400"]
+    process = start(place.compress(*settings), f"import signal\nsignal.signal(signal.{name}, signal.SIG_DFL)")
+    for _ in range(6000):
+        if (place.out / "metrics.jsonl").exists() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    refused, _, err = call(capsys, *place.compress(*settings))
+    assert refused == 2 and f"in use by process {process.pid}" in error_line(err)
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == status, err
+    assert f"Ended by {name}. Run the same command again" in error_line(err)
+    assert (place.out / "width.checkpoint.safetensors").exists() and not (place.out / ".vitrim.lock").exists()
+    status, _, err = call(capsys, *place.compress(*settings))
+    assert status == 0 and "resuming at step" in err
 
 
 def test_help_is_fast_and_imports_no_model_library() -> None:

@@ -20,7 +20,7 @@ from vitrim.runs.files import HOLDER, LOCK, RUN, partial_path, unknown_files, wr
 from vitrim.runs.folder import RunFolder, is_fresh
 from vitrim.runs.locks import lock_file, lock_folder, locking
 
-WAIT = "import time\nprint('locked', flush=True)\ntime.sleep(100)"
+WAIT = "import time\nprint('holds', flush=True)\ntime.sleep(100)"
 HOLD = "from pathlib import Path\nfrom vitrim.runs.locks import lock_folder\nwith lock_folder(Path({!r})):\n    "
 FORK = "import multiprocessing as m, time\n    child = m.get_context('fork').Process(target=time.sleep, args=(30,))"
 DEAD = 2**22 + 1  # above the largest process number of Linux
@@ -36,7 +36,7 @@ def holder(folder: Path, code: str = WAIT) -> Iterator[subprocess.Popen[str]]:
     script = HOLD.format(str(folder)) + code.replace("\n", "\n    ")
     process = subprocess.Popen([sys.executable, "-c", script, "some", "words"], text=True, stdout=subprocess.PIPE)
     try:
-        assert process.stdout and process.stdout.readline().startswith("locked")
+        assert process.stdout and process.stdout.readline().startswith("holds")
         yield process
     finally:
         process.kill()
@@ -62,7 +62,7 @@ def test_a_second_process_is_refused_with_the_holder_and_leaves_no_trace(tmp_pat
 
 
 def test_the_lock_does_not_stay_with_forked_processes(tmp_path: Path) -> None:
-    code = f"{FORK}\n    child.start()\n    print('locked', child.pid, flush=True)\n    time.sleep(100)"
+    code = f"{FORK}\n    child.start()\n    print('holds', child.pid, flush=True)\n    time.sleep(100)"
     script = HOLD.format(str(tmp_path / "run")) + code
     process = subprocess.Popen([sys.executable, "-c", script], text=True, stdout=subprocess.PIPE)
     assert process.stdout

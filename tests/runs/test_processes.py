@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from builders.command_line import call
 from builders.runs import read_lines, save_digits_model
 from vitrim.saving.checkpoint import load
+from vitrim.training.state import updates_made
 
 RECIPE = """
 [importance]
@@ -79,6 +84,40 @@ def test_two_processes_compress_to_the_weights_of_one(
         assert abs(row["loss"] - other["loss"]) < 1e-4
     models = [json.loads((folder / "report.json").read_text())["models"] for folder in (one, two)]
     assert models[0][0]["top1"] == models[1][0]["top1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [True, False], ids=["a batch system", "one process"])
+def test_a_signal_stops_all_processes_after_the_same_update(to_all: bool, tmp_path: Path) -> None:
+    dense, out = save_digits_model(tmp_path / "dense", depth=4), tmp_path / "out"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    command = f"compress {dense} --recipe {recipe} --data digits --limit-per-class 6 --keep 0.6 --depth 0 --epochs 4000"
+    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m vitrim".split()
+    process = subprocess.Popen(
+        [*torchrun, *command.split(), "-o", str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(3000):
+            if (out / "metrics.jsonl").exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        if to_all:
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            psutil.Process(process.pid).children()[-1].terminate()
+        _, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert err.count("the checkpoint is saved") == 1, err
+    assert err.count("vitrim: Ended by SIGTERM") == 1
+    assert "bug in vitrim" not in err
+    updates = int(re.findall(r"after ([0-9]+) updates", err)[0])
+    assert updates_made(out, "width") == updates
 
 
 def difference(one: Path, other: Path) -> float:

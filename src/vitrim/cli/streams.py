@@ -86,7 +86,7 @@ def _open_closed() -> None:
 
 
 def _replaced(stream: Any, number: int) -> io.TextIOWrapper | None:
-    """A stream to the same file descriptor that raises no error; None if the stream is something else than a file."""
+    """A stream to the same file descriptor that raises no error; None if it is something else than a file."""
     if stream is not None:
         try:
             if stream.fileno() != number:

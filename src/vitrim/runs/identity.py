@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+NOT_COMPLETED = {"arguments", "images"}  # a version that wrote them wrote all of their keys
+
 
 def with_missing(old: Any, before: Mapping[str, Any]) -> Any:
     """`old`, with the values in `before` where it lacks a key."""
@@ -11,7 +13,7 @@ def with_missing(old: Any, before: Mapping[str, Any]) -> Any:
     for key, value in before.items():
         if key not in old:
             old[key] = value
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and key not in NOT_COMPLETED:
             with_missing(old[key], value)
     return old
 

@@ -1,4 +1,4 @@
-"""One command at a time in one folder: locks, who holds them, and what is left behind by processes that were killed.
+"""One command at a time in one folder: locks, who holds them, and what killed processes have left.
 
 The system releases a lock when its process ends, however it ends. Which folder a run may use is decided in `folder`.
 """
@@ -34,7 +34,7 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 TRIES, SECONDS_BETWEEN_TRIES = 5, 0.02  # a lock file, or its folder, may be deleted by the process that releases it
 MAX_SHOWN = 200  # characters of the command of another process
 
-_held: dict[tuple[int, int], int] = {}  # device and inode of the folders that this process has locked, and the thread
+_held: dict[tuple[int, int], int] = {}  # the thread that works in a folder, by its device and inode
 _warned: set[int] = set()  # devices without locks
 
 
@@ -44,7 +44,7 @@ def locking(argument: str) -> Callable[[Callable[Parameters, Result]], Callable[
     All processes of a distributed run call the function together. The first one holds the lock.
 
     Args:
-        argument: name of the argument with the folder. If it is None, nothing is locked.
+        argument: name of the argument with the folder. It may be None.
 
     Raises:
         FolderInUse: the decorated function raises it on all processes if another command works in the folder.
@@ -54,7 +54,7 @@ def locking(argument: str) -> Callable[[Callable[Parameters, Result]], Callable[
         signature = inspect.signature(function)
 
         @wraps(function)
-        def locked(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+        def alone(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
             try:
                 folder = signature.bind(*arguments, **options).arguments.get(argument)
             except TypeError:  # the call itself says what is wrong
@@ -64,7 +64,7 @@ def locking(argument: str) -> Callable[[Callable[Parameters, Result]], Callable[
             with working_in(Path(folder)):
                 return function(*arguments, **options)
 
-        return locked
+        return alone
 
     return decorate
 
