@@ -80,7 +80,7 @@ def test_another_value_of_a_setting_is_refused_or_the_result_is_the_same_bit_for
             accepted.add(key)
             changed = other_value(changed, key)
             open_folder(folder, source, command, recipe)
-    training = {"checkpoint_minutes", "compile", "evaluate_every", "num_workers"}
+    training = {"checkpoint_minutes", "compile", "evaluate_every", "num_workers", "shard"}
     tables = {"train": ["training"], "compress": ["width_training", "depth_training"]}[command]
     latency = {"latency.rounds", "latency.warmup"} if command == "compress" else set()
     assert accepted == {f"{table}.{name}" for table in tables for name in training} | latency

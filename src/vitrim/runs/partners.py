@@ -22,7 +22,7 @@ import psutil
 
 from vitrim.errors import PartnerMissing
 
-MAX_START_SECONDS = 100.0  # between the starts of two processes
+MAX_START_SECONDS = 80.0  # between the starts of two processes
 MAX_SILENT_SECONDS = 90.0  # a long operation that holds Python's lock, such as writing a large file, lets no thread run
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_TO_END = 4.0  # for which a process that has failed waits for the others to end
