@@ -37,7 +37,7 @@ options = st.one_of(
 )
 
 
-@tried(100)
+@tried(50)
 @given(
     command=st.one_of(st.sampled_from(COMMANDS), texts),
     model=st.sampled_from(MODELS),
