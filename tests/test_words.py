@@ -41,6 +41,7 @@ KEPT = {  # names on disk or of other libraries
     "max_share", "tuning_share", "promised_ms", "peak_share", "recover_share", "recover_share_low",
     "recover_share_high", "shared_bias",
     "reader",  # of `csv`
+    "given",  # of `hypothesis`
 }  # fmt: skip
 
 

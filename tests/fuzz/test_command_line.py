@@ -37,7 +37,7 @@ options = st.one_of(
 )
 
 
-@tried(100)
+@tried(50)
 @given(
     command=st.one_of(st.sampled_from(COMMANDS), texts),
     model=st.sampled_from(MODELS),
@@ -45,9 +45,9 @@ options = st.one_of(
 )
 def test_any_words_end_in_one_line(command: str, model: str, words: list[list[str]]) -> None:
     out, err = io.StringIO(), io.StringIO()
-    given_words = [command, model, *(word for option in words for word in option)]
+    all_words = [command, model, *(word for option in words for word in option)]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.run(given_words)
+        status = cli.run(all_words)
     lines = err.getvalue().splitlines()
     complaints = [line for line in lines if line.startswith("vitrim: ")]
     if status == 0:  # such as an empty line: the help is shown

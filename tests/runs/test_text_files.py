@@ -12,7 +12,7 @@ from vitrim.recipe import load_recipe
 from vitrim.runs.files import read_json
 from vitrim.runs.text_files import check_name, check_regular, encoded, parse_json, read_bytes, read_text, valid_text
 
-READERS = {
+READ = {
     "recipe.toml": load_recipe,
     "config.json": read_json,
     "names.txt": read_class_names,
@@ -20,17 +20,17 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", READ)
 def test_a_pipe_does_not_block_and_a_large_file_is_not_read(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     os.mkfifo(path)
     with pytest.raises(UserError):
-        READERS[name](path)
+        READ[name](path)
     path.unlink()
     with path.open("wb") as file:
         file.truncate(10 << 30)  # without content on the disk
     with pytest.raises(UserError, match=r"has 10,240\.0 MB; expected at most"):
-        READERS[name](path)
+        READ[name](path)
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"\xff\xfea\0", b'{"a": "\xed"}'])
@@ -38,7 +38,7 @@ def test_a_pipe_does_not_block_and_a_large_file_is_not_read(name: str, tmp_path:
 def test_what_is_not_utf8_is_refused_by_name(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name} is not UTF-8"):
-        READERS[name](tmp_path / name)
+        READ[name](tmp_path / name)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": ' * 50_000, "{", "", "nul"])

@@ -337,7 +337,7 @@ def _read_json_lines(file: Path) -> Table:
                 f"Line {number} of {file} is {line[:40]!r}; expected an object such as {{'file_name': ...}}."
             )
         rows.append({key: "" if value is None else str(value) for key, value in values.items()})
-    if not rows:
+    if not any(rows):
         raise DataError(f"{file} is empty; expected an object for each image, with its file name and its label.")
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
     return Table(file=file, columns=columns, rows=tuple(tuple(row.get(name, "") for name in columns) for row in rows))
