@@ -3,9 +3,11 @@
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
 # make speed-smoke  run every section of the measurement of costs on tiny models
 # make timebox-smoke  run the time-boxed benchmark with a tiny model
+# make torture-quick  interrupt, damage and misuse vitrim some times, about two minutes
+# make torture      the same, over a thousand times, an hour or more; a rerun goes on; not part of CI
 # make lint         check format and lint
 # make types        check types
-# make check        all that CI does: tests, the smoke runs of the benchmarks, format, lint, types
+# make check        all that CI does: tests, the smoke runs of the benchmarks, torture-quick, format, lint, types
 # make test-lowest  run the tests with the oldest packages that pyproject.toml allows
 # make test-newest  run the tests with the newest packages of the package index
 #
@@ -24,7 +26,7 @@ UV ?= .venv-uv/bin/uv
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PRINT_VERSIONS := import platform, torch, timm; print("Python", platform.python_version(), "torch", torch.__version__, "timm", timm.__version__)
 
-.PHONY: demo test bench-smoke speed-smoke timebox-smoke lint types check test-lowest test-newest
+.PHONY: demo test bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -48,6 +50,13 @@ timebox-smoke: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.timebox --seconds 120 --max-epochs 1 --model smoke --data digits -o $(SMOKE)-timebox
 	$(BIN)/python -m benchmarks.table $(SMOKE)-timebox/cell --docs $(SMOKE)-timebox/docs
 
+torture-quick: $(INSTALLED)
+	rm -rf $(SMOKE)-torture
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.torture --quick -o $(SMOKE)-torture
+
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.torture -o runs/torture
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,7 +64,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-check: test bench-smoke speed-smoke timebox-smoke lint types
+check: test bench-smoke speed-smoke timebox-smoke torture-quick lint types
 
 test-lowest test-newest: test-%: $(UV)
 	test -e .venv-$*-$(PYTHON_VERSION) || $(PYTHON) -m venv .venv-$*-$(PYTHON_VERSION)

@@ -27,7 +27,7 @@ from vitrim.errors import FolderInUse
 from vitrim.importance.criteria import CRITERIA, ImportanceSettings
 from vitrim.pipeline import compress, fit, plan_only
 from vitrim.recipe import TrainRecipe, load_recipe, to_table
-from vitrim.runs.files import read_json
+from vitrim.runs.files import DIGESTS, read_json
 from vitrim.source import Source
 
 
@@ -74,7 +74,8 @@ def test_another_value_of_a_setting_is_refused_or_the_result_is_the_same_bit_for
             open_folder(folder, source, command, other_value(recipe, key))
         except FolderInUse as problem:
             assert f"recipe.{key} was" in str(problem)
-            assert files_in(folder) == before
+            after = files_in(folder)
+            assert {name for name in after if after[name] != before.get(name)} <= {DIGESTS}  # of what was accepted
         else:
             accepted.add(key)
             changed = other_value(changed, key)

@@ -34,7 +34,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"planning"},
     {"depth", "head_width"},
     {"report", "forecast"},
-    {"compress_run"},
+    {"compress_run", "verifying"},
     {"pipeline"},
     {"cli"},
     {"__init__", "__main__"},

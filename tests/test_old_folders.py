@@ -67,7 +67,7 @@ def test_a_finished_training_is_read_and_not_repeated(runs: Path) -> None:
     images = ["--data=digits", "--limit-per-class=6"]
     assert run(["train", *model, *arguments, *images, "-o", str(runs / "dense")]) == 0
     after = files(runs / "dense")
-    assert {path for path in after if after[path] != before.get(path)} <= {"run.json", "recipe.toml"}
+    assert {path for path in after if after[path] != before.get(path)} <= {"run.json", "recipe.toml", "digests.json"}
 
 
 @pytest.mark.parametrize("name", ["finished", "milliseconds"])
@@ -77,7 +77,12 @@ def test_a_finished_run_is_read_and_not_repeated(name: str, runs: Path, data: Im
     assert same_tensors(result.model, load(OLD / name))
     assert result.report == json.loads((OLD / name / "report.json").read_text())
     after = files(runs / name)
-    assert {path for path in after if after[path] != before.get(path)} <= {"run.json", "recipe.toml", "report.md"}
+    assert {path for path in after if after[path] != before.get(path)} <= {
+        "run.json",
+        "recipe.toml",
+        "report.md",
+        "digests.json",
+    }
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(

@@ -3,6 +3,8 @@
 import copy
 import json
 import re
+import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -217,6 +219,52 @@ def test_scores_of_an_earlier_run_are_used(finished_run: Any, tmp_path: Path, mo
     assert same_tensors(run.result.model, again.model)
     other = compress(dense, data, short_recipe(keep=0.5), tmp_path / "other", scores=scores)
     assert count_cost(other.model).params < count_cost(again.model).params
+    (tmp_path / "again" / "report.json").unlink()
+    for changed in (None, replace(scores, blocks=2 * scores.blocks)):
+        with pytest.raises(FolderInUse, match="a run with other settings: scores was"):
+            compress(dense, data, run.recipe, tmp_path / "again", scores=changed)
+
+
+def test_other_arguments_or_another_preprocessing_of_a_model_are_another_run(finished_run: Any, tmp_path: Path) -> None:
+    """The weights are the same, and the model computes something else."""
+    run: FinishedRun = finished_run("width")
+    shutil.copytree(run.folder, tmp_path / "run")
+    other = digits_model(depth=4, act_layer="relu")
+    other.load_state_dict(run.dense.state_dict())
+    with pytest.raises(FolderInUse, match=r"model\.arguments\.act_layer was null, now \"relu\""):
+        compress(other, digits(), run.recipe, tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    table = json.loads(file.read_text())
+    table["model"]["images"]["crop_pct"] = 0.123
+    file.write_text(json.dumps(table))
+    with pytest.raises(FolderInUse, match=r"model\.images\.crop_pct was 0\.123"):
+        compress(run.dense, digits(), run.recipe, tmp_path / "run")
+    for key in ("arguments", "changes", "images"):  # an earlier version did not note them
+        del table["model"][key]
+    file.write_text(json.dumps(table))
+    compress(run.dense, digits(), run.recipe, tmp_path / "run")
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_works(tmp_path: Path) -> None:
+    refused = []
+
+    def second(*arguments: Any, **options: Any) -> Any:
+        try:
+            compress(digits_model(), digits(), short_recipe(), tmp_path / "run")
+        except FolderInUse as problem:
+            refused.append(str(problem))
+
+    def measure(*arguments: Any, **options: Any) -> Any:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("vitrim.compress_run.measure_pace", measure)
+        compress(digits_model(), digits(), short_recipe(), tmp_path / "run")
+    assert len(refused) == 1 and "is in use by process" in refused[0]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("blocks", [pytest.param(0, marks=pytest.mark.slow), 2, "auto"])
@@ -232,7 +280,7 @@ def test_fit_trains_once_and_then_reads_the_model(tmp_path: Path, monkeypatch: p
     model, recipe = digits_model(), TrainRecipe(training=short_training(epochs=2))
     trained = fit(model, digits(), recipe, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["evaluation.json", "metrics.jsonl", "model", "recipe.toml", "run.json"]
+    assert names == ["digests.json", "evaluation.json", "metrics.jsonl", "model", "recipe.toml", "run.json"]
     monkeypatch.setattr(pipeline, "train", stop)
     assert same_tensors(trained, fit(model, digits(), recipe, tmp_path))
     with pytest.raises(FolderInUse, match=r"recipe\.seed was 0, now 1"):
@@ -281,6 +329,7 @@ def test_a_finished_training_of_an_earlier_version_is_read_whichever_epoch_it_wo
     record = read_json(tmp_path / "run.json")
     del record["recipe"]["training"]["keep_epoch"]
     for keep_epoch in ("best", "last"):
+        (tmp_path / "digests.json").unlink()
         write_text(tmp_path / "run.json", json.dumps(record))
         settings = replace(recipe.training, evaluate_every="auto", keep_epoch=keep_epoch)
         fit(digits_model(), digits(), TrainRecipe(training=settings), tmp_path)

@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from builders.runs import digits, digits_model, short_recipe, short_training
-from vitrim.errors import BudgetError, DataError, SaveMismatch, SettingError, UserError
+from vitrim.errors import BudgetError, CheckpointMismatch, DataError, SaveMismatch, SettingError, UserError
 from vitrim.importance.criteria import score
 from vitrim.pipeline import compress, fit
 from vitrim.recipe import TrainRecipe
@@ -70,6 +71,10 @@ def test_scores_of_another_model_or_criterion_are_refused(tmp_path: Path) -> Non
     other_model = replace(own, weights=fingerprint(digits_model(seed=1)))
     with pytest.raises(SettingError, match="other weights"):
         compress(dense, data, short_recipe(), tmp_path / "run", scores=other_model)
+    with pytest.raises(SettingError, match=r"made from 2 images; importance\.num_images asks for 40"):
+        compress(dense, data, short_recipe(), tmp_path / "run", scores=replace(own, weights=fingerprint(dense)))
+    with pytest.raises(CheckpointMismatch, match="blocks is infinite or not a number"):
+        compress(dense, data, short_recipe(), tmp_path / "run", scores=replace(own, blocks=own.blocks * np.nan))
     assert not (tmp_path / "run").exists()
 
 

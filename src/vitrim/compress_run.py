@@ -3,7 +3,7 @@
 The order of the stages is in `pipeline`. What a stage computes is in the modules that it calls.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
-from vitrim.depth import choose_num_blocks
+from vitrim.depth import ROTATION, SCORES, choose_num_blocks, plan_sources, plan_width, read_proposal
 from vitrim.errors import FolderInUse, counted
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
@@ -37,8 +37,9 @@ from vitrim.recipe import (
 )
 from vitrim.recovery.recover import recover
 from vitrim.rotation import Rotation, RotationStatistics
-from vitrim.runs.files import read_json, write_text
-from vitrim.runs.folder import RunFolder, in_stages
+from vitrim.runs.digests import write_text_noted
+from vitrim.runs.files import read_json
+from vitrim.runs.folder import RunFolder, in_stages, parsed, read_plan
 from vitrim.runs.processes import is_main_process, this_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
@@ -48,6 +49,7 @@ from vitrim.training.distillation import Teachers
 from vitrim.training.loop import train
 from vitrim.training.validation import KeptEpoch
 
+WIDTH_PLAN, DEPTH_STEP = in_stages("width-plan.json"), in_stages("depth-step.json")
 FIRST_PREDICTION_FILE = "promise.json"  # where runs of version 0.1.0 keep the predicted latency of the last plan
 
 
@@ -66,49 +68,76 @@ class Compressed:
     report: dict[str, Any]
 
 
-def open_folder(run_dir: str | Path, source: Source, command: str, recipe: Any) -> RunFolder:
+def open_folder(
+    run_dir: str | Path, source: Source, command: str, recipe: Any, scores: Scores | None = None
+) -> RunFolder:
     """Open or create the folder of a run, and write the recipe into it.
+
+    Args:
+        scores: that were passed; None if the run measures them.
 
     Raises:
         FolderInUse: it holds something else, or a run made from something else.
     """
     choices = epoch_choices(recipe)
-    before = {**choices, "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]}}
+    before: dict[str, Any] = {
+        **choices,
+        "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]},
+    }
     identity = {**choices, **source.identity(command, recipe)}
+    before["model"] = source.construction()  # earlier versions did not note it
+    if command == "compress":
+        identity["scores"] = scores.digest() if scores is not None else None
+        before["scores"] = _scores_before(Path(run_dir), scores)
     try:
         folder = RunFolder(run_dir, identity, before, CHANGED_DEFAULTS, changeable_keys(recipe, "recipe."))
     except FolderInUse as problem:
         raise FolderInUse(f"{problem}{explain_unreadable(source.data, run_dir)}") from None
     keep_record(source.data, folder.path)
     if is_main_process():
-        write_text(folder.path / "recipe.toml", to_toml(recipe))
+        write_text_noted(folder.path / "recipe.toml", to_toml(recipe))
     return folder
+
+
+def _scores_before(folder: Path, scores: Scores | None) -> str | None:
+    """What an earlier version would have noted about the scores that were passed to a run: those in its folder."""
+    file = folder / "scores.safetensors"
+    if scores is None:
+        return None
+    return Scores.load(file).digest() if file.is_file() else scores.digest()
 
 
 class CompressRun:
     """One run of `compress`: each method makes the result of one stage, or reads it from the run folder."""
 
-    def __init__(self, run_dir: str | Path, source: Source, recipe: Recipe) -> None:
-        self.folder = open_folder(run_dir, source, "compress", recipe)
+    def __init__(self, run_dir: str | Path, source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
+        self.folder = open_folder(run_dir, source, "compress", recipe, scores)
         self.source, self.recipe = source, recipe
         self.data = source.data
         self.stages: list[dict[str, Any]] = []  # rows of the report
         self.evaluations: list[Evaluation] = []
         self.pace: Pace | None = None
         self.forecast = Forecast([])
+        self.student_from: dict[str, Any] = {}  # digests of what the student was made from last
         self.num_made = 0  # results that this process has made and not read, when a step was finished last
 
     def finished(self) -> Compressed | None:
         """The result, if the run has ended before. It needs no file of a stage."""
-        wait_for_all()
         if not all((self.folder.path / name).exists() for name in ("report.json", "plan.json", "model")):
             return None
+        plan = self.folder.stored("plan.json", read_plan)
+        report = self.folder.stored("report.json", reports.read)
+        model = None if plan is None or report is None else self.folder.stored("model", load_on_own_device)
+        wait_for_all()  # no process may write before all processes have looked
+        if plan is None or report is None or model is None:
+            return None
         self.folder.delete_checkpoints()
-        report = read_json(self.folder.path / "report.json")
+        self._write_markdown(report)
+        return Compressed(model=model, plan=plan, report=report)
+
+    def _write_markdown(self, report: dict[str, Any]) -> None:
         if is_main_process():
-            write_text(self.folder.path / "report.md", reports.to_markdown(report))
-        plan = PruningPlan.from_json((self.folder.path / "plan.json").read_text(encoding="utf-8"))
-        return Compressed(model=load_on_own_device(self.folder.path / "model"), plan=plan, report=report)
+            write_text_noted(self.folder.path / "report.md", reports.to_markdown(report))
 
     def announce(self) -> None:
         """Log what will be done, and how long it takes."""
@@ -134,51 +163,72 @@ class CompressRun:
 
     def device_times(self) -> DeviceTimes:
         """What the budget needs to know about the device: latency table and fast multiple."""
-        file = in_stages("device.json")
-        found = self.folder.once_json(file, lambda: device_times_of(self.source, self.recipe).to_dict())
+        found: DeviceTimes = self.folder.once_json(
+            in_stages("device.json"),
+            lambda: device_times_of(self.source, self.recipe).to_dict(),
+            DeviceTimes.from_dict,
+        )
         if self.recipe.budget.latency_ms:
             self.finish_step()
-        return DeviceTimes.from_dict(found)
+        return found
 
     def scores(self, make: Callable[[], Scores]) -> Scores:
         """The scores of the dense model."""
-        return self.folder.once("scores.safetensors", make, Scores.save, Scores.load)
+        return self.folder.once(SCORES, make, Scores.save, Scores.load)
 
     def with_head_width(self, planner: Planner, scores: Scores, statistics: RotationStatistics) -> Planner:
         """The planner with the rotation of the dense model's heads and their width; unchanged if they keep it."""
         if not narrows_heads(self.source.structure, self.recipe):
             return planner
         make = partial(planner.measure_rotation, statistics)
-        planner = replace(
-            planner, rotation=self.folder.once(in_stages("rotation.safetensors"), make, Rotation.save, Rotation.load)
-        )
+        planner = replace(planner, rotation=self.folder.once(ROTATION, make, Rotation.save, Rotation.load))
 
         def divergences() -> dict[int, float]:
-            found = self.folder.once_json(in_stages("head-widths.json"), lambda: compare_head_widths(planner, scores))
-            return {int(width): divergence for width, divergence in found.items()}
+            found: dict[int, float] = self.folder.once_json(
+                in_stages("head-widths.json"),
+                lambda: compare_head_widths(planner, scores),
+                lambda found: {int(width): float(divergence) for width, divergence in found.items()},
+                made_from=self.folder.digests_of(SCORES, ROTATION),
+            )
+            return found
 
         return replace(planner, head_width=choose_head_width(planner, divergences))
 
-    def plan(self, file: str, make: Callable[[], Proposal]) -> Proposal:
+    def width_plan(self, planner: Planner, scores: Scores, num_blocks: int) -> Proposal:
+        """The plan of the width stage."""
+        made_from = {**plan_sources(self.folder, planner), "blocks to remove": num_blocks}
+        return self._plan(WIDTH_PLAN, lambda: plan_width(self.folder, planner, scores, num_blocks), made_from)
+
+    def depth_step(self, planner: Planner, student: nn.Module, before: PruningPlan, num_blocks: int) -> Proposal:
+        """The plan of the depth stage. Its indices refer to the student after the width stage."""
+        made_from = {**self.student_from, "blocks to remove": num_blocks}
+        return self._plan(DEPTH_STEP, lambda: planner.plan_depth(student, before, num_blocks), made_from)
+
+    def _plan(self, file: str, make: Callable[[], Proposal], made_from: Mapping[str, Any]) -> Proposal:
         """The plan of a stage, with its predicted latency."""
 
         def write(proposal: Proposal, path: Path) -> None:
             path.write_text(proposal.to_json(), encoding="utf-8")
 
         def read(path: Path) -> Proposal:
-            proposal = Proposal.from_json(path.read_text(encoding="utf-8"))
+            proposal = read_proposal(path)
             first = self.folder.path / FIRST_PREDICTION_FILE
             if self.recipe.budget.latency_ms and not proposal.predicted_ms and first.is_file():
-                return replace(proposal, predicted_ms=read_json(first)["promised_ms"])
+                predicted_ms = parsed(first, lambda found: float(found["promised_ms"]), read_json(first))
+                return replace(proposal, predicted_ms=predicted_ms)
             return proposal
 
-        return self.folder.once(file, make, write, read)
+        return self.folder.once(file, make, write, read, made_from=made_from)
 
     def evaluate(self, stage: str, model: nn.Module) -> Evaluation:
         """Evaluate the model after a stage, and note it for the report."""
-        file = in_stages(f"evaluation-{stage.replace(' ', '-')}.json")
-        found = self.folder.once_json(file, lambda: evaluate(model, self.data).to_dict(), on_all_processes=True)
-        evaluation = Evaluation.from_dict(found)
+        evaluation: Evaluation = self.folder.once_json(
+            in_stages(f"evaluation-{stage.replace(' ', '-')}.json"),
+            lambda: evaluate(model, self.data).to_dict(),
+            Evaluation.from_dict,
+            on_all_processes=True,
+            made_from=self.student_from,
+        )
         self.stages.append(reports.stage_row(self.recipe.budget.label, stage, model, evaluation))
         self.evaluations.append(evaluation)
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
@@ -196,13 +246,19 @@ class CompressRun:
             planner: has the calibration images.
         """
         cut = prune(model, plan)
+        if stage == "width":
+            self.student_from = self.folder.digests_of(WIDTH_PLAN, ROTATION)
+        else:
+            self.student_from = {**self.student_from, **self.folder.digests_of(DEPTH_STEP)}
         self.evaluate(f"{stage} cut", cut)
         settings = self.recipe.recovery
         if not settings.enabled:
             return cut
         make = partial(recover, cut, model, plan, planner.calibration, ridge=settings.ridge)
         write = partial(save_with, classes=self.data.classes)
-        recovered = self.folder.once(in_stages(f"{stage}-recovered"), make, write, load_on_own_device)
+        name = in_stages(f"{stage}-recovered")
+        recovered = self.folder.once(name, make, write, load_on_own_device, made_from=self.student_from)
+        self.student_from = self.folder.digests_of(name)
         self.evaluate(f"{stage} recover", recovered)
         return recovered
 
@@ -231,8 +287,16 @@ class CompressRun:
             seed=self.recipe.seed,
         )
         write = partial(save_with, classes=self.data.classes)
-        name = in_stages(f"{stage}-distilled")
-        distilled = self.folder.once(name, make, write, load_on_own_device, on_all_processes=True)
+        name, made_from = in_stages(f"{stage}-distilled"), {**self.student_from, "epochs": settings.epochs}
+
+        def trained() -> nn.Module:
+            self.folder.begin_training(stage, made_from)
+            return make()
+
+        distilled = self.folder.once(
+            name, trained, write, load_on_own_device, on_all_processes=True, made_from=made_from
+        )
+        self.student_from = self.folder.digests_of(name)
         self.evaluate(f"{stage} distil", distilled)
         return distilled
 
@@ -246,12 +310,17 @@ class CompressRun:
             "recipe": to_table(self.recipe),
         }
         write = partial(save_with, classes=self.data.classes, provenance=provenance)
-        student = self.folder.once("model", lambda: student, write, load_on_own_device)
-        self.folder.once_plan("plan.json", lambda: plan)
+        student = self.folder.once("model", lambda: student, write, load_on_own_device, made_from=self.student_from)
+        self.student_from = self.folder.digests_of("model")
+        self.folder.once_plan("plan.json", lambda: plan, made_from=self.folder.digests_of(WIDTH_PLAN, DEPTH_STEP))
         self.evaluate("final", student)
-        report = self.folder.once_json("report.json", lambda: self._report(student, timings, predicted_ms))
-        if is_main_process():
-            write_text(self.folder.path / "report.md", reports.to_markdown(report))
+        report = self.folder.once_json(
+            "report.json",
+            lambda: self._report(student, timings, predicted_ms),
+            reports.parse,
+            made_from=self.folder.digests_of("model", "plan.json", in_stages("evaluation-*.json")),
+        )
+        self._write_markdown(report)
         for sentence in reports.missed_latency(report["latency"]) if report["latency"] else ():
             log(f"latency: {sentence}")
         self.folder.delete_checkpoints()

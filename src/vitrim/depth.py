@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from vitrim.losses import soft_loss
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe
-from vitrim.runs.folder import RunFolder, find_result, in_stages
+from vitrim.runs.files import read_json
+from vitrim.runs.folder import RunFolder, in_stages, parsed
 from vitrim.runs.progress import log
 from vitrim.source import max_removed_blocks
 from vitrim.training.compiling import Compile
@@ -30,6 +32,7 @@ from vitrim.training.job import TrainingJob
 from vitrim.training.loop import run_job
 from vitrim.training.settings import TrainingSettings
 
+SCORES, ROTATION = "scores.safetensors", in_stages("rotation.safetensors")  # results that plans are made from
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on
 PATIENCE = 2  # the search ends when so many numbers in a row are no better
 
@@ -52,11 +55,17 @@ def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> in
     most = max_removed_blocks(planner.source.structure, planner.recipe)
     dense = planner.source.model
     rank = partial(rank_blocks_for_removal, dense, planner.calibration, most)
-    order = folder.once_json(in_stages("depth-order.json"), rank)
+    order: list[int] = folder.once_json(in_stages("depth-order.json"), rank, lambda found: [int(one) for one in found])
     divergences: dict[int, float] = {}
     for count in range(most + 1):
         attempt = partial(_divergence_without, folder, planner, scores, order[:count])
-        divergence = folder.once_json(in_stages(f"depth-search-{count}.json"), attempt, on_all_processes=True)
+        divergence: float | None = folder.once_json(
+            in_stages(f"depth-search-{count}.json"),
+            attempt,
+            lambda found: None if found is None else float(found),
+            on_all_processes=True,
+            made_from={**plan_sources(folder, planner), "removed blocks": order[:count]},
+        )
         if divergence is not None:
             divergences[count] = divergence
             log(f"depth search: {counted(count, 'block')} removed, divergence from the dense model {divergence:.4g}")
@@ -84,7 +93,8 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
     plan = _candidate_plan(folder, planner, scores, remove_blocks)
     few, held_out = _search_images(planner)
     student = planner.cut(plan, planner.calibration)
-    settings = _search_settings(recipe)
+    settings, stage = _search_settings(recipe), f"depth-search-{len(remove_blocks)}"
+    folder.begin_training(stage, folder.digests_of(_plan_file(len(remove_blocks)), ROTATION))
     job = TrainingJob(
         model=student,
         data=replace(planner.source.data, train=few),
@@ -92,7 +102,7 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
         loss=loss_between(student, dense, plan, settings.distillation),
         teacher=dense,
         run_dir=folder.path,
-        stage=f"depth-search-{len(remove_blocks)}",
+        stage=stage,
         seed=recipe.seed,
         checkpoint_at_end=False,  # the divergence is what is kept
     )
@@ -112,12 +122,31 @@ def plan_width(folder: RunFolder, planner: Planner, scores: Scores, num_blocks: 
     Raises:
         BudgetError: no plan meets the budget.
     """
-    file = find_result(folder.path, _plan_file(0))
-    if num_blocks == 0 and file.is_file():
-        found = Proposal.from_json(file.read_text(encoding="utf-8"))
-        if found.predicted_ms or not planner.recipe.budget.latency_ms:  # version 0.1.0 kept no predicted latency here
-            return found
+    found = folder.stored(_plan_file(0), read_proposal) if num_blocks == 0 else None
+    if found and (found.predicted_ms or not planner.recipe.budget.latency_ms):  # version 0.1.0 kept no prediction here
+        return found
     return planner.plan_width(scores, num_blocks)
+
+
+def plan_sources(folder: RunFolder, planner: Planner) -> dict[str, Any]:
+    """What plans are made from, as plain data for `RunFolder.once`.
+
+    Timings of the device are left out: they differ each time, and a plan that was made from other ones is as good.
+    """
+    return {**folder.digests_of(SCORES, ROTATION), "head width": planner.head_width}
+
+
+def read_proposal(path: Path) -> Proposal:
+    """Read the plan of a stage, with its predicted latency.
+
+    Raises:
+        PlanMismatch, CheckpointMismatch: this is not a plan.
+    """
+
+    def parse(found: Any) -> Proposal:
+        return Proposal(plan=PruningPlan.from_dict(found), predicted_ms=float(found.get("predicted_ms", 0.0)))
+
+    return parsed(path, parse, read_json(path))
 
 
 def _candidate_plan(folder: RunFolder, planner: Planner, scores: Scores, remove_blocks: list[int]) -> PruningPlan:
@@ -126,11 +155,9 @@ def _candidate_plan(folder: RunFolder, planner: Planner, scores: Scores, remove_
     def write(proposal: Proposal, path: Path) -> None:
         path.write_text(proposal.to_json(), encoding="utf-8")
 
-    def read(path: Path) -> Proposal:
-        return Proposal.from_json(path.read_text(encoding="utf-8"))
-
     make = partial(planner.plan_one_shot, scores, tuple(remove_blocks))
-    return folder.once(_plan_file(len(remove_blocks)), make, write, read).plan
+    made_from = {**plan_sources(folder, planner), "removed blocks": remove_blocks}
+    return folder.once(_plan_file(len(remove_blocks)), make, write, read_proposal, made_from=made_from).plan
 
 
 def _plan_file(num_blocks: int) -> str:

@@ -66,9 +66,15 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
-        """Return the evaluation that `to_dict` was called on."""
-        correct = np.array([mark == "1" for mark in values["correct"]])
-        return cls(**{**values, "correct": correct, "not_counted": tuple(values.get("not_counted", ()))})
+        """Return the evaluation that `to_dict` was called on; raises KeyError, TypeError or ValueError for others."""
+        numbers = {name: float(values[name]) for name in ("top1", "low", "high", "loss")}
+        return cls(
+            **numbers,
+            top5=None if values["top5"] is None else float(values["top5"]),
+            num_images=int(values["num_images"]),
+            correct=np.array([mark == "1" for mark in values["correct"]]),
+            not_counted=tuple(map(int, values.get("not_counted", ()))),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

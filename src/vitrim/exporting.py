@@ -8,8 +8,7 @@ and runs the files.
 
 import math
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrim.asking import within_memory
 from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, busy_note, time_in_rounds
@@ -39,6 +37,7 @@ from vitrim.models.programs import (
     ProgramSettings,
     check_onnx,
     failing_as,
+    is_export,
     onnx_properties,
     output_name,
     random_images,
@@ -46,8 +45,11 @@ from vitrim.models.programs import (
     write_program,
 )
 from vitrim.models.wrappers import unwrapped
+from vitrim.runs.digests import Digests, Version, sha256_of
 from vitrim.runs.environment import versions
-from vitrim.runs.files import writing
+from vitrim.runs.files import writing, writing_folder
+from vitrim.runs.locks import lock_file
+from vitrim.runs.outputs import FileKind, output_file
 from vitrim.runs.progress import log
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -104,7 +106,6 @@ class Exported:
     output: str = "logits"
 
 
-@within_memory("export the model", "Lower the fixed batch (--batch), free memory, or export a smaller model.")
 def export(
     model: nn.Module,
     path: str | Path,
@@ -123,7 +124,7 @@ def export(
 
     Args:
         model: is not changed.
-        path: a name that ends in `.onnx` or `.pt2`. An existing file is replaced.
+        path: a name that ends in `.onnx` or `.pt2`. A file that `export` wrote is replaced; other files are refused.
         format: `onnx`, or `torch-export` for the format of PyTorch.
         int8: quantise the weights to int8, and the activations at run time. The range of the activations is that of the
             whole batch, so the logits of an image depend on the other images of its batch. ONNX only.
@@ -139,14 +140,15 @@ def export(
     """
     path, timing = Path(path), _timing(latency, program)
     check_settings(path, format, int8=int8, has_data=data is not None, program=program)
+    place = check_place(path)
     model = copied(unwrapped(model)).to("cpu", torch.float32).eval().requires_grad_(False)
     _check_size(model, int8=int8)
     batches, classes = _validation_batches(model, data)
     metadata = {**_metadata(model, classes), **(about := _about(model, program, int8=int8))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as working, tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(place), writing(place) as working, writing_folder(place) as folder:
         log(f"exporting to {path}")
-        file = Path(folder) / path.name
+        file = folder / place.name
         run = write_program(copied(model).to(program.dtype), file, format, metadata, program)
         differences = compare_logits(model, run, _tolerance(tolerance, program), program)
         if int8:  # made from the float32 file, after that file was compared
@@ -156,14 +158,15 @@ def export(
         found = Exported(
             path=path,
             format=format,
-            file_bytes=sum(part.stat().st_size for part in Path(folder).iterdir()),
+            file_bytes=sum(part.stat().st_size for part in folder.iterdir()),
             max_differences=differences,
             eager=eager,
             latency=exported,
             accuracy=None if batches is None else _measure(model, run, batches, timing.batch_size),
             **about,
         )
-        _move(file, working, path)
+        _move(file, working, place)
+        _note(place, working)
     return found
 
 
@@ -184,6 +187,31 @@ def _move(file: Path, working: Path, path: Path) -> None:
     os.replace(file, working)
 
 
+def _note(path: Path, working: Path) -> None:
+    """Note the digests of the finished files, if their folder is one of a model."""
+    digests, weights_file = Digests(path.parent), path.with_name(f"{path.name}.data")
+    if not digests.path.exists():
+        return
+    for name, file in ((path.name, working), (weights_file.name, weights_file)):
+        if file.is_file():
+            digests.note(name, Version(sha256=sha256_of(file)))
+
+
+def check_place(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
+    """Check that a file may be exported to, and return the place that it leads to, see `vitrim.runs.outputs`.
+
+    Args:
+        inputs: files and folders that the command reads.
+
+    Raises:
+        SettingError: there is something that `export` did not write, or nothing can be written there.
+    """
+    if path.is_dir():
+        example = f"{path / 'model'}{path.suffix or SUFFIXES['onnx']}"
+        raise SettingError(f"{path} is a folder; name the file to export to, such as {example}.")
+    return output_file(path, FileKind(form="file", content="exported model", is_ours=is_export), inputs)
+
+
 def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, program: ProgramSettings = DEFAULT) -> None:
     """Check the settings of `export`, before a model is opened and images are read.
 
@@ -193,9 +221,7 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, progr
     if format not in SUFFIXES:
         raise SettingError(f"The format is {format!r}; expected one of {', '.join(SUFFIXES)}.")
     if path.is_dir():
-        raise SettingError(
-            f"{path} is a folder; name the file to export to, such as {path / 'model'}{SUFFIXES[format]}."
-        )
+        check_place(path)
     if path.suffix != SUFFIXES[format]:
         raise SettingError(
             f"The file is {path}; expected a name that ends in {SUFFIXES[format]} for the format {format}."

@@ -33,6 +33,7 @@ from vitrim.training.settings import TrainingSettings
 from vitrim.training.state import updates_made
 
 FEW_IMAGES, MORE_IMAGES = 2, 16  # timed together; more only where they take less than `QUICK_SECONDS`
+ON_GPU = (16, 16, 128, 128, 512, 512)  # small batches do not fill a GPU; the first of each size loads its kernels
 QUICK_SECONDS = 0.5
 MIN_SECONDS = 5.0  # that the steps which are done were to take; shorter ones say little about the others
 # What stages need for each image, in passes of the dense model. Measured, see docs/log.md, 2026-11-27.
@@ -356,18 +357,24 @@ def _seconds_for_an_image(
     *,
     backward: bool = False,
 ) -> float:
-    """The time of one image in a batch. The first batch is not counted."""
+    """The time of one image in the largest batch that is quick and fits. The first batch prepares the device."""
     model, seconds = model.to(device), 0.0
-    for number, count in enumerate((FEW_IMAGES, FEW_IMAGES, MORE_IMAGES)):
-        if number == 2 and seconds * MORE_IMAGES > QUICK_SECONDS:
+    larger = ON_GPU if device.type == "cuda" else (MORE_IMAGES,)
+    for number, count in enumerate((FEW_IMAGES, FEW_IMAGES, *larger)):
+        if number >= 2 and seconds * count > QUICK_SECONDS:
             break
         shape = (count, preprocessing.channels, *preprocessing.img_size)
         images = torch.zeros(shape, device=device, dtype=next(model.parameters()).dtype)
         began = time.perf_counter()
-        with eval_mode(model), torch.set_grad_enabled(backward), autocast(device, settings.precision):
-            logits = logits_of(model(images)).float()
-            if backward:
-                logits.square().mean().backward()
+        try:
+            with eval_mode(model), torch.set_grad_enabled(backward), autocast(device, settings.precision):
+                logits = logits_of(model(images)).float()
+                if backward:
+                    logits.square().mean().backward()
+        except torch.OutOfMemoryError:
+            if not seconds:
+                raise
+            break
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = (time.perf_counter() - began) / count

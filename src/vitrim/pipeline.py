@@ -24,7 +24,6 @@ from vitrim.compress_run import (
 )
 from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
-from vitrim.depth import plan_width
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.forecast import Forecast, measure_pace, plan_steps, train_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
@@ -33,7 +32,7 @@ from vitrim.importance.scores import Scores
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.rotation import RotationStatistics
-from vitrim.runs.folder import in_stages
+from vitrim.runs.locks import locking
 from vitrim.runs.progress import log
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
 from vitrim.training.distillation import Teachers
@@ -42,6 +41,7 @@ from vitrim.training.loop import train
 from vitrim.training.validation import KeptEpoch
 
 
+@locking("run_dir")
 def compress(
     model: nn.Module,
     data: ImageData,
@@ -72,7 +72,7 @@ def compress(
     data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
     source = Source.of(model, data, teacher)
     check(source, recipe, scores)
-    run = CompressRun(run_dir, source, recipe)
+    run = CompressRun(run_dir, source, recipe, scores)
     if result := run.finished():
         return result
     run.announce()
@@ -86,14 +86,14 @@ def compress(
     run.finish_step()
     num_blocks = run.num_blocks(planner, scores)
 
-    proposal = run.plan(in_stages("width-plan.json"), lambda: plan_width(run.folder, planner, scores, num_blocks))
+    proposal = run.width_plan(planner, scores, num_blocks)
     plan = proposal.plan
     student = run.cut_and_recover("width", planner.base, plan, planner)
     student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
     run.finish_step()
 
     if num_blocks:
-        proposal = run.plan(in_stages("depth-step.json"), lambda: planner.plan_depth(student, plan, num_blocks))
+        proposal = run.depth_step(planner, student, plan, num_blocks)
         cut_student = run.cut_and_recover("depth", student, proposal.plan, planner)
         plan = plan.then(proposal.plan)
         student = run.distil("depth", cut_student, plan)
@@ -130,6 +130,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     return planner.plan_one_shot(scores, tuple(removed))
 
 
+@locking("run_dir")
 def fit(
     model: nn.Module,
     data: ImageData,
@@ -173,9 +174,14 @@ def fit(
 
     write = partial(save_with, classes=source.data.classes, provenance=provenance)
     result = folder.once("model", trained, write, load_on_own_device, on_all_processes=True)
-    found = folder.once_json("evaluation.json", lambda: evaluate(result, source.data).to_dict(), on_all_processes=True)
+    evaluation: Evaluation = folder.once_json(
+        "evaluation.json",
+        lambda: evaluate(result, source.data).to_dict(),
+        Evaluation.from_dict,
+        on_all_processes=True,
+        made_from=folder.digests_of("model"),
+    )
     folder.delete_checkpoints()
-    evaluation = Evaluation.from_dict(found)
     kept = KeptEpoch.read(folder.path, "train")
     chosen = f" of epoch {kept.best.epoch}, which was chosen on these {kept.num_images} images" if kept else ""
     log(

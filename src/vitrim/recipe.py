@@ -25,6 +25,7 @@ from vitrim.costs.latency import LatencySettings
 from vitrim.errors import SettingError, UserError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
+from vitrim.runs.damage import check_file
 from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
@@ -293,6 +294,7 @@ def _read(source: str | Path, kind: type[Any] | None) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    check_file(path)  # it may be of a run
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:

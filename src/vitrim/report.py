@@ -20,6 +20,8 @@ from vitrim.evaluation import Evaluation, compare
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.environment import environment
+from vitrim.runs.files import read_json
+from vitrim.runs.folder import parsed
 from vitrim.saving.checkpoint import file_bytes
 from vitrim.source import Source
 from vitrim.structure import ViTStructure
@@ -283,6 +285,25 @@ def stage_row(model_name: str, name: str, model: nn.Module, found: Evaluation) -
     """Make one entry of `stages` in `report.json`: accuracy in percent and cost of the model after a stage."""
     cost = count_cost(model)
     return {"model": model_name, "name": name, "top1": found.top1, "params": cost.params, "macs": cost.macs}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a `report.json`.
+
+    Raises:
+        CheckpointMismatch: it has another form.
+    """
+    return parsed(path, parse, read_json(path))
+
+
+def parse(report: Any) -> dict[str, Any]:
+    """Return a report that was read, if a page can be made from it; raises ValueError, KeyError or TypeError if not."""
+    try:
+        to_markdown(report)
+    except jinja2.TemplateError as problem:
+        raise ValueError(problem) from None
+    found: dict[str, Any] = report
+    return found
 
 
 def to_markdown(report: dict[str, Any]) -> str:

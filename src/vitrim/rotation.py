@@ -74,7 +74,7 @@ class Rotation:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
             names = dict.fromkeys(name.rpartition("|")[0] for name in tensors)
             maps = {name: HeadMaps(*(tensors[f"{name}|{part}"] for part in HeadMaps._fields)) for name in names}
-        except (SafetensorError, FileNotFoundError, KeyError) as problem:
+        except (SafetensorError, FileNotFoundError, LookupError, TypeError) as problem:
             raise CheckpointMismatch(f"{path} does not hold a rotation written by vitrim: {problem}.") from None
         return cls(maps)
 

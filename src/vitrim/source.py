@@ -3,6 +3,8 @@
 Device, structure, labels, cost and fingerprint are found once for the pipeline, which reads them from `Source`.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +17,8 @@ from vitrim.costs.budget import check_reachable
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.costs.latency import check_runtime
 from vitrim.data.images import ImageData
-from vitrim.data.matching import Calibration, device_of, match_labels
-from vitrim.errors import DataError, SettingError
+from vitrim.data.matching import Calibration, device_of, match_labels, preprocessing_of
+from vitrim.errors import DataError, SettingError, counted
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
 from vitrim.losses import needs_teacher_logits
@@ -31,6 +33,8 @@ from vitrim.structure import ViTStructure
 from vitrim.training.job import check_training
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.teachers import Teacher, checked_teachers, match_student
+
+NO_ARGUMENTS = {"transformers_version", "checkpoint_path", "pretrained", "cache_dir"}  # change nothing that is computed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,13 +117,29 @@ class Source:
         images = self.data.train.sample(settings.num_images, seed)
         return Calibration(images=images, model=self.model, batch_size=settings.batch_size)
 
+    def construction(self) -> dict[str, Any]:
+        """What a model computes besides its weights: its arguments, what was changed on it, how images are prepared.
+
+        Paths and versions of libraries are left out.
+        """
+        arguments = {
+            name: value
+            for name, value in origin_of(self.model).model_args.items()
+            if not name.startswith("_") and name not in NO_ARGUMENTS
+        }
+        return {
+            "arguments": arguments,
+            "changes": _digest(self.changes) if self.changes else None,
+            "images": preprocessing_of(self.model).to_dict(),
+        }
+
     def identity(self, command: str, recipe: Any) -> dict[str, Any]:
         """What a run is made from. Another run folder is needed where any of it differs."""
         teachers = {"teachers": [teacher.to_dict() for teacher in self.teachers]} if self.teachers else {}
         stated = getattr(self.model, STATED_ATTRIBUTE, None)
         return {
             "command": command,
-            "model": {"architecture": self.structure.model, "weights": self.fingerprint},
+            "model": {"architecture": self.structure.model, "weights": self.fingerprint, **self.construction()},
             "data": {
                 "name": self.data.name,
                 "training images": len(self.data.train),
@@ -130,6 +150,10 @@ class Source:
             **({"preprocessing": stated} if stated else {}),
             "recipe": to_table(recipe),
         }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
@@ -145,6 +169,7 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
             be used, or the scores are of another criterion or model.
         BudgetError: the smallest possible model is above the budget.
         DataError: there are too few images for one update.
+        CheckpointMismatch: the scores are damaged, or of a model of other sizes.
         SaveMismatch, UnsupportedModel: the stages of the run could not be saved; see `find_changes`.
     """
     check_runtime(recipe.latency)
@@ -271,7 +296,7 @@ def _check_depth(structure: ViTStructure, recipe: Recipe) -> None:
 
 
 def _check_scores(scores: Scores, source: Source, recipe: Recipe) -> None:
-    """Refuse scores of another criterion or of other weights. Scores without a fingerprint are accepted."""
+    """Refuse scores of another criterion, model or number of images. Scores without a fingerprint are accepted."""
     if scores.criterion != recipe.importance.criterion:
         raise SettingError(
             f"The scores were made by {scores.criterion}; the recipe asks for {recipe.importance.criterion}. Leave the "
@@ -279,3 +304,12 @@ def _check_scores(scores: Scores, source: Source, recipe: Recipe) -> None:
         )
     if scores.weights and scores.weights != source.fingerprint:
         raise SettingError("The scores are of a model with other weights. Leave them out; they are then measured.")
+    scores.check(source.structure)
+    if source.images is None or not scores.num_images or not scores.weights:
+        return  # some criteria need no images, and scores without a fingerprint are of a person's own batches
+    expected = {recipe.importance.num_images, len(source.calibration(recipe.importance, recipe.seed).images)}
+    if scores.num_images not in expected:
+        raise SettingError(
+            f"The scores were made from {counted(scores.num_images, 'image')}; importance.num_images asks for "
+            f"{recipe.importance.num_images}. Set it to {scores.num_images}, or leave the scores out."
+        )

@@ -19,6 +19,7 @@ from vitrim.costs.budget import Budget, smallest_cost
 from vitrim.costs.counting import count_cost
 from vitrim.data import loading
 from vitrim.plan import PruningPlan
+from vitrim.runs.damage import check_folder
 from vitrim.runs.files import read_json
 from vitrim.saving.checkpoint import load, save
 
@@ -219,7 +220,8 @@ def test_export_writes_beside_the_config(folder: str, place: CommandFolder, caps
     status, out, err = call(capsys, "export", folder, "--format", "torch-export")
     assert status == 0, err
     assert "run/model/model.pt2" in out and re.search(r" ms .* x \d\.\d\d ", out, re.S) and "batch of 3" in out
-    assert {path.name for path in model.iterdir()} == {"config.json", "model.safetensors", "model.pt2"}
+    assert {path.name for path in model.iterdir()} == {"config.json", "digests.json", "model.safetensors", "model.pt2"}
+    assert check_folder(model) == []
     assert same_tensors(load(Path(folder)), load(model))
 
 

@@ -13,7 +13,7 @@ from builders.models import build, random_plan, same_tensors
 from vitrim.errors import CheckpointMismatch, FolderInUse
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import RUN, read_json
+from vitrim.runs.files import DIGESTS, RUN, read_json
 from vitrim.runs.folder import RunFolder
 from vitrim.saving.checkpoint import load, save
 
@@ -68,7 +68,7 @@ def test_a_failed_stage_writes_nothing_and_is_computed_again(tmp_path: Path) -> 
         run.once("stage", lambda: 1, fail, read_json)
     with pytest.raises(KeyError):
         run.once_json("stage", lambda: {}["nothing"])
-    assert names(tmp_path) == [RUN]
+    assert names(tmp_path) == [DIGESTS, RUN]
     assert run.once_json("stage", lambda: 2) == 2
 
 
@@ -78,8 +78,8 @@ def test_partial_files_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
     leftover.mkdir()
     (leftover / "old.txt").touch()
     run.once("model", build, save, load)
-    assert names(tmp_path) == ["model", RUN]
-    assert names(tmp_path / "model") == ["config.json", "model.safetensors"]
+    assert names(tmp_path) == [DIGESTS, "model", RUN]
+    assert names(tmp_path / "model") == ["config.json", DIGESTS, "model.safetensors"]
 
 
 def test_a_run_with_another_identity_is_refused_with_the_differences(tmp_path: Path) -> None:
@@ -128,8 +128,17 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == ["notes.txt"]
 
 
-def test_a_damaged_run_json_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [json.dumps(IDENTITY)[:-5], "[]", "[" * 100_000, ""], ids=["cut", "list", "deep", "empty"]
+)
+def test_a_damaged_run_json_is_written_again_or_named(content: str, tmp_path: Path) -> None:
     RunFolder(tmp_path, IDENTITY).once_json("stage.json", lambda: 1)
-    (tmp_path / RUN).write_text(json.dumps(IDENTITY)[:-5])
-    with pytest.raises(CheckpointMismatch, match=RUN):
+    before = (tmp_path / RUN).read_bytes()
+    (tmp_path / RUN).write_text(content)
+    with pytest.raises(FolderInUse, match="model was"):
+        RunFolder(tmp_path, {**IDENTITY, "model": "deit"})
+    assert (tmp_path / RUN).read_bytes() == before
+    (tmp_path / RUN).write_text(content)
+    (tmp_path / DIGESTS).unlink()
+    with pytest.raises(CheckpointMismatch, match=f"{RUN}.*Put back a copy"):
         RunFolder(tmp_path, IDENTITY)

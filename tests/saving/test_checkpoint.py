@@ -61,6 +61,7 @@ def test_a_saved_model_is_loaded_with_the_same_weights_and_logits(how: str, dtyp
     assert not back.training
     assert names(tmp_path / "model") == [
         "config.json",
+        "digests.json",
         "model.safetensors",
         *(["modeling.py"] if how != "dense" else []),
     ]
@@ -90,6 +91,7 @@ def test_a_folder_of_format_1_can_be_loaded(tmp_path: Path) -> None:
     old = {"architecture": about.pop("architecture"), "model_args": about.pop("model_args"), "num_classes": 7}
     old |= {"label_names": about.pop("classes"), "vitrim": {**about, "format": 1}}
     (tmp_path / "config.json").write_text(json.dumps(old), encoding="utf-8")
+    (tmp_path / "digests.json").unlink()
     back = load(tmp_path)
     assert_same_model(model, back)
     assert origin_of(back).classes == tuple("abcdefg")
@@ -164,7 +166,7 @@ def test_a_full_disk_does_not_damage_the_earlier_model(tmp_path: Path, monkeypat
         patch.setattr(safetensors.torch, "save_file", disk_full)
         with pytest.raises(OSError, match="No space left"):
             save(cut(model), tmp_path)
-    assert names(tmp_path) == ["config.json", "model.safetensors"]
+    assert names(tmp_path) == ["config.json", "digests.json", "model.safetensors"]
     assert_same_model(model, load(tmp_path))
 
 
@@ -206,6 +208,9 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     save(build(), tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointMismatch, match=r"model\.safetensors is damaged"):
+        load(tmp_path)
+    (tmp_path / "digests.json").unlink()
     with pytest.raises(CheckpointMismatch, match=r"model\.safetensors is not a readable"):
         load(tmp_path)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+from builders.damage import flip_a_bit
 from builders.models import build, random_images, random_plan, same_tensors
 from builders.standalone import configuration_of
 from vitrim.data.stated_preprocessing import set_preprocessing
@@ -66,7 +67,19 @@ def test_modeling_py_loads_a_folder_that_states_no_images(folder: Path, tmp_path
     config = json.loads((older / "config.json").read_text())
     del config["pretrained_cfg"], config["label_names"]
     (older / "config.json").write_text(json.dumps(config))
+    (older / "digests.json").unlink()
     assert same_tensors(modeling_of(older).load_model(), modeling_of(folder).load_model())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "digests.json"])
+def test_modeling_py_names_a_damaged_file_and_what_to_do(name: str, folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    flip_a_bit(copy / name)
+    with pytest.raises(ValueError, match=rf"{name} is damaged.*delete .*digests\.json"):
+        modeling_of(copy).load_model()
+    (copy / "digests.json").unlink()
+    if name == "digests.json":
+        assert same_tensors(modeling_of(copy).load_model(), modeling_of(folder).load_model())
 
 
 def test_modeling_py_imports_no_vitrim(student: nn.Module) -> None:

@@ -240,5 +240,6 @@ def test_damaged_changes_are_named(damage: dict, tmp_path: Path) -> None:
     config = read_json(save(MODELS["timm"](), tmp_path) / "config.json")
     config["vitrim"]["changes"] = damage
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "digests.json").unlink()
     with pytest.raises(CheckpointMismatch, match="notes changes that cannot be made"):
         load(tmp_path)

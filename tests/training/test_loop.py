@@ -165,6 +165,18 @@ def test_the_moving_average_is_returned(tmp_path: Path) -> None:
     assert not same_tensors(averaged, plain)
 
 
+@pytest.mark.parametrize("batch_size", [20, "auto"])
+def test_distillation_in_bf16_computes_nearly_the_same_loss(batch_size: int | str, tmp_path: Path) -> None:
+    student, arguments = student_and_teacher()
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        settings = {"epochs": 2, "distillation": ALL_TERMS, "batch_size": batch_size, "precision": precision}
+        train(student, digits(), short_training(**settings), run_dir=tmp_path / precision, **arguments)
+        losses[precision] = [row["loss"] for row in read_lines(tmp_path / precision / "metrics.jsonl")]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses["bf16"] != losses["fp32"]
+
+
 def test_an_update_on_a_gpu_never_waits_for_the_device_and_sends_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     student, arguments = student_and_teacher()
     teacher = arguments["teacher"]

@@ -117,7 +117,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_the_checkpoint_is_a_safetensors_file_without_pickle(tmp_path: Path) -> None:
     train(digits_model(), digits(), short_training(ema_decay=0.9), run_dir=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train.checkpoint.safetensors"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["digests.json", "metrics.jsonl", "train.checkpoint.safetensors"]
     with safe_open(tmp_path / "train.checkpoint.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["identity"])["seed"] == 0
         assert {name.partition(".")[0] for name in file.keys()} == {"model", "ema", "optimizer"}  # noqa: SIM118

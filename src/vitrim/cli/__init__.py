@@ -1,10 +1,13 @@
 """The command line: the app, and the exit status of each kind of ending.
 
-Exit status 0: done. 2: the user must change something. 1: a bug in vitrim. The commands are in `vitrim.cli.commands`.
+Exit status 0: done. 2: the user must change something, or pressed Ctrl-C. 1: a bug in vitrim, or a check of `verify`
+that does not hold. 143 and 129: ended by SIGTERM and SIGHUP (128 and the number of the signal). The commands are in
+`vitrim.cli.commands`.
 """
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,11 +18,15 @@ from vitrim import __version__
 from vitrim.asking import LOWER_ANY, is_out_of_memory, reason
 from vitrim.cli.commands import COMMANDS
 from vitrim.cli.messages import in_options, usage_error
+from vitrim.cli.streams import forgiving
 from vitrim.errors import UserError
+from vitrim.runs import signals
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
 PLACE_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 PLACE_PROBLEMS |= {errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+CONTINUED = {"demo", "train", "compress"}  # the same command continues its run
 
 SPIN_COUNT = "1000"  # passes of the loop in which a thread of OpenMP waits for others; its default is 300,000
 
@@ -38,7 +45,12 @@ for position, command in enumerate(COMMANDS):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     limit_spinning()
-    sys.exit(run(arguments))
+    with forgiving() as streams:
+        status = run(arguments)
+        if (problem := streams.problem()) and not status:
+            status = _complain(f"Standard output cannot be written: {problem}.")
+            status = 0 if _command(arguments) in CONTINUED | {"export"} else status  # their result is in files
+    sys.exit(status)
 
 
 def limit_spinning() -> None:
@@ -54,28 +66,49 @@ def limit_spinning() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 if the user must change something, 1 for a bug in vitrim.
+    """Run a command and return its exit status, as this module says.
 
     Args:
         arguments: words of the command line; by default those of this process.
     """
+    with signals.handled():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        return 0
+        return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except UserError as problem:
         return _complain(in_options(str(problem), sys.argv[1:] if arguments is None else arguments))
     except CycloptsError as problem:
         return _complain(usage_error(problem))
-    except KeyboardInterrupt:
-        return _complain("Interrupted. Run the same command again to continue from the last checkpoint.")
+    except KeyboardInterrupt as stop:
+        return _interrupted(arguments, getattr(stop, "number", 0))  # the signal may be that of another process
     except OSError as problem:
+        if signals.received():  # by a part that has ended before this one, such as another process
+            return _interrupted(arguments, signals.received())
         if problem.errno in PLACE_PROBLEMS:
             return _complain(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror}.")
         return _report_bug()
     except Exception as problem:
         if is_out_of_memory(problem):
             return _complain(f"There is not enough memory: {reason(problem)}. {LOWER_ANY}")
-        return _report_bug()
+        return _interrupted(arguments, signals.received()) if signals.received() else _report_bug()
+
+
+def _command(arguments: Sequence[str] | None) -> str:
+    """The name of the command; empty if there is none."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return words[0] if words else ""
+
+
+def _interrupted(arguments: Sequence[str] | None, number: int) -> int:
+    """Say that a signal has ended the command; 0 stands for an interruption by something else."""
+    how = f"Ended by {signals.signal_name(number)}" if number not in (0, signal.SIGINT) else "Interrupted"
+    goes_on = " Run the same command again to continue from the last checkpoint."
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first says it
+        _complain(f"{how}.{goes_on if _command(arguments) in CONTINUED else ''}")
+    return signals.exit_status(number) if number else 2
 
 
 def _complain(message: str) -> int:

@@ -27,8 +27,16 @@ from vitrim.cli.options import (
     RunFolderOption,
 )
 from vitrim.cli.recipes import compress_recipe, train_recipe
-from vitrim.cli.tables import print_evaluations, print_export, print_line, print_plan, print_report, print_structure
-from vitrim.errors import BudgetError, SettingError
+from vitrim.cli.tables import (
+    print_checks,
+    print_evaluations,
+    print_export,
+    print_line,
+    print_plan,
+    print_report,
+    print_structure,
+)
+from vitrim.errors import BudgetError
 
 if TYPE_CHECKING:
     from vitrim.data.images import ImageData
@@ -75,16 +83,20 @@ def train(
     The trained model is in the subfolder `model` of the run.
     """
     from vitrim.pipeline import fit
+    from vitrim.runs.outputs import output_folder
 
-    data_options = data_options or DataOptions()
+    data_options, training = data_options or DataOptions(), training or DenseTraining()
     inputs.check_data_named(data_options)
-    recipe = train_recipe(training or DenseTraining(), data_options.num_workers)
+    read = inputs.paths_read(model, data_options, training.recipe, teacher)
+    output = output_folder(output, read) if output else None
+    recipe = train_recipe(training, data_options.num_workers)
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
     data = inputs.open_data(data_options, channels)
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
-    fit(dense, data, recipe, output or inputs.default_run_folder(data, model), teacher=teachers)
+    output = output or output_folder(inputs.default_run_folder(data, model), read)
+    fit(dense, data, recipe, output, teacher=teachers)
 
 
 def compress(
@@ -114,18 +126,21 @@ def compress(
     """
     from vitrim import pipeline
     from vitrim.importance.scores import Scores
+    from vitrim.runs.outputs import output_folder
     from vitrim.source import Source, check
 
-    data_options = data_options or DataOptions()
+    data_options, training = data_options or DataOptions(), training or CompressTraining()
     inputs.check_data_named(data_options)
-    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining(), data_options.num_workers)
+    read = inputs.paths_read(model, data_options, training.recipe, scores, teacher)
+    output = output_folder(output, read) if output else None
+    recipe = compress_recipe(budget or BudgetOptions(), training, data_options.num_workers)
+    found = Scores.load(inputs.existing_file(scores)) if scores else None
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
-    check(Source.of(dense), recipe)  # before images are read
+    check(Source.of(dense), recipe, found)  # before images are read
     teachers = inputs.open_teachers(teacher, {model: dense})
     data = inputs.open_data(data_options, inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
-    output = output or inputs.default_run_folder(data, model, recipe.budget)
-    found = Scores.load(inputs.existing_file(scores)) if scores else None
+    output = output or output_folder(inputs.default_run_folder(data, model, recipe.budget), read)
     result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
     print_report(result.report, output)
 
@@ -218,13 +233,14 @@ def plan(
     """
     from vitrim import pipeline
     from vitrim.runs.files import write_text
+    from vitrim.runs.outputs import PLAN, output_file
     from vitrim.source import Source, check
 
-    if output and output.is_dir():
-        raise SettingError(f"{output} is a folder; expected the name of a JSON file for the plan after -o.")
-    data_options = data_options or DataOptions()
+    data_options, training = data_options or DataOptions(), training or CompressTraining()
+    read = inputs.paths_read(model, data_options, training.recipe)
+    place = output_file(output, PLAN, read) if output else None
     inputs.check_data_named(data_options)
-    recipe = compress_recipe(budget or BudgetOptions(), training or CompressTraining(), data_options.num_workers)
+    recipe = compress_recipe(budget or BudgetOptions(), training, data_options.num_workers)
     source = Source.of(inputs.open_trained_model(model, model_options or ModelOptions()))
     check(source, recipe)  # before images are read
     with _explained_for_auto(recipe):
@@ -233,9 +249,9 @@ def plan(
         data = inputs.open_data(data_options, source.structure.in_chans)
         found = pipeline.plan_only(source.model, data, recipe)
     print_plan(source.structure, found)
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, found.plan.to_json())
+    if place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_text(place, found.plan.to_json())
         print_line(f"plan written to {output}")
 
 
@@ -286,6 +302,7 @@ def export(
     program = ProgramSettings(opset=asked.opset, batch=asked.batch, half=asked.half)
     ending = f"{'.int8' if asked.int8 else '.half' if asked.half else ''}{exporting.SUFFIXES[format]}"
     path = output or inputs.export_folder(model) / f"model{ending}"
+    exporting.check_place(path, inputs.paths_read(model, data_options))
     exporting.check_settings(path, format, int8=asked.int8, has_data=data_options is not None, program=program)
     opened = inputs.open_named_model(model, model_options or ModelOptions())
     if names and not data_options:
@@ -294,4 +311,25 @@ def export(
     print_export(model, exporting.export(opened, path, format=format, int8=asked.int8, data=data, program=program))
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, train, compress, evaluate, inspect, plan, export)
+def verify(
+    run: Annotated[Path, Parameter(help="folder of a finished run of train or compress")],
+    *,
+    data_options: DataOptions | None = None,
+) -> int:
+    """Check a finished run: its files, model, accuracy, cost and exported files against its report.
+
+    Example: `vitrim verify runs/flowers-small --data ./flowers`
+
+    Each line says what holds. The exit status is 0 if all of it holds, else 1.
+    """
+    from vitrim.verifying import verify as verify_run
+
+    data_options = data_options or DataOptions()
+    inputs.check_data_named(data_options)
+    channels = inputs.channels_of_run(run)
+    checks = verify_run(run, inputs.open_data(data_options, channels))
+    print_checks(run, checks)
+    return int(any(check.holds is False for check in checks))
+
+
+COMMANDS: tuple[Callable[..., int | None], ...] = (demo, train, compress, evaluate, inspect, plan, export, verify)

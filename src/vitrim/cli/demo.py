@@ -10,14 +10,18 @@ from torch import nn
 from vitrim import report as reports
 from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.data.loading import load_data
+from vitrim.errors import CheckpointMismatch
 from vitrim.importance.scores import Scores
 from vitrim.models import adapter_of_library
 from vitrim.pipeline import Compressed, compress, fit
 from vitrim.recipe import Recipe, load_recipe
+from vitrim.runs.digests import digest_of_data, write_text_noted
 from vitrim.runs.environment import versions
-from vitrim.runs.files import write_text
 from vitrim.runs.folder import RunFolder
+from vitrim.runs.locks import locking
+from vitrim.runs.outputs import output_folder
 from vitrim.runs.processes import is_main_process
+from vitrim.runs.progress import log
 
 KEEPS = (0.7, 0.5)
 # Trap: with timm's default initialisation, a model of this width learns slowly.
@@ -41,8 +45,14 @@ def run_demo(folder: Path) -> dict[str, Any]:
         The content of `report.json`: all three models, with latencies that were measured together.
 
     Raises:
-        FolderInUse: the folder has other files, or a demo of another version.
+        FolderInUse: the folder has other files, or a demo of another version, or another command works in it.
+        SettingError: it is no folder, or cannot be written.
     """
+    return _run(output_folder(folder))
+
+
+@locking("folder")
+def _run(folder: Path) -> dict[str, Any]:
     training = load_recipe("demo-train")
     recipe = load_recipe("demo")
     run = RunFolder(folder, {"command": "demo", "version": versions()["vitrim"]})
@@ -53,12 +63,24 @@ def run_demo(folder: Path) -> dict[str, Any]:
     results: list[Compressed] = []
     for keep in KEEPS:
         budget = replace(recipe.budget, params=keep, macs=keep)
-        scores = Scores.load(folder / f"keep-{KEEPS[0]}" / "scores.safetensors") if results else None
+        scores = _scores_in(folder / f"keep-{KEEPS[0]}") if results else None
         results.append(compress(dense, data, replace(recipe, budget=budget), folder / f"keep-{keep}", scores=scores))
-    report = run.once_json("report.json", lambda: _joined(dense, results, recipe))
+    made_from = {f"keep-{keep}": digest_of_data(result.report) for keep, result in zip(KEEPS, results, strict=True)}
+    report: dict[str, Any] = run.once_json(
+        "report.json", lambda: _joined(dense, results, recipe), reports.parse, made_from=made_from
+    )
     if is_main_process():
-        write_text(folder / "report.md", reports.to_markdown(report))
+        write_text_noted(folder / "report.md", reports.to_markdown(report))
     return report
+
+
+def _scores_in(folder: Path) -> Scores | None:
+    """The scores of a finished run; None if they are damaged. The model is then scored again."""
+    try:
+        return Scores.load(folder / "scores.safetensors")
+    except CheckpointMismatch as problem:
+        log(f"{problem} The model is scored again.")
+        return None
 
 
 def _joined(dense: nn.Module, results: list[Compressed], recipe: Recipe) -> dict[str, Any]:

@@ -35,6 +35,20 @@ def check_data_named(options: DataOptions) -> None:
         )
 
 
+def paths_read(model: str, data: DataOptions | None, *others: object) -> list[Path]:
+    """The paths of what a command reads, as far as they may be files or folders.
+
+    Args:
+        model: as named.
+        data: options of the images.
+        others: further names, or lists of names; None is left out.
+    """
+    data = data or DataOptions()
+    names: list[object] = [model, data.data, data.data_dir, data.train_dir, data.val_dir, data.class_names, *others]
+    single = [name for found in names for name in (found if isinstance(found, list) else [found])]
+    return [Path(name) for name in single if isinstance(name, str | Path) and str(name)]
+
+
 def open_data(options: DataOptions, channels: int, *, split: "Split | None" = None) -> "ImageData":
     """Load the images, and print a summary on standard error.
 
@@ -83,11 +97,20 @@ def warn_of_training_images(name: str, data: "ImageData") -> None:
         name: of the model. The run is known by the `run.json` in or above its folder.
         data: what is evaluated.
     """
-    from vitrim.runs.files import RUN, read_json
+    from vitrim.errors import UserError
+    from vitrim.runs.files import RUN
+    from vitrim.runs.folder import identity_in
     from vitrim.runs.progress import log
 
     file = next((file for file in (Path(name) / RUN, Path(name).parent / RUN) if file.is_file()), None)
-    if data.only == "all" and file is not None and read_json(file).get("data", {}).get("name") == data.name:
+    if data.only != "all" or file is None:
+        return
+    try:
+        about = (identity_in(file.parent) or {}).get("data")
+    except UserError as problem:
+        log(f"{problem} It is not known which images {name} was trained on.")
+        return
+    if isinstance(about, dict) and about.get("name") == data.name:
         log(
             f"{name} was trained on images of this data set. --split val evaluates only those that were held out, if "
             "the other data options are those of the training."
@@ -260,6 +283,17 @@ def default_run_folder(data: "ImageData", model: str, budget: "Budget | None" = 
     folder = Path("runs") / re.sub(r"[^\w.-]+", "-", "-".join(parts))
     log(f"no -o given: the run is in {folder}")
     return folder
+
+
+def channels_of_run(run: Path) -> int:
+    """The channels of the images that the model of a run takes; 3 if it cannot be opened, which `verify` reports."""
+    from vitrim.errors import UserError
+    from vitrim.saving.checkpoint import load
+
+    try:
+        return channels_of(load(run / "model"))
+    except UserError:
+        return 3
 
 
 def on_training_device(model: "nn.Module") -> "nn.Module":

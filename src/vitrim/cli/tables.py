@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vitrim.exporting import Exported
     from vitrim.planning import Proposal
     from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
+    from vitrim.verifying import Check
 
 
 def print_structure(structure: "ViTStructure") -> None:
@@ -135,6 +136,16 @@ def print_evaluations(evaluations: Sequence[tuple[str, "Evaluation"]], images: s
     if len(evaluations) == 2:
         (model, first), (against, second) = evaluations
         print_line(f"{model} against {against}: {paired_difference(compare(second, first))}")
+
+
+def print_checks(run: Path, checks: Sequence["Check"]) -> None:
+    """Print what was checked about a run, and whether it holds."""
+    words = {True: "holds", False: "DOES NOT HOLD", None: "not checked"}
+    print_table(str(run), ["", "", "found"], [[one.name, words[one.holds], one.text] for one in checks])
+    wrong, unknown = (sum(one.holds is value for one in checks) for value in (False, None))
+    result = f"{counted(wrong, 'check')} of {len(checks)} {'does' if wrong == 1 else 'do'} not hold"
+    result = result if wrong else f"{len(checks) - unknown} of {len(checks)} checks hold"
+    print_line(result + (f"; {unknown} could not be made" if unknown else ""))
 
 
 def print_export(model: str, exported: "Exported") -> None:

@@ -24,6 +24,7 @@ from vitrim.errors import CheckpointMismatch
 from vitrim.hooks import eval_mode
 from vitrim.models import describe
 from vitrim.plan import KeptBlock, PruningPlan
+from vitrim.runs.digests import digest_of_data
 from vitrim.runs.environment import device_name
 from vitrim.runs.files import read_json, write_text
 from vitrim.runs.progress import log, track
@@ -318,15 +319,19 @@ def _read_or_measure(what: str, model: nn.Module, settings: LatencySettings, mea
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     path = user_cache_path("vitrim") / "latency" / f"{name}.json"
     try:
-        found = read_json(path)["found"]
+        content = read_json(path)
+        found = content["found"]
+        if content["digest"] != digest_of_data([about, found]):
+            raise CheckpointMismatch(f"{path} is damaged.")  # as if there were none
         log(f"latency: read from {path}; delete this file to measure again")
         return found
     except (OSError, CheckpointMismatch, KeyError, TypeError):
         pass
     found = measure()
+    content = {"about": about, "found": found, "digest": digest_of_data([about, found])}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"about": about, "found": found}, indent=1) + "\n")
+        write_text(path, json.dumps(content, indent=1) + "\n")
     except OSError as problem:
         log(f"latency: cannot write the measurement to {path} ({problem.strerror})")
     return found

@@ -53,8 +53,15 @@ def choose_num_workers(
 
 
 def ignore_interruption(worker: int) -> None:
-    """Let a worker go on after Ctrl-C, which reaches all processes of a terminal. The main process ends its workers."""
+    """Let a worker go on after a signal that the main process handles too, which ends its workers.
+
+    Ctrl-C and SIGHUP reach all processes of a terminal; a batch system may send SIGTERM to all processes of a job. The
+    second SIGTERM ends the worker: it may be of the main process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def worker_context(num_workers: int) -> BaseContext | None:

@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from vitrim.asking import LOWER_ANY, asking, is_out_of_memory
+from vitrim.asking import LOWER_ANY, asking, is_out_of_memory, within_memory
 from vitrim.copying import copied
 from vitrim.errors import ExportFailed, NotEnoughMemory, SettingError, UserError
 from vitrim.hooks import logits_of
@@ -92,6 +93,7 @@ def output_name(model: nn.Module) -> str:
     return "features" if has_no_head or not describe(model).num_classes else "logits"
 
 
+@within_memory("export the model", "Lower the fixed batch (--batch), free memory, or export a smaller model.")
 def write_program(
     model: nn.Module, file: Path, format: str, metadata: dict[str, Any], settings: ProgramSettings = DEFAULT
 ) -> Program:
@@ -215,6 +217,52 @@ def _write_onnx(
         converted.save(file, external_data=weight_bytes(program.state_dict) > MAX_ONNX_FILE)
     with failing_as("ONNX Runtime cannot run what torch.onnx made of this model"):
         return OnnxProgram(file)
+
+
+def read_program(file: Path) -> tuple[Program, dict[str, Any]]:
+    """Read a file that `write_program` wrote.
+
+    Args:
+        file: ends in `.onnx` or `.pt2`. Reading runs its graph only, and no other code.
+
+    Returns:
+        A function from float32 images to float32 outputs, on the CPU; and the metadata of the file.
+
+    Raises:
+        SettingError: a package is missing. ExportFailed: the file cannot be read.
+    """
+    if file.suffix == ".onnx":
+        check_onnx()
+        with failing_as(f"ONNX Runtime cannot read {file}"):
+            found = OnnxProgram(file)
+            properties = found.session.get_modelmeta().custom_metadata_map
+            return found, {name: json.loads(value) for name, value in properties.items()}
+    with failing_as(f"torch.export cannot read {file}"):
+        texts = {METADATA_FILE: ""}
+        run = torch.export.load(file, extra_files=texts).module()
+        about = json.loads(texts[METADATA_FILE])
+    is_half = about.get("precision") == "float16"
+    return (lambda images: run(images.half()).float()) if is_half else run, about
+
+
+def is_export(path: Path) -> bool:
+    """Whether a file is a program that `write_program` wrote with the metadata of an export."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.rpartition("/")[2] == METADATA_FILE for name in archive.namelist())
+        if path.suffix != ".onnx":
+            return False
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            properties = onnx.load(path, load_external_data=False).metadata_props
+        except DecodeError:
+            return False
+        return {"params", "macs", "versions"} <= {entry.key for entry in properties}
+    except (OSError, zipfile.BadZipFile, ImportError):
+        return False
 
 
 def weight_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -6,12 +6,14 @@ A file is written completely or not at all. Reading a checkpoint runs no pickled
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -30,9 +32,15 @@ NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
     b"<html": "a web page; download the file itself",
 }
 PROCESSOR = "preprocessor_config.json"
+CHECKPOINT = "{stage}.checkpoint.safetensors"  # in a run folder: the state of a training
+DIGESTS = "digests.json"  # in a run folder and in a model folder, see `vitrim.runs.digests`
+LOCK, HOLDER = ".vitrim.lock", ".vitrim.holder.json"  # in a folder that a command works in, see `runs.locks`
+# `.NAME.partial` is of earlier versions; the process and a random number make the name of each write its own
+_PARTIAL = re.compile(r"\.(?P<name>.+?)(\.(?P<pid>[0-9]+)-[0-9a-f]{8})?\.partial", re.DOTALL)
+_MAX_NAME = 255  # bytes of a file name
+_written_now: set[Path] = set()  # partial files of this process
 MAX_NESTING = 100  # levels of brackets in a JSON file
 OF_SAFETENSORS: tuple[type[Exception], ...] = (SafetensorError, MemoryError, *UNFORESEEN)
-OURS = (CONFIG, WEIGHTS, MODELING, PROCESSOR, RUN)
 
 
 @contextmanager
@@ -45,17 +53,79 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: with the name of the file.
     """
-    working = path.with_name(f".{path.name}.partial")
-    _remove(working)
+    _remove(hidden_beside(path, ".partial"))  # of an earlier version
+    working = partial_path(path)
+    _written_now.add(working)
     try:
         with _naming(path):
             yield working
             if working.is_file():
                 working.chmod(0o666 & ~_umask())  # safetensors makes files that only the owner can read
-            os.replace(working, path)
+            _move(working, path)
     except BaseException:
         _remove(working)
         raise
+    finally:
+        _written_now.discard(working)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A context with a temporary folder beside `path`, which is removed after it."""
+    folder = partial_path(path)
+    _written_now.add(folder)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        _remove(folder)
+        _written_now.discard(folder)
+
+
+def partial_path(path: Path) -> Path:
+    """A path beside `path` for what is not complete yet. No other process or thread uses it."""
+    return hidden_beside(path, f".{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def hidden_beside(path: Path, ending: str) -> Path:
+    """The path beside `path` with a dot before its name and `ending` after it. A long name is cut."""
+    name = os.fsencode(f".{path.name}")[: _MAX_NAME - len(ending)]
+    return path.with_name(os.fsdecode(name) + ending)
+
+
+def delete_dead_partials(folder: Path, name: str = "") -> None:
+    """Delete the partial files that processes left which have ended. Call it with the lock of the folder.
+
+    Args:
+        folder: where they are; it need not exist.
+        name: only those of the file with this name.
+    """
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        found = _PARTIAL.fullmatch(path.name)
+        if found and (not name or found["name"] == name) and path not in _written_now and not _is_alive(found["pid"]):
+            _remove(path)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file name is that of a partial file, or of the lock of a folder."""
+    return name in (LOCK, HOLDER) or _PARTIAL.fullmatch(name) is not None
+
+
+def _is_alive(pid: str | None) -> bool:
+    """Whether another process on this machine has this number."""
+    return pid is not None and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
+
+
+def _move(working: Path, path: Path) -> None:
+    """Move a finished file or folder into place. Other files of a folder that exists stay, such as exported forms."""
+    if not working.is_dir() or not path.is_dir():
+        os.replace(working, path)
+        return
+    for file in sorted(working.iterdir(), key=lambda file: file.name == CONFIG):  # last: it makes a folder complete
+        os.replace(file, path / file.name)
+    working.rmdir()
 
 
 def _umask() -> int:
@@ -93,7 +163,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         OSError: with the name of the file.
     """
     with writing(path) as working:
-        safetensors.torch.save_file(_apart(tensors), working, metadata=dict(about))
+        save_tensors(working, tensors, about)
+
+
+def save_tensors(working: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """As `write_tensors`, inside a block of `writing`."""
+    safetensors.torch.save_file(_apart(tensors), working, metadata=dict(about))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,6 +191,18 @@ def write_text(path: Path, text: str) -> None:
     """
     with writing(path) as working:
         working.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        CheckpointMismatch: the file is not UTF-8. OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise CheckpointMismatch(f"{path} is not a text file in UTF-8: {problem}.") from None
 
 
 def read_json(path: Path) -> Any:
@@ -221,9 +308,9 @@ def shards_of(index: Path) -> dict[str, str]:
 
 
 def unknown_files(folder: Path) -> list[str]:
-    """The names in a folder, without the partial files of an interrupted write by vitrim."""
-    partial = {f".{name}.partial" for name in OURS}
-    return [path.name for path in folder.iterdir() if path.name not in partial]
+    """The names in a folder, without digests, the lock and the partial files of an interrupted write by vitrim."""
+    names = (path.name for path in folder.iterdir())
+    return [name for name in names if not is_partial(name) and not name.endswith(DIGESTS)]
 
 
 def _remove(path: Path) -> None:

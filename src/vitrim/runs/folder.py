@@ -2,26 +2,53 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from vitrim.errors import FolderInUse
+from vitrim.errors import CheckpointMismatch, FolderInUse, UserError
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import FILE_SIZES, RUN, UNREADABLE, read_json, unknown_files, write_text, writing
+from vitrim.runs.digests import (
+    IS_DAMAGED,
+    MODEL,
+    Digests,
+    State,
+    Version,
+    digest_of,
+    read_kept_text,
+    write_text_noted,
+    writing_noted,
+)
+from vitrim.runs.files import (
+    CHECKPOINT,
+    DIGESTS,
+    FILE_SIZES,
+    HOLDER,
+    LOCK,
+    RUN,
+    UNREADABLE,
+    is_partial,
+    read_json,
+    unknown_files,
+)
 from vitrim.runs.processes import is_main_process, wait_for_all
+from vitrim.runs.progress import log
 
 Result = TypeVar("Result")
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
 
 
 class RunFolder:
-    """The folder of one run. Each stage writes one file, and a rerun skips the stages whose file exists.
+    """The folder of one run. Each stage writes one file, and a rerun skips the stages whose file is as it was written.
 
     `run.json` has the identity of the run: its recipe, model and data. A run with another identity is refused.
 
     Attributes:
         path: of the folder.
         num_made: number of results that were made since the folder was opened, and not read from it.
+        digests: of the results.
     """
 
     def __init__(
@@ -46,13 +73,16 @@ class RunFolder:
             FolderInUse: the folder has other files, or a run with another identity; the message lists the differences.
         """
         self.path, self.num_made = Path(path), 0
+        self.digests = Digests(self.path)
+        self._current: dict[str, str] = {}  # digests of the results that this process has made or read
+        self._said: set[str] = set()
         if self.path.exists() and not self.path.is_dir():
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
-        file = self.path / RUN
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-        if file.is_file() and not is_fresh(self.path):
-            old = _with_missing(read_json(file), before or {})
-            changed = changed or {}
+        fresh = self.path.is_dir() and is_fresh(self.path)
+        old = identity_in(self.path) if self.path.is_dir() and not fresh else None
+        if old is not None:
+            old, changed = _with_missing(old, before or {}), changed or {}
             differences = [
                 f"{name} was {json.dumps(earlier)}, now {json.dumps(now)}"
                 for name, earlier, now in _differences(old, identity)
@@ -63,12 +93,15 @@ class RunFolder:
                     f"{self.path} has a run with other settings: {'; '.join(differences[:8])}. Choose another folder "
                     "with -o, or repeat the earlier command to continue its run."
                 )
-        elif not file.is_file() and self.path.exists() and unknown_files(self.path):
+        elif not (self.path / RUN).is_file() and self.path.exists() and unknown_files(self.path):
             raise FolderInUse(f"{self.path} is not empty and has no vitrim run; choose another folder with -o.")
         wait_for_all()
         if is_main_process():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(identity, indent=2) + "\n")
+            if fresh:
+                self.digests.clear()  # of a run that ended before its first result
+            text = json.dumps(identity, indent=2) + "\n"
+            write_text_noted(self.path / RUN, text, self.digests, keep_text=True)
         wait_for_all()
 
     def once(
@@ -79,53 +112,230 @@ class RunFolder:
         read: Callable[[Path], Result],
         *,
         on_all_processes: bool = False,
+        made_from: Mapping[str, Any] | None = None,
     ) -> Result:
         """Return the result of a stage. It is computed and written once; a rerun reads the file.
 
-        All processes call this together, and each reads the file. So the result is the same after a rerun.
+        A result is made again if its content is not what was written, or if it was made from something else. All
+        processes call this together, and each reads the file. So the result is the same after a rerun.
 
         Args:
             name: of the file or folder of the stage, below the folder of the run.
             make: computes the result.
             write: writes a result to a path.
-            read: reads it.
+            read: reads it. It raises a `UserError` for a file of another form.
             on_all_processes: call `make` on all processes. By default only the first process calls it.
+            made_from: what the result is made from, as plain data; see `digests_of`.
+
+        Raises:
+            CheckpointMismatch: a folder in place of the result, or a result of an earlier version, cannot be read.
         """
-        path = find_result(self.path, name)
+        path, source = find_result(self.path, name), json.loads(json.dumps(made_from or {}))
         wait_for_all()
-        exists = path.exists()
+        stored = self._stored(path, read, source)
         wait_for_all()  # no process may write before all processes have looked
-        self.num_made += not exists
-        if not exists and (on_all_processes or is_main_process()):
+        if stored is not None:
+            self._current[name] = stored.version.digest
+            if stored.is_new and is_main_process():
+                self.digests.note(self._name(path), stored.version)
+            return stored.value
+        self.num_made += 1
+        if on_all_processes or is_main_process():
             result = make()
             if is_main_process():
                 path.parent.mkdir(exist_ok=True)
-                with writing(path) as working:
+                with writing_noted(path, self.digests, made_from=source) as working:
                     write(result, working)
         wait_for_all()
+        self._current[name] = self.digests.versions(self._name(path))[0].digest
         return read(path)
 
-    def once_json(self, name: str, make: Callable[[], Any], *, on_all_processes: bool = False) -> Any:
-        """As `once`, for plain data in a JSON file."""
+    def once_json(
+        self,
+        name: str,
+        make: Callable[[], Any],
+        parse: Callable[[Any], Any] = lambda value: value,
+        *,
+        on_all_processes: bool = False,
+        made_from: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """As `once`, for plain data in a JSON file.
+
+        Args:
+            parse: makes the result from the plain data.
+        """
 
         def write(value: Any, path: Path) -> None:
             path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
-        return self.once(name, make, write, read_json, on_all_processes=on_all_processes)
+        def read(path: Path) -> Any:
+            return parsed(path, parse, read_json(path))
+
+        return self.once(name, make, write, read, on_all_processes=on_all_processes, made_from=made_from)
+
+    def once_plan(
+        self, name: str, make: Callable[[], PruningPlan], *, made_from: Mapping[str, Any] | None = None
+    ) -> PruningPlan:
+        """As `once`, for a plan in a JSON file."""
+        write = lambda plan, path: path.write_text(plan.to_json(), encoding="utf-8")  # noqa: E731
+        return self.once(name, make, write, read_plan, made_from=made_from)
+
+    def stored(self, name: str, read: Callable[[Path], Result]) -> Result | None:
+        """Return a result that was made before; None if it is missing or damaged."""
+        found = self._stored(find_result(self.path, name), read, None)
+        return None if found is None else found.value
+
+    def digests_of(self, *names: str) -> dict[str, str]:
+        """The digests of results, by name; without those that this process has neither made nor read.
+
+        Args:
+            names: of results; `*` stands for any characters.
+        """
+        return {
+            found: self._current[found] for name in names for found in sorted(self._current) if fnmatchcase(found, name)
+        }
+
+    def begin_training(self, stage: str, made_from: Mapping[str, Any]) -> None:
+        """Delete the checkpoint of a training if it was begun from something else. All processes call this together.
+
+        Args:
+            stage: name of the training.
+            made_from: what it is begun from, as plain data; see `digests_of`.
+        """
+        before, now = self.digests.begun_from(stage), json.loads(json.dumps(made_from))
+        wait_for_all()  # no process may write before all processes have looked
+        if is_main_process():
+            file = self.path / CHECKPOINT.format(stage=stage)
+            if before not in (None, now) and file.is_file():
+                log(f"{file} is of a training of another model, which was made again since; {stage} starts again")
+                file.unlink()
+                self.digests.remove(file.name)
+            self.digests.note_training(stage, now)
+        wait_for_all()
 
     def delete_checkpoints(self) -> None:
         """Delete the training checkpoints of a finished run. Each is four times as large as the model."""
         if is_main_process():
-            for file in self.path.glob("*.checkpoint.safetensors"):
+            files = [file for file in self.path.glob(CHECKPOINT.format(stage="*")) if file.is_file()]
+            for file in files:
                 file.unlink()
+            self.digests.remove(*(file.name for file in files))
 
-    def once_plan(self, name: str, make: Callable[[], PruningPlan]) -> PruningPlan:
-        """As `once`, for a plan in a JSON file."""
+    def _stored(self, path: Path, read: Callable[[Path], Result], made_from: Any) -> "_Stored[Result] | None":
+        """Read a result; None if it must be made. All processes decide alike.
 
-        def read(path: Path) -> PruningPlan:
-            return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+        Args:
+            made_from: None to accept a result that was made from something else.
+        """
+        compared = self.digests.compare(self._name(path))
+        if compared.state is State.MISSING:
+            if self.digests.versions(self._name(path)):
+                self._say(f"{path} is missing; it is made again")
+            return None
+        if compared.state is State.DAMAGED:
+            self._say(f"{' and '.join(map(str, compared.changed))} {IS_DAMAGED}; it is made again")
+            return None
+        if compared.version is not None:
+            source = compared.version.made_from
+            if None not in (source, made_from) and source != made_from:
+                self._say(f"{path} was made from other results than the run has now; it is made again")
+                return None
+            if path.is_dir():
+                self._mend_digests(path)
+            return _Stored(read(path), compared.version, is_new=False)
+        self._say(
+            f"{self.path} has results without a digest, as of earlier versions of vitrim; they are used as they are"
+        )
+        try:
+            return _Stored(read(path), Version(sha256=digest_of(path)), is_new=True)
+        except UserError as problem:
+            if path.is_dir():  # it may have taken hours
+                raise CheckpointMismatch(f"{problem} To make it again, delete {path} and repeat the command.") from None
+            self._say(f"{problem} It is made again.")
+            return None
 
-        return self.once(name, make, lambda plan, path: path.write_text(plan.to_json()), read)
+    def _mend_digests(self, folder: Path) -> None:
+        """Write the digests of a model folder again if they are damaged or missing. The folder itself is not."""
+        own = Digests(folder)
+        if own.is_readable():
+            return
+        wait_for_all()
+        if is_main_process():
+            self._say(f"{own.path} is damaged or missing; it is written again")
+            own.clear()
+            own.note(MODEL, Version(sha256=digest_of(folder)))
+        wait_for_all()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def _say(self, message: str) -> None:
+        """Log a sentence once."""
+        if message not in self._said:
+            self._said.add(message)
+            log(message)
+
+
+@dataclass(frozen=True)
+class _Stored(Generic[Result]):
+    """A result that was read, and what is noted about it; `is_new` if it was not noted before."""
+
+    value: Result
+    version: Version
+    is_new: bool
+
+
+def identity_in(folder: Path) -> dict[str, Any] | None:
+    """The identity of the run in a folder. A damaged or missing `run.json` is written again if its content is noted.
+
+    Returns:
+        None if the folder has no run.
+
+    Raises:
+        CheckpointMismatch: `run.json` cannot be read, and its content is not noted.
+    """
+    file, remedy = (
+        folder / RUN,
+        "Put back a copy of it, or use another folder: without it, the run cannot be continued.",
+    )
+    text = read_kept_text(file, remedy=remedy)
+    if text is None:
+        return None
+    try:
+        return parsed(file, _object, text)
+    except CheckpointMismatch as problem:
+        raise CheckpointMismatch(f"{problem} {remedy}") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise TypeError("no object")
+    return found
+
+
+def parsed(path: Path, parse: Callable[[Any], Result], value: Any) -> Result:
+    """Make a result from the plain data of a file.
+
+    Raises:
+        CheckpointMismatch: the data has another form.
+    """
+    try:
+        return parse(value)
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as problem:
+        kind = type(problem).__name__
+        raise CheckpointMismatch(f"{path} does not have the content that vitrim writes ({kind}: {problem}).") from None
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Read a plan from a JSON file.
+
+    Raises:
+        PlanMismatch, CheckpointMismatch: this is not a plan.
+    """
+    return parsed(path, PruningPlan.from_dict, read_json(path))
 
 
 def in_stages(name: str) -> str:
@@ -140,14 +350,29 @@ def find_result(folder: Path, name: str) -> Path:
         folder: of the run.
         name: path below the folder, from `in_stages` if the result is a stage's.
     """
-    old = folder / Path(name).name
-    return old if old.exists() else folder / name
+    old, path = folder / Path(name).name, folder / name
+    return old if old.exists() and not path.exists() else path
 
 
 def is_fresh(folder: Path) -> bool:
     """Whether a run folder has no result yet, so that it may be reused for another run."""
-    names = {path.name for path in folder.iterdir() if not path.name.endswith(UNREADABLE)}
+    names = {path.name for path in folder.iterdir() if not is_partial(path.name)}
+    names = {name for name in names if not name.endswith((UNREADABLE, DIGESTS))}
+    if STAGES in names and not any((folder / STAGES).iterdir()):  # made for a result that was not written
+        names.remove(STAGES)
     return names <= {RUN, "recipe.toml", FILE_SIZES}
+
+
+def delete_if_fresh(folder: Path, keep: Collection[str]) -> None:
+    """Delete what a run left in its folder, if it has ended before its first result.
+
+    Args:
+        keep: names of files that are not deleted.
+    """
+    with suppress(OSError):
+        if is_fresh(folder):
+            for path in [path for path in folder.iterdir() if path.name not in {*keep, LOCK, HOLDER}]:
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:

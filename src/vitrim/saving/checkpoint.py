@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,24 @@ from vitrim.models.origin import Origin
 from vitrim.models.restoring import restore
 from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
+from vitrim.runs.damage import check_model_folder
+from vitrim.runs.digests import MODEL, Digests, Version, sha256_of
 from vitrim.runs.environment import versions
 from vitrim.runs.files import (
     CONFIG,
+    DIGESTS,
     MODELING,
     PROCESSOR,
     WEIGHTS,
     read_json,
     read_tensors,
+    save_tensors,
     unknown_files,
-    write_tensors,
-    write_text,
     writing,
 )
+from vitrim.runs.locks import lock_folder
 from vitrim.runs.progress import log
+from vitrim.saving.finite import check_finite
 from vitrim.saving.standalone import modeling_source, rebuild_facts
 from vitrim.saving.stored_config import check_config
 from vitrim.saving.verification import find_changes, rebuild
@@ -69,7 +74,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
         The folder.
 
     Raises:
-        FolderInUse: the folder has files that are not of a vitrim model.
+        FolderInUse: the folder has files that are not of a vitrim model, or another command writes there.
         UnsupportedModel: the arguments that the model was built with are not known.
         SaveMismatch: the model was changed in a way that cannot be noted; the message names what would be lost.
     """
@@ -79,23 +84,39 @@ def save(model: nn.Module, folder: str | Path, *, classes: tuple[str, ...] = (),
     _refuse_unknown_files(folder)
     structure = describe(model)
     changes, origin = find_changes(model, origin, structure)
-    folder.mkdir(parents=True, exist_ok=True)
     config = _config(model, origin, structure, changes, provenance)
-    with writing(folder / CONFIG) as path:  # written last: a folder with config.json is complete
-        write_tensors(folder / WEIGHTS, model.state_dict(), FILE_METADATA)
-        if origin.plan and origin.library in STANDALONE:
-            config["rebuild"] = rebuild_facts(model, origin, changes)
-            write_text(folder / MODELING, modeling_source(model, origin, changes))
-        else:
-            (folder / MODELING).unlink(missing_ok=True)  # of an earlier model in this folder
-        processor = adapter_of_library(origin.library).processor(origin)
-        if processor:
-            write_text(folder / PROCESSOR, json.dumps(processor, indent=2) + "\n")
-        else:
-            (folder / PROCESSOR).unlink(missing_ok=True)
-        path.write_text(_to_json(config), encoding="utf-8")
+    texts: dict[str, str] = {}
+    if origin.plan and origin.library in STANDALONE:
+        config["rebuild"] = rebuild_facts(model, origin, changes)
+        texts[MODELING] = modeling_source(model, origin, changes)
+    if processor := adapter_of_library(origin.library).processor(origin):
+        texts[PROCESSOR] = json.dumps(processor, indent=2) + "\n"
+    with lock_folder(folder):
+        _refuse_unknown_files(folder)
+        _write_files(folder, model, {CONFIG: _to_json(config), **texts})
     record_origin(model, origin)
     return folder
+
+
+def _write_files(folder: Path, model: nn.Module, texts: Mapping[str, str]) -> None:
+    """Write the files of a model folder, and note their digests before the first one is moved into place.
+
+    Args:
+        texts: the text files by name, `config.json` first: it is moved last, because a folder with it is complete.
+    """
+    noted = Digests(folder)
+    if not noted.is_readable():
+        noted.clear()  # all that it was about is replaced
+    with ExitStack() as stack:
+        working = {name: stack.enter_context(writing(folder / name)) for name in (*texts, WEIGHTS)}
+        for name, text in texts.items():
+            working[name].write_text(text, encoding="utf-8")
+        save_tensors(working[WEIGHTS], model.state_dict(), FILE_METADATA)
+        digests = {name: sha256_of(path) for name, path in working.items()}
+        noted.note(MODEL, Version(sha256=digests))
+    noted.landed(MODEL)
+    for name in {MODELING, PROCESSOR} - texts.keys():
+        (folder / name).unlink(missing_ok=True)  # of an earlier model in this folder
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
@@ -109,7 +130,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
         A model of its own library, in eval mode.
 
     Raises:
-        CheckpointMismatch: a file is missing or damaged, or the weights do not fit the architecture.
+        CheckpointMismatch: a file is missing or damaged, or the weights do not fit the architecture or are not finite.
     """
     folder = Path(folder)
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
@@ -117,7 +138,8 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
     config = _read_config(folder)
     check_config(config, str(folder / CONFIG))
     if "model_type" in config and "model_args" not in (config.get("vitrim") or {}):
-        return adapter_of_library("transformers").create(str(folder)).to(device).eval()  # by `save_pretrained`
+        model = adapter_of_library("transformers").create(str(folder))  # written by `save_pretrained`
+        return check_finite(model, str(folder)).to(device).eval()
     try:
         origin, plan = _origin_in(config)
     except (KeyError, TypeError) as problem:
@@ -134,7 +156,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> nn.Module
             "release of the library made it."
         ) from problem
     load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
-    return model.to(device).eval()
+    return check_finite(model, str(folder)).to(device).eval()
 
 
 def _say_if_processor_differs(folder: Path, origin: Origin) -> None:
@@ -143,7 +165,7 @@ def _say_if_processor_differs(folder: Path, origin: Origin) -> None:
     if expected and (folder / PROCESSOR).is_file() and read_json(folder / PROCESSOR) != expected:
         log(
             f"{folder / PROCESSOR} was changed, but vitrim prepares images as {CONFIG} says (vitrim.preprocessing). "
-            f"Edit {CONFIG} to change this."
+            f"To change this, edit {CONFIG} and delete {DIGESTS}."
         )
 
 
@@ -261,6 +283,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointMismatch(f"{folder} is not a model folder: it has no {name}.")
+    check_model_folder(folder)
     return read_json(folder / CONFIG)
 
 

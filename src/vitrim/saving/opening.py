@@ -10,11 +10,14 @@ from vitrim.data.stated_preprocessing import set_preprocessing
 from vitrim.errors import SettingError
 from vitrim.models import adapter_of_library
 from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
+from vitrim.runs.damage import check_model_folder
 from vitrim.runs.files import RUN
 from vitrim.saving.checkpoint import config_keys, is_model_folder, load
 from vitrim.saving.checkpoint_files import library_in, open_checkpoint
+from vitrim.saving.finite import check_finite
 from vitrim.saving.weight_files import resolve_model_path
 
+TIMM_FOLDERS = ("local-dir:", "local_dir:")  # prefixes of timm for a folder
 RESERVED = ("self", "architecture", "pretrained")  # names that vitrim itself passes to a builder
 
 
@@ -45,14 +48,14 @@ def open_model(
 
     Raises:
         SettingError: the name is unknown, or arguments contradict each other.
-        CheckpointMismatch: the weights do not fit the architecture.
+        CheckpointMismatch: the weights do not fit the architecture, a file is damaged, or a weight is not finite.
         UnsupportedModel: the library cannot build the model.
     """
     if reserved := [key for key in model_args or {} if key in RESERVED]:
         raise SettingError(f"model_args (--model-arg) has {reserved[0]}, which is no argument of an architecture.")
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
-    model = _open(name, arch, arguments, pretrained=pretrained)
+    model = check_finite(_open(name, arch, arguments, pretrained=pretrained), name)
     return set_preprocessing(model, **preprocessing) if preprocessing else model
 
 
@@ -77,6 +80,9 @@ def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained:
             f"There is no file or folder {name}. For a model on the Hugging Face Hub, write timm:hf-hub:USER/NAME or "
             "transformers:USER/NAME."
         )
+    folder = Path(architecture.partition(":")[2] if architecture.startswith(TIMM_FOLDERS) else architecture)
+    if is_model_folder(folder):  # that the library opens itself
+        check_model_folder(folder)
     return adapter_of_library(library).create(architecture, pretrained=pretrained, **arguments).float().eval()
 
 
@@ -98,6 +104,8 @@ def _open_folder(path: Path, arguments: list[str]) -> nn.Module:
     if arguments:
         raise SettingError(f"The folder {path} defines its model; call again without {', '.join(arguments)}.")
     keys = config_keys(path)
+    if "vitrim" not in keys and is_model_folder(path):
+        check_model_folder(path)
     if "vitrim" not in keys and "model_type" in keys:
         return adapter_of_library("transformers").create(str(path)).float().eval()
     if "vitrim" not in keys and {"architecture", "pretrained_cfg"} <= keys:

@@ -9,6 +9,7 @@ unless it is asked. After `import vitrim`, a dense model of vitrim comes with it
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -53,7 +54,7 @@ def vitrim_cut(
     """
     base_args = dict(base_args)
     overlay = base_args.pop(OVERLAY, {})  # has the image size of models without `img_size`
-    source = _of_config(pretrained_cfg, "source")
+    _check_folder(pretrained_cfg)
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
     from vitrim.models import adapter_of_library, origin_of, record_origin
@@ -74,7 +75,7 @@ def vitrim_cut(
     return build_model_with_cfg(
         build,
         base,
-        pretrained or source in ("local-dir", "hf-hub"),
+        pretrained or _of_config(pretrained_cfg, "source") in ("local-dir", "hf-hub"),
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         feature_cfg=_features_of(base, base_args, kept) if arguments.get("features_only") else None,
@@ -92,9 +93,19 @@ def vitrim_dense(pretrained: bool = False, *, pretrained_cfg: dict[str, Any], **
         pretrained_cfg: names the architecture, and says where the weights are; from timm.
         **arguments: of the model, and of timm, such as `num_classes` and `features_only`.
     """
+    _check_folder(pretrained_cfg)
     build = timm.model_entrypoint(pretrained_cfg["architecture"])
     model: nn.Module = build(pretrained=True, pretrained_cfg=pretrained_cfg, **arguments)
     return model
+
+
+def _check_folder(pretrained_cfg: Any) -> None:
+    """Raise CheckpointMismatch if the weights come from a folder of vitrim whose files are damaged."""
+    from vitrim.runs.damage import check_model_folder
+
+    folder = _of_config(pretrained_cfg, "file")
+    if folder and _of_config(pretrained_cfg, "source") == "local-dir":
+        check_model_folder(Path(folder))
 
 
 def register_with_timm() -> None:
@@ -123,12 +134,16 @@ def _parse_config(parse: Any, instance: Any, args: tuple[Any, ...], kwargs: dict
 
 def _save_config(save_config_for_hf: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """timm's `save_config_for_hf`, which also writes what vitrim knows about a model."""
+    from vitrim.runs.digests import note_model_folder
+
     arguments = _with_origin(*args, **kwargs)
     model, before = arguments["model"], getattr(arguments["model"], "_model_args", None)
     if before:
         model._model_args = {name: value for name, value in before.items() if name != "pretrained_cfg_overlay"}
     try:  # the overlay is in `base_args`; timm cannot read it from `model_args`
-        return save_config_for_hf(**arguments)
+        result = save_config_for_hf(**arguments)
+        note_model_folder(Path(arguments["config_path"]).parent)  # timm has written the weights before
+        return result
     finally:
         if before:
             model._model_args = before

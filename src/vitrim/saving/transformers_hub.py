@@ -4,6 +4,7 @@ transformers writes the configuration and the weights. A layer that was put in t
 the changes are put into the configuration while it is written, as `vitrim.save` does.
 """
 
+from pathlib import Path
 from typing import Any
 
 import wrapt
@@ -24,15 +25,24 @@ def _save_pretrained(save: Any, model: Any, args: tuple[Any, ...], kwargs: dict[
     from vitrim.models.transformers.auto import MODEL_TYPE, with_changes
     from vitrim.saving.verification import find_changes
 
+    folder = Path(args[0] if args else kwargs["save_directory"])
     if getattr(model, ORIGIN_ATTRIBUTE, None) is None and type(model.config).model_type != MODEL_TYPE:
-        return save(*args, **kwargs)
+        return _noted(folder, save(*args, **kwargs))
     try:
         origin = origin_of(model)
         changes, _ = find_changes(model, origin, describe(model))
     except UserError as problem:
         log(f"save_pretrained writes the weights, but not what else was changed on the model: {problem}")
-        return save(*args, **kwargs)
+        return _noted(folder, save(*args, **kwargs))
     if not changes:
-        return save(*args, **kwargs)
+        return _noted(folder, save(*args, **kwargs))
     with with_changes(model.config, changes, origin.model_args.get("init", {})):
-        return save(*args, **kwargs)
+        return _noted(folder, save(*args, **kwargs))
+
+
+def _noted(folder: Path, result: Any) -> Any:
+    """The result of `save_pretrained`, after the digests of a folder that vitrim wrote before were replaced."""
+    from vitrim.runs.digests import note_model_folder
+
+    note_model_folder(folder)
+    return result

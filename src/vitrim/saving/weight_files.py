@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrim.errors import CheckpointMismatch, SettingError, UserError
+from vitrim.runs.damage import check_file
 from vitrim.runs.files import CONFIG, RUN, WEIGHTS, read_checkpoint, read_json, shards_of
 from vitrim.runs.progress import log
 from vitrim.runs.training_checkpoints import TrainingCheckpoint
@@ -76,11 +77,13 @@ def read_weights(path: Path) -> TrainingCheckpoint:
     Raises:
         CheckpointMismatch: a file is missing, damaged or has no weights.
     """
+    check_file(path)
     if not path.name.endswith(INDEX):
         return read_checkpoint(path)
     places = shards_of(path)
     tensors: dict[str, Any] = {}
     for name in sorted(set(places.values())):
+        check_file(path.parent / name)
         tensors |= read_checkpoint(path.parent / name).tensors
     if missing := [name for name in places if name not in tensors]:
         raise CheckpointMismatch(f"{path} lists {missing[0]}, but {places[missing[0]]} does not have it.")

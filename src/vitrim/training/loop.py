@@ -35,6 +35,8 @@ from vitrim.models import adapter_for, describe
 from vitrim.models.wrappers import unwrapped
 from vitrim.plan import PruningPlan
 from vitrim.precision import autocast
+from vitrim.runs.files import CHECKPOINT
+from vitrim.runs.locks import locking
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
 from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
@@ -45,13 +47,15 @@ from vitrim.training.metrics import Metrics
 from vitrim.training.optimizer import optimizer_and_scheduler
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.soft_labels import SoftLabels
-from vitrim.training.state import CHECKPOINT, TrainingState
+from vitrim.training.state import TrainingState
+from vitrim.training.stopping import stopping
 from vitrim.training.teachers import match_student
 from vitrim.training.validation import Validation
 
 STEPS_BETWEEN_CHECKS = 50  # a check whether the loss is finite waits for the device
 
 
+@locking("run_dir")
 def train(
     model: nn.Module,
     data: ImageData,
@@ -147,13 +151,11 @@ class TrainingLoop:
         self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.student_outputs: dict[str, Tensor] = {}
         self.teacher_outputs: dict[str, Tensor] = {}
-        if job.run_dir and self.accelerator.is_main_process:
-            job.run_dir.mkdir(parents=True, exist_ok=True)
         if job.run_dir:
+            job.run_dir.mkdir(parents=True, exist_ok=True)
             keep_record(job.data, job.run_dir)
-        self.metrics = Metrics(
-            job.run_dir, job.stage, settings.epochs, is_main_process=self.accelerator.is_main_process
-        )
+        is_main = self.accelerator.is_main_process
+        self.metrics = Metrics(job.run_dir, job.stage, settings.epochs, is_main_process=is_main)
         self.validation = Validation(job)
         self.state = TrainingState(
             path=job.run_dir / CHECKPOINT.format(stage=job.stage) if job.run_dir else None,
@@ -163,8 +165,9 @@ class TrainingLoop:
             optimizer=self.optimizer,
             validation=self.validation,
         )
-        compared = self.teacher.compared if self.teacher else None
-        structures = {model: describe(model) for model in (self.model, compared) if model is not None}
+        structures = {self.model: describe(self.model)}
+        if self.teacher is not None and self.teacher.compared is not None and job.teacher is not None:
+            structures[self.teacher.compared] = describe(job.teacher)  # `compared` may hold bf16 weights
         self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
         self.accumulate = self._accumulate() if settings.batch_size == "auto" else settings.accumulate
         self.step = 0
@@ -179,6 +182,7 @@ class TrainingLoop:
             student, teacher = stack.enter_context(self.forward_functions())
             advance = stack.enter_context(advancing(self.job.stage, self.total_steps, self.step))
             batches = stack.enter_context(closing(self.batches()))
+            stop = stack.enter_context(stopping(self.job, self.device, self.step))
             self.saved_at = time.monotonic()
             while self.step < self.total_steps:
                 begun, first = time.monotonic(), self.step
@@ -191,11 +195,13 @@ class TrainingLoop:
                         self.compiling.observe(self.step, self.total_steps)
                     if self.step % self.steps_per_epoch:
                         self._save_if_due()
+                        stop.after(self.step, self.save)
                 self._check_finite()
                 self.compiling.observe(self.step, self.total_steps)
                 self._end_epoch(sums, self.step - first, time.monotonic() - begun)
                 self.compiling.restart_clock(self.step)  # the evaluation is no part of an update
                 self._save_if_due()  # with the result of the evaluation
+                stop.after(self.step, self.save, ask=True)
         if self.step > started and self.job.checkpoint_at_end:
             self.save()
         result = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
@@ -291,7 +297,7 @@ class TrainingLoop:
         Raises:
             SettingError: `compile` is true, and the blocks cannot be compiled.
         """
-        self.compiling.run(partial(self._update, micro_batches, student, teacher, sums), self._discard_gradient)
+        self.compiling.run(partial(self._update, micro_batches, student, teacher, sums), self.optimizer.zero_grad)
 
     def _update(
         self, micro_batches: list[tuple[Tensor, Tensor]], student: Any, teacher: Any, sums: dict[str, Tensor]
@@ -316,9 +322,6 @@ class TrainingLoop:
         if self.ema:
             self.ema.update(self.model, step=self.step)
         self.step += 1
-
-    def _discard_gradient(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
 
     def loss_terms(self, images: Tensor, targets: Tensor, student: Any, teacher: Any) -> dict[str, Tensor]:
         """The terms of the loss by name, for images `(b, channels, h, w)` and targets `(b, C)`.
@@ -389,7 +392,7 @@ class TrainingLoop:
     def _resume(self) -> None:
         """Go on from the checkpoint, and drop the lines of `metrics.jsonl` that were written after it."""
         self.accelerator.wait_for_everyone()
-        if self.state.exists():
+        if self.state.is_usable():
             self.step, parts = self.state.load()
             if self.job.settings.batch_size == "auto":  # as before, if the memory is enough
                 self.accumulate = max(parts, self.accumulate)

@@ -1,10 +1,12 @@
 """What is written and printed about the epochs of a training: rows of `metrics.jsonl`, and lines now and then."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from vitrim.runs.files import writing
+from vitrim.errors import counted
+from vitrim.runs.digests import IS_DAMAGED, Digests, State, Version, write_text_noted
 from vitrim.runs.progress import log
 
 NUM_LOG_LINES = 10  # of one training
@@ -20,6 +22,7 @@ class Metrics:
     def __init__(self, run_dir: Path | None, stage: str, epochs: int, *, is_main_process: bool) -> None:
         self.file = run_dir / "metrics.jsonl" if run_dir and is_main_process else None
         self._stage, self._epochs = stage, epochs
+        self._sha256 = hashlib.sha256()  # of the file
 
     def add(self, epoch: int, row: dict[str, Any]) -> None:
         """Write the row of an epoch, and print a line if the row has an accuracy or a tenth of the epochs has passed.
@@ -29,8 +32,13 @@ class Metrics:
             row: `step`, `loss` and its terms, `images_per_second`; after an evaluation `top1` and `validation_loss`.
         """
         if self.file:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"stage": self._stage, "epoch": epoch, **row}) + "\n")
+            line = json.dumps({"stage": self._stage, "epoch": epoch, **row}) + "\n"
+            self._sha256.update(line.encode())
+            digests = Digests(self.file.parent)
+            digests.note(self.file.name, Version(sha256=self._sha256.hexdigest()))
+            with self.file.open("ab") as file:
+                file.write(line.encode())
+            digests.landed(self.file.name)
         if "top1" not in row and epoch % max(1, self._epochs // NUM_LOG_LINES):
             return
         accuracy = f", validation top-1 {row['top1']:.2f} %" if "top1" in row else ""
@@ -40,11 +48,32 @@ class Metrics:
         )
 
     def delete_after(self, step: int) -> None:
-        """Delete the rows of this training that were written after `step`, and an incomplete last line."""
-        if self.file is None or not self.file.exists():
+        """Delete the rows of this training that were written after `step`, and lines that are not complete rows.
+
+        Call it before the first row is added. That lines were deleted because they cannot be read is logged.
+        """
+        if self.file is None:
             return
-        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = [(json.loads(line), line) for line in lines if line.endswith("\n")]
-        kept = [line for row, line in rows if row["stage"] != self._stage or row["step"] <= step]
-        with writing(self.file) as path:
-            path.write_text("".join(kept), encoding="utf-8")
+        kept = ""
+        if self.file.exists():
+            if Digests(self.file.parent).compare(self.file.name).state is State.DAMAGED:
+                log(f"{self.file} {IS_DAMAGED}; lines that cannot be read are deleted")
+            lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
+            rows = [(_row(line), line) for line in lines if line]
+            if unreadable := sum(row is None for row, _ in rows):
+                log(f"{self.file}: {counted(unreadable, 'line')} could not be read and will be deleted")
+            kept = "".join(
+                f"{line}\n" for row, line in rows if row and (row["stage"] != self._stage or row["step"] <= step)
+            )
+            write_text_noted(self.file, kept)
+        self._sha256 = hashlib.sha256(kept.encode())
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A row of the file; None if the line is not one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)
+    return row if is_row and "\ufffd" not in line else None

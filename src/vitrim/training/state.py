@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vitrim.errors import FolderInUse
-from vitrim.runs.files import write_tensors
+from vitrim.errors import CheckpointMismatch, FolderInUse
+from vitrim.runs.digests import IS_DAMAGED, Digests, State, writing_noted
+from vitrim.runs.files import CHECKPOINT, save_tensors
+from vitrim.runs.progress import log
 from vitrim.training.job import is_same_training
 from vitrim.training.validation import Validation
-
-CHECKPOINT = "{stage}.checkpoint.safetensors"  # in the folder of the run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,27 @@ class TrainingState:
         tensors |= {f"best.{name}": value for name, value in self.validation.weights.items()}
         about = {"step": str(step), "parts": str(parts), "validation": self.validation.to_text()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.path, tensors, {**about, "identity": self.identity})
+        with writing_noted(self.path) as working:
+            save_tensors(working, tensors, {**about, "identity": self.identity})
+
+    def is_usable(self) -> bool:
+        """Whether there is a checkpoint that is not damaged. A damaged one is named in the log.
+
+        Raises:
+            CheckpointMismatch: there is a folder in place of the file.
+        """
+        if self.path is None or not self.path.exists():
+            return False
+        if not self.path.is_file():
+            raise CheckpointMismatch(f"{self.path} is no regular file. Delete it and repeat the command.")
+        compared = Digests(self.path.parent).compare(self.path.name)
+        if compared.state is State.UNKNOWN:  # of version 0.1.0
+            problem = "" if _step_in(self.path) is not None else "is damaged: it is no checkpoint of a training"
+        else:
+            problem = "" if compared.state is State.GOOD else IS_DAMAGED
+        if problem:
+            log(f"{self.path} {problem}; this training starts again from its beginning")
+        return not problem
 
     def load(self) -> tuple[int, int]:
         """Read the checkpoint into model, moving average, optimiser and the evaluations so far.
@@ -93,9 +113,15 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def updates_made(run_dir: Path, stage: str) -> int:
-    """The number of updates of a training that its checkpoint holds; 0 without a checkpoint."""
+    """The number of updates of a training that its checkpoint holds; 0 without a checkpoint that can be read."""
     file = run_dir / CHECKPOINT.format(stage=stage)
-    if not stage or not file.is_file():
-        return 0
-    with safe_open(file, framework="pt") as opened:
-        return int(opened.metadata()["step"])
+    return (_step_in(file) or 0) if stage and file.is_file() else 0
+
+
+def _step_in(file: Path) -> int | None:
+    """The number of updates that a checkpoint states; None if it cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return int(opened.metadata()["step"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return None

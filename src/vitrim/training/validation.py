@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vitrim.errors import counted
 from vitrim.evaluation import evaluate
-from vitrim.runs.files import read_json, write_text
+from vitrim.runs.digests import read_kept_text, write_text_noted
+from vitrim.runs.folder import parsed
 from vitrim.runs.processes import is_main_process
 from vitrim.runs.progress import log
 from vitrim.training.job import TrainingJob
@@ -64,15 +65,25 @@ class KeptEpoch:
         A note on a training of one epoch, as earlier versions wrote it, is None too: nothing was chosen.
         """
         file = folder / KEPT_FILE.format(stage=stage)
-        if not file.is_file():
+        text = read_kept_text(file)
+        if text is None:
             return None
-        table = read_json(file)
-        best, last = (Validated(**table[name]) for name in ("best", "last"))
-        return cls(best=best, last=last, num_images=table["num_images"]) if last.epoch > 1 else None
+        found: KeptEpoch = parsed(file, cls._parse, text)
+        return found if found.last.epoch > 1 else None
+
+    @classmethod
+    def _parse(cls, text: str) -> "KeptEpoch":
+        table = json.loads(text)
+        best, last = (
+            Validated(epoch=int(found["epoch"]), top1=float(found["top1"]), loss=float(found["loss"]))
+            for found in (table["best"], table["last"])
+        )
+        return cls(best=best, last=last, num_images=int(table["num_images"]))
 
     def write(self, folder: Path, stage: str) -> None:
         """Write the note that `read` reads."""
-        write_text(folder / KEPT_FILE.format(stage=stage), json.dumps(asdict(self)) + "\n")
+        text = json.dumps(asdict(self)) + "\n"
+        write_text_noted(folder / KEPT_FILE.format(stage=stage), text, keep_text=True)
 
     def sentence(self) -> str:
         """Say which epoch was kept, and what this means for its accuracy."""

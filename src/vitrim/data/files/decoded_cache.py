@@ -1,7 +1,8 @@
 """Keep the decoded pixels of large data sets on disk, so that each set is decoded once on a machine.
 
-An entry is a folder with `pixels.npy` and `broken.npy`. It is written completely or not at all, and mapped into memory
-when it is used, so several processes share it. How files are decoded is in `decoding`.
+An entry is a folder with `pixels.npy`, `broken.npy` and their digests. It is written completely or not at all. When it
+is used, the digests are checked, and the pixels are mapped into memory, so several processes share them. How files are
+decoded is in `decoding`.
 """
 
 import hashlib
@@ -18,12 +19,14 @@ import PIL
 
 from vitrim.data.files.decoding import BROKEN_IMAGE, decode_files, spread_over
 from vitrim.data.files.pixels import RGB, PixelFormat, pixel_array
+from vitrim.runs.digests import Digests, State, Version, sha256_of
 from vitrim.runs.progress import log
 
 DECODER = 2  # to be raised when `pixels` computes other pixels or reports other files
 MIN_FILES = 5_000  # smaller sets are decoded in a second or two, and not kept
 MAX_BYTES = 20 * 10**9  # of all entries; those that were not used for the longest time are removed
 PARTIAL = ".partial-"  # in the name of a folder that is being written
+PIXELS, BROKEN = "pixels.npy", "broken.npy"
 Decoded = tuple[np.ndarray, np.ndarray]
 
 
@@ -99,11 +102,15 @@ def _key(files: Sequence[str], size: tuple[int, int], pixel_format: PixelFormat)
 
 def _read(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
     """The arrays of an entry; None if there is none, or if it is damaged. Changes to the pixels are not written."""
-    file = entry / "pixels.npy"
+    file, digests = entry / PIXELS, Digests(entry)
     try:
-        pixels, broken = np.load(file, mmap_mode="c"), np.load(entry / "broken.npy")
+        if any(digests.compare(name).state is not State.GOOD for name in (PIXELS, BROKEN)):
+            if digests.path.exists():
+                log(f"{entry} is damaged: its content is not what vitrim wrote; the files are decoded again")
+            return None
+        pixels, broken = np.load(file, mmap_mode="c"), np.load(entry / BROKEN)
         complete = file.stat().st_size == pixels.offset + pixels.nbytes
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError):  # a ValueError also for damaged digests
         return None
     valid = pixels.shape == shape and pixels.dtype == np.uint8 and broken.shape == shape[:1] and broken.dtype == bool
     if not (complete and valid):
@@ -140,10 +147,12 @@ def _decode_to(
         with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL, ignore_cleanup_errors=True) as partial:
             made = Path(partial) / "made"
             made.mkdir()
-            pixels = _new_file(made / "pixels.npy", shape)
+            pixels = _new_file(made / PIXELS, shape)
             broken = decode_files(files, pixels, description, pixel_format)
-            np.save(made / "broken.npy", broken)
+            np.save(made / BROKEN, broken)
             pixels.flush()
+            for name in (PIXELS, BROKEN):
+                Digests(made).note(name, Version(sha256=sha256_of(made / name)))
             del pixels  # a file that is mapped cannot be moved on Windows
             made.rename(entry)
         _limit(folder, entry)

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrim.data.files.unreadable import Unreadable, short_names
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.errors import counted
-from vitrim.runs.files import FILE_SIZES, UNREADABLE, read_json, write_tensors, write_text
-from vitrim.runs.folder import is_fresh
+from vitrim.errors import CheckpointMismatch, counted
+from vitrim.runs.digests import IS_DAMAGED, Digests, State, read_kept_text, write_text_noted, writing_noted
+from vitrim.runs.files import DIGESTS, FILE_SIZES, UNREADABLE, save_tensors
+from vitrim.runs.folder import is_fresh, parsed
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 
@@ -83,21 +85,18 @@ def keep_record(data: ImageData, run_dir: str | Path) -> None:
     """
     folder, unreadable = Path(run_dir), data.train.unreadable
     rank = this_process().process_index
-    file = folder / (UNREADABLE if rank == 0 else f"{rank}-{UNREADABLE}")
+    file, digests = folder / _of_process(rank, UNREADABLE), Digests(folder, _of_process(rank, DIGESTS))
 
     def write() -> None:
         replaced = {_name(path, data.root): size for path, size in unreadable.sizes.items()}
-        write_text(file, json.dumps({"left out": list(data.left_out), "replaced": replaced}, indent=2) + "\n")
+        text = json.dumps({"left out": list(data.left_out), "replaced": replaced}, indent=2) + "\n"
+        write_text_noted(file, text, digests, keep_text=True)
 
     if rank == 0 and is_fresh(folder):
-        for path in (
-            folder / FILE_SIZES,
-            *folder.glob(f"*{UNREADABLE}"),
-        ):  # of a run that ended before its first result
+        for path in (folder / FILE_SIZES, *folder.glob(f"*{UNREADABLE}")):  # of a run that ended before its results
             path.unlink(missing_ok=True)
-        sets = {"train": data.train, "validation": data.validation}
-        if found := {name: _sizes(images) for name, images in sets.items() if images.files}:
-            write_tensors(folder / FILE_SIZES, found, {})
+            Digests(folder, _of_process(_rank_in(path), DIGESTS)).remove(path.name)
+        _write_sizes(folder, data)
         if data.root:
             write()
     unreadable.on_new = write
@@ -115,12 +114,28 @@ def explain_unreadable(data: ImageData, run_dir: str | Path) -> str:
     )
 
 
+def _of_process(rank: int, name: str) -> str:
+    """The name of a file that each process has of its own."""
+    return name if rank == 0 else f"{rank}-{name}"
+
+
+def _rank_in(path: Path) -> int:
+    """The number of the process that wrote a file."""
+    start = path.name.partition("-")[0]
+    return int(start) if start.isdecimal() else 0
+
+
+def _write_sizes(folder: Path, data: ImageData) -> None:
+    """Write the sizes of all image files, unless the images are in memory."""
+    sets = {"train": data.train, "validation": data.validation}
+    if found := {name: _sizes(images) for name, images in sets.items() if images.files}:
+        with writing_noted(folder / FILE_SIZES) as working:
+            save_tensors(working, found, {})
+
+
 def _changed_sizes(folder: Path, train: ImageSet, validation: ImageSet, known: Collection[str]) -> dict[str, int]:
     """The files that have another size than when a run began, with the size at that time; none if there are many."""
-    file = folder / FILE_SIZES
-    if _has_no_results(folder) or not file.is_file():
-        return {}
-    before, changed = load_file(file), {}
+    before, changed = _sizes_before(folder), {}
     for name, images in {"train": train, "validation": validation}.items():
         if name not in before or len(before[name]) != len(images.files):
             continue
@@ -128,6 +143,25 @@ def _changed_sizes(folder: Path, train: ImageSet, validation: ImageSet, known: C
             changed[images.files[index]] = int(before[name][index])
     changed = {path: size for path, size in changed.items() if path not in known}
     return changed if len(changed) <= MAX_CHANGED * (len(train.files) + len(validation.files)) else {}
+
+
+def _sizes_before(folder: Path) -> dict[str, Tensor]:
+    """The sizes that were noted when a run began; empty if there are none. A damaged file is named, and not read."""
+    file = folder / FILE_SIZES
+    if _has_no_results(folder):
+        return {}
+    digests = Digests(folder)
+    compared = digests.compare(FILE_SIZES)
+    if compared.state is State.MISSING and not digests.versions(FILE_SIZES):
+        return {}
+    problem = "is missing" if compared.state is State.MISSING else IS_DAMAGED
+    if compared.state in (State.GOOD, State.UNKNOWN):
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            problem = f"is damaged: {error}"
+    log(f"{file} {problem}; image files that were damaged since the run began are not told by their size")
+    return {}
 
 
 def _sizes(images: ImageSet) -> Tensor:
@@ -141,11 +175,23 @@ def _read(folder: Path) -> Record:
         return Record()
     left_out: set[str] = set()
     replaced: dict[str, int] = {}
-    for file in sorted(folder.glob(f"*{UNREADABLE}")):
-        content = read_json(file)
-        left_out |= set(content["left out"])
-        replaced |= content["replaced"]
+    manifests = [Digests(folder, path.name) for path in folder.glob(f"*{DIGESTS}")]
+    noted = {folder / name for digests in manifests for name in digests.names() if name.endswith(UNREADABLE)}
+    for file in sorted({*noted, *folder.glob(f"*{UNREADABLE}")}):
+        text = read_kept_text(file, Digests(folder, _of_process(_rank_in(file), DIGESTS)))
+        try:
+            found = Record() if text is None else parsed(file, _parse, text)
+        except CheckpointMismatch as problem:
+            raise CheckpointMismatch(f"{problem} Delete it and repeat the command.") from None
+        left_out |= set(found.left_out)
+        replaced |= found.replaced
     return Record(left_out=tuple(sorted(left_out)), replaced=replaced)
+
+
+def _parse(text: str) -> Record:
+    content = json.loads(text)
+    replaced = {str(name): int(size) for name, size in content["replaced"].items()}
+    return Record(left_out=tuple(map(str, content["left out"])), replaced=replaced)
 
 
 def _has_no_results(folder: Path) -> bool:

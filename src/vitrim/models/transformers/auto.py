@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,6 +107,10 @@ def _redirect_to_cut_class(prune: Cut) -> Callable[..., Any]:
     """A wrapper of `PreTrainedModel.from_pretrained` that loads a pruned model with the class that prunes."""
 
     def from_pretrained(dense: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args and isinstance(args[0], str | PathLike) and Path(args[0]).is_dir():
+            from vitrim.runs.damage import check_model_folder  # late, for the reason in `saving/registration.py`
+
+            check_model_folder(Path(args[0]))
         try:
             _refuse_config_of_pruned(cls, kwargs.get("config"))
             return dense(*args, **kwargs)

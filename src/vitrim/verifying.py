@@ -1,0 +1,201 @@
+"""Checks a finished run: what its report says is computed again from its folder, and compared.
+
+Nothing in the folder is changed. What is done about a damaged file is decided in the run itself (`runs.folder`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitrim import report as reports
+from vitrim.copying import copied
+from vitrim.costs.counting import count_cost
+from vitrim.data.files.run_record import as_in_run
+from vitrim.data.images import ImageData
+from vitrim.errors import CheckpointMismatch, SettingError, UserError, counted
+from vitrim.evaluation import Evaluation, evaluate
+from vitrim.exporting import HALF_TOLERANCE, TOLERANCE, compare_logits
+from vitrim.models import origin_of
+from vitrim.models.programs import ProgramSettings, read_program
+from vitrim.plan import PruningPlan
+from vitrim.runs.damage import check_folder
+from vitrim.runs.digests import Digests
+from vitrim.runs.files import RUN, read_json
+from vitrim.runs.folder import STAGES, find_result, in_stages, parsed
+from vitrim.runs.processes import this_process
+from vitrim.saving.checkpoint import file_bytes, load
+
+MAX_OTHER_IMAGES = 0.001  # of the images may be judged otherwise by another processor, because of rounding
+EXPORTED = ("*.onnx", "*.pt2")
+MAX_NAMED = 4  # files in one sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One statement about a run.
+
+    Attributes:
+        name: what was checked.
+        holds: whether it is as the run says; None if it could not be checked.
+        text: what was found, and what was expected.
+    """
+
+    name: str
+    holds: bool | None
+    text: str
+
+
+def verify(run_dir: str | Path, data: ImageData) -> list[Check]:
+    """Compute again what a finished run says about its model.
+
+    Digests of all files are compared. The model is built and evaluated on the validation images. Its plan, accuracy,
+    parameters, multiply-adds and file size are compared with the report, and each exported file with the model.
+
+    Args:
+        run_dir: folder of a finished run of `compress` or `train`. It is not changed.
+        data: the images of the run.
+
+    Returns:
+        One entry for each check, also for those that do not hold.
+
+    Raises:
+        SettingError: the folder has no finished run.
+    """
+    folder = Path(run_dir)
+    _refuse_others(folder)
+    checks = [_files(folder)]
+    try:
+        model = load(folder / "model", device=this_process().device)
+    except UserError as problem:
+        return [*checks, Check(name="model", holds=False, text=str(problem))]
+    checks.append(Check(name="model", holds=True, text="it was built, and the weights fit"))
+    try:
+        said = _said(folder)
+    except CheckpointMismatch as problem:
+        return [*checks, Check(name="report", holds=False, text=str(problem))]
+    checks += _numbers(folder, model, said)
+    checks += _accuracy(folder, model, data, said)
+    return [*checks, *_exported(folder, model)]
+
+
+def _refuse_others(folder: Path) -> None:
+    if not folder.is_dir():
+        raise SettingError(f"There is no folder {folder}; expected the folder of a finished run.")
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))
+    if not (folder / RUN).is_file() or (inside and not (folder / "model").is_dir()):
+        one = f" It has the runs {', '.join(inside)}: name one of them." if inside else ""
+        what = "For a model without a run, use `vitrim evaluate`."
+        raise SettingError(f"{folder} has no run; expected the folder of a finished run.{one or f' {what}'}")
+    names = ("report.json", "evaluation.json")
+    if not (folder / "model").exists() or not any((folder / name).exists() for name in names):
+        raise SettingError(f"The run in {folder} is not finished. Repeat its command to continue it.")
+
+
+def _files(folder: Path) -> Check:
+    """Whether each file is what the run wrote. The folder `stages` may be deleted after a run."""
+    found = [one for one in check_folder(folder) if not _may_be_missing(folder, one.path, one.kind)]
+    bad = [one for one in found if one.kind != "unlisted"]
+    if bad:
+        named = ", ".join(f"{one.path.relative_to(folder)} ({one.kind})" for one in bad[:MAX_NAMED])
+        more = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
+        return Check(name="files", holds=False, text=f"not what the run wrote: {named}{more}")
+    digests = Digests(folder)
+    if not digests.is_readable():
+        return Check(name="files", holds=None, text="the run has no digests: an earlier version of vitrim wrote it")
+    others = [one for one in found if one.kind == "unlisted"]
+    named = ", ".join(str(one.path.relative_to(folder)) for one in others[:MAX_NAMED])
+    more = f"; {counted(len(others), 'file')} without a digest: {named}" if others else ""
+    return Check(name="files", holds=True, text=f"{counted(len(digests.names()), 'digest')} fit{more}")
+
+
+def _may_be_missing(folder: Path, path: Path, kind: str) -> bool:
+    return kind == "missing" and path.relative_to(folder).parts[0] == STAGES and not (folder / STAGES).exists()
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What a run says about its model: the last row of its report, or the evaluation of `train`."""
+    file = folder / "report.json"
+    if file.exists():
+        row: dict[str, Any] = reports.read(file)["models"][-1]
+        return row
+    file = folder / "evaluation.json"
+    return {"top1": parsed(file, Evaluation.from_dict, read_json(file)).top1}
+
+
+def _numbers(folder: Path, model: nn.Module, said: Mapping[str, Any]) -> Iterator[Check]:
+    """Plan, parameters, multiply-adds and file size."""
+    plan, cost = origin_of(model).plan, count_cost(model)
+    file = folder / "plan.json"
+    if file.exists() and plan is not None:
+        try:
+            same = PruningPlan.from_json(file.read_text(encoding="utf-8")) == plan
+            text = "plan.json is the plan of the model" if same else "plan.json is another plan than the model's"
+        except (UserError, OSError, UnicodeDecodeError) as problem:
+            same, text = False, str(problem)
+        yield Check(name="plan", holds=same, text=text)
+    found = {"params": cost.params, "macs": cost.macs, "file_bytes": file_bytes(model)}
+    names = {"params": "parameters", "macs": "multiply-adds", "file_bytes": "bytes of the weights"}
+    for key, value in found.items():
+        if key in said:
+            text = f"{value:,}" if value == said[key] else f"{value:,}; the report says {said[key]:,}"
+            yield Check(name=names[key], holds=value == said[key], text=text)
+
+
+def _accuracy(folder: Path, model: nn.Module, data: ImageData, said: Mapping[str, Any]) -> Iterator[Check]:
+    """The images and the accuracy on them. The same images must be right, up to what rounding may change."""
+    data = as_in_run(data, folder)
+    about = read_json(folder / RUN).get("data", {})
+    same = about.get("fingerprint") == data.fingerprint()
+    text = f"{data.name}: {len(data.train):,} training and {len(data.validation):,} validation images"
+    if not same:
+        had = (
+            f"{about.get('training images', 0):,} training and {about.get('validation images', 0):,} validation images"
+        )
+        yield Check(name="images", holds=False, text=f"{text}; the run had others: {about.get('name')}, {had}")
+        return
+    yield Check(name="images", holds=True, text=text)
+    found = evaluate(model, data)
+    before = _noted(folder)
+    others = abs(found.top1 - float(said["top1"])) / 100 * found.num_images
+    if before is not None and before.num_images == found.num_images:
+        others = max(others, float((before.correct != found.correct).sum()))
+    holds = others <= MAX_OTHER_IMAGES * found.num_images
+    text = f"{found.top1:.2f} % of {counted(found.num_images, 'image')}"
+    if others:
+        text += f"; the run says {float(said['top1']):.2f} %, and {counted(round(others), 'image')} differ"
+    yield Check(name="top-1", holds=holds, text=text)
+
+
+def _noted(folder: Path) -> Evaluation | None:
+    """The evaluation that the run has noted, with a mark for each image; None if `stages` was deleted."""
+    for name in (in_stages("evaluation-final.json"), "evaluation.json"):
+        file = find_result(folder, name)
+        if file.is_file():
+            return parsed(file, Evaluation.from_dict, read_json(file))
+    return None
+
+
+def _exported(folder: Path, model: nn.Module) -> Iterator[Check]:
+    """Each exported file, compared with the model on random images. A file without a noted digest is not run."""
+    exact = copied(model).float().cpu().eval()
+    for file in sorted(path for pattern in EXPORTED for path in (folder / "model").glob(pattern)):
+        name = file.relative_to(folder).as_posix()
+        if not Digests(file.parent).versions(file.name):
+            yield Check(name=name, holds=None, text="it has no digest, so it is not run")
+            continue
+        try:
+            run, about = read_program(file)
+            precision, batch = about.get("precision", "float32"), about.get("input", "").partition("(")[2].split(",")[0]
+            settings = ProgramSettings(half=precision == "float16", batch=int(batch) if batch.isdigit() else None)
+            is_int8 = precision == "int8"
+            tolerance = float("inf") if is_int8 else HALF_TOLERANCE if settings.half else TOLERANCE
+            largest = max(compare_logits(exact, run, tolerance, settings).values())
+        except UserError as problem:
+            yield Check(name=name, holds=False, text=str(problem))
+            continue
+        why = " (int8 differs on purpose; its accuracy is what `vitrim export` measured)" if is_int8 else ""
+        text = f"{precision}: largest difference {largest:.1e} of the largest logit{why}"
+        yield Check(name=name, holds=True, text=text)
