@@ -1,5 +1,6 @@
 # make demo         run `vitrim demo`
 # make test         run the tests
+# make fuzz         try the readers of recipes, plans and other files with 20,000 inputs for each test
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
 # make speed-smoke  run every section of the measurement of costs on tiny models
 # make timebox-smoke  run the time-boxed benchmark with a tiny model
@@ -18,6 +19,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SMOKE := runs/bench-smoke
+FUZZ_EXAMPLES ?= 20000
 
 # Tests start processes. Without bytecode, each process compiles the package again, and pytest rewrites all tests again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,7 +28,7 @@ UV ?= .venv-uv/bin/uv
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PRINT_VERSIONS := import platform, torch, timm; print("Python", platform.python_version(), "torch", torch.__version__, "timm", timm.__version__)
 
-.PHONY: demo test bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
+.PHONY: demo test fuzz bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -34,6 +36,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED)
+	VITRIM_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
 bench-smoke: $(INSTALLED)
 	rm -rf $(SMOKE)

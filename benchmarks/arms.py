@@ -30,8 +30,8 @@ from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
 from vitrim.source import Source
 from vitrim.surgery import prune
-from vitrim.training.loop import train
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.train import train
 
 SEED_OFFSET = 1000  # random weights of a student need another seed than those of the dense model
 

@@ -94,9 +94,9 @@ def _compare_with_dense(cell: Cell, seed: int, model: nn.Module) -> dict[str, An
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`: one row for each epoch of each training. No rows if there is no file."""
+    """Read the epochs in `metrics.jsonl`: one row for each epoch of each training. No rows if there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines]
+    return [row for row in map(json.loads, lines) if "event" not in row]
 
 
 def _search_epochs(rows: list[dict[str, Any]], cell: Cell) -> float:

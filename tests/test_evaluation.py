@@ -16,7 +16,7 @@ from builders.models import build, random_images, same_tensors
 from vitrim.data.images import ImageSet
 from vitrim.data.matching import preprocessing_of
 from vitrim.errors import DataError, NotEnoughMemory
-from vitrim.evaluation import Evaluation, compare, evaluate
+from vitrim.evaluation import Evaluation, compare, evaluate, worse_than_before
 
 NUM_IMAGES = 23
 
@@ -192,10 +192,40 @@ def test_a_model_without_a_classifier_is_refused() -> None:
         evaluate(model, image_data(("ant", "bee")))
 
 
-def test_a_lack_of_memory_says_what_to_lower() -> None:
-    class Large(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+@pytest.mark.parametrize(("max_images", "sizes"), [(4, [3, 3, 3, 3, 3, 3, 3, 2]), (1, [1] * NUM_IMAGES)])
+def test_a_batch_that_does_not_fit_into_memory_is_divided_and_changes_nothing(
+    max_images: int, sizes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, passes = build(), []
+    plain = evaluate(model, batches(batch_size=12))
 
-    with pytest.raises(NotEnoughMemory, match=r"not enough memory to evaluate the model: CUDA .*--eval-batch"):
-        evaluate(Large(), [(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long))])
+    def limited(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if len(args[0]) > max_images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        passes.append(len(args[0]))
+
+    model.register_forward_pre_hook(limited)
+    found = evaluate(model, batches(batch_size=12))
+    assert passes == sizes
+    assert found.correct.tolist() == plain.correct.tolist() and found.loss == pytest.approx(plain.loss)
+    assert "the memory is not enough for 12 images" in capsys.readouterr().err
+
+
+def test_one_image_that_does_not_fit_into_memory_is_said_in_one_sentence() -> None:
+    model = build()
+
+    def failing(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(failing)
+    with pytest.raises(NotEnoughMemory, match=r"while evaluating one image\. Use a smaller model"):
+        evaluate(model, batches())
+
+
+def test_a_model_that_became_worse_is_told_with_whether_chance_explains_it() -> None:
+    good, slightly, much = made_up([1] * 40), made_up([0] * 2 + [1] * 38), made_up([0] * 20 + [1] * 20)
+    assert worse_than_before(good, good, "training") == worse_than_before(much, good, "training") == ""
+    assert "chance may explain this" in worse_than_before(good, slightly, "training")
+    sentence = worse_than_before(good, much, "the distillation")
+    assert "after the distillation, top-1 is 50.00 %, below the 100.00 %" in sentence
+    assert "-50.00 points" in sentence and "chance does not explain this" in sentence

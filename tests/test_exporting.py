@@ -31,7 +31,7 @@ from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
 from vitrim.evaluation import compare, evaluate
 from vitrim.exporting import SUFFIXES, TOLERANCE, Exported, export
 from vitrim.models import describe, origin_of, programs, record_origin
-from vitrim.models.programs import METADATA_FILE, ProgramSettings
+from vitrim.models.programs import METADATA_FILE, ProgramSettings, compare_logits
 from vitrim.plan import PruningPlan
 from vitrim.surgery import prune
 
@@ -248,7 +248,7 @@ BROKEN: dict[str, tuple[Callable[[Tensor], Tensor], type[UserError], str]] = {
 def test_wrong_logits_are_refused(name: str) -> None:
     run, error, said = BROKEN[name]
     with pytest.raises(error, match=said):
-        exporting.compare_logits(small_model(), run, TOLERANCE)
+        compare_logits(small_model(), run, TOLERANCE)
 
 
 def test_logits_that_are_all_zero_are_accepted() -> None:
@@ -256,7 +256,7 @@ def test_logits_that_are_all_zero_are_accepted() -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.zero_()
-    assert exporting.compare_logits(model, model, TOLERANCE) == {1: 0.0, 3: 0.0}
+    assert compare_logits(model, model, TOLERANCE) == {1: 0.0, 3: 0.0}
 
 
 class Chooses(nn.Module):

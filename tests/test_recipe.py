@@ -191,7 +191,7 @@ def test_nan_and_infinity_are_refused(section: str, wrong: str, tmp_path: Path) 
 def test_a_recipe_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(b"\xff\xfe\x00seed")
-    with pytest.raises(SettingError, match="not valid TOML"):
+    with pytest.raises(SettingError, match="not UTF-8"):
         load_recipe(path)
 
 

@@ -21,7 +21,7 @@ from .saving.checkpoint import load as load
 from .saving.checkpoint import save as save
 from .structure import ViTStructure as ViTStructure
 from .surgery import prune as prune
-from .training.loop import train as train
 from .training.settings import TrainingSettings as TrainingSettings
+from .training.train import train as train
 
 __version__: str

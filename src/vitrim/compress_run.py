@@ -19,7 +19,7 @@ from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
 from vitrim.depth import ROTATION, SCORES, choose_num_blocks, plan_sources, plan_width, read_proposal
 from vitrim.errors import FolderInUse, counted
-from vitrim.evaluation import Evaluation, evaluate
+from vitrim.evaluation import Evaluation, evaluate, worse_than_before
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.scores import Scores
@@ -46,7 +46,8 @@ from vitrim.saving.checkpoint import load, save
 from vitrim.source import Source, max_removed_blocks, narrows_heads
 from vitrim.surgery import prune
 from vitrim.training.distillation import Teachers
-from vitrim.training.loop import train
+from vitrim.training.metrics import notes_on_events
+from vitrim.training.train import train
 from vitrim.training.validation import KeptEpoch
 
 WIDTH_PLAN, DEPTH_STEP = in_stages("width-plan.json"), in_stages("depth-step.json")
@@ -298,6 +299,8 @@ class CompressRun:
         )
         self.student_from = self.folder.digests_of(name)
         self.evaluate(f"{stage} distil", distilled)
+        if sentence := self._is_worse(stage):
+            log(f"warning: {stage}: {sentence}")
         return distilled
 
     def finish(self, student: nn.Module, plan: PruningPlan, timings: DeviceTimes, predicted_ms: float) -> Compressed:
@@ -336,12 +339,27 @@ class CompressRun:
             after=self.evaluations[-1],
             latencies=(dense_latency, latency),
             stages=self.stages[:-1],
-            notes=[f"{stage}: {found.sentence()}" for stage, found in kept if found],
+            notes=[*(f"{stage}: {found.sentence()}" for stage, found in kept if found), *self._notes()],
             busy=busy,
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
         )
         return reports.build(self.source, self.recipe, outcome)
+
+    def _notes(self) -> list[str]:
+        """What went wrong in the run although it ended, one sentence for each event."""
+        notes = notes_on_events(self.folder.path)
+        for stage in ("width", "depth"):
+            if sentence := self._is_worse(stage):
+                notes.append(f"{stage}: {sentence}")
+        return notes
+
+    def _is_worse(self, stage: str) -> str:
+        """Say that a distillation has ended below the model that it started from; empty if it has not."""
+        found = {row["name"]: evaluation for row, evaluation in zip(self.stages, self.evaluations, strict=True)}
+        start = found.get(f"{stage} recover", found.get(f"{stage} cut"))
+        end = found.get(f"{stage} distil")
+        return worse_than_before(start, end, "the distillation") if start and end else ""
 
 
 def device_times_of(source: Source, recipe: Recipe) -> DeviceTimes:

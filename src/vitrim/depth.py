@@ -29,8 +29,8 @@ from vitrim.source import max_removed_blocks
 from vitrim.training.compiling import Compile
 from vitrim.training.distillation import loss_between
 from vitrim.training.job import TrainingJob
-from vitrim.training.loop import run_job
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.train import run_job
 
 SCORES, ROTATION = "scores.safetensors", in_stages("rotation.safetensors")  # results that plans are made from
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 1024  # images that a candidate is judged on

@@ -18,13 +18,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrim.asking import within_memory
+from vitrim.asking import is_out_of_memory, within_memory
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.files.unreadable import not_counted_note
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
 from vitrim.data.workers import NumWorkers
-from vitrim.errors import DataError, UnsupportedModel
+from vitrim.errors import DataError, NotEnoughMemory, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import origin_of
 from vitrim.models.wrappers import unwrapped
@@ -146,8 +146,9 @@ def evaluate(
         max_label = int(images.labels.max()) if len(images) else None
     else:
         batches = images
+    judge = _Judge(model, max_label)
     with eval_mode(model):
-        judged = [_judge(model, *batch, max_label) for batch in track(batches, description, num_batches)]
+        judged = [part for batch in track(batches, description, num_batches) for part in judge(*batch)]
     results = [tuple(values.cpu() for values in batch) for batch in judged]  # after all batches: each copy waits
     if divided and this_process().num_processes > 1:
         results, unreadable = gather_object(results), gather_object(unreadable)
@@ -198,6 +199,26 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
     )
 
 
+def worse_than_before(before: Evaluation, after: Evaluation, what: str) -> str:
+    """Say that a training has ended below the model that it started from; empty if it has not.
+
+    Args:
+        before: evaluation of the model that was trained.
+        after: evaluation of the trained model on the same images.
+        what: name of the training in the sentence, such as `the distillation`.
+    """
+    if after.top1 >= before.top1:
+        return ""
+    difference = compare(before, after)
+    by_chance = difference.p_value >= 1 - CONFIDENCE
+    chance = "chance may explain this" if by_chance else "chance does not explain this"
+    return (
+        f"after {what}, top-1 is {after.top1:.2f} %, below the {before.top1:.2f} % of the model that it started from "
+        f"({difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}]; {chance}, "
+        f"p = {difference.p_value:.2g}). Try a lower learning rate, more epochs or more images."
+    )
+
+
 def _num_all(evaluation: Evaluation) -> int:
     """Number of images, with those that could not be decoded."""
     return len(evaluation.correct) + len(evaluation.not_counted)
@@ -217,6 +238,34 @@ def _check_classifier(model: nn.Module) -> None:
                 f"This {type(model).__name__} has no classifier: it returns features. Give it a head with one output "
                 "for each class before it is evaluated."
             )
+
+
+class _Judge:
+    """Evaluates batches. A batch that does not fit into memory is divided, and so are all batches after it."""
+
+    def __init__(self, model: nn.Module, max_label: int | None) -> None:
+        self.model, self.max_label = model, max_label
+        self.max_images = math.inf  # of one pass
+
+    def __call__(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Evaluate images `(B, channels, H, W)` with labels `(B,)`; returns what `_judge` returns, for each part."""
+        while True:
+            size = int(min(self.max_images, max(1, len(images))))
+            try:
+                parts = zip(images.split(size), labels.split(size), strict=True)
+                return [_judge(self.model, *part, self.max_label) for part in parts]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise NotEnoughMemory(
+                        f"Out of memory on {images.device.type} while evaluating one image. Use a smaller model or "
+                        "smaller images, or free memory."
+                    ) from None
+            self.max_images = (size + 1) // 2  # after the error is dropped, which holds what the pass has in memory
+            log(f"evaluating: the memory is not enough for {size} images in one pass; trying {self.max_images}")
+            if images.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrim.asking import within_memory
+from vitrim.checks import check_whole
 from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, busy_note, time_in_rounds
@@ -25,9 +27,8 @@ from vitrim.data.batches import eval_batches
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.data.preprocessing import Preprocessing
-from vitrim.errors import ExportMismatch, SettingError, UnsupportedModel
+from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate
-from vitrim.hooks import logits_of
 from vitrim.models import describe, origin_of
 from vitrim.models.programs import (
     DEFAULT,
@@ -36,6 +37,7 @@ from vitrim.models.programs import (
     Program,
     ProgramSettings,
     check_onnx,
+    compare_logits,
     failing_as,
     is_export,
     onnx_properties,
@@ -52,8 +54,8 @@ from vitrim.runs.locks import lock_file
 from vitrim.runs.outputs import FileKind, output_file
 from vitrim.runs.progress import log
 
+MAX_OPSET = 100
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
-CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-4  # of the largest logit: rounding in float32 is 1e-6, GELU with tanh instead of erf 1.6e-4
 HALF_TOLERANCE = 2e-2  # of the largest logit, for float16, which keeps 3 digits: 6e-4 in two blocks, more in many
 EVALUATION_BATCH = 64  # for float32, whose logits do not depend on the batch size
@@ -106,6 +108,7 @@ class Exported:
     output: str = "logits"
 
 
+@within_memory("export the model", "Lower the fixed batch (--batch), free memory, or export a smaller model.")
 def export(
     model: nn.Module,
     path: str | Path,
@@ -237,6 +240,8 @@ def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, progr
         raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
     if program.opset is not None and format != "onnx":
         raise SettingError(f"The format is {format}; opset (--opset) is only for onnx.")
+    if program.opset is not None:
+        check_whole("opset", program.opset, 1, MAX_OPSET)
     if program.batch is not None and (type(program.batch) is not int or program.batch < 1):
         raise SettingError(f"batch is {program.batch}; expected a number from 1, or none for any number of images.")
     if int8 and program.half:
@@ -321,47 +326,6 @@ def _write_int8(file: Path, metadata: dict[str, Any]) -> Program:
         onnx.helper.set_model_props(quantised, onnx_properties(metadata))
         onnx.save(quantised, file)
         return OnnxProgram(file)
-
-
-@torch.no_grad()
-def compare_logits(
-    model: nn.Module, run: Program, tolerance: float, program: ProgramSettings = DEFAULT
-) -> dict[int, float]:
-    """Compare the logits of a program and the model in float32 on random images, rounded to float16 for float16.
-
-    Returns:
-        For each batch size, the largest difference, as a fraction of the model's largest logit.
-
-    Raises:
-        ExportMismatch: the shape differs, or a difference is above `tolerance` or not finite.
-        ExportFailed: the program does not run on this batch size.
-    """
-    differences = {}
-    for batch_size in (program.batch,) if program.batch else CHECKED_BATCHES:
-        images = random_images(model, batch_size).to(program.dtype).float()
-        expected = logits_of(model(images))
-        with failing_as(f"The exported file does not run on a batch of {batch_size}"):
-            found = run(images)
-        if found.shape != expected.shape:
-            raise ExportMismatch(
-                f"The exported file returns logits of shape {tuple(found.shape)}; expected {tuple(expected.shape)}, as "
-                "the model returns. No file was written. Try the other format."
-            )
-        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)  # a new classifier may be all zeros
-        difference = float((found - expected).abs().max() / scale)
-        if program.half and not math.isfinite(difference):
-            raise ExportMismatch(
-                "The exported file's logits are infinite or not a number. In float16, numbers end at "
-                f"{torch.finfo(torch.float16).max:.0f}, and weights or activations of this model are larger. No file "
-                "was written. Leave out half (--half)."
-            )
-        if not (math.isfinite(difference) and difference <= tolerance):
-            raise ExportMismatch(
-                f"The exported file's logits differ from the model's by {difference:.1e} of the largest one on a batch "
-                f"of {batch_size}; expected at most {tolerance:.0e}. No file was written. Try the other format."
-            )
-        differences[batch_size] = difference
-    return differences
 
 
 @torch.no_grad()

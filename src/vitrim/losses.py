@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitrim.checks import check_types
 from vitrim.errors import SettingError, counted
 from vitrim.plan import PruningPlan
 from vitrim.structure import ViTStructure
@@ -44,6 +45,7 @@ class DistillationSettings:
     hard: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         weights = {name: getattr(self, name) for name in TERMS}
         if min(weights.values()) < 0 or not any(weights.values()):
             values = ", ".join(f"{name} is {weight:g}" for name, weight in weights.items())

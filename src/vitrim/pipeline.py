@@ -24,7 +24,7 @@ from vitrim.compress_run import (
 )
 from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
-from vitrim.evaluation import Evaluation, evaluate
+from vitrim.evaluation import Evaluation, evaluate, worse_than_before
 from vitrim.forecast import Forecast, measure_pace, plan_steps, train_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
@@ -32,12 +32,15 @@ from vitrim.importance.scores import Scores
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.rotation import RotationStatistics
+from vitrim.runs.folder import RunFolder
 from vitrim.runs.locks import locking
+from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
 from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
-from vitrim.training.loop import train
+from vitrim.training.metrics import add_note, notes_on_events
+from vitrim.training.train import train
 from vitrim.training.validation import KeptEpoch
 
 
@@ -189,4 +192,16 @@ def fit(
         f"{folder.path / 'model'}"
     )
     warn_of_classes("validation", evaluation, source.data)
+    _say_what_went_wrong(source, folder, evaluation)
     return result
+
+
+def _say_what_went_wrong(source: Source, folder: RunFolder, after: Evaluation) -> None:
+    """Log what went wrong in a training that has ended. Note it, if the model is worse than before the training."""
+    if folder.num_made:
+        before = evaluate(source.model, source.data, description="evaluating the model before its training")
+        if (sentence := worse_than_before(before, after, "training")) and is_main_process():
+            add_note(folder.path, "train", "below start", sentence)
+    wait_for_all()
+    for note in notes_on_events(folder.path):
+        log(f"warning: {note}")

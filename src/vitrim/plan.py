@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vitrim.errors import PlanMismatch, counted
+from vitrim.errors import PlanMismatch, counted, shown
 from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
 
 FORMAT = 1
@@ -235,9 +235,24 @@ class PruningPlan:
     def from_json(cls, text: str) -> Self:
         """Read the text of `plan.json`; raises as `from_dict`, and for text that is not JSON."""
         try:
-            return cls.from_dict(json.loads(text))
+            data = json.loads(text, object_pairs_hook=_without_repeated)
         except json.JSONDecodeError as error:
             raise PlanMismatch(f"The plan is not valid JSON: {error}.") from None
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, PlanMismatch):
+                raise
+            raise PlanMismatch("The plan is nested too deeply, or has a number of thousands of digits.") from None
+        return cls.from_dict(data)
+
+
+def _without_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that these pairs make. Of a key that is written twice, JSON would keep the last value only."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise PlanMismatch(f"The plan has the key {shown(repeated)} twice in one object. Remove one of them.")
+    return found
 
 
 def _width_key(group_key: str) -> str:

@@ -10,22 +10,23 @@ missing keys with the defaults of the inner class, not with those of the recipe.
 
 import dataclasses
 import difflib
-import math
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from typing import Any, Literal, TypeVar, get_type_hints, overload
 
 import tomli_w
 
+from vitrim.checks import MAX_EPOCHS, MAX_SEED, check_types, checked, number_in, whole_in
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
-from vitrim.errors import SettingError, UserError
+from vitrim.errors import SettingError, UserError, cut_name, shown
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
 from vitrim.runs.damage import check_file
+from vitrim.runs.text_files import MAX_RECIPE_BYTES, read_text
 from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
@@ -74,7 +75,8 @@ class DepthSettings:
     search_epochs: int = 2
 
     def __post_init__(self) -> None:
-        if self.blocks != "auto" and (not isinstance(self.blocks, int) or self.blocks < 0):
+        check_types(self, search_epochs=MAX_EPOCHS)
+        if self.blocks != "auto" and self.blocks < 0:
             raise SettingError(f"blocks is {self.blocks}; expected a whole number from 0, or auto.")
         if not 0 <= self.max_share < 1:
             raise SettingError(f"max_share is {self.max_share}; expected a fraction from 0 to below 1.")
@@ -101,6 +103,7 @@ class HeadSettings:
     multiple_of: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, words in (("width", ", auto or full"), ("multiple_of", ", or auto")):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -124,7 +127,7 @@ class Recipe:
         latency: how latency is measured.
 
     Raises:
-        SettingError: the seed is negative.
+        SettingError: the seed is out of range.
     """
 
     seed: int = 0
@@ -138,7 +141,7 @@ class Recipe:
     latency: LatencySettings = field(default_factory=LatencySettings)
 
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
+        _check_recipe(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,7 @@ class TrainRecipe:
         training: the training. `distillation` is used with a teacher only; without, the labels are learned.
 
     Raises:
-        SettingError: the seed is negative.
+        SettingError: the seed is out of range.
     """
 
     seed: int = 0
@@ -161,12 +164,13 @@ class TrainRecipe:
     )
 
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
+        _check_recipe(self)
 
 
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise SettingError(f"seed is {seed}; expected a whole number from 0.")
+def _check_recipe(recipe: "Recipe | TrainRecipe") -> None:
+    check_types(recipe, seed=MAX_SEED)
+    if recipe.seed < 0:
+        raise SettingError(f"seed is {recipe.seed}; expected a whole number from 0.")
 
 
 COMMANDS: dict[Any, str] = {Recipe: "compress", TrainRecipe: "train"}  # which command reads a kind of recipe
@@ -226,14 +230,14 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {where}{near[0]}?" if near else f"expected one of {', '.join(fields)}."
-            raise SettingError(f"There is no setting {where}{key}; {hint}")
+            raise SettingError(f"There is no setting {where}{cut_name(key) or shown(key)}; {hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise SettingError(f"{where}{key} is {value!r}; expected a table of settings.")
+                raise SettingError(f"{where}{key} is {shown(value)}; expected a table of settings.")
             default = _default(fields[key])
             values[key] = from_table(hints[key], {**to_table(default), **value}, f"{where}{key}.")
         else:
-            values[key] = _checked(value, hints[key], f"{where}{key}")
+            values[key] = checked(value, hints[key], f"{where}{key}")
     try:
         return kind(**values)
     except UserError as problem:
@@ -295,10 +299,17 @@ def _read(source: str | Path, kind: type[Any] | None) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     check_file(path)  # it may be of a run
+    text = read_text(path, MAX_RECIPE_BYTES, SettingError)
+    if not text:
+        raise SettingError(f"The recipe {path} is empty; expected settings, such as `seed = 0`.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
         raise SettingError(f"The recipe {path} is not valid TOML: {problem}.") from None
+    except RecursionError:
+        raise SettingError(f"The recipe {path} cannot be read: its brackets are nested too deeply.") from None
+    except ValueError:  # Python reads at most 4,300 digits
+        raise SettingError(f"The recipe {path} cannot be read: a number has thousands of digits.") from None
 
 
 def _kind_of(table: dict[str, Any]) -> type[Any]:
@@ -318,42 +329,36 @@ def _shipped_names(kind: type[Any] | None) -> list[str]:
 
 
 def set_in(table: dict[str, Any], change: str) -> None:
-    """Apply one change `key.key=value` to nested tables. The value is TOML; a bare word is a string.
+    """Apply one change `key.key=value` to nested tables; see `value_in`.
 
     Raises:
         SettingError: there is no `=`, or a parent key is not a table.
     """
     name, equals, text = change.partition("=")
     if not equals or not name.strip():
-        raise SettingError(f"Cannot read the setting {change!r}; expected KEY=VALUE, such as width_training.epochs=10.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+        raise SettingError(
+            f"Cannot read the setting {shown(change)}; expected KEY=VALUE, such as width_training.epochs=10."
+        )
     *parents, key = name.strip().split(".")
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise SettingError(f"Cannot set {name}: {parent} is not a table of settings.")
-    table[key] = value
+            raise SettingError(f"Cannot set {cut_name(name)}: {cut_name(parent)} is not a table of settings.")
+    table[key] = value_in(text)
 
 
-def _checked(value: Any, hint: Any, name: str) -> Any:
-    """Return the value if its type is right. An int is converted where a float is expected; a bool is not an int."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for option in options:
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
-        if option is float and type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-        if option is not float and isinstance(option, type) and type(value) is option:
-            return value
-    raise SettingError(f"{name} is {value!r}; expected {' or '.join(_in_words(option) for option in options)}.")
+def value_in(text: str) -> Any:
+    """The value of a setting on the command line: a number, another value in TOML, or else the text itself.
 
-
-def _in_words(option: Any) -> str:
-    if get_origin(option) is Literal:
-        values = [repr(value) for value in get_args(option)]
-        return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", NoneType: "nothing"}
-    return names.get(option, str(option))
+    Numbers are written as in the options: `0x10` and `1_000` are texts, which no setting of a number accepts.
+    """
+    for number in (whole_in(text), number_in(text)):
+        if number is not None:
+            return number
+    try:
+        value = tomllib.loads(f"value = {text}")
+        json.dumps(value)  # dates are texts
+    except (ValueError, RecursionError, TypeError):  # a number of 5,000 digits is a ValueError too
+        return text.strip()
+    is_number = type(value["value"]) in (int, float)
+    return text.strip() if is_number or len(value) > 1 else value["value"]

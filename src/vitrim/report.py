@@ -15,7 +15,7 @@ from vitrim.class_accuracy import ClassesAtZero, classes_at_zero
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, difference_text, ratio_text
 from vitrim.data.matching import device_of
-from vitrim.errors import counted, percent
+from vitrim.errors import counted, percent, visible
 from vitrim.evaluation import Evaluation, compare
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
@@ -326,7 +326,7 @@ def in_markdown(value: Any) -> Any:
         return [in_markdown(item) for item in value]
     if not isinstance(value, str):
         return value
-    text = " ".join(value.splitlines()).replace("<", "&lt;").replace("|", r"\|")
+    text = visible(" ".join(value.splitlines())).replace("<", "&lt;").replace("|", r"\|")
     return text.replace("](", r"]\(")
 
 

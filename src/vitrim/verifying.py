@@ -17,9 +17,9 @@ from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
 from vitrim.errors import CheckpointMismatch, SettingError, UserError, counted
 from vitrim.evaluation import Evaluation, evaluate
-from vitrim.exporting import HALF_TOLERANCE, TOLERANCE, compare_logits
+from vitrim.exporting import HALF_TOLERANCE, TOLERANCE
 from vitrim.models import origin_of
-from vitrim.models.programs import ProgramSettings, read_program
+from vitrim.models.programs import ProgramSettings, compare_logits, read_program
 from vitrim.plan import PruningPlan
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import Digests

@@ -106,6 +106,29 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "unknown setting": (lambda p: p.compress("--set", "width_training.epoch=3"), "did you mean width_training.epochs"),
     "setting without a value": (lambda p: p.compress("--set", "epochs"), "expected KEY=VALUE"),
     "unknown option": (lambda p: p.compress("--kep", "0.5"), "--kep.* `vitrim compress --help` shows an example"),
+    "underscores": (lambda p: p.compress("--epochs", "1_000"), "--epochs is 1_000; expected a whole number"),
+    "hexadecimal": (lambda p: p.compress("--seed", "0x10"), "--seed is 0x10; expected a whole number"),
+    "other digits": (lambda p: p.compress("--seed", "\u0663"), "--seed is \u0663; expected a whole number"),
+    "seed of 64 bits": (
+        lambda p: p.compress("--seed", str(2**64)),
+        "--seed is 18446744073709551616; expected at most 4",
+    ),
+    "5,000 digits": (lambda p: p.compress("--seed", "9" * 5000), r"--seed is 9{60,70}\.\.\.9{20,40}; expected a whole"),
+    "brackets": (
+        lambda p: p.compress("--set", "seed=" + "[" * 100_000),
+        r"seed is '\[+\.\.\.\[+'; expected a whole number",
+    ),
+    "a billion epochs": (lambda p: p.compress("--epochs", str(10**9)), "epochs is .*; expected at most 1,000,000"),
+    "a million workers": (lambda p: p.compress("--num-workers", str(10**6)), "--num-workers is .* at most 1,024"),
+    "batch of a trillion": (lambda p: p.compress("--batch-size", str(10**12)), "--batch-size is .* at most 1,048,576"),
+    "an empty value": (lambda p: p.compress("--latency", ""), "--latency is empty; give a value"),
+    "3,000 words": (lambda p: p.compress(*["--set", "seed=1"] * 1500), r"has 3,\d+ words; expected at most 500"),
+    "control characters": (lambda p: ["inspect", "a\nb\x1b[31m"], r"no model named 'a\\nb\\x1b\[31m'"),
+    "not UTF-8": (lambda p: p.compress("--recipe", "\udcff"), r"There is no recipe \\xff; expected default"),
+    "a long name": (
+        lambda p: p.compress("--recipe", "x" * 200 + "/" * 5000),
+        r"There is no recipe x+\.\.\./+|too long",
+    ),
     "unknown command": (lambda p: ["comprss", "model"], 'Did you mean "compress".* `vitrim --help` lists'),
 }
 

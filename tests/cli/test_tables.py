@@ -99,6 +99,23 @@ def test_only_the_first_process_prints(capsys: pytest.CaptureFixture[str], monke
     assert all(word in out for word in ("title", "column", "cell", "line"))
 
 
+def test_names_in_tables_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("[bold]title", ["[red]name", ":smile:"], [["[/]", "\x1b[31m\n\u202e"], ["\udcff", "caf\u00e9"]])
+    print_line("[red]line\n\udcff")
+    out = capsys.readouterr().out
+    for text in (
+        "[bold]title",
+        "[red]name",
+        ":smile:",
+        "[/]",
+        r"\x1b[31m\n\u202e",
+        r"\xff",
+        "caf\u00e9",
+        r"[red]line\n\xff",
+    ):
+        assert text in out
+
+
 def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["[red]", "[/red]", "[link=http://x]y", ":smile:", "[bold]cat[/bold]"]
     print_table("[b]title[/b]", ["[i]name"], [[name] for name in names])

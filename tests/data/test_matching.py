@@ -24,7 +24,7 @@ from vitrim.pipeline import fit
 from vitrim.recipe import TrainRecipe
 from vitrim.saving.checkpoint import load
 from vitrim.surgery import prune
-from vitrim.training.loop import train
+from vitrim.training.train import train
 
 
 def named_model(classes: tuple[str, ...]) -> nn.Module:

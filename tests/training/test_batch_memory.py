@@ -10,7 +10,7 @@ from builders.trainings import ALL_TERMS, max_difference, student_and_teacher
 from vitrim.errors import SettingError
 from vitrim.training import batch_memory
 from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
-from vitrim.training.loop import train
+from vitrim.training.train import train
 
 
 def linear(free: float) -> Memory:

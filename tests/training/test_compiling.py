@@ -19,7 +19,7 @@ from vitrim.models import describe
 from vitrim.surgery import prune
 from vitrim.training import compiling
 from vitrim.training.compiling import CompileSchedule, compile_errors, compiled_blocks, has_equal_blocks
-from vitrim.training.loop import train
+from vitrim.training.train import train
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it compiles

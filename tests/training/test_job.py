@@ -9,7 +9,7 @@ from vitrim.errors import SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.models import describe
 from vitrim.training.job import TrainingJob, check_training
-from vitrim.training.loop import train
+from vitrim.training.train import train
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:

@@ -17,7 +17,7 @@ from builders.trainings import stop_at, student_and_teacher
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.errors import FolderInUse, SettingError
 from vitrim.losses import DistillationSettings
-from vitrim.training.loop import train
+from vitrim.training.train import train
 
 OUTPUTS = DistillationSettings(hidden=0.0)
 BACKWARDS = tuple(reversed(range(10)))

@@ -18,8 +18,8 @@ from vitrim.data.images import ImageData
 from vitrim.errors import FolderInUse
 from vitrim.evaluation import evaluate
 from vitrim.training import validation
-from vitrim.training.loop import train
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.train import train
 from vitrim.training.validation import KeptEpoch, Validated, Validation
 
 UNSTEADY = short_training(

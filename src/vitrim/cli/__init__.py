@@ -6,6 +6,7 @@ that does not hold. 143 and 129: ended by SIGTERM and SIGHUP (128 and the number
 """
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -17,10 +18,10 @@ from cyclopts import App, CycloptsError, Parameter
 from vitrim import __version__
 from vitrim.asking import LOWER_ANY, is_out_of_memory, reason
 from vitrim.cli.commands import COMMANDS
-from vitrim.cli.messages import in_options, usage_error
+from vitrim.cli.messages import check_words, in_options, usage_error
 from vitrim.cli.streams import forgiving
-from vitrim.errors import UserError
-from vitrim.runs import signals
+from vitrim.errors import UserError, visible
+from vitrim.runs import processes, signals
 
 # System errors that the user can fix: a full disk, a missing permission, a path that is not a folder.
 PLACE_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -45,11 +46,13 @@ for position, command in enumerate(COMMANDS):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     limit_spinning()
+    escape_unencodable()
     with forgiving() as streams:
         status = run(arguments)
         if (problem := streams.problem()) and not status:
             status = _complain(f"Standard output cannot be written: {problem}.")
             status = 0 if _command(arguments) in CONTINUED | {"export"} else status  # their result is in files
+    processes.end(status)
     sys.exit(status)
 
 
@@ -65,6 +68,13 @@ def limit_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
+def escape_unencodable() -> None:
+    """Write characters that the encoding of standard output or error lacks as escapes, so that none ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None where it was closed
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status, as this module says.
 
@@ -77,6 +87,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
+        processes.begin()
+        check_words(sys.argv[1:] if arguments is None else arguments)
         return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except UserError as problem:
         return _complain(in_options(str(problem), sys.argv[1:] if arguments is None else arguments))
@@ -91,9 +103,13 @@ def _run(arguments: Sequence[str] | None) -> int:
             return _complain(f"Cannot read or write {problem.filename or 'a file'}: {problem.strerror}.")
         return _report_bug()
     except Exception as problem:
+        if signals.received():
+            return _interrupted(arguments, signals.received())
+        if sentence := processes.explain_lost_connection(problem):
+            return _complain(sentence)
         if is_out_of_memory(problem):
             return _complain(f"There is not enough memory: {reason(problem)}. {LOWER_ANY}")
-        return _interrupted(arguments, signals.received()) if signals.received() else _report_bug()
+        return _report_bug()
 
 
 def _command(arguments: Sequence[str] | None) -> str:
@@ -112,7 +128,8 @@ def _interrupted(arguments: Sequence[str] | None, number: int) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"vitrim: {message}", file=sys.stderr)
+    if processes.is_first_to_say(message):
+        print(f"vitrim: {visible(message)}", file=sys.stderr, flush=True)
     return 2
 
 

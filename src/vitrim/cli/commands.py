@@ -16,7 +16,6 @@ from vitrim.cli.options import (
     OUTPUT,
     TEACHER_HELP,
     TRAINING,
-    WHOLE,
     BudgetOptions,
     CompressTraining,
     DataOptions,
@@ -36,6 +35,7 @@ from vitrim.cli.tables import (
     print_report,
     print_structure,
 )
+from vitrim.cli.values import WHOLE
 from vitrim.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def evaluate(
         return measured
 
     found = [(model, measure(model, model_options or ModelOptions()))]
-    if against:
+    if against is not None:
         are_files = Path(model).is_file() and Path(against).is_file()  # two checkpoints of one architecture
         options = model_options if model_options and are_files else ModelOptions()
         found.append((against, measure(against, options)))

@@ -314,8 +314,10 @@ def existing_file(path: Path) -> Path:
     """Return the path of a file.
 
     Raises:
-        SettingError: there is no such file.
+        SettingError: there is no such file, or it is empty.
     """
     if not path.is_file():
         raise SettingError(f"There is no file {path}.")
+    if not path.stat().st_size:  # also files of /proc, which may block
+        raise SettingError(f"The file {path} is empty.")
     return path

@@ -16,7 +16,9 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from vitrim.checks import MAX_DIGITS
 from vitrim.cli.options import OPTIONS_OF_SETTING
+from vitrim.errors import SettingError, cut_name, shown
 
 # Options of earlier versions, by command, and what to use instead.
 RENAMED = {
@@ -26,7 +28,22 @@ RENAMED = {
 }
 FRACTIONS = ("--keep", "--keep-params", "--keep-macs", "--crop-pct")
 SYNONYMS = {"gpu": "cuda", "torch": "cpu", "onnx": "onnxruntime", "ort": "onnxruntime"}  # of the values of --on
+MAX_WORDS = 500
+MAX_SHOWN = 100  # characters of a wrong value
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse a command line of so many words that its options would be read for minutes.
+
+    Raises:
+        SettingError: there are more than `MAX_WORDS` words.
+    """
+    if len(words) > MAX_WORDS:
+        raise SettingError(
+            f"The command line has {len(words):,} words; expected at most {MAX_WORDS}. Write settings into a recipe "
+            "(--recipe FILE), and put folders of images into one folder."
+        )
 
 
 def in_options(message: str, arguments: Sequence[str]) -> str:
@@ -99,7 +116,10 @@ def _wrong_value(option: str, value: str, hint: Any) -> str:
     kinds = [kind for kind in _flat(hint) if kind is not NoneType]
     values = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     expected = [WORDS.get(kind, str(kind)) for kind in kinds if get_origin(kind) is not Literal] + values
-    text = f"{option} is {value}; expected {_either(expected)}."
+    has_digits = value.strip().isdecimal() and len(value) > MAX_DIGITS
+    least = f" of at most {MAX_DIGITS} digits" if has_digits else ""
+    found = cut_name(value, MAX_SHOWN) if value.strip() else shown(value)
+    text = f"{option} is {found}; expected {_either(expected)}{least}."
     near = (
         [SYNONYMS[value]]
         if SYNONYMS.get(value) in values

@@ -3,14 +3,14 @@
 A help text is a noun phrase that states the default. This file imports no torch: `vitrim --help` must be fast.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter
 
 from vitrim.cli.preprocessing import PreprocessingOptions
+from vitrim.cli.values import NUMBER, WHOLE, refuse_empty
 
 # The options that set a setting. Of several, the message names the one that was given.
 OPTIONS_OF_SETTING = {
@@ -44,9 +44,6 @@ OPTIONS_OF_SETTING = {
     **{name: (f"--{name.replace('_', '-')}",) for name in ("mean", "std", "crop_pct", "interpolation")},
 }
 
-if TYPE_CHECKING:
-    pass
-
 MODEL, DATA, BUDGET, TRAINING, OUTPUT = (
     Group(name, sort_key=position) for position, name in enumerate(("Model", "Data", "Budget", "Training", "Output"))
 )
@@ -62,24 +59,6 @@ RunFolderOption = Annotated[
 ]
 
 
-def whole_number(kind: Any, tokens: Sequence[Token]) -> Any:
-    """Convert the value of an option to a whole number, or to a word that the option accepts, such as `auto`.
-
-    cyclopts itself would round `1.9`.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    text = tokens[0].value
-    return text if text in words_of(kind) else int(text)
-
-
-def words_of(kind: Any) -> tuple[str, ...]:
-    """The words that an option of this type accepts besides numbers."""
-    return tuple(word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str))
-
-
-WHOLE = Parameter(converter=whole_number)
 TrainingBatch = Annotated[
     Literal["auto"] | int | None,
     WHOLE,
@@ -124,6 +103,9 @@ class ModelOptions(PreprocessingOptions):
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=DATA)
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +141,7 @@ class DataOptions:
     ] = None
     holdout: Annotated[
         float,
+        NUMBER,
         Parameter(
             help="fraction of the training images to validate on, for tuning (default: 0, the official validation "
             "images are used)"
@@ -189,6 +172,9 @@ class DataOptions:
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +192,9 @@ class FileOptions:
         int | None, WHOLE, Parameter(help="release of the ONNX operators, e.g. 18 (default: as PyTorch recommends)")
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=BUDGET)
 @dataclass(frozen=True, kw_only=True)
@@ -214,14 +203,17 @@ class BudgetOptions:
 
     keep: Annotated[
         float | None,
+        NUMBER,
         Parameter(help="max fraction of parameters and multiply-adds to keep (default: 0.7, from the recipe)"),
     ] = None
     keep_params: Annotated[
         float | None,
+        NUMBER,
         Parameter(help="max fraction of parameters to keep; multiply-adds are not limited (default: as --keep)"),
     ] = None
     keep_macs: Annotated[
         float | None,
+        NUMBER,
         Parameter(help="max fraction of multiply-adds to keep; parameters are not limited (default: as --keep)"),
     ] = None
     latency: Annotated[
@@ -273,6 +265,9 @@ class BudgetOptions:
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +297,9 @@ class CompressTraining:
         Parameter(help="seed of calibration images, batches and augmentation (default: 0, from the recipe)"),
     ] = None
 
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
 
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
@@ -321,10 +319,13 @@ class DenseTraining:
     ] = None
     batch_size: TrainingBatch = None
     learning_rate: Annotated[
-        float | None, Parameter(help="peak of the learning rate (default: 0.001, from the recipe)")
+        float | None, NUMBER, Parameter(help="peak of the learning rate (default: 0.001, from the recipe)")
     ] = None
     seed: Annotated[
         int | None,
         WHOLE,
         Parameter(help="seed of initial weights, batches and augmentation (default: 0, from the recipe)"),
     ] = None
+
+    def __post_init__(self) -> None:
+        refuse_empty(self)

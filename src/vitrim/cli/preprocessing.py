@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from vitrim.errors import SettingError
+from vitrim.checks import number_in
+from vitrim.cli.values import NUMBER
+from vitrim.errors import SettingError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class PreprocessingOptions:
     ] = None
     crop_pct: Annotated[
         float | None,
+        NUMBER,
         Parameter(help="side of the central crop as a fraction of the resized image (default: as the model says)"),
     ] = None
     interpolation: Annotated[
@@ -53,9 +56,10 @@ def preprocessing_settings(options: PreprocessingOptions) -> dict[str, Any]:
 
 
 def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.strip("[]() ").replace(",", " ").split()] or [float(text)]
-    except ValueError:
+    numbers = [number_in(number) for number in text.strip("[]() ").replace(",", " ").split()]
+    found = [number for number in numbers if number is not None]
+    if not found or len(found) < len(numbers):
         raise SettingError(
-            f"{name} is {text!r}; expected one number or one per channel, such as 0.5 or 0.485,0.456,0.406."
-        ) from None
+            f"{name} is {shown(text)}; expected one number or one per channel, such as 0.5 or 0.485,0.456,0.406."
+        )
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrim.errors import counted, percent
+from vitrim.errors import counted, percent, visible
 
 if TYPE_CHECKING:
     from vitrim.evaluation import Difference, Evaluation
@@ -204,12 +204,14 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    from vitrim.runs.progress import PLAIN
+
+    table = Table(title=visible(title), title_justify="left")
     for name in header:
-        table.add_column(name, overflow="fold")
+        table.add_column(visible(name), overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False, emoji=False)  # names may look like markup
+        table.add_row(*map(visible, row))
+    console = Console(**PLAIN)
     if not console.is_terminal:
         console.width = 160
     console.print(table)
@@ -218,4 +220,4 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 def print_line(line: str) -> None:
     """Print one line."""
     if os.environ.get("RANK", "0") == "0":
-        print(line)
+        print(visible(line))

@@ -1,9 +1,61 @@
 """Turn the text of an option into a value: times, ranges of pixels, arguments of an architecture."""
 
+import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
-from vitrim.errors import SettingError
+from cyclopts import Parameter, Token
+
+from vitrim.checks import number_in, whole_in
+from vitrim.errors import SettingError, shown
+
+
+def whole_number(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert the value of an option to a whole number, or to a word that the option accepts, such as `auto`.
+
+    cyclopts itself would round `1.9`, and accept `1_000` and the digits of all scripts.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = tokens[0].value
+    found = text if text in words_of(kind) else whole_in(text)
+    if found is None:
+        raise ValueError("no whole number")
+    return found
+
+
+def finite_number(kind: Any, tokens: Sequence[Token]) -> float:
+    """Convert the value of an option to a number.
+
+    Raises:
+        ValueError: it is none, infinite or not a number.
+    """
+    if (found := number_in(tokens[0].value)) is None:
+        raise ValueError("no number")
+    return found
+
+
+def words_of(kind: Any) -> tuple[str, ...]:
+    """The words that an option of this type accepts besides numbers."""
+    return tuple(word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str))
+
+
+WHOLE = Parameter(converter=whole_number)
+NUMBER = Parameter(converter=finite_number)
+
+
+def refuse_empty(options: Any) -> None:
+    """Refuse empty texts in a group of options: most would be taken for options that were not given.
+
+    Raises:
+        SettingError: a text is empty.
+    """
+    for name, value in vars(options).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            option = {"settings": "set"}.get(name, name).replace("_", "-")
+            raise SettingError(f"--{option} is empty; give a value, or leave the option out.")
 
 
 def milliseconds(text: str) -> float:
@@ -13,9 +65,10 @@ def milliseconds(text: str) -> float:
         SettingError: the text is not a time above 0.
     """
     found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(us|ms|s)?", text.strip())
-    if not found or not float(found[1]):
-        raise SettingError(f"--latency is {text!r}; expected a time above 0, such as 12ms.")
-    return float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0)
+    time = float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0) if found else 0.0
+    if not 0 < time < math.inf:
+        raise SettingError(f"--latency is {shown(text)}; expected a time above 0, such as 12ms.")
+    return time
 
 
 def value_range(text: str) -> tuple[float, float]:
@@ -24,14 +77,12 @@ def value_range(text: str) -> tuple[float, float]:
     Raises:
         SettingError: the text is not two numbers.
     """
-    numbers = text.split(",")
-    try:
-        low, high = map(float, numbers)
-    except ValueError:
+    numbers = [number_in(number) for number in text.split(",")]
+    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
         raise SettingError(
-            f"--value-range is {text!r}; expected the values of black and white, such as 0,4095 or -1000,1000."
-        ) from None
-    return low, high
+            f"--value-range is {shown(text)}; expected the values of black and white, such as 0,4095 or -1000,1000."
+        )
+    return numbers[0], numbers[1]
 
 
 def model_args(pairs: list[str]) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 Every kind of budget is defined in this file: a field of `Budget`, and an entry in `Budget.limits`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vitrim.checks import check_types
 from vitrim.costs.counting import Cost, Key, PartCosts, block_cost, count_cost
 from vitrim.errors import BudgetError, PlanMismatch, SettingError, counted, percent
 from vitrim.structure import UnitGroup, ViTStructure
+
+MAX_LATENCY_MS = 1e9  # of one forward pass: 12 days
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +49,8 @@ class Budget:
         latency_ms: maximum milliseconds of one forward pass, timed as the latency settings say; 0 for no limit.
 
     Raises:
-        BudgetError: a fraction or the latency is out of range. SettingError: a minimum is below 1.
+        BudgetError: a fraction or the latency is out of range, or a value is of the wrong type. SettingError: a minimum
+            is below 1.
     """
 
     params: float = 0.7
@@ -58,6 +61,10 @@ class Budget:
     latency_ms: float = 0.0
 
     def __post_init__(self) -> None:
+        try:
+            check_types(self, latency_ms=MAX_LATENCY_MS)
+        except SettingError as problem:  # also of a fraction that is no number
+            raise BudgetError(str(problem)) from None
         for name in ("params", "macs"):
             if not 0 < (fraction := getattr(self, name)) <= 1:
                 raise BudgetError(f"{name} is {fraction:g}; {fraction_expected(fraction)}")
@@ -66,7 +73,7 @@ class Budget:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if isinstance(self.multiple_of, int) and self.multiple_of < 1:
             raise SettingError(f"multiple_of is {self.multiple_of}; expected at least 1, auto or measured.")
-        if not 0 <= self.latency_ms < math.inf:
+        if self.latency_ms < 0:
             raise BudgetError(f"latency_ms is {self.latency_ms:g}; expected milliseconds above 0, or 0 for no limit.")
 
     @property

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from scipy import stats
 from torch import nn
 
 from vitrim.asking import within_memory
+from vitrim.checks import MAX_ROUNDS, check_types
 from vitrim.copying import copied
 from vitrim.errors import SettingError, counted, percent
 from vitrim.hooks import eval_mode
@@ -27,6 +28,7 @@ from vitrim.runs.progress import track
 
 Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]
 CONFIDENCE = 0.95
+MAX_LATENCY_BATCH = 16_384  # images
 MAX_DIFFERENCE = 0.05  # of a measured latency from a stated one; a larger difference is said where it is stated
 MAX_LOAD = 1.5  # processes that want to compute, for each core; a training of this process alone is about 1
 
@@ -52,8 +54,7 @@ class LatencySettings:
     warmup: int = 5
 
     def __post_init__(self) -> None:
-        if self.on not in get_args(Runtime):
-            raise SettingError(f"on is {self.on!r}; expected one of {', '.join(get_args(Runtime))}.")
+        check_types(self, batch_size=MAX_LATENCY_BATCH, rounds=MAX_ROUNDS, warmup=MAX_ROUNDS)
         for name, minimum in {"batch_size": 1, "rounds": 1, "warmup": 0}.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")

@@ -18,11 +18,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from vitrim.checks import check_types
 from vitrim.data.image_ops import OPS, rand_augment, shift, zoom
 from vitrim.data.preprocessing import EvalTransform, Preprocessing, check_setting, normalise
 from vitrim.data.seeds import generator_for, numpy_seeded, seed_for
 from vitrim.data.transfer import send, send_images, send_together
 
+MAX_OPS = 100  # of RandAugment, for each image
 Crop = Literal["none", "pad", "resized"]
 SIMILAR = {"lanczos": "bicubic", "box": "bilinear", "hamming": "bilinear"}  # for random crops, which are of tensors
 
@@ -61,8 +63,7 @@ class AugmentationSettings:
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        crops = ("none", "pad", "resized")
-        check_setting(self.crop in crops, "crop", self.crop, f"one of {crops}")
+        check_types(self, rand_augment_ops=MAX_OPS)
         check_setting(0 <= self.padding < 1, "padding", self.padding, "a fraction of the side, from 0 to below 1")
         check_setting(
             0 < self.min_scale <= 1, "min_scale", self.min_scale, "a fraction of the area, above 0 and up to 1"

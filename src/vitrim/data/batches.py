@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitrim.checks import MAX_BATCH, check_whole
 from vitrim.data.augmentation import AugmentationSettings, Augmenter, Step
 from vitrim.data.files.decoding import BROKEN_IMAGE
 from vitrim.data.files.pixels import UnsupportedPixels
@@ -191,7 +192,7 @@ def eval_batches(
             decoded.
     """
     check_channels(images, preprocessing.channels)
-    check_setting(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
     own = part.range(images.num_images)
     batches = [list(own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
     geometry, device = EvalTransform(preprocessing), torch.device(device)

@@ -4,8 +4,9 @@ How the splits of a data set are listed is in `listing`. `loading` decodes what 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from vitrim.checks import MAX_SEED, check_types
 from vitrim.data.images import ImageSet, divided, rank_in_class
 from vitrim.data.listing.parts import Found, with_labels_of
 from vitrim.errors import DataError, SettingError, counted
@@ -28,8 +29,7 @@ class Choice:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.split not in (None, *get_args(Split)):
-            raise SettingError(f"split is {self.split!r}; it must be one of {', '.join(get_args(Split))}.")
+        check_types(self, seed=MAX_SEED)
         if self.split == "test" and self.holdout:
             raise SettingError(
                 f"holdout is {self.holdout}, but it holds out training images. Leave it out for test images."

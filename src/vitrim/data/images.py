@@ -20,6 +20,7 @@ from vitrim.data.transfer import send
 from vitrim.data.workers import NumWorkers, check_num_workers
 from vitrim.errors import DataError, counted
 from vitrim.runs.progress import log
+from vitrim.runs.text_files import encoded
 
 MAX_DEVICE_FRACTION = 0.5  # of the free memory of a GPU, which images may take
 
@@ -244,7 +245,7 @@ class ImageData:
         return known[key]
 
     def _compute_fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.classes).encode())
+        digest = hashlib.sha256(encoded("\n".join(self.classes)))
         for images in (self.train, self.validation):
             digest.update(images.labels.numpy().tobytes())
             if images.pixels is not None:
@@ -254,7 +255,7 @@ class ImageData:
                 digest.update(str(images.pixel_format).encode() if images.pixel_format != RGB else b"")
                 root = os.path.commonpath([os.path.dirname(file) for file in images.files])
                 for file, size in zip(images.files, images.unreadable.file_sizes(images.files), strict=True):
-                    digest.update(f"{Path(os.path.relpath(file, root)).as_posix()} {size}\n".encode())
+                    digest.update(encoded(f"{Path(os.path.relpath(file, root)).as_posix()} {size}\n"))
         return digest.hexdigest()[:16]
 
 

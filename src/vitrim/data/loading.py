@@ -27,6 +27,7 @@ from vitrim.data.listing.parts import Found
 from vitrim.data.listing.sources import SOURCES, Places, find
 from vitrim.data.listing.tables import ColumnNames
 from vitrim.errors import DataError, SettingError
+from vitrim.runs.text_files import valid_text
 
 MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
 
@@ -110,7 +111,7 @@ def load_data(
     _check_settings(name, places, choice)
     pixel_format = PixelFormat(channels=options.get("channels", 3), value_range=options.get("value_range"))
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache_path("vitrim")
-    found = _without_repeated_classes(find(name, places, cache))
+    found = _without_repeated_classes(_with_valid_names(find(name, places, cache)))
     train, validation, notes = chosen_images(found, choice)
     if strict and found.not_images:
         raise DataError(f"{found.not_images[0]} is not an image; remove it, or load without strict.")
@@ -175,6 +176,11 @@ def _check_settings(name: str | None, places: Places, choice: Choice) -> None:
         raise SettingError(
             f"holdout is {choice.holdout}, but no training images are named. Give train_dir, or leave it out."
         )
+
+
+def _with_valid_names(found: Found) -> Found:
+    """Classes whose names are Unicode, as model folders and exported files need it. A folder may have any bytes."""
+    return replace(found, classes=tuple(map(valid_text, found.classes)))
 
 
 def _without_repeated_classes(found: Found) -> Found:

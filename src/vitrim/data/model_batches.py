@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from vitrim.checks import MAX_BATCH, check_whole
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import BatchSchedule, check_batch_size, eval_batches, num_train_steps, train_batches
 from vitrim.data.images import ImageData, ImageSet
@@ -118,7 +119,7 @@ def batches(
     """
     model = unwrapped(model)
     check_setting(split in (None, *get_args(Split)), "split", split, "'train', 'val' or 'test'")
-    check_setting(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
     check_setting(num_images is None or num_images >= 1, "num_images", num_images, "at least 1, or None for all")
     preprocessing = preprocessing_of(model)
     if not isinstance(data, ImageData):

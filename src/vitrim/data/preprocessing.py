@@ -11,12 +11,15 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from vitrim.checks import MAX_IMG_SIZE, check_size, checked
 from vitrim.data.processor import PILLOW_FILTERS, ProcessorSteps, apply_steps
 from vitrim.data.transfer import send_together
 from vitrim.errors import DataError, SettingError
 
 INTERPOLATIONS = ("nearest", *PILLOW_FILTERS)
 NOT_FOR_TENSORS = ("lanczos", "box", "hamming")  # timm computes them with Pillow
+MIN_STD = 1e-6
+MIN_CROP_PCT, MAX_CROP_PCT = 0.05, 10.0  # at 0.05, images are resized to 20 times the side of the crop
 MAX_SMALL_SIDE = 96  # pixels; models with an input up to this size are trained on images of exactly that size
 
 
@@ -48,18 +51,22 @@ class Preprocessing:
     steps: ProcessorSteps | None = None
 
     def __post_init__(self) -> None:
-        check_setting(
-            len(self.img_size) == 2 and min(self.img_size) > 0, "img_size", self.img_size, "two positive integers"
-        )
+        sizes = [checked(size, int, "img_size") for size in self.img_size]
+        is_pair = len(sizes) == 2 and 0 < min(sizes) <= max(sizes) <= MAX_IMG_SIZE
+        check_setting(is_pair, "img_size", self.img_size, f"two whole numbers from 1 to {MAX_IMG_SIZE}")
         check_setting(len(self.mean) == len(self.std) > 0, "mean", self.mean, f"as many numbers as std, {self.std}")
-        check_setting(min(self.std) > 0, "std", self.std, "a positive number for each channel")
+        for name in ("mean", "std"):
+            for number in getattr(self, name):
+                check_size(name, checked(number, float, name))
+        check_setting(min(self.std) >= MIN_STD, "std", self.std, f"at least {MIN_STD:g} for each channel")
         check_setting(
             self.interpolation in INTERPOLATIONS,
             "interpolation",
             self.interpolation,
             f"one of {', '.join(INTERPOLATIONS)}",
         )
-        check_setting(self.crop_pct > 0, "crop_pct", self.crop_pct, "positive")
+        is_possible = MIN_CROP_PCT <= checked(self.crop_pct, float, "crop_pct") <= MAX_CROP_PCT
+        check_setting(is_possible, "crop_pct", self.crop_pct, f"from {MIN_CROP_PCT} to {MAX_CROP_PCT}")
         crop_modes = ("center", "squash", "border")
         check_setting(self.crop_mode in crop_modes, "crop_mode", self.crop_mode, f"one of {crop_modes}")
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vitrim.data.matching import preprocessing_of
-from vitrim.data.preprocessing import INTERPOLATIONS, Preprocessing
+from vitrim.data.preprocessing import INTERPOLATIONS, MIN_CROP_PCT, MIN_STD, Preprocessing
 from vitrim.data.processor import PILLOW_FILTERS
 from vitrim.errors import SettingError, counted
 from vitrim.models import STATED_ATTRIBUTE, adapter_for, origin_of, record_origin
@@ -71,7 +71,7 @@ def _per_channel(name: str, values: Numbers, channels: int) -> tuple[float, ...]
             f"{name} is {text}, {counted(len(numbers), 'number')}; the model takes images of "
             f"{counted(channels, 'channel')}. Write one number, or one for each channel."
         )
-    if all(0 <= number <= 1 and (number or name == "mean") for number in numbers):
+    if all(0 <= number <= 1 and (number >= MIN_STD or name == "mean") for number in numbers):
         return numbers * channels if len(numbers) == 1 else numbers
     expected = "above 0 and at most 1" if name == "std" else "from 0 to 1"
     divided = ",".join(f"{number / 255:.4g}" for number in numbers)
@@ -81,8 +81,10 @@ def _per_channel(name: str, values: Numbers, channels: int) -> tuple[float, ...]
 
 
 def _fraction(crop_pct: float) -> float:
-    if 0 < crop_pct <= 1:
+    if MIN_CROP_PCT <= crop_pct <= 1:
         return float(crop_pct)
+    if 0 < crop_pct < MIN_CROP_PCT:
+        raise SettingError(f"crop_pct is {crop_pct:g}; expected a fraction of the side, at least {MIN_CROP_PCT}.")
     hint = f" For {crop_pct:g} %, write {crop_pct / 100:g}." if 1 < crop_pct <= 100 else ""
     raise SettingError(f"crop_pct is {crop_pct:g}; expected a fraction of the side, above 0 and at most 1.{hint}")
 

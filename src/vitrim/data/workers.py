@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from vitrim.checks import MAX_WORKERS, check_size, checked
 from vitrim.data.files.decoding import num_cores
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import SettingError
@@ -29,6 +30,8 @@ BATCHES_PER_WORKER = 3  # that wait: two that the loader asks for ahead, and the
 
 def check_num_workers(num_workers: NumWorkers) -> None:
     """Raise SettingError unless it is `auto` or a number from 0."""
+    if num_workers != "auto":
+        check_size("num_workers", checked(num_workers, NumWorkers, "num_workers"), MAX_WORKERS)
     if num_workers != "auto" and num_workers < 0:
         raise SettingError(f"num_workers is {num_workers}; expected a whole number from 0, or auto.")
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrim.asking import LOWER_CALIBRATION, within_memory
-from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel, counted
+from vitrim.checks import MAX_BATCH, check_types
+from vitrim.errors import DataError, NonFiniteLoss, SettingError, UnsupportedModel, counted, shown
 from vitrim.hooks import BatchesFor, eval_mode, forward_hooks, input_state, logits_of, output_state
 from vitrim.importance.blocks import Batch, losses_without, mean_loss, summed_loss
 from vitrim.importance.effects import (
@@ -34,6 +35,8 @@ from vitrim.runs.progress import track
 from vitrim.silencing import gated, unit_gate
 from vitrim.structure import BlockStructure, TensorCut, UnitGroup, ViTStructure
 from vitrim.surgery import unit_rows
+
+MAX_STEPS = 1000  # of the narrowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +63,9 @@ class ImportanceSettings:
     joint: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self, batch_size=MAX_BATCH, steps=MAX_STEPS)
         if self.criterion not in CRITERIA:
-            raise SettingError(f"criterion is {self.criterion!r}; expected {_names()}.")
+            raise SettingError(f"criterion is {shown(self.criterion)}; expected {_names()}.")
         for name in ("num_images", "batch_size", "steps"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least 1.")

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from vitrim.runs.text_files import valid_text
+
 GENERATED_LABEL = "LABEL_"  # how transformers names outputs that have no name
 
 
@@ -21,6 +23,7 @@ def label_names(config: Mapping[str, Any] | None, num_classes: int) -> tuple[str
         names = tuple(by_output.get(str(output), "") for output in range(num_classes))
     else:
         names = tuple(map(str, found or ()))
+    names = tuple(map(valid_text, names))
     generated = all(name.startswith(GENERATED_LABEL) for name in names)
     return () if len(names) != num_classes or generated else names
 

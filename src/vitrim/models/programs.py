@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import logging
+import math
 import tempfile
 import warnings
 import zipfile
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from vitrim.asking import LOWER_ANY, asking, is_out_of_memory, within_memory
+from vitrim.asking import LOWER_ANY, asking, is_out_of_memory
 from vitrim.copying import copied
-from vitrim.errors import ExportFailed, NotEnoughMemory, SettingError, UserError
+from vitrim.errors import ExportFailed, ExportMismatch, NotEnoughMemory, SettingError, UserError
 from vitrim.hooks import logits_of
 from vitrim.models import describe
 
 TRACED_BATCH = 2  # torch.export treats a batch of 1 as a constant
+CHECKED_BATCHES = (1, 3)
 METADATA_FILE = "vitrim.json"
 MAX_ONNX_FILE = 1_500_000_000  # of weights in one file; protobuf allows 2 GiB, graph included
 
@@ -93,7 +95,6 @@ def output_name(model: nn.Module) -> str:
     return "features" if has_no_head or not describe(model).num_classes else "logits"
 
 
-@within_memory("export the model", "Lower the fixed batch (--batch), free memory, or export a smaller model.")
 def write_program(
     model: nn.Module, file: Path, format: str, metadata: dict[str, Any], settings: ProgramSettings = DEFAULT
 ) -> Program:
@@ -243,6 +244,47 @@ def read_program(file: Path) -> tuple[Program, dict[str, Any]]:
         about = json.loads(texts[METADATA_FILE])
     is_half = about.get("precision") == "float16"
     return (lambda images: run(images.half()).float()) if is_half else run, about
+
+
+@torch.no_grad()
+def compare_logits(
+    model: nn.Module, run: Program, tolerance: float, program: ProgramSettings = DEFAULT
+) -> dict[int, float]:
+    """Compare the logits of a program and the model in float32 on random images, rounded to float16 for float16.
+
+    Returns:
+        For each batch size, the largest difference, as a fraction of the model's largest logit.
+
+    Raises:
+        ExportMismatch: the shape differs, or a difference is above `tolerance` or not finite.
+        ExportFailed: the program does not run on this batch size.
+    """
+    differences = {}
+    for batch_size in (program.batch,) if program.batch else CHECKED_BATCHES:
+        images = random_images(model, batch_size).to(program.dtype).float()
+        expected = logits_of(model(images))
+        with failing_as(f"The exported file does not run on a batch of {batch_size}"):
+            found = run(images)
+        if found.shape != expected.shape:
+            raise ExportMismatch(
+                f"The exported file returns logits of shape {tuple(found.shape)}; expected {tuple(expected.shape)}, as "
+                "the model returns. No file was written. Try the other format."
+            )
+        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)  # a new classifier may be all zeros
+        difference = float((found - expected).abs().max() / scale)
+        if program.half and not math.isfinite(difference):
+            raise ExportMismatch(
+                "The exported file's logits are infinite or not a number. In float16, numbers end at "
+                f"{torch.finfo(torch.float16).max:.0f}, and weights or activations of this model are larger. No file "
+                "was written. Leave out half (--half)."
+            )
+        if not (math.isfinite(difference) and difference <= tolerance):
+            raise ExportMismatch(
+                f"The exported file's logits differ from the model's by {difference:.1e} of the largest one on a batch "
+                f"of {batch_size}; expected at most {tolerance:.0e}. No file was written. Try the other format."
+            )
+        differences[batch_size] = difference
+    return differences
 
 
 def is_export(path: Path) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.asking import LOWER_CALIBRATION, within_memory
+from vitrim.checks import check_types
 from vitrim.copying import copied
 from vitrim.errors import DataError, SettingError
 from vitrim.hooks import BatchesFor, eval_mode
@@ -46,6 +47,7 @@ class RecoverySettings:
     ridge: float = 1e-2
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.ridge >= MIN_RIDGE:
             raise SettingError(
                 f"ridge is {self.ridge:g}; expected a number of at least {MIN_RIDGE:g}, such as 0.01. A "

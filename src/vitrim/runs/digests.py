@@ -25,12 +25,12 @@ from vitrim.runs.files import (
     PROCESSOR,
     WEIGHTS,
     read_json,
-    read_text,
     write_text,
     writing,
 )
 from vitrim.runs.processes import is_main_process
 from vitrim.runs.progress import log
+from vitrim.runs.text_files import MAX_JSON_BYTES, read_text
 
 FORMAT = 1
 MODEL = "."  # name of the files of a model in its own `digests.json`
@@ -284,7 +284,7 @@ def read_kept_text(
     compared, versions = digests.compare(name), digests.versions(name)
     if compared.state in (State.GOOD, State.UNKNOWN):
         try:
-            return read_text(path)
+            return read_text(path, MAX_JSON_BYTES, CheckpointMismatch)
         except CheckpointMismatch as problem:
             raise CheckpointMismatch(f"{problem} {remedy}") from None
     if not versions or not versions[0].text:

@@ -3,7 +3,6 @@
 A file is written completely or not at all. Reading a checkpoint runs no pickled code.
 """
 
-import json
 import os
 import re
 import secrets
@@ -20,12 +19,14 @@ from torch import Tensor
 
 from vitrim.asking import UNFORESEEN, is_out_of_memory, reason
 from vitrim.errors import CheckpointMismatch, NotEnoughMemory
+from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text
 from vitrim.runs.torch_files import read_torch_file
 from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
 UNREADABLE = "unreadable.json"  # in a run folder: images that could not be decoded
 FILE_SIZES = "file-sizes.safetensors"  # in a run folder: sizes of the image files when the run began
+METRICS = "metrics.jsonl"  # in a run folder: one row for each epoch, and for each event
 NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
     b"version https://": "a pointer of Git LFS; get the file itself with `git lfs pull`",
     b"<!doctype": "a web page; download the file itself",
@@ -193,30 +194,13 @@ def write_text(path: Path, text: str) -> None:
         working.write_text(text, encoding="utf-8")
 
 
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        CheckpointMismatch: the file is not UTF-8. OSError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise CheckpointMismatch(f"{path} is not a text file in UTF-8: {problem}.") from None
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
         CheckpointMismatch: the file is not valid JSON, or is nested too deeply. OSError: it cannot be read.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:  # also text that is not UTF-8, and numbers of thousands of digits
-        raise CheckpointMismatch(f"{path} is not valid JSON: {reason(problem)}.") from None
-    except RecursionError:
-        raise CheckpointMismatch(f"{path} is nested too deeply; expected at most {MAX_NESTING} levels.") from None
+    found = parse_json(read_text(path, MAX_JSON_BYTES, CheckpointMismatch), str(path), CheckpointMismatch)
     check_depth(found, str(path))
     return found
 

@@ -1,7 +1,7 @@
 """The folder of a run: it keeps the result of each stage, so the same command continues an interrupted run."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,14 +27,17 @@ from vitrim.runs.files import (
     FILE_SIZES,
     HOLDER,
     LOCK,
+    METRICS,
     RUN,
     UNREADABLE,
     is_partial,
     read_json,
     unknown_files,
 )
+from vitrim.runs.identity import differences, with_missing
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
+from vitrim.runs.text_files import check_name
 
 Result = TypeVar("Result")
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
@@ -76,21 +79,22 @@ class RunFolder:
         self.digests = Digests(self.path)
         self._current: dict[str, str] = {}  # digests of the results that this process has made or read
         self._said: set[str] = set()
+        check_name(self.path, FolderInUse)
         if self.path.exists() and not self.path.is_dir():
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
         fresh = self.path.is_dir() and is_fresh(self.path)
         old = identity_in(self.path) if self.path.is_dir() and not fresh else None
         if old is not None:
-            old, changed = _with_missing(old, before or {}), changed or {}
-            differences = [
+            old, changed = with_missing(old, before or {}), changed or {}
+            found = [
                 f"{name} was {json.dumps(earlier)}, now {json.dumps(now)}"
-                for name, earlier, now in _differences(old, identity)
+                for name, earlier, now in differences(old, identity)
                 if name not in ignored and (earlier, now) != changed.get(name)
             ]
-            if differences:
+            if found:
                 raise FolderInUse(
-                    f"{self.path} has a run with other settings: {'; '.join(differences[:8])}. Choose another folder "
+                    f"{self.path} has a run with other settings: {'; '.join(found[:8])}. Choose another folder "
                     "with -o, or repeat the earlier command to continue its run."
                 )
         elif not (self.path / RUN).is_file() and self.path.exists() and unknown_files(self.path):
@@ -360,7 +364,14 @@ def is_fresh(folder: Path) -> bool:
     names = {name for name in names if not name.endswith((UNREADABLE, DIGESTS))}
     if STAGES in names and not any((folder / STAGES).iterdir()):  # made for a result that was not written
         names.remove(STAGES)
-    return names <= {RUN, "recipe.toml", FILE_SIZES}
+    return names <= {RUN, "recipe.toml", FILE_SIZES, METRICS} and not _has_epochs(folder / METRICS)
+
+
+def _has_epochs(metrics: Path) -> bool:
+    """Whether a training has finished an epoch. One that failed before has only rows about what went wrong."""
+    if not metrics.is_file():
+        return False
+    return any('"event"' not in line for line in metrics.read_text("utf-8", errors="replace").splitlines())
 
 
 def delete_if_fresh(folder: Path, keep: Collection[str]) -> None:
@@ -370,27 +381,6 @@ def delete_if_fresh(folder: Path, keep: Collection[str]) -> None:
         keep: names of files that are not deleted.
     """
     with suppress(OSError):
-        if is_fresh(folder):
+        if is_fresh(folder) and not (folder / METRICS).exists():  # which says what went wrong
             for path in [path for path in folder.iterdir() if path.name not in {*keep, LOCK, HOLDER}]:
                 path.rmdir() if path.is_dir() else path.unlink()
-
-
-def _with_missing(old: Any, before: Mapping[str, Any]) -> Any:
-    """`old`, with the values in `before` where it lacks a key."""
-    if not isinstance(old, dict):
-        return old
-    for key, value in before.items():
-        if key not in old:
-            old[key] = value
-        elif isinstance(value, Mapping):
-            _with_missing(old[key], value)
-    return old
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The keys with dots that differ, with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield name, old, new

@@ -1,20 +1,98 @@
 """The processes of a distributed run: which one this is, and its device."""
 
+import os
+import signal
+import time
 from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
+from vitrim.runs.partners import (
+    CONTINUE,
+    DONE,
+    FAILED,
+    SECONDS_TO_END,
+    Partners,
+    is_lost_connection,
+    is_one_of_several,
+    meet_partners,
+    watch_parent,
+)
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
-def this_process() -> PartialState:
+def this_process() -> "PartialState":
     """The state of this process: its rank, the number of processes, and its device.
 
     `torchrun` or `accelerate launch` start several processes. Otherwise there is one. If there are GPUs, each process
     has its own GPU as device, else the CPU.
+
+    Raises:
+        PartnerMissing: there are several processes, and not all of them have started.
     """
+    import torch
+    from accelerate import PartialState
+
     # Trap: on a machine without GPUs, accelerate makes no group without `cpu=True`. Each process then works alone.
     # The timeout is long because one process may work for hours while the others wait for its result.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    options: dict[str, Any] = {"timeout": timedelta(days=1)}
+    if is_one_of_several() and not PartialState._shared_state:
+        partners = join()
+        options |= {"store": partners.store, "rank": partners.rank, "world_size": partners.count}
+    return PartialState(cpu=not torch.cuda.is_available(), **options)
+
+
+@cache
+def join() -> Partners:
+    """Meet the other processes, and end this one if one of them is gone. Call it only if there are several.
+
+    Raises:
+        PartnerMissing: not all of them have started.
+    """
+    watch_parent()
+    return meet_partners()
+
+
+def begin() -> None:
+    """What a command of several processes does first: it meets the others.
+
+    Raises:
+        PartnerMissing: not all of them have started.
+    """
+    watch_parent()
+    if is_one_of_several():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints a stack if a process is gone
+        join()
+
+
+def end(status: int) -> None:
+    """What a command of several processes does last. If it has failed, the others end, too."""
+    if join.cache_info().currsize:
+        if status:  # torchrun ends all processes when the first one has failed; each should end with its own status
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        join().leave(FAILED if status else DONE)
+
+
+def is_first_to_say(message: str) -> bool:
+    """Whether this process prints a message that other processes may have, too."""
+    if not is_one_of_several():
+        return True
+    if join.cache_info().currsize:
+        return join().claims(message)
+    return os.environ["RANK"] == "0" or os.environ.get("LOCAL_RANK", "0") == "0"  # the processes have not met
+
+
+def explain_lost_connection(error: BaseException) -> str:
+    """Say that the connection to another process is lost, if the error says so; else empty.
+
+    If the other process has failed, it has said why. Then this process ends here.
+    """
+    if not is_one_of_several() or not is_lost_connection(error):
+        return ""
+    time.sleep(SECONDS_TO_END / 2)  # in which the thread that watches the others ends this process
+    return f"The connection to another process is lost: it has ended, or the network failed. {CONTINUE}"
 
 
 def is_main_process() -> bool:

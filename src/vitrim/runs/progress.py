@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vitrim.errors import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}  # of a rich console: `[red]` is a name
 SPEED_SECONDS = 3600.0  # steps of the last hour say how fast a task is; a step may take minutes
 FIRST_LINE_SECONDS, MAX_LINE_SECONDS = 30.0, 600.0  # between lines about one task; the time doubles after each line
 
@@ -25,13 +28,13 @@ def console() -> "Console":
     """Return the console on standard error. It prints nothing in processes other than the first."""
     from rich.console import Console  # takes 0.1 s to import
 
-    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, highlight=False)
+    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, **PLAIN)
 
 
 def log(message: str) -> None:
     """Print one line on standard error. It begins with date and time, unless standard error is a terminal."""
     stamp = "" if sys.stderr.isatty() else f"{datetime.now():%Y-%m-%d %H:%M:%S} "
-    console().print(stamp + message, markup=False, emoji=False)
+    console().print(stamp + visible(message))
 
 
 def duration(seconds: float) -> str:
@@ -101,7 +104,7 @@ def advancing(description: str, total: int | None, done: int = 0) -> Iterator[Ca
     ]
     columns += [TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=console(), transient=True, speed_estimate_period=SPEED_SECONDS) as progress:
-        task = progress.add_task(description, total=total, completed=done)
+        task = progress.add_task(visible(description), total=total, completed=done)
         yield lambda steps: progress.advance(task, steps)
 
 

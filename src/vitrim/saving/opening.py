@@ -7,14 +7,16 @@ from typing import Any
 from torch import nn
 
 from vitrim.data.stated_preprocessing import set_preprocessing
-from vitrim.errors import SettingError
+from vitrim.errors import CheckpointMismatch, SettingError
 from vitrim.models import adapter_of_library
 from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
 from vitrim.runs.damage import check_model_folder
 from vitrim.runs.files import RUN
+from vitrim.runs.text_files import check_name
 from vitrim.saving.checkpoint import config_keys, is_model_folder, load
 from vitrim.saving.checkpoint_files import library_in, open_checkpoint
 from vitrim.saving.finite import check_finite
+from vitrim.saving.model_sizes import check_sizes
 from vitrim.saving.weight_files import resolve_model_path
 
 TIMM_FOLDERS = ("local-dir:", "local_dir:")  # prefixes of timm for a folder
@@ -55,6 +57,7 @@ def open_model(
         raise SettingError(f"model_args (--model-arg) has {reserved[0]}, which is no argument of an architecture.")
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
+    check_sizes(arguments)
     model = check_finite(_open(name, arch, arguments, pretrained=pretrained), name)
     return set_preprocessing(model, **preprocessing) if preprocessing else model
 
@@ -62,7 +65,10 @@ def open_model(
 def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained: bool) -> nn.Module:
     """As `open_model`; `arguments` are those of the architecture that were given."""
     path = Path(name)
+    if not name.strip():
+        raise SettingError("The name of the model is empty; expected a name of timm, or a file or a folder.")
     if path.exists():
+        _check_content(path)
         path = resolve_model_path(path, arch)
     if path.is_dir():
         return _open_folder(path, [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])])
@@ -84,6 +90,20 @@ def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained:
     if is_model_folder(folder):  # that the library opens itself
         check_model_folder(folder)
     return adapter_of_library(library).create(architecture, pretrained=pretrained, **arguments).float().eval()
+
+
+def _check_content(path: Path) -> None:
+    """Refuse a pipe, a device, an empty file and a file of `/proc`, which has no size and may block.
+
+    Raises:
+        SettingError: it is neither a file nor a folder. CheckpointMismatch: the file is empty, or its name is not
+            UTF-8.
+    """
+    check_name(path, CheckpointMismatch)
+    if not path.is_dir() and not path.is_file():
+        raise SettingError(f"{path} is neither a file nor a folder; expected the weights or the folder of a model.")
+    if path.is_file() and not path.stat().st_size:
+        raise CheckpointMismatch(f"{path} is empty; expected a file of weights.")
 
 
 def has_random_weights(name: str, *, pretrained: bool = False) -> bool:

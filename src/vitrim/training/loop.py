@@ -1,4 +1,4 @@
-"""The one training loop, with or without a teacher.
+"""The one training loop, with or without a teacher. `train` opens it.
 
 Every step is a pure function of the weights and of (seed, step): batches, stochastic depth and dropout draw from
 generators seeded by them. So a checkpoint needs no random state, and a resumed training ends with the weights of an
@@ -8,12 +8,10 @@ stochastic depth or dropout, each process draws its own masks, and the weights d
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -21,109 +19,35 @@ from accelerate.utils import DistributedDataParallelKwargs
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from vitrim.asking import is_out_of_memory
 from vitrim.copying import copied
 from vitrim.data.batches import BatchSchedule, Part, check_batch_size, num_train_steps, train_batches
-from vitrim.data.files.run_record import as_in_run, keep_record
-from vitrim.data.files.unreadable import log_replaced
-from vitrim.data.images import ImageData
-from vitrim.data.matching import note_classes, preprocessing_of
+from vitrim.data.files.run_record import keep_record
+from vitrim.data.matching import preprocessing_of
 from vitrim.data.seeds import mixed_seed
-from vitrim.errors import NonFiniteLoss
+from vitrim.errors import counted
 from vitrim.hooks import eval_mode, logits_of, recorded_states
-from vitrim.models import adapter_for, describe
-from vitrim.models.wrappers import unwrapped
-from vitrim.plan import PruningPlan
+from vitrim.models import describe
 from vitrim.precision import autocast
 from vitrim.runs.files import CHECKPOINT
-from vitrim.runs.locks import locking
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import advancing, log
-from vitrim.training.batch_memory import Memory, measure_memory, num_micro_batches
+from vitrim.training.batch_memory import fitting_parts, rehearsed_parts
 from vitrim.training.compiling import CompileSchedule
-from vitrim.training.distillation import Teachers, loss_with
+from vitrim.training.faults import BadStep, Events, NotFinite
+from vitrim.training.going_back import Safety
 from vitrim.training.job import TrainingJob
 from vitrim.training.metrics import Metrics
-from vitrim.training.optimizer import optimizer_and_scheduler
-from vitrim.training.settings import TrainingSettings
+from vitrim.training.optimizer import optimizer_and_scheduler, scale_rates
+from vitrim.training.sharding import WholeModule, WholeOptimizer, shard, synchronized, whole, with_weights_of
 from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.state import TrainingState
-from vitrim.training.stopping import stopping
-from vitrim.training.teachers import match_student
+from vitrim.training.stopping import StopPoints, stopping
 from vitrim.training.validation import Validation
 
 STEPS_BETWEEN_CHECKS = 50  # a check whether the loss is finite waits for the device
-
-
-@locking("run_dir")
-def train(
-    model: nn.Module,
-    data: ImageData,
-    settings: TrainingSettings,
-    *,
-    teacher: nn.Module | Sequence[nn.Module] | Teachers | None = None,
-    plan: PruningPlan | None = None,
-    run_dir: str | Path | None = None,
-    stage: str = "train",
-    seed: int = 0,
-) -> nn.Module:
-    """Train a copy of `model`, on labels or with a teacher.
-
-    Args:
-        teacher: the model learns from its outputs as `settings.distillation` says. It is not changed. It may be any
-            model that returns logits of the same classes; its images are prepared as it was trained. Of several, the
-            mean of their softmax outputs is learned, and hidden states are compared with the first.
-        plan: which blocks of the teacher the model's blocks are; by default all of them. Indices refer to the teacher,
-            from which the model was cut.
-        run_dir: folder of the checkpoint of this `stage` and of `metrics.jsonl`. If it holds a checkpoint, training
-            goes on from there, and ends with the weights of an uninterrupted training (bit for bit on the CPU).
-        seed: decides batches and augmentation.
-
-    Returns:
-        The trained copy in eval mode: the moving average of its weights, if `settings.ema_decay` is above 0. It is that
-        of the last epoch, or of the one that `settings.keep_epoch` chooses.
-
-    Raises:
-        NonFiniteLoss: the loss or its gradient became infinite or not a number. The last checkpoint is good.
-        FolderInUse: the checkpoint in `run_dir` was made with other settings.
-        SettingError: a teacher does not fit the model. DataError: the data does not fit the model.
-    """
-    model = unwrapped(model)
-    data = as_in_run(data.with_num_workers(settings.num_workers), run_dir)
-    data, loss, teachers = match_student(data, model, teacher), None, Teachers()
-    if teacher is not None and settings.epochs:
-        loss, teachers = loss_with(model, teacher, settings.distillation, data, plan)
-    job = TrainingJob(
-        model=model,
-        data=data,
-        settings=settings,
-        loss=loss,
-        teacher=teachers.compared,
-        soft_labels=teachers.labels,
-        run_dir=Path(run_dir) if run_dir else None,
-        stage=stage,
-        seed=seed,
-    )
-    return note_classes(run_job(job), job.data)
-
-
-def run_job(job: TrainingJob) -> nn.Module:
-    """Train a copy of `job.model`, as `train` does.
-
-    Raises:
-        NonFiniteLoss, FolderInUse, DataError: as `train`.
-    """
-    model = copied(job.model)
-    if job.settings.epochs == 0:
-        return model.eval()
-    model.requires_grad_(True)  # a teacher may be frozen; its student learns
-    adapter_for(model).set_drop_path(model, job.settings.drop_path)
-    device = this_process().device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        trained = TrainingLoop(replace(job, model=model)).run()
-    images = job.data.train
-    log_replaced(images.unreadable.among(images.files), job.stage)
-    return trained
 
 
 class TrainingLoop:
@@ -138,17 +62,24 @@ class TrainingLoop:
         self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[parallel])
         self.device = self.accelerator.device
         self.images = job.data.train.to(self.device)
+        self.is_sharded = settings.shard and self.accelerator.num_processes > 1
+        self.whole_model = copied(job.model) if self.is_sharded else job.model  # is evaluated and returned
         self.model = job.model.to(self.device)
-        self.teacher = SoftLabels(job, self.device) if loss is not None else None
+        sharding = self.accelerator if self.is_sharded else None
+        self.teacher = SoftLabels(job, self.device, sharding) if loss is not None else None
         self.preprocessing = preprocessing_of(self.model)
         self.num_classes = describe(self.model).num_classes
         self.batch_size = settings.batch_for(len(self.images), self.accelerator.num_processes)
         self.steps_per_epoch = num_train_steps(self.images, self.batch_size)
         self.total_steps = settings.epochs * self.steps_per_epoch
+        self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        identity = job.identity if job.run_dir else ""  # reads all weights and images
+        if self.is_sharded:
+            for module in (self.model, *([self.ema.module] if self.ema else [])):
+                shard(module, describe(self.whole_model), self.accelerator)
         self.optimizer, self.scheduler = optimizer_and_scheduler(
             self.model, settings, self.batch_size, self.steps_per_epoch
         )
-        self.ema = ModelEmaV3(self.model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
         self.student_outputs: dict[str, Tensor] = {}
         self.teacher_outputs: dict[str, Tensor] = {}
         if job.run_dir:
@@ -157,57 +88,117 @@ class TrainingLoop:
         is_main = self.accelerator.is_main_process
         self.metrics = Metrics(job.run_dir, job.stage, settings.epochs, is_main_process=is_main)
         self.validation = Validation(job)
-        self.state = TrainingState(
-            path=job.run_dir / CHECKPOINT.format(stage=job.stage) if job.run_dir else None,
-            identity=job.identity if job.run_dir else "",  # reads all weights and images
-            model=self.model,
-            ema=self.ema,
-            optimizer=self.optimizer,
-            validation=self.validation,
-        )
-        structures = {self.model: describe(self.model)}
-        if self.teacher is not None and self.teacher.compared is not None and job.teacher is not None:
+        structures = {} if self.is_sharded else {self.model: describe(self.model)}
+        if structures and self.teacher and self.teacher.compared is not None and job.teacher is not None:
             structures[self.teacher.compared] = describe(job.teacher)  # `compared` may hold bf16 weights
-        self.compiling = CompileSchedule(structures, settings.compile, self.device, job.stage)
-        self.accumulate = self._accumulate() if settings.batch_size == "auto" else settings.accumulate
-        self.step = 0
+        setting = settings.compile if structures else False
+        self.compiling = CompileSchedule(structures, setting, self.device, job.stage)
+        self.step, num_processes = 0, self.accelerator.num_processes
+        smallest = num_processes * settings.accumulate
+        self.images_per_update = check_batch_size(self.images, self.batch_size, smallest, self.num_classes)
+        self.accumulate = settings.accumulate
+        if settings.batch_size == "auto" or (num_processes > 1 and not self.is_sharded):
+            self.accumulate = self._accumulate()
+        self.safety = Safety(
+            stage=job.stage,
+            settings=settings,
+            accelerator=self.accelerator,
+            state=self._state(identity),
+            metrics=self.metrics,
+            steps_per_epoch=self.steps_per_epoch,
+            num_images=self.images_per_update // num_processes,
+        )
         self.saved_at = 0.0
-        self.first_bad_step = torch.full((), math.inf, device=self.device)  # on the device, so no update waits for it
+        self.is_stepping = False  # the weights of an update are being changed
+
+    def _state(self, identity: str) -> TrainingState:
+        job = self.job
+        return TrainingState(
+            path=job.run_dir / CHECKPOINT.format(stage=job.stage) if job.run_dir else None,
+            identity=identity,
+            model=WholeModule(self.model),
+            ema=WholeModule(self.ema.module) if self.ema else None,
+            optimizer=WholeOptimizer(self.optimizer),
+            validation=self.validation,
+            events=Events(),
+        )
 
     def run(self) -> nn.Module:
         """Train from the checkpoint, if there is one, to the last step. Returns the model in eval mode."""
-        self._resume()
-        started = self.step
+        self.step, self.accumulate = self.safety.resume(self.accumulate)
+        if started := self.step:
+            log(f"{self.job.stage}: resuming at step {self.step} of {self.total_steps}")
         with ExitStack() as stack:
             student, teacher = stack.enter_context(self.forward_functions())
             advance = stack.enter_context(advancing(self.job.stage, self.total_steps, self.step))
-            batches = stack.enter_context(closing(self.batches()))
             stop = stack.enter_context(stopping(self.job, self.device, self.step))
             self.saved_at = time.monotonic()
             while self.step < self.total_steps:
-                begun, first = time.monotonic(), self.step
-                sums: dict[str, Tensor] = {}
-                for _ in range(self.steps_per_epoch - first % self.steps_per_epoch):
-                    self.update(next(batches), student, teacher, sums)
-                    advance(1)
-                    if self.step % STEPS_BETWEEN_CHECKS == 0:
-                        self._check_finite()
-                        self.compiling.observe(self.step, self.total_steps)
-                    if self.step % self.steps_per_epoch:
-                        self._save_if_due()
-                        stop.after(self.step, self.save)
-                self._check_finite()
-                self.compiling.observe(self.step, self.total_steps)
-                self._end_epoch(sums, self.step - first, time.monotonic() - begun)
-                self.compiling.restart_clock(self.step)  # the evaluation is no part of an update
-                self._save_if_due()  # with the result of the evaluation
-                stop.after(self.step, self.save, ask=True)
+                if problem := self._train_until_problem(student, teacher, advance, stop):
+                    before = self.step
+                    self._handle(problem)
+                    advance(self.step - before)
         if self.step > started and self.job.checkpoint_at_end:
             self.save()
-        result = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+        result = self._result()
         self.validation.restore_best(result)  # after the checkpoint of the last epoch
         result.requires_grad_(True)
         return result.eval()
+
+    def _train_until_problem(
+        self, student: Any, teacher: Any, advance: Callable[[int], None], stop: StopPoints
+    ) -> BadStep | Literal["memory"] | None:
+        """Train to the last step, or until an update is not finite or the memory is not enough. Returns which.
+
+        The error of the allocator is not returned, because it holds what the update has in memory.
+        """
+        try:
+            with closing(self.batches()) as batches:
+                while self.step < self.total_steps:
+                    self._train_epoch(batches, student, teacher, advance, stop)
+        except NotFinite as problem:
+            return problem.found
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return "memory"
+        return None
+
+    def _handle(self, problem: BadStep | Literal["memory"]) -> None:
+        """Go back to the last good state, or on with smaller micro-batches."""
+        self._discard_gradient()
+        if isinstance(problem, BadStep):
+            self.step = self.safety.go_back(problem, self._learning_rate(), self.accumulate)
+        else:
+            has_averages = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+            self.step, self.accumulate = self.safety.divide(
+                self.step, self.accumulate, restore=self.is_stepping or has_averages
+            )
+        self.is_stepping = False
+        self.saved_at = time.monotonic()
+        self.compiling.restart_clock(self.step)
+
+    def _train_epoch(
+        self, batches: Iterator[Any], student: Any, teacher: Any, advance: Callable[[int], None], stop: StopPoints
+    ) -> None:
+        """Train to the end of this epoch."""
+        begun, first = time.monotonic(), self.step
+        sums: dict[str, Tensor] = {}
+        for _ in range(self.steps_per_epoch - first % self.steps_per_epoch):
+            self.update(next(batches), student, teacher, sums)
+            advance(1)
+            if self.step % STEPS_BETWEEN_CHECKS == 0:
+                self.safety.check()
+                self.compiling.observe(self.step, self.total_steps)
+            if self.step % self.steps_per_epoch:
+                self._save_if_due()
+                stop.after(self.step, self.save)
+        self.safety.check()
+        self.compiling.observe(self.step, self.total_steps)
+        self._end_epoch(sums, self.step - first, time.monotonic() - begun)
+        self.compiling.restart_clock(self.step)  # the evaluation is no part of an update
+        self._save_if_due()  # with the result of the evaluation
+        stop.after(self.step, self.save, ask=True)
 
     @contextmanager
     def forward_functions(self) -> Iterator[tuple[Any, Any]]:
@@ -218,8 +209,8 @@ class TrainingLoop:
         with ExitStack() as stack:
             stack.enter_context(closing(self.compiling))
             stack.enter_context(self._recording())
-            student = self.accelerator.prepare(self.model.train())
-            yield student, self.teacher
+            student = self.model.train()
+            yield student if self.is_sharded else self.accelerator.prepare(student), self.teacher
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -238,7 +229,6 @@ class TrainingLoop:
     def _accumulate(self) -> int:
         """The number of micro-batches of one update with which it fits into memory, on every process."""
         smallest, num_processes = self.job.settings.accumulate, self.accelerator.num_processes
-        batch_size = check_batch_size(self.images, self.batch_size, num_processes * smallest, self.num_classes)
 
         def train_on(num_images: int) -> None:
             images = torch.randn(num_images, self.images.channels, *self.preprocessing.img_size, device=self.device)
@@ -246,20 +236,21 @@ class TrainingLoop:
             sum(self.loss_terms(images, targets, self.model, self.teacher).values()).backward()  # type: ignore
 
         with self._recording():
-            own = measure_memory(self.model, train_on)
-        measured = torch.tensor([[own.few, own.more, -own.free]], dtype=torch.float64, device=self.device)
-        few, more, used = self.accelerator.gather(measured).max(dim=0).values.tolist()  # all processes decide alike
-        found = num_micro_batches(batch_size // num_processes, Memory(few=few, more=more, free=-used), smallest)
+            own = self.images_per_update // num_processes
+            if self.job.settings.batch_size != "auto":
+                return rehearsed_parts(self.model, train_on, own, self.accelerator, smallest)
+            found = fitting_parts(self.model, train_on, own, self.accelerator, smallest)
         parts = num_processes * found
-        log(f"{self.job.stage}: {batch_size} images for each update, in {parts} part{'s' if parts > 1 else ''}")
+        log(f"{self.job.stage}: {self.images_per_update} images for each update, in {counted(parts, 'part')}")
         return found
 
     def batches(self) -> Generator[list[tuple[Tensor, Tensor]], None, None]:
         """The micro-batches of this process, update by update, from the current step to the last."""
         epoch, first_step = divmod(self.step, self.steps_per_epoch)
         settings, rank = self.job.settings, self.accelerator.process_index
+        is_divided = self.accumulate != settings.accumulate  # then every update has the images of an undivided one
         schedule = BatchSchedule(
-            batch_size=self.batch_size,
+            batch_size=self.images_per_update if is_divided else self.batch_size,
             seed=self.job.seed,
             epoch=epoch,
             num_epochs=settings.epochs - epoch,
@@ -297,31 +288,43 @@ class TrainingLoop:
         Raises:
             SettingError: `compile` is true, and the blocks cannot be compiled.
         """
-        self.compiling.run(partial(self._update, micro_batches, student, teacher, sums), self.optimizer.zero_grad)
+        self.compiling.run(partial(self._update, micro_batches, student, teacher, sums), self._discard_gradient)
 
     def _update(
         self, micro_batches: list[tuple[Tensor, Tensor]], student: Any, teacher: Any, sums: dict[str, Tensor]
     ) -> None:
         torch.manual_seed(mixed_seed(self.job.seed, self.step, self.accelerator.process_index))
         self.scheduler.step_update(self.step)
+        scale_rates(self.optimizer, self.safety.events.rate_factor)
+        own: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
         for index, (images, targets) in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(student):
+            with synchronized(self.accelerator, student, index == len(micro_batches) - 1):
                 terms = self.loss_terms(images, targets, student, teacher)
                 part = sum(terms.values(), torch.zeros((), device=self.device)) / len(micro_batches)
                 part.backward()
             loss += part.detach()
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.detach() / len(micro_batches)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.job.settings.clip_gradient or math.inf)
-        finite = torch.isfinite(loss + norm)
-        self.first_bad_step = torch.where(finite, self.first_bad_step, self.first_bad_step.clamp(max=self.step))
+                fraction = term.detach() / len(micro_batches)
+                sums[name] = sums.get(name, 0.0) + fraction
+                own[name] = own[name] + fraction if name in own else fraction
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.job.settings.clip_gradient or math.inf))
+        self.safety.watch.note(self.step, loss, norm, own)
+        self.is_stepping = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.model, step=self.step)
+        self.is_stepping = False
         self.step += 1
+
+    def _result(self) -> nn.Module:
+        """The model that is evaluated and returned: the moving average, if there is one."""
+        found = self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+        return with_weights_of(found, self.whole_model).to(self.device) if self.is_sharded else found
+
+    def _discard_gradient(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     def loss_terms(self, images: Tensor, targets: Tensor, student: Any, teacher: Any) -> dict[str, Tensor]:
         """The terms of the loss by name, for images `(b, channels, h, w)` and targets `(b, C)`.
@@ -343,33 +346,34 @@ class TrainingLoop:
         return terms
 
     def save(self) -> None:
-        """Write a checkpoint, if there is a run folder.
+        """Write a checkpoint, or keep one in memory if there is no run folder. Not after an update that is not finite.
 
         Raises:
-            NonFiniteLoss: the loss is not finite any more; the last checkpoint stays.
+            NotFinite: an update was not finite, and all processes save. Else they find it together later.
         """
-        self._check_finite()
-        if self.accelerator.is_main_process:
-            self.state.save(self.step, self.accumulate)
+        if self.accelerator.num_processes == 1 or self.is_sharded:
+            self.safety.check()
+        elif not self.safety.watch.is_good():
+            return
+        self.safety.state.save(self.step, self.accumulate, write=self.accelerator.is_main_process)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return autocast(self.device, self.job.settings.precision)
 
-    def _check_finite(self) -> None:
-        if not math.isfinite(bad := self.first_bad_step.item()):
-            return
-        kept = f" The last good checkpoint is {self.state.path}." if self.state.exists() else ""
-        raise NonFiniteLoss(
-            f"The loss or its gradient became infinite or not a number at step {int(bad)} (epoch "
-            f"{int(bad) // self.steps_per_epoch + 1}) of {self.job.stage}.{kept} Try a lower learning rate or a longer "
-            "warm-up, and look at the data for broken values."
-        )
-
     def _save_if_due(self) -> None:
-        if time.monotonic() - self.saved_at >= 60 * self.job.settings.checkpoint_minutes:
+        is_due = time.monotonic() - self.saved_at >= 60 * self.job.settings.checkpoint_minutes
+        saves_together = self.job.run_dir is None or self.is_sharded
+        if saves_together and self.accelerator.num_processes > 1:  # all save the state of the same update
+            if self.step % self.steps_per_epoch and self.step % STEPS_BETWEEN_CHECKS:
+                return
+            is_due = bool(self.accelerator.reduce(torch.tensor(float(is_due), device=self.device)).item())
+        if is_due:
             self.save()
             self.compiling.restart_clock(self.step)
             self.saved_at = time.monotonic()
+
+    def _learning_rate(self) -> float:
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def _end_epoch(self, sums: dict[str, Tensor], steps: int, seconds: float) -> None:
         """Evaluate now and then, and write what is known about the epoch. `seconds` are those of its updates."""
@@ -380,21 +384,13 @@ class TrainingLoop:
             "step": self.step,
             "loss": sum(means.values()),
             **means,
-            "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
+            "learning_rate": self._learning_rate(),
             "images_per_second": steps * min(self.batch_size, len(self.images)) / seconds,
         }
         with self.compiling.suspended():  # other batches would be compiled anew
-            found = self.validation.after_epoch(epoch, self.ema.module if self.ema else self.model)
+            found = self.validation.after_epoch(epoch, self._result)
+        if self.is_sharded:
+            self.whole_model.cpu()
         if found:
             row |= {"top1": found.top1, "validation_loss": found.loss}
         self.metrics.add(epoch, row)
-
-    def _resume(self) -> None:
-        """Go on from the checkpoint, and drop the lines of `metrics.jsonl` that were written after it."""
-        self.accelerator.wait_for_everyone()
-        if self.state.is_usable():
-            self.step, parts = self.state.load()
-            if self.job.settings.batch_size == "auto":  # as before, if the memory is enough
-                self.accumulate = max(parts, self.accumulate)
-            log(f"{self.job.stage}: resuming at step {self.step} of {self.total_steps}")
-        self.metrics.delete_after(self.step)  # an earlier start may have ended before its checkpoint

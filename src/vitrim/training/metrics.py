@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vitrim.errors import counted
 from vitrim.runs.digests import IS_DAMAGED, Digests, State, Version, write_text_noted
+from vitrim.runs.files import METRICS
 from vitrim.runs.progress import log
+from vitrim.training.faults import Event
 
 NUM_LOG_LINES = 10  # of one training
 
@@ -20,7 +23,7 @@ class Metrics:
     """
 
     def __init__(self, run_dir: Path | None, stage: str, epochs: int, *, is_main_process: bool) -> None:
-        self.file = run_dir / "metrics.jsonl" if run_dir and is_main_process else None
+        self.file = run_dir / METRICS if run_dir and is_main_process else None
         self._stage, self._epochs = stage, epochs
         self._sha256 = hashlib.sha256()  # of the file
 
@@ -31,14 +34,7 @@ class Metrics:
             epoch: number of the epoch, from 1.
             row: `step`, `loss` and its terms, `images_per_second`; after an evaluation `top1` and `validation_loss`.
         """
-        if self.file:
-            line = json.dumps({"stage": self._stage, "epoch": epoch, **row}) + "\n"
-            self._sha256.update(line.encode())
-            digests = Digests(self.file.parent)
-            digests.note(self.file.name, Version(sha256=self._sha256.hexdigest()))
-            with self.file.open("ab") as file:
-                file.write(line.encode())
-            digests.landed(self.file.name)
+        self._append({"stage": self._stage, "epoch": epoch, **row})
         if "top1" not in row and epoch % max(1, self._epochs // NUM_LOG_LINES):
             return
         accuracy = f", validation top-1 {row['top1']:.2f} %" if "top1" in row else ""
@@ -47,10 +43,31 @@ class Metrics:
             f"{row['images_per_second']:.0f} images/s"
         )
 
-    def delete_after(self, step: int) -> None:
+    def add_event(self, event: Event) -> None:
+        """Write a row about something that went wrong, and print it."""
+        log(f"{self._stage}: {event.note}")
+        self._append({"stage": self._stage, **asdict(event)})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        """Write a row, and note the digest of the file before."""
+        if not self.file:
+            return
+        line = json.dumps(row) + "\n"
+        self._sha256.update(line.encode())
+        digests = Digests(self.file.parent)
+        digests.note(self.file.name, Version(sha256=self._sha256.hexdigest()))
+        with self.file.open("ab") as file:
+            file.write(line.encode())
+        digests.landed(self.file.name)
+
+    def delete_after(self, step: int, num_events: int = 0) -> None:
         """Delete the rows of this training that were written after `step`, and lines that are not complete rows.
 
         Call it before the first row is added. That lines were deleted because they cannot be read is logged.
+
+        Args:
+            step: number of updates that were made.
+            num_events: number of events that the checkpoint has; rows about later ones are deleted, too.
         """
         if self.file is None:
             return
@@ -62,9 +79,13 @@ class Metrics:
             rows = [(_row(line), line) for line in lines if line]
             if unreadable := sum(row is None for row, _ in rows):
                 log(f"{self.file}: {counted(unreadable, 'line')} could not be read and will be deleted")
-            kept = "".join(
-                f"{line}\n" for row, line in rows if row and (row["stage"] != self._stage or row["step"] <= step)
-            )
+            seen = 0
+            for row, line in rows:
+                if row and row["stage"] == self._stage:
+                    seen += "event" in row
+                    if seen > num_events if "event" in row else row["step"] > step:
+                        continue
+                kept += f"{line}\n" if row else ""
             write_text_noted(self.file, kept)
         self._sha256 = hashlib.sha256(kept.encode())
 
@@ -75,5 +96,21 @@ def _row(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_row = isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)
+    is_row = isinstance(row, dict) and isinstance(row.get("stage"), str)
+    is_row = is_row and ("event" in row or isinstance(row.get("step"), int))
     return row if is_row and "\ufffd" not in line else None
+
+
+def add_note(folder: Path, stage: str, event: str, note: str) -> None:
+    """Write a row about a finished training into the `metrics.jsonl` of its run, which `notes_on_events` reads."""
+    file = folder / METRICS
+    before = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    write_text_noted(file, before + json.dumps({"stage": stage, "event": event, "note": note}) + "\n")
+
+
+def notes_on_events(folder: Path) -> list[str]:
+    """What went wrong in the trainings of a run, one sentence for each event, from its `metrics.jsonl`."""
+    file = folder / METRICS
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+    rows = [row for row in map(_row, lines) if row and "event" in row]
+    return [f"{row['stage']}: {row['note']}" for row in rows if isinstance(row.get("note"), str)]

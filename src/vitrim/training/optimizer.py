@@ -36,3 +36,10 @@ def optimizer_and_scheduler(
         updates_per_epoch=steps_per_epoch,
     )
     return optimizer, scheduler
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply the learning rates of an optimiser, which its scheduler has set, by a factor."""
+    if factor != 1:
+        for group in optimizer.param_groups:
+            group["lr"] *= factor

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
+from vitrim.checks import MAX_BATCH, MAX_EPOCHS, check_types
 from vitrim.data.augmentation import AugmentationSettings
 from vitrim.data.batches import check_divisible
 from vitrim.data.workers import NumWorkers, check_num_workers
@@ -15,6 +16,7 @@ from vitrim.training.compiling import Compile
 KeepEpoch = Literal["best", "last"]
 REFERENCE_BATCH = 128  # images of an update, to which the learning rate belongs where the batch size is `auto`
 MAX_AUTO_BATCH = 1024
+MAX_RATE = 1e30  # of learning: too high rates are found in the training, which says where
 MIN_AUTO_UPDATES = 50  # in an epoch
 NUM_AUTO_EVALUATIONS = 10  # of one training
 
@@ -44,6 +46,8 @@ class TrainingSettings:
         precision: `fp32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and else fp32.
         compile: run the blocks of student and teacher through `torch.compile`. `auto` does it on a GPU if at least
             150 seconds of the training are left.
+        shard: divide weights, gradients and moments of student and teachers among the processes (FSDP2), so that each
+            needs less memory. It changes the result by rounding. One process has nothing to divide.
         evaluate_every: epochs between evaluations on the validation images; 0 for none. The last epoch is evaluated
             too. `auto` is a tenth of the epochs, rounded down, and at least 1.
         keep_epoch: `last` returns the weights after the last epoch. `best` returns those of the evaluated epoch with
@@ -61,7 +65,7 @@ class TrainingSettings:
     """
 
     # Settings that change the result by rounding at most, see `changeable`. For `evaluate_every`, see `chooses_epoch`
-    CHANGEABLE: ClassVar = frozenset({"checkpoint_minutes", "compile", "evaluate_every", "num_workers"})
+    CHANGEABLE: ClassVar = frozenset({"checkpoint_minutes", "compile", "evaluate_every", "num_workers", "shard"})
 
     epochs: int = 20
     batch_size: int | Literal["auto"] = 128
@@ -76,6 +80,7 @@ class TrainingSettings:
     ema_decay: float = 0.9998
     precision: Precision = "auto"
     compile: Compile = "auto"
+    shard: bool = False
     evaluate_every: int | Literal["auto"] = "auto"
     keep_epoch: KeepEpoch = "last"
     checkpoint_minutes: float = 3.0
@@ -84,12 +89,12 @@ class TrainingSettings:
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
     def __post_init__(self) -> None:
+        limits = {"epochs": MAX_EPOCHS, "batch_size": MAX_BATCH, "accumulate": MAX_BATCH}
+        check_types(self, **limits, learning_rate=MAX_RATE, min_learning_rate=MAX_RATE)
         at_least = {"epochs": 0, "accumulate": 1, "warmup_epochs": 0}
         at_least |= {"weight_decay": 0, "clip_gradient": 0, "checkpoint_minutes": 0}
         if self.evaluate_every != "auto":
             at_least["evaluate_every"] = 0
-        if self.keep_epoch not in get_args(KeepEpoch):
-            raise SettingError(f"keep_epoch is {self.keep_epoch!r}; expected one of {', '.join(get_args(KeepEpoch))}.")
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise SettingError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
@@ -100,6 +105,11 @@ class TrainingSettings:
             raise SettingError(
                 f"learning_rate is {self.learning_rate:g} and min_learning_rate {self.min_learning_rate:g}; "
                 "expected 0 <= min_learning_rate <= learning_rate and learning_rate above 0."
+            )
+        if self.shard and (self.compile is True or self.batch_size == "auto"):
+            raise SettingError(
+                "shard is true, but it does not work with compile=true and batch_size=auto; set compile to false or "
+                "auto, and batch_size to a number."
             )
         for name in ("layer_decay", "drop_path", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:

@@ -8,15 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrim.copying import copied
 from vitrim.data.matching import preprocessing_of
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.data.views import view_between
 from vitrim.precision import computes_in_bf16, with_bf16_products
 from vitrim.training.job import TrainingJob
-from vitrim.training.teachers import dtype_of, logits_in
+from vitrim.training.sharding import shard
+from vitrim.training.teachers import dtype_of, logits_in, structure_if_known
 
 
 def mean_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
@@ -64,13 +67,15 @@ class SoftLabels:
         compared: the model whose hidden states and relations are compared; None if there is none.
     """
 
-    def __init__(self, job: TrainingJob, device: torch.device) -> None:
+    def __init__(self, job: TrainingJob, device: torch.device, sharding: Accelerator | None = None) -> None:
         """Move the teachers to the device.
 
         Args:
             job: has the teachers, and a loss.
             device: of the training.
+            sharding: of the processes among which copies of the teachers are divided; None to divide nothing.
         """
+        self._sharding = sharding
         assert job.loss is not None
         self.temperature = job.loss.settings.temperature
         self.in_bf16 = computes_in_bf16(device, job.settings.precision)
@@ -101,10 +106,13 @@ class SoftLabels:
     def _start(
         self, model: nn.Module, preprocessing: Preprocessing, outputs: tuple[int, ...] | None, is_learned: bool
     ) -> _Running:
-        model = model.to(self.device)
         dtype = dtype_of(model)
+        model = model.to(self.device) if self._sharding is None else copied(model)
+        model = with_bf16_products(model) if self.in_bf16 else model
+        if self._sharding is not None:
+            model = shard(model.requires_grad_(False), structure_if_known(model), self._sharding)
         return _Running(
-            model=with_bf16_products(model) if self.in_bf16 else model,
+            model=model,
             view=view_between(self.student, preprocessing, self.device),
             dtype=None if dtype == torch.float32 else dtype,
             outputs=None if outputs is None else torch.tensor(outputs, device=self.device),

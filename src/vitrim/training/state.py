@@ -1,18 +1,19 @@
 """The checkpoint of a training: written, read, and compared with the training that wants to go on from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrim.errors import CheckpointMismatch, FolderInUse
 from vitrim.runs.digests import IS_DAMAGED, Digests, State, writing_noted
 from vitrim.runs.files import CHECKPOINT, save_tensors
 from vitrim.runs.progress import log
+from vitrim.training.faults import Events
 from vitrim.training.job import is_same_training
+from vitrim.training.sharding import WholeModule, WholeOptimizer
 from vitrim.training.validation import Validation
 
 
@@ -26,35 +27,60 @@ class TrainingState:
     Attributes:
         path: None to write nothing.
         identity: everything that the result depends on, as text. A checkpoint of another identity is refused.
-        ema: timm's `ModelEmaV3`, or None.
+        ema: the moving average of the weights, or None.
         validation: the evaluations so far, and the weights of the best epoch.
+        events: what went wrong so far.
     """
 
     path: Path | None
     identity: str
-    model: nn.Module
-    ema: Any
-    optimizer: torch.optim.Optimizer
+    model: WholeModule
+    ema: WholeModule | None
+    optimizer: WholeOptimizer
     validation: Validation
+    events: Events
+    _in_memory: dict[str, Any] = field(default_factory=dict)  # tensors and metadata, until there is a file
 
     def exists(self) -> bool:
         """Whether there is a checkpoint."""
         return self.path is not None and self.path.exists()
 
-    def save(self, step: int, parts: int = 1) -> None:
-        """Write the state after `step` updates, in `parts` micro-batches each, as one file, whole or not at all."""
+    def save(self, step: int, parts: int = 1, *, write: bool = True) -> None:
+        """Write the state after `step` updates, in `parts` micro-batches each, as one file, whole or not at all.
+
+        Without a path, the state is kept in memory. All processes call this together if weights are divided among them.
+
+        Args:
+            step: number of updates that were made.
+            parts: micro-batches of each.
+            write: whether this process writes the file.
+        """
         if not self.path:
+            return self.keep_in_memory(step, parts)
+        tensors = self._tensors()
+        self._in_memory.clear()
+        if not write:
             return
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.ema:
-            tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        tensors |= {f"best.{name}": value for name, value in self.validation.weights.items()}
-        about = {"step": str(step), "parts": str(parts), "validation": self.validation.to_text()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with writing_noted(self.path) as working:
-            save_tensors(working, tensors, {**about, "identity": self.identity})
+            save_tensors(working, tensors, {**self._about(step, parts), "identity": self.identity})
+
+    def keep_in_memory(self, step: int, parts: int = 1) -> None:
+        """Copy the state, so that a training can go back to it. A file that is written later replaces the copy."""
+        tensors = {name: value.detach().to("cpu", copy=True) for name, value in self._tensors().items()}
+        self._in_memory.update(tensors=tensors, about=self._about(step, parts))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        return tensors | {f"best.{name}": value for name, value in self.validation.weights.items()}
+
+    def _about(self, step: int, parts: int) -> dict[str, str]:
+        about = {"step": str(step), "parts": str(parts), "validation": self.validation.to_text()}
+        return {**about, "events": self.events.to_text()} if self.events.all else about
 
     def is_usable(self) -> bool:
         """Whether there is a checkpoint that is not damaged. A damaged one is named in the log.
@@ -76,7 +102,7 @@ class TrainingState:
         return not problem
 
     def load(self) -> tuple[int, int]:
-        """Read the checkpoint into model, moving average, optimiser and the evaluations so far.
+        """Put the checkpoint, or what is kept in memory, into model, moving average, optimiser and evaluations.
 
         Returns:
             The number of updates that were made, and the number of micro-batches of each.
@@ -84,18 +110,20 @@ class TrainingState:
         Raises:
             FolderInUse: the checkpoint is of another training.
         """
-        assert self.path is not None
-        with safe_open(self.path, framework="pt") as file:
-            about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if not is_same_training(about["identity"], self.identity):
-            raise FolderInUse(
-                f"{self.path} was made from another model or teacher, with other settings, another seed or other data. "
-                "Use another folder."
-            )
+        if self.path is not None and not self._in_memory:  # a file that is there besides is damaged
+            with safe_open(self.path, framework="pt") as file:
+                about = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if not is_same_training(about["identity"], self.identity):
+                raise FolderInUse(
+                    f"{self.path} was made from another model or teacher, with other settings, another seed or other "
+                    "data. Use another folder."
+                )
+        else:
+            tensors, about = self._in_memory["tensors"], self._in_memory["about"]
         self.model.load_state_dict(_under("model.", tensors))
         if self.ema:
-            self.ema.module.load_state_dict(_under("ema.", tensors))
+            self.ema.load_state_dict(_under("ema.", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", tensors).items():
             index, _, moment = name.partition(".")
@@ -105,6 +133,7 @@ class TrainingState:
         self.validation.load(
             about.get("validation", "{}"), _under("best.", tensors)
         )  # version 0.1.0 has no evaluations
+        self.events.load(about.get("events", "[]"))
         return int(about["step"]), int(about.get("parts", 1))  # version 0.1.0 does not write the parts
 
 

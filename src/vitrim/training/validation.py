@@ -5,7 +5,7 @@ An evaluation changes nothing that the training computes. The moving average is 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -118,14 +118,19 @@ class Validation:
             reason = reason if has_images else "there are no validation images"
             log(f"{job.stage}: the last epoch will be kept, not the best one, because {reason}")
 
-    def after_epoch(self, epoch: int, model: nn.Module) -> Validated | None:
+    def after_epoch(self, epoch: int, trained: Callable[[], nn.Module]) -> Validated | None:
         """Evaluate the model, if it is to be evaluated after this epoch; None if not.
 
         All processes call this together, and have the same result.
+
+        Args:
+            epoch: number of the epoch, from 1.
+            trained: returns the model.
         """
         settings = self._job.settings
         if not self._interval or (epoch % self._interval and epoch != settings.epochs):
             return None
+        model = trained()
         found = evaluate(model, self._job.data, num_workers=settings.num_workers)
         self.last = Validated(epoch=epoch, top1=found.top1, loss=found.loss)
         if self._keeps_best and (self.best is None or self.last.is_better_than(self.best)):

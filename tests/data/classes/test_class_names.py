@@ -134,7 +134,7 @@ def test_json_without_numbers_states_no_order(tmp_path: Path) -> None:
         ("cat\ndog\ncat", "a.txt", "has 'cat' twice"),
         ("c\u00e9".encode("latin-1"), "a.txt", "not UTF-8"),
         ("cat\n".encode("utf-16"), "a.txt", "not UTF-8"),
-        ("{", "a.json", "not JSON"),
+        ("{", "a.json", "not valid JSON"),
         ("{}", "a.json", "no class names"),
         ("3", "a.json", "no class names"),
     ],

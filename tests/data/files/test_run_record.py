@@ -21,7 +21,8 @@ from vitrim.data.loading import load_data
 from vitrim.errors import FolderInUse
 from vitrim.pipeline import fit
 from vitrim.recipe import TrainRecipe
-from vitrim.training.loop import TrainingLoop, train
+from vitrim.training.loop import TrainingLoop
+from vitrim.training.train import train
 
 SETTINGS = short_training(
     epochs=2, batch_size=4, num_workers=0, checkpoint_minutes=0.0, augmentation=AugmentationSettings()

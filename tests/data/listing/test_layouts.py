@@ -1,16 +1,20 @@
 """Laws of the layouts on disk: the official ones are recognised, damaged ones are refused, and no code runs."""
 
+import errno
+import json
 import os
 import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from builders.images import cifar_arrays, image_folder, save_image, tiny_imagenet, write_cifar
+from vitrim.data.listing.layouts import read_classes
 from vitrim.data.loading import load_data
 from vitrim.errors import DataError
 
@@ -115,3 +119,47 @@ def test_a_pickle_with_code_is_refused_and_the_code_is_named(tmp_path: Path, mon
     with pytest.raises(DataError, match=r"mkdir.*attack"):
         load_data("cifar10", data_dir=folder)
     assert not Path("attacked").exists()
+
+
+def test_what_is_no_image_file_is_skipped_and_counted(tmp_path: Path) -> None:
+    """A pipe would block, a device has no end, and a folder of `/proc` leads to all files there are."""
+    for name in "ab":
+        for number in range(8):
+            save_image(tmp_path / name / "folder.png" / f"{number}.png")
+    place = tmp_path / "a"
+    os.mkfifo(place / "pipe.png")
+    (place / "empty.png").touch()
+    links = {"zero.png": "/dev/zero", "none.png": "nowhere", "loop.png": "loop.png", "up": "..", "proc": "/proc"}
+    for name, target in links.items():
+        (place / name).symlink_to(target)
+    with (place / "sparse.png").open("wb") as file:
+        file.truncate(10 << 30)
+    data = load_data(tmp_path, holdout=0.25, memory_bytes=0)
+    assert len(data.train) + len(data.validation) == 16
+    assert any(note.startswith("skipped 6 files that are not readable images") for note in data.notes), data.notes
+
+
+def test_a_folder_that_cannot_be_listed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        save_image(tmp_path / name / "1.png")
+    (tmp_path / "a" / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert read_classes(tmp_path).not_images == (str(tmp_path / "a" / "closed"),)
+
+
+def test_names_of_any_bytes_are_used(tmp_path: Path) -> None:
+    classes = [b"\xff", b"new\nline", b"\x1b[31mred", "\u202egnp".encode(), b"[red]", b"x" * 240]
+    for number, name in enumerate(classes):
+        for image in range(3):
+            save_image(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name, b"\xfe%d.png" % image))), number)
+    data = load_data(tmp_path, holdout=0.34)
+    assert len(data.classes) == len(classes) and len(data.train) + len(data.validation) == 3 * len(classes)
+    assert data.fingerprint()
+    json.loads(json.dumps(data.classes, ensure_ascii=False).encode("utf-8"))

@@ -4,7 +4,7 @@ Which order a model has is decided in `matching`; measuring it is in `class_orde
 """
 
 import ast
-import json
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vitrim.errors import DataError
+from vitrim.errors import DataError, shown
+from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text, valid_text
 
-GENERATED = re.compile(r"(?:label|class|output|)[ _-]*(\d+)", re.IGNORECASE)
+MAX_DIGITS = 4000
+GENERATED = re.compile(r"(?:label|class|output|)[ _-]*(\d{1,18})", re.IGNORECASE)
 SYNSET = re.compile(r"n\d{8}")
 
 
@@ -66,15 +68,9 @@ def read_class_names(names: str | Path | Sequence[str] | ClassNames) -> ClassNam
     path = Path(names).expanduser()
     if not path.is_file():
         raise DataError(f"There is no file of class names {path}; expected a text file with one name a line.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise DataError(f"{path} is not UTF-8 ({problem}); save it as UTF-8, with one class name a line.") from None
+    text = read_text(path, MAX_JSON_BYTES, DataError, mark=True)
     if path.suffix.lower() == ".json":
-        try:
-            return _of_json(json.loads(text), str(path))
-        except json.JSONDecodeError as problem:
-            raise DataError(f"{path} is not JSON: {problem}. Expected a list of class names in it.") from None
+        return _of_json(parse_json(text, str(path), DataError), str(path))
     if text.lstrip()[:1] in ("{", "["):  # a dictionary or list as Python prints it; it is not executed
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return _of_json(ast.literal_eval(text.strip()), str(path))
@@ -100,7 +96,7 @@ def _of_json(content: Any, source: str) -> ClassNames:
         for key in ("id2label", "label2id", "label_names", "classes", "class_to_idx", "vitrim"):
             if isinstance(content.get(key), dict | list):
                 return _of_json(content[key], source)
-        rows = [[str(key), *_strings(value)] for key, value in content.items()]
+        rows = [[valid_text(str(key)), *_strings(value)] for key, value in content.items()]
         return _of_rows(rows, source, in_order=False)
     if isinstance(content, list) and content:
         return _of_rows([_strings(value) for value in content], source)
@@ -108,7 +104,11 @@ def _of_json(content: Any, source: str) -> ClassNames:
 
 
 def _strings(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
+    """The names of one class. Numbers and texts are names; other values are not."""
+    parts = value if isinstance(value, list) else [value]
+    if other := [part for part in parts if not isinstance(part, str | int | float)]:
+        raise DataError(f"A class name is {shown(other[0])}; expected a text.")
+    return [valid_text(str(part)) for part in parts]
 
 
 def _of_rows(rows: Sequence[Sequence[str]], source: str, *, in_order: bool = True) -> ClassNames:
@@ -123,6 +123,10 @@ def _of_rows(rows: Sequence[Sequence[str]], source: str, *, in_order: bool = Tru
             f"one, or write the number of the output before each name, such as `0 {repeated[0]}`."
         )
     columns = [tuple(row[column] for row in rows) for column in range(width)]
+    if all(len(set(column)) < len(column) for column in columns):
+        raise DataError(
+            f"{source} has names in {width} columns, and each column has a name twice; expected one without."
+        )
     counting = sorted(map(str, range(len(rows))))
     numbers = next((column for column in columns if sorted(column) == counting), None) if width > 1 else None
     if numbers is None:
@@ -135,10 +139,15 @@ def _of_rows(rows: Sequence[Sequence[str]], source: str, *, in_order: bool = Tru
 # Orders
 
 
+def number_of(digits: str) -> float:
+    """The number that a text of digits is; infinite for thousands of digits, which Python does not read."""
+    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
+
+
 def natural_key(name: str) -> list[Any]:
     """The key by which timm sorts class folders: numbers by their value, letters whatever their case."""
     parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if position % 2 else part for position, part in enumerate(parts)]
+    return [number_of(part) if position % 2 else part for position, part in enumerate(parts)]
 
 
 def folder_orders(classes: Sequence[str]) -> dict[str, tuple[int, ...]]:

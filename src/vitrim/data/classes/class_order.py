@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from vitrim.data.batches import eval_batches
-from vitrim.data.classes.class_names import folder_orders
+from vitrim.data.classes.class_names import folder_orders, number_of
 from vitrim.data.classes.imagenet_names import synsets_of, synsets_of_outputs
 from vitrim.data.images import ImageSet, rank_in_class
 from vitrim.data.preprocessing import Preprocessing
@@ -52,7 +52,7 @@ def possible_orders(classes: tuple[str, ...], num_outputs: int) -> dict[str, tup
     if standard:
         more[IMAGENET_ORDER] = [standard.get(synset, -1) for synset in synsets_of(classes)]
     if all(name.isdecimal() for name in classes):
-        more["the order of the numbers"] = [int(name) if int(name) < num_outputs else -1 for name in classes]
+        more["the order of the numbers"] = [int(name) if number_of(name) < num_outputs else -1 for name in classes]
     for name, order in more.items():
         if -1 not in order and len(set(order)) == len(order) and tuple(order) not in orders.values():
             orders[name] = tuple(order)

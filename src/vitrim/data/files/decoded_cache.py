@@ -21,10 +21,12 @@ from vitrim.data.files.decoding import BROKEN_IMAGE, decode_files, spread_over
 from vitrim.data.files.pixels import RGB, PixelFormat, pixel_array
 from vitrim.runs.digests import Digests, State, Version, sha256_of
 from vitrim.runs.progress import log
+from vitrim.runs.text_files import encoded
 
 DECODER = 2  # to be raised when `pixels` computes other pixels or reports other files
 MIN_FILES = 5_000  # smaller sets are decoded in a second or two, and not kept
 MAX_BYTES = 20 * 10**9  # of all entries; those that were not used for the longest time are removed
+MAX_SAMPLED_BYTES = 16 << 20  # of a file that is read to tell sets apart
 PARTIAL = ".partial-"  # in the name of a folder that is being written
 PIXELS, BROKEN = "pixels.npy", "broken.npy"
 Decoded = tuple[np.ndarray, np.ndarray]
@@ -86,17 +88,18 @@ def _any_readable(files: Sequence[str], broken: np.ndarray, pixel_format: PixelF
 def _key(files: Sequence[str], size: tuple[int, int], pixel_format: PixelFormat) -> str:
     """A name that differs between sets of files, versions of a file, decoders and formats of the pixels."""
     root = os.path.commonpath([os.path.dirname(file) for file in files])
-    digest = hashlib.sha256(f"{DECODER} {PIL.__version__} {size} {pixel_format}\n".encode())
+    digest = hashlib.sha256(encoded(f"{DECODER} {PIL.__version__} {size} {pixel_format}\n"))
     for file in files:
         name = file.removeprefix(root).replace(os.sep, "/")
         try:
             status = os.stat(file)
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(encoded(f"{name} {status.st_size} {status.st_mtime_ns}\n"))
         except OSError:
-            digest.update(f"{name} missing\n".encode())
+            digest.update(encoded(f"{name} missing\n"))
     for file in spread_over(files):  # archives may set all times to the same value, and bitmaps have equal sizes
         if os.path.isfile(file):
-            digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+            with open(file, "rb") as opened:
+                digest.update(hashlib.sha256(opened.read(MAX_SAMPLED_BYTES)).digest())
     return digest.hexdigest()[:32]
 
 

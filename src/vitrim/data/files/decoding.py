@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitrim.data.files.pixels import RGB, PixelFormat, UnsupportedPixels, check_file, open_image, pixel_array
 from vitrim.runs.progress import log, track
+from vitrim.runs.text_files import check_regular
 
 # What Pillow raises for files that are truncated, damaged, not images, or of absurd size (found by trying).
 BROKEN_IMAGE: tuple[type[Exception], ...] = (
@@ -101,6 +102,7 @@ def common_size(files: Sequence[str]) -> tuple[int, int] | None:
     sizes = set()
     for file in spread_over(files):
         try:
+            check_regular(file)
             with open_image(file) as image:
                 sizes.add((image.height, image.width))
         except BROKEN_IMAGE:

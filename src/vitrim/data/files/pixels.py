@@ -24,6 +24,7 @@ from vitrim.data.files.image_headers import (
     unread_tiff,
 )
 from vitrim.errors import SettingError
+from vitrim.runs.text_files import check_regular
 
 # Formats that Pillow decodes itself. Of all others, EPS would start another program (Ghostscript), whatever the suffix.
 FORMATS = (
@@ -135,6 +136,8 @@ def open_image(file: str | BinaryIO) -> ImageFile.ImageFile:
         UnsupportedPixels: a TIFF of a kind that Pillow does not read.
         Exception: one of `decoding.BROKEN_IMAGE`.
     """
+    if isinstance(file, str):
+        check_regular(file)
     try:
         return Image.open(file, formats=_formats())
     except Image.UnidentifiedImageError:

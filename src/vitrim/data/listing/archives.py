@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vitrim.asking import asking
 from vitrim.errors import DataError
+from vitrim.runs.text_files import encoded
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 BLOCK = 4096  # bytes that a file takes at least
@@ -26,7 +27,7 @@ def unpack(archive: Path, cache: Path) -> Path:
         DataError: the archive is damaged, needs a password, has a file that would lie elsewhere, or is too large.
     """
     status = archive.stat()
-    version = hashlib.sha256(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
+    version = hashlib.sha256(encoded(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}")).hexdigest()[:8]
     target = cache / "unpacked" / f"{archive.name}-{version}"
     if target.is_dir():
         return target

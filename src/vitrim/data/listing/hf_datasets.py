@@ -27,6 +27,7 @@ from vitrim.data.listing.tables import ColumnNames, is_label_name, labels_in_ord
 from vitrim.errors import CheckpointMismatch, DataError, counted
 from vitrim.runs.files import read_json
 from vitrim.runs.progress import log, track
+from vitrim.runs.text_files import encoded
 
 PREFIX = "hf:"
 EXPECTED = "Expected a folder of save_to_disk, parquet files, or a name on the Hub."
@@ -84,7 +85,7 @@ def _open(datasets: Any, name: str, arrow_files: str) -> tuple[dict[str, Any], s
         with _reading(name):
             found = datasets.load_dataset(name)
         version = " ".join(file["filename"] for split in found.values() for file in split.cache_files)
-        return dict(found), hashlib.sha256(f"{name} {version}".encode()).hexdigest()[:16]
+        return dict(found), hashlib.sha256(encoded(f"{name} {version}")).hexdigest()[:16]
     version = _version(path)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _check_names(path)
@@ -145,7 +146,7 @@ def _found(datasets: Any, name: str, splits: Mapping[str, Any], columns: ColumnN
     image, label = _columns(datasets, name, splits[roles.get(TRAIN) or next(iter(roles.values()))], columns)
     parts = {}
     notes = [f"columns {image}, {label}"]
-    folder = folder / hashlib.sha256(image.encode()).hexdigest()[:8]  # another column has other images
+    folder = folder / hashlib.sha256(encoded(image)).hexdigest()[:8]  # another column has other images
     for role, split in roles.items():
         place = Path(f"{name} (split {split})" if len(splits) > 1 else name)
         part = _part(datasets, place, splits[split], (image, label), folder / role)
@@ -284,10 +285,10 @@ def _parquet_files(folder: Path) -> list[str]:
 
 def _version(path: Path) -> str:
     """A name that differs between data sets, and between versions of one."""
-    digest = hashlib.sha256(str(path.resolve()).encode())
+    digest = hashlib.sha256(encoded(str(path.resolve())))
     for file in [str(path)] if path.is_file() else walk(path):
         status = os.stat(file)
-        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(encoded(f"{file} {status.st_size} {status.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from vitrim.data.listing.parts import Found, Part
 from vitrim.data.listing.suffixes import is_ignored, is_image, unreadable_kinds
 from vitrim.errors import DataError, counted, percent
 
+PROCESSES = "/proc"
 # Folders whose name says nothing about a class.
 DIGITS_FRACTION = 0.25  # of the digits, which have no official split
 GENERIC = {"images", "image", "imgs", "img", "data", "jpegimages", "jpg", "jpeg", "png"}
@@ -115,24 +116,41 @@ def _advice(files: Sequence[str]) -> str:
 def visible_folders(folder: Path) -> list[Path]:
     """Return the folders in `folder` that are not hidden and not made by an operating system, sorted."""
     with os.scandir(folder) as entries:  # asks the disk once for a folder of a million files
-        return sorted(folder / entry.name for entry in entries if not is_ignored(entry.name) and entry.is_dir())
+        return sorted(folder / entry.name for entry in entries if not is_ignored(entry.name) and is_of(entry, "dir"))
+
+
+def is_of(entry: os.DirEntry[str], kind: Literal["dir", "file"]) -> bool:
+    """Whether an entry of a folder is a folder or a regular file, or a link to one; not for a link in a loop."""
+    try:
+        return entry.is_dir() if kind == "dir" else entry.is_file()
+    except OSError:
+        return False
 
 
 def holds_images(folder: Path, levels: int = 0) -> bool:
     """Whether an image is in a folder, or in the folders up to `levels` below it."""
     with os.scandir(folder) as entries:
-        if any(is_image(entry.name) and not is_ignored(entry.name) and entry.is_file() for entry in entries):
+        if any(is_image(entry.name) and not is_ignored(entry.name) and is_of(entry, "file") for entry in entries):
             return True
     return levels > 0 and any(holds_images(path, levels - 1) for path in visible_folders(folder))
 
 
 def walk(folder: Path) -> list[str]:
-    """Return all visible files below `folder`, sorted. Links are followed, but each real folder is entered once."""
-    entered = set()
-    files = []
-    for path, folders, names in os.walk(folder, followlinks=True):
+    """Return all visible files below `folder`, sorted. Links are followed, but each real folder is entered once.
+    A link to a folder that holds `folder` is not followed.
+
+    A folder that cannot be listed is in the result too, so that it is counted as skipped. Pipes, devices and links that
+    lead nowhere are also in the result; they are refused when they are opened (`check_regular`).
+    """
+    entered = {str(path) for path in Path(os.path.realpath(folder)).parents}  # a link to one leads to other classes
+    files: list[str] = []
+
+    def add(problem: OSError) -> None:
+        files.append(str(problem.filename))
+
+    for path, folders, names in os.walk(folder, onerror=add, followlinks=True):
         real = os.path.realpath(path)
-        if real in entered:
+        if real in entered or Path(real).is_relative_to(PROCESSES):  # a folder of it leads to all files there are
             folders.clear()
             continue
         entered.add(real)

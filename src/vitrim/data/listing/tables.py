@@ -18,6 +18,7 @@ from pathlib import Path
 from vitrim.data.listing.split_names import TEST, TRAIN, VALIDATION, role_of
 from vitrim.data.listing.suffixes import is_ignored, is_image
 from vitrim.errors import DataError
+from vitrim.runs.text_files import MAX_TABLE_BYTES, read_bytes
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 LIST_SUFFIXES = (".txt", ".lst", ".list")  # in a folder, only read if their name is that of a split
@@ -176,7 +177,7 @@ def has_label_column(table: Table) -> bool:
 def labels_in_order(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the different labels: numbers by size, words by the alphabet."""
     different = set(labels)
-    if all(re.fullmatch(r"-?\d+", label) for label in different):
+    if all(re.fullmatch(r"-?\d{1,4000}", label) for label in different):
         return tuple(sorted(different, key=int))
     return tuple(sorted(different))
 
@@ -343,7 +344,7 @@ def _read_json_lines(file: Path) -> Table:
 
 
 def _text(file: Path) -> str:
-    content = file.read_bytes()
+    content = read_bytes(file, MAX_TABLE_BYTES, DataError)
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)
