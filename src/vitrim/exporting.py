@@ -150,8 +150,7 @@ def export(
     place.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(place), writing(place) as working, writing_folder(place) as folder:
         log(f"exporting to {path}")
-        file = folder / place.name
-        run = write_program(copied(model).to(program.dtype), file, format, metadata, program)
+        run = write_program(copied(model).to(program.dtype), file := folder / place.name, format, metadata, program)
         differences = compare_logits(model, run, _tolerance(tolerance, program), program)
         if int8:  # made from the float32 file, after that file was compared
             run = _write_int8(file, metadata)
