@@ -129,8 +129,7 @@ def export(
         model: is not changed.
         path: a name that ends in `.onnx` or `.pt2`. An existing file is replaced; `check_place` refuses other files.
         format: `onnx`, or `torch-export` for the format of PyTorch.
-        int8: quantise the weights to int8, and the activations at run time. The range of the activations is that of the
-            whole batch, so the logits of an image depend on the other images of its batch. ONNX only.
+        int8: quantise weights and, at run time, activations, by the range of the whole batch of images. ONNX only.
         data: labelled images for the accuracy of int8, as for `evaluate`, in batches of `latency.batch_size`.
         latency: how both are timed; by default one image per forward pass.
         tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. By default
@@ -150,8 +149,7 @@ def export(
     place.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(place), writing(place) as working, writing_folder(place) as folder:
         log(f"exporting to {path}")
-        file = folder / place.name
-        run = write_program(copied(model).to(program.dtype), file, format, metadata, program)
+        run = write_program(copied(model).to(program.dtype), file := folder / place.name, format, metadata, program)
         differences = compare_logits(model, run, _tolerance(tolerance, program), program)
         if int8:  # made from the float32 file, after that file was compared
             run = _write_int8(file, metadata)

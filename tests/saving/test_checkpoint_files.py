@@ -208,6 +208,6 @@ def test_names_that_vitrim_passes_itself_are_no_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["timm:hf-hub:../../x", "transformers:../../x", "transformers:a/b/c"])
-def test_a_name_that_no_repository_has_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_no_repository_has_is_refused(name: str) -> None:
     with pytest.raises(SettingError, match=r"could not find .*Repo id must"):
         open_model(name)

@@ -54,7 +54,6 @@ def vitrim_cut(
     """
     base_args = dict(base_args)
     overlay = base_args.pop(OVERLAY, {})  # has the image size of models without `img_size`
-    source = _of_config(pretrained_cfg, "source")
     _check_folder(pretrained_cfg)
 
     # Imported late: this file is imported during the import of timm, which an adapter of vitrim may have started.
@@ -76,7 +75,7 @@ def vitrim_cut(
     return build_model_with_cfg(
         build,
         base,
-        pretrained or source in ("local-dir", "hf-hub"),
+        pretrained or _of_config(pretrained_cfg, "source") in ("local-dir", "hf-hub"),
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         feature_cfg=_features_of(base, base_args, kept) if arguments.get("features_only") else None,

@@ -33,6 +33,7 @@ def timm_folder(path: Path, arguments: dict[str, Any], weights: dict[str, Any], 
 def vitrim_folder(path: Path, arguments: dict[str, Any], **about: Any) -> Path:
     """Save a model, and change what its `config.json` states."""
     save(digits_model(), path)
+    (path / "digests.json").unlink(missing_ok=True)  # who makes a hostile folder leaves them out
     config = json.loads((path / "config.json").read_text())
     config["vitrim"] |= about
     config["vitrim"]["model_args"] |= arguments
