@@ -12,7 +12,8 @@ from builders.models import same_tensors
 from builders.runs import digits, digits_model, read_lines
 from builders.trainings import EVERYTHING, STEPS_PER_EPOCH
 from vitrim.runs.signals import Interrupted, handled
-from vitrim.training.loop import TrainingLoop, train
+from vitrim.training.loop import TrainingLoop
+from vitrim.training.train import train
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.state import updates_made
 
