@@ -13,7 +13,7 @@ from vitrim.costs.latency import LatencySettings
 from vitrim.data.choice import Choice
 from vitrim.errors import SettingError, UserError
 from vitrim.recipe import Recipe, load_recipe, to_table, to_toml, value_in
-from vitrim.training.loop import TrainingSettings
+from vitrim.training.settings import TrainingSettings
 
 NO_WHOLE_NUMBERS = [
     "1.5",

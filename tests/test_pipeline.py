@@ -44,7 +44,7 @@ from vitrim.pipeline import compress, fit, plan_only
 from vitrim.plan import PruningPlan
 from vitrim.recipe import TrainRecipe, load_recipe
 from vitrim.recovery.recover import RecoverySettings
-from vitrim.runs.files import read_json, write_text
+from vitrim.runs.files import DIGESTS, read_json, write_text
 from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
 from vitrim.training.loop import TrainingLoop
@@ -237,11 +237,13 @@ def test_other_arguments_or_another_preprocessing_of_a_model_are_another_run(fin
     table = json.loads(file.read_text())
     table["model"]["images"]["crop_pct"] = 0.123
     file.write_text(json.dumps(table))
+    (tmp_path / "run" / DIGESTS).unlink()  # with it, the file would be written again
     with pytest.raises(FolderInUse, match=r"model\.images\.crop_pct was 0\.123"):
         compress(run.dense, digits(), run.recipe, tmp_path / "run")
     for key in ("arguments", "changes", "images"):  # an earlier version did not note them
         del table["model"][key]
     file.write_text(json.dumps(table))
+    (tmp_path / "run" / DIGESTS).unlink(missing_ok=True)
     compress(run.dense, digits(), run.recipe, tmp_path / "run")
 
 

@@ -140,8 +140,9 @@ def export(
         SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.
         ExportMismatch: the logits differ. After each error, no file is written.
     """
-    path, place, timing = Path(path), Path(os.path.realpath(path)), _timing(latency, program)
+    path, place = Path(path), Path(os.path.realpath(path))
     check_settings(path, format, int8=int8, has_data=data is not None, program=program)
+    timing = _timing(latency, program)
     model = copied(unwrapped(model)).to("cpu", torch.float32).eval().requires_grad_(False)
     _check_size(model, int8=int8)
     batches, classes = _validation_batches(model, data)

@@ -131,7 +131,7 @@ def test_what_fails_before_its_first_result_leaves_nothing(kind: type[BaseExcept
     assert names(tmp_path / "given") == set()
     with pytest.raises(kind):
         work(tmp_path / "a" / "b", "stages/first.json")
-    assert names(tmp_path / "a" / "b") == {RUN, "recipe.toml", "stages"}
+    assert names(tmp_path / "a" / "b") == {RUN, "digests.json", "recipe.toml", "stages"}
     with pytest.raises(AssertionError):
         work(None)
 

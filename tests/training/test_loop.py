@@ -228,5 +228,5 @@ def test_a_learning_rate_that_is_far_too_high_is_found_before_a_checkpoint_is_wr
     too_high = short_training(epochs=2, learning_rate=1e30)
     with pytest.raises(NonFiniteLoss, match=r"step 1 .*lower learning rate"):
         train(digits_model(), digits(), too_high, run_dir=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"digests.json", "metrics.jsonl"}
     assert ["event" in row for row in read_lines(tmp_path / "metrics.jsonl")] == [True, True]

@@ -13,9 +13,9 @@ from builders.runs import digits, digits_model, read_lines
 from builders.trainings import EVERYTHING, STEPS_PER_EPOCH
 from vitrim.runs.signals import Interrupted, handled
 from vitrim.training.loop import TrainingLoop
-from vitrim.training.train import train
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.state import updates_made
+from vitrim.training.train import train
 
 RARELY = TrainingSettings(**{**vars(EVERYTHING), "checkpoint_minutes": 60.0})
 

@@ -68,8 +68,10 @@ def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained:
     if not name.strip():
         raise SettingError("The name of the model is empty; expected a name of timm, or a file or a folder.")
     if path.exists():
-        _check_content(path)
+        _check_kind(path)
         path = resolve_model_path(path, arch)
+        if path.is_file() and not path.stat().st_size:  # also a file of /proc, which may block
+            raise CheckpointMismatch(f"{path} is empty; expected a file of weights.")
     if path.is_dir():
         return _open_folder(path, [*arguments, *(["arch"] if arch else []), *(["pretrained"] if pretrained else [])])
     if path.is_file():
@@ -92,18 +94,15 @@ def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained:
     return adapter_of_library(library).create(architecture, pretrained=pretrained, **arguments).float().eval()
 
 
-def _check_content(path: Path) -> None:
-    """Refuse a pipe, a device, an empty file and a file of `/proc`, which has no size and may block.
+def _check_kind(path: Path) -> None:
+    """Refuse a pipe, a socket and a device.
 
     Raises:
-        SettingError: it is neither a file nor a folder. CheckpointMismatch: the file is empty, or its name is not
-            UTF-8.
+        SettingError: it is neither a file nor a folder. CheckpointMismatch: its name is not UTF-8.
     """
     check_name(path, CheckpointMismatch)
     if not path.is_dir() and not path.is_file():
         raise SettingError(f"{path} is neither a file nor a folder; expected the weights or the folder of a model.")
-    if path.is_file() and not path.stat().st_size:
-        raise CheckpointMismatch(f"{path} is empty; expected a file of weights.")
 
 
 def has_random_weights(name: str, *, pretrained: bool = False) -> bool:
