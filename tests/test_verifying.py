@@ -1,7 +1,9 @@
 """Laws of `verify`: a finished run holds, and each change to it is found."""
 
 import json
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from vitrim.errors import SettingError
 from vitrim.exporting import export
 from vitrim.pipeline import compress, fit
 from vitrim.recipe import TrainRecipe
-from vitrim.runs.digests import DIGESTS
+from vitrim.runs.digests import DIGESTS, Digests, Version, sha256_of
 from vitrim.saving.checkpoint import load, save
 from vitrim.verifying import verify
 
@@ -101,15 +103,34 @@ def test_stages_may_be_deleted_after_a_run(run: Path) -> None:
     assert failing(run) == []
 
 
-def test_an_exported_file_is_compared_with_the_model_and_a_strange_one_is_not_run(run: Path) -> None:
-    export(load(run / "model"), run / "model" / "model.pt2", format="torch-export")
+def test_exported_files_are_compared_with_the_model_and_strange_ones_are_not_opened(run: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    export(load(run / "model"), run / "model" / "model.onnx")
     (run / "model" / "strange.pt2").write_bytes(b"anything")
     checks = {check.name: check for check in verify(run, digits())}
-    assert checks["model/model.pt2"].holds is True
-    assert "largest difference" in checks["model/model.pt2"].text
+    assert checks["model/model.onnx"].holds is True
+    assert "largest difference" in checks["model/model.onnx"].text
     assert checks["model/strange.pt2"].holds is None
-    (run / "model" / "model.pt2").write_bytes((run / "model" / "model.pt2").read_bytes()[:-9])
-    assert {"files", "model/model.pt2"} <= set(failing(run))
+    (run / "model" / "model.onnx").write_bytes((run / "model" / "model.onnx").read_bytes()[:-9])
+    assert {"files", "model/model.onnx"} <= set(failing(run))
+
+
+def test_code_in_a_file_of_torch_export_is_not_run(run: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (run / "executed",)
+
+    file = run / "model" / "model.pt2"
+    export(load(run / "model"), file, format="torch-export")
+    assert next(check for check in verify(run, digits()) if check.name == "model/model.pt2").holds is True
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, pickle.dumps(Hostile()) if "sample_inputs" in name else content)
+    Digests(file.parent).note(file.name, Version(sha256=sha256_of(file)))  # as whoever made the folder may do
+    assert failing(run) == []
+    assert not (run / "executed").exists()
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 Nothing in the folder is changed. What is done about a damaged file is decided in the run itself (`runs.folder`).
 """
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,14 @@ from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
-from vitrim.errors import CheckpointMismatch, SettingError, UserError, counted
+from vitrim.errors import CheckpointMismatch, ExportMismatch, SettingError, UserError, counted
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.exporting import HALF_TOLERANCE, TOLERANCE
 from vitrim.models import origin_of
-from vitrim.models.programs import ProgramSettings, compare_logits, read_program
+from vitrim.models.programs import ProgramSettings, compare_logits, read_onnx, torch_export_metadata
 from vitrim.plan import PruningPlan
 from vitrim.runs.damage import check_folder
-from vitrim.runs.digests import Digests
+from vitrim.runs.digests import Digests, State
 from vitrim.runs.files import RUN, read_json
 from vitrim.runs.folder import STAGES, find_result, in_stages, parsed
 from vitrim.runs.processes import this_process
@@ -179,23 +181,42 @@ def _noted(folder: Path) -> Evaluation | None:
 
 
 def _exported(folder: Path, model: nn.Module) -> Iterator[Check]:
-    """Each exported file, compared with the model on random images. A file without a noted digest is not run."""
-    exact = copied(model).float().cpu().eval()
+    """Each exported file. An ONNX file is compared with the model on random images.
+
+    A file of torch.export may hold code that runs when it is loaded. So only its digest and its metadata are checked. A
+    file without a noted digest is not opened.
+    """
     for file in sorted(path for pattern in EXPORTED for path in (folder / "model").glob(pattern)):
-        name = file.relative_to(folder).as_posix()
-        if not Digests(file.parent).versions(file.name):
-            yield Check(name=name, holds=None, text="it has no digest, so it is not run")
-            continue
+        name, digests = file.relative_to(folder).as_posix(), Digests(file.parent)
         try:
-            run, about = read_program(file)
-            precision, batch = about.get("precision", "float32"), about.get("input", "").partition("(")[2].split(",")[0]
-            settings = ProgramSettings(half=precision == "float16", batch=int(batch) if batch.isdigit() else None)
-            is_int8 = precision == "int8"
-            tolerance = float("inf") if is_int8 else HALF_TOLERANCE if settings.half else TOLERANCE
-            largest = max(compare_logits(exact, run, tolerance, settings).values())
+            state = digests.compare(file.name).state
+            if state is State.UNKNOWN:
+                yield Check(name=name, holds=None, text="it has no digest, so it is not opened")
+            elif state is not State.GOOD:
+                yield Check(name=name, holds=False, text="its content is not what was exported")
+            else:
+                compare = _compare_onnx if file.suffix == ".onnx" else _compare_metadata
+                yield Check(name=name, holds=True, text=compare(file, model))
         except UserError as problem:
             yield Check(name=name, holds=False, text=str(problem))
-            continue
-        why = " (int8 differs on purpose; its accuracy is what `vitrim export` measured)" if is_int8 else ""
-        text = f"{precision}: largest difference {largest:.1e} of the largest logit{why}"
-        yield Check(name=name, holds=True, text=text)
+
+
+def _compare_onnx(file: Path, model: nn.Module) -> str:
+    """Compare the logits with those of the model. Raises ExportMismatch."""
+    run, about = read_onnx(file)
+    precision, batch = about.get("precision", "float32"), about.get("input", "").partition("(")[2].split(",")[0]
+    settings = ProgramSettings(half=precision == "float16", batch=int(batch) if batch.isdigit() else None)
+    tolerance = math.inf if precision == "int8" else HALF_TOLERANCE if settings.half else TOLERANCE
+    exact = copied(model).float().cpu().eval()
+    largest = max(compare_logits(exact, run, tolerance, settings).values())
+    why = " (int8 differs on purpose; `vitrim export` measured its accuracy)" if precision == "int8" else ""
+    return f"{precision}: largest difference {largest:.1e} of the largest logit{why}"
+
+
+def _compare_metadata(file: Path, model: nn.Module) -> str:
+    """Compare plan and cost with those of the model. Raises ExportMismatch."""
+    about, plan, cost = torch_export_metadata(file), origin_of(model).plan, count_cost(model)
+    expected = {"params": cost.params, "macs": cost.macs, "plan": plan.to_dict() if plan else None}
+    if wrong := [key for key, value in expected.items() if about.get(key) != json.loads(json.dumps(value))]:
+        raise ExportMismatch(f"{file} was exported from another model: its {' and '.join(wrong)} differ.")
+    return "digest, plan and cost fit; it is not loaded, because a file of torch.export may run code"

@@ -220,30 +220,28 @@ def _write_onnx(
         return OnnxProgram(file)
 
 
-def read_program(file: Path) -> tuple[Program, dict[str, Any]]:
-    """Read a file that `write_program` wrote.
-
-    Args:
-        file: ends in `.onnx` or `.pt2`. Reading runs its graph only, and no other code.
-
-    Returns:
-        A function from float32 images to float32 outputs, on the CPU; and the metadata of the file.
+def read_onnx(file: Path) -> tuple[OnnxProgram, dict[str, Any]]:
+    """Read an ONNX file that `write_program` wrote, and its metadata. Reading and running it runs no code.
 
     Raises:
         SettingError: a package is missing. ExportFailed: the file cannot be read.
     """
-    if file.suffix == ".onnx":
-        check_onnx()
-        with failing_as(f"ONNX Runtime cannot read {file}"):
-            found = OnnxProgram(file)
-            properties = found.session.get_modelmeta().custom_metadata_map
-            return found, {name: json.loads(value) for name, value in properties.items()}
-    with failing_as(f"torch.export cannot read {file}"):
-        texts = {METADATA_FILE: ""}
-        run = torch.export.load(file, extra_files=texts).module()
-        about = json.loads(texts[METADATA_FILE])
-    is_half = about.get("precision") == "float16"
-    return (lambda images: run(images.half()).float()) if is_half else run, about
+    check_onnx()
+    with failing_as(f"ONNX Runtime cannot read {file}"):
+        found = OnnxProgram(file)
+        properties = found.session.get_modelmeta().custom_metadata_map
+        return found, {name: json.loads(value) for name, value in properties.items()}
+
+
+def torch_export_metadata(file: Path) -> dict[str, Any]:
+    """Read the metadata of a file of torch.export. Nothing else is read, because `torch.export.load` may run code.
+
+    Raises:
+        ExportFailed: the file is damaged, or vitrim has not written it.
+    """
+    with failing_as(f"{file} has no metadata of vitrim"), zipfile.ZipFile(file) as archive:
+        name = next(name for name in archive.namelist() if name.rpartition("/")[2] == METADATA_FILE)
+        return dict(json.loads(archive.read(name)))
 
 
 @torch.no_grad()
