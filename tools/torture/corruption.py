@@ -168,10 +168,13 @@ def _repeated(scene: Scene, kind: str, name: str, folder: Path, file: str) -> Ca
 
 
 def _named(ended: Ended, folder: Path) -> Path | None:
-    """The file or folder in the run that a message tells to delete."""
-    found = re.search(r"[Dd]elete (\S+?)[,.;:]?(?: and repeat|\s|$)", ended.message)
-    path = folder / found[1] if found else None
-    return path if path is not None and (path.exists() or path.is_symlink()) else None
+    """What a message tells to delete: the path after "delete", or the first one of the message for "delete it"."""
+    found = re.search(r"[Dd]elete (\S+)", ended.message)
+    if not found:
+        return None
+    words = ended.message.removeprefix("vitrim: ").split() if found[1].strip(".,;:") == "it" else [found[1]]
+    paths = (folder / word.strip(".,;:") for word in words if RUN in word)
+    return next((path for path in paths if path.exists() or path.is_symlink()), None)
 
 
 def _about(ended: Ended) -> str:
