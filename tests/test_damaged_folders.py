@@ -172,6 +172,7 @@ def test_the_files_of_the_finished_run_are_all_damaged_one_by_one(runs: Runs) ->
     assert files_in(runs.stopped).keys() - of_models <= set(_names("stopped"))
 
 
+@pytest.mark.slow
 def test_a_result_is_made_again_if_what_it_was_made_from_has_become_another(runs: Runs, tmp_path: Path) -> None:
     """A remade training differs on a GPU, so what follows from it is made again."""
     folder = shutil.copytree(runs.finished, tmp_path / "run")

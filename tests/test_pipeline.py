@@ -130,7 +130,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], C
     return cache(compressed)
 
 
-@pytest.mark.parametrize("stage", ["depth-search-1", pytest.param("width", marks=pytest.mark.slow), "depth"])
+@pytest.mark.parametrize(
+    "stage", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("depth-search-1", "width")), "depth"]
+)
 def test_a_rerun_after_a_crash_ends_like_an_uninterrupted_run(
     stage: str, uninterrupted: Callable[[Any], Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

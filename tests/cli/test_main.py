@@ -114,6 +114,7 @@ def test_after_a_full_disk_the_same_command_continues(
     assert call(capsys, *place.compress("--depth", "0"))[0] == 0
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_the_same_command_continues(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--depth", "0", "--set", "width_training.checkpoint_minutes=0", "--epochs", "20"]
     # A shell that runs tests in the background makes its children ignore Ctrl-C.

@@ -61,6 +61,7 @@ def test_a_second_process_is_refused_with_the_holder_and_leaves_no_trace(tmp_pat
     assert names(folder) == set()
 
 
+@pytest.mark.slow
 def test_the_lock_does_not_stay_with_forked_processes(tmp_path: Path) -> None:
     code = f"{FORK}\n    child.start()\n    print('holds', child.pid, flush=True)\n    time.sleep(100)"
     script = HOLD.format(str(tmp_path / "run")) + code

@@ -92,6 +92,7 @@ def test_a_stage_without_a_checkpoint_goes_back_to_its_start(run: Run, monkeypat
     assert max_difference(half, run(None, checkpoint_minutes=60.0)) < 1e-6
 
 
+@pytest.mark.slow
 def test_without_a_run_folder_a_training_goes_back_as_with_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         spoil_once(patch, 7)
@@ -214,6 +215,7 @@ def test_too_little_memory_halves_the_micro_batches_and_changes_nothing_else(
     assert "micro-batches of 6 images" in events[-1]["note"]
 
 
+@pytest.mark.slow
 def test_smaller_micro_batches_are_kept_after_a_stop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         limit_memory(patch, 4, from_step=4)  # of 10
@@ -256,6 +258,7 @@ def test_a_lack_of_memory_while_weights_change_goes_back_to_a_good_state(
 # Reports, and several processes
 
 
+@pytest.mark.slow
 def test_the_report_and_the_log_say_what_went_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
