@@ -112,6 +112,18 @@ def test_a_thread_may_lock_a_folder_again_and_another_thread_may_not(tmp_path: P
     assert not _refused_in_a_thread(tmp_path)
 
 
+def test_a_folder_or_a_link_in_place_of_the_lock_is_named(tmp_path: Path) -> None:
+    for place in (Path.mkdir, lambda path: path.symlink_to("nowhere")):
+        place(tmp_path / ".vitrim.lock")
+        with pytest.raises(FolderInUse, match=r"\.vitrim\.lock is not the lock.*Delete it"), lock_folder(tmp_path):
+            pass
+        (tmp_path / ".vitrim.lock").rmdir() if (tmp_path / ".vitrim.lock").is_dir() else (
+            tmp_path / ".vitrim.lock"
+        ).unlink()
+        with lock_folder(tmp_path):
+            pass
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_what_fails_before_its_first_result_leaves_nothing(kind: type[BaseException], tmp_path: Path) -> None:
     @locking("run_dir")

@@ -151,6 +151,8 @@ def _bad_paths(scene: Scene) -> Iterator[tuple[str, str, Make]]:
         for option, use in uses.items():
             if option.endswith("-o") and what in ("missing", "name of 300 characters", "empty folder"):
                 continue
+            if (option, what) == ("plan -o", "plan of another run"):  # a plan may be replaced by a plan
+                continue
 
             def words(folder: Path, make=make, use=use) -> list[str]:  # type: ignore[no-untyped-def]
                 return use(os.fspath(make(folder, scene)))

@@ -30,6 +30,7 @@ from vitrim.runs.progress import log
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)  # a folder, a link or a socket in its place
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # of a file system without flock
 TRIES, SECONDS_BETWEEN_TRIES = 5, 0.02  # a lock file, or its folder, may be deleted by the process that releases it
 MAX_SHOWN = 200  # characters of the command of another process
@@ -189,6 +190,10 @@ def _try(file: Path, holder: Path, place: Path) -> FileLock:
                 raise FolderInUse(_in_use(place, holder)) from None
             time.sleep(SECONDS_BETWEEN_TRIES)
         except (NotImplementedError, OSError) as problem:
+            if isinstance(problem, OSError) and problem.errno in NO_FILE:
+                raise FolderInUse(
+                    f"{file} is not the lock that vitrim makes. Delete it and repeat the command."
+                ) from None
             if isinstance(problem, OSError) and problem.errno not in NO_LOCKS:
                 raise
             _warn_of_no_locks(place)
