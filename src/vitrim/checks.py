@@ -20,7 +20,6 @@ MAX_SEED = 2**32 - 1  # larger seeds of a step would not fit the 64 bits of torc
 MAX_EPOCHS = 1_000_000
 MAX_BATCH = 2**20  # images
 MAX_IMG_SIZE = 16_384  # pixels of a side
-MAX_CLASSES = 1_000_000
 MAX_WORKERS = 1024
 MAX_ROUNDS = 100_000  # timed passes
 MAX_DIGITS = 40

@@ -1,11 +1,14 @@
 """Sizes that no machine could build are refused at once, without memory and without a change of the random numbers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from vitrim.errors import NotEnoughMemory, SettingError
 from vitrim.models.sizes import check_memory, check_numbers, check_sizes, short, shown
+from vitrim.saving.opening import open_model
 
 
 @pytest.mark.parametrize("value", [10**7, -(10**7), 10**30, 10**5000], ids=["1e7", "-1e7", "1e30", "1e5000"])
@@ -15,6 +18,29 @@ def test_absurd_numbers_are_refused_wherever_they_are(value: int) -> None:
             check_numbers("x", arguments)
     with pytest.raises(SettingError, match="depth of x is 1000; expected at most 256"):
         check_numbers("x", {"depth": 1000})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"depth": 100_000},
+        {"depths": [2, 10**9]},
+        {"img_size": 10**6},
+        {"img_size": [224, 0]},
+        {"patch_size": 0},
+        {"num_classes": 10**12},
+        {"num_classes": -1},
+        {"embed_dim": 10**9},
+        {"embed_dim": 60_000, "depth": 200},
+        {"mlp_ratio": 1e300},
+        {"mlp_ratio": float("nan")},
+        {"anything": {"inside": [10**30]}},
+    ],
+    ids=str,
+)
+def test_no_architecture_is_built_with_absurd_arguments(arguments: dict[str, Any]) -> None:
+    with pytest.raises((SettingError, NotEnoughMemory)):
+        open_model("vit_tiny_patch16_224", model_args=arguments)
 
 
 def test_a_model_that_does_not_fit_the_memory_is_refused_before_it_is_built() -> None:

@@ -62,9 +62,10 @@ def check_numbers(what: str, arguments: Mapping[str, Any]) -> None:
         SettingError: a number is out of range.
     """
     for name, value in _sizes(arguments):
-        largest = MAX_DEPTH if name in DEPTHS else MAX_SIZE
-        if not -MAX_SIZE <= value <= largest:
-            raise SettingError(f"{name} of {what} is {short(value)}; expected at most {largest:,}.")
+        least, largest = 0 if name in OUTPUTS else -MAX_SIZE, MAX_DEPTH if name in DEPTHS else MAX_SIZE
+        if not least <= value <= largest:
+            limits = f"0 to {largest:,}" if name in OUTPUTS else f"at most {largest:,}"
+            raise SettingError(f"{name} of {what} is {short(value)}; expected {limits}.")
 
 
 def check_memory(what: str, model: nn.Module) -> None:

@@ -16,7 +16,6 @@ from vitrim.runs.text_files import check_name
 from vitrim.saving.checkpoint import config_keys, is_model_folder, load
 from vitrim.saving.checkpoint_files import library_in, open_checkpoint
 from vitrim.saving.finite import check_finite
-from vitrim.saving.model_sizes import check_sizes
 from vitrim.saving.weight_files import resolve_model_path
 
 TIMM_FOLDERS = ("local-dir:", "local_dir:")  # prefixes of timm for a folder
@@ -57,7 +56,6 @@ def open_model(
         raise SettingError(f"model_args (--model-arg) has {reserved[0]}, which is no argument of an architecture.")
     arguments = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size, **(model_args or {})}
     arguments = {key: value for key, value in arguments.items() if value is not None}
-    check_sizes(arguments)
     model = check_finite(_open(name, arch, arguments, pretrained=pretrained), name)
     return set_preprocessing(model, **preprocessing) if preprocessing else model
 
