@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import psutil
-
 from vitrim.errors import PartnerMissing
 
 MAX_START_SECONDS = 80.0  # between the starts of two processes
@@ -202,6 +200,8 @@ def watch_parent(end: Callable[[str], None] = end_process) -> None:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or any(t.name == "vitrim-parent" for t in threading.enumerate()):
         return
+    import psutil  # takes 15 ms, also for commands in one process
+
     parent = psutil.Process(os.getppid())
 
     def watch() -> None:
