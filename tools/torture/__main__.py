@@ -23,12 +23,12 @@ MANY = 10**6
 KINDS: dict[
     str, list[tuple[Callable[[Scene, Record, int], None], int, int]]
 ] = {  # with numbers: of all, of the quick run
-    "kills": [(interruptions.kills, 60, 1), (interruptions.kills_at_writes, 60, 3)],
+    "kills": [(interruptions.kills, 40, 1), (interruptions.kills_at_writes, 60, 3)],
     "damage": [(corruption.damaged_runs, 400, 10), (corruption.damaged_models, 100, 6)],
     "input": [(bad_input.bad_input, MANY, 0), (bad_input.hostile_files, MANY, 8)],
-    "races": [(races.races, 24, 1)],
-    "disk": [(interruptions.full_disks, 40, 2)],
-    "signals": [(interruptions.signals, 36, 3)],
+    "races": [(races.races, 20, 1)],
+    "disk": [(interruptions.full_disks, 30, 2)],
+    "signals": [(interruptions.signals, 30, 3)],
     "streams": [(several.streams, MANY, 0)],
     "processes": [(several.killed_processes, 6, 0)],
 }
