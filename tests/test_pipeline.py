@@ -49,7 +49,13 @@ from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
 from vitrim.training.loop import TrainingLoop
 
-SLOW = {"two blocks", "parameters", "multiple of 8"}  # recipes like others, which are tested in the slow run
+SLOW = {
+    "multiple of 8",
+    "multiply-adds",
+    "no recovery",
+    "parameters",
+    "two blocks",
+}  # recipes like others, which are tested in the slow run
 
 
 # The result

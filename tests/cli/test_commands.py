@@ -226,7 +226,8 @@ def test_training_on_other_classes_makes_a_new_classifier(
     assert json.loads((place.out / "model" / "config.json").read_text())["label_names"] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_weights_in_half_precision_can_be_compressed(
     dtype: torch.dtype, place: CommandFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

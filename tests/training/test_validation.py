@@ -34,7 +34,7 @@ def misleading() -> ImageData:
     return replace(data, validation=replace(data.validation, labels=(data.validation.labels + 1) % 10))
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.6])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.6])
 def test_the_most_accurate_epoch_is_kept(ema_decay: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = replace(UNSTEADY, ema_decay=ema_decay)
     kept = train(digits_model(), misleading(), settings, run_dir=tmp_path)
@@ -92,7 +92,9 @@ def test_a_training_that_is_interrupted_at_every_step_keeps_the_same_epoch(
     assert same_tensors(uninterrupted[0], again)
 
 
-@pytest.mark.parametrize("evaluated", [False, True], ids=["before it", "after it"])
+@pytest.mark.parametrize(
+    "evaluated", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before it", "after it"]
+)
 def test_a_training_that_is_killed_at_each_evaluation_keeps_the_same_epoch(
     evaluated: bool, uninterrupted: tuple[nn.Module, bytes], tmp_path: Path
 ) -> None:
@@ -159,7 +161,7 @@ def test_without_evaluations_the_last_epoch_is_kept_and_this_is_said(
     assert KeptEpoch.read(tmp_path, "train") is None
 
 
-@pytest.mark.parametrize(("epochs", "every"), [(1, "auto"), (1, 3), (2, 2), (2, 5)])
+@pytest.mark.parametrize(("epochs", "every"), [(1, "auto"), (1, 3), (2, 2), pytest.param(2, 5, marks=pytest.mark.slow)])
 def test_where_one_epoch_is_evaluated_nothing_is_said_of_a_choice(
     epochs: int, every: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
