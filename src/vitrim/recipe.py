@@ -26,7 +26,7 @@ from vitrim.errors import SettingError, UserError, cut_name, shown
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
 from vitrim.runs.damage import check_file
-from vitrim.runs.text_files import MAX_RECIPE_BYTES, read_text
+from vitrim.runs.text_files import MAX_RECIPE_BYTES, read_text, within_limits
 from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
@@ -302,14 +302,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
     text = read_text(path, MAX_RECIPE_BYTES, SettingError)
     if not text:
         raise SettingError(f"The recipe {path} is empty; expected settings, such as `seed = 0`.")
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        raise SettingError(f"The recipe {path} is not valid TOML: {problem}.") from None
-    except RecursionError:
-        raise SettingError(f"The recipe {path} cannot be read: its brackets are nested too deeply.") from None
-    except ValueError:  # Python reads at most 4,300 digits
-        raise SettingError(f"The recipe {path} cannot be read: a number has thousands of digits.") from None
+    with within_limits(f"The recipe {path} cannot be read", SettingError):
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as problem:
+            raise SettingError(f"The recipe {path} is not valid TOML: {problem}.") from None
 
 
 def _kind_of(table: dict[str, Any]) -> type[Any]:

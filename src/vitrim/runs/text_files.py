@@ -6,6 +6,8 @@ What the text means is decided by the caller. A file that cannot be read this wa
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +87,28 @@ def parse_json(text: str, source: str, error: type[UserError]) -> Any:
         UserError: of the type `error`. The text is no JSON, is nested too deeply, or has a number of thousands of
             digits.
     """
+    with within_limits(f"{source} is not valid JSON here", error):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as problem:
+            raise error(f"{source} is not valid JSON: {problem}.") from None
+
+
+@contextmanager
+def within_limits(complaint: str, error: type[UserError]) -> Iterator[None]:
+    """A context that parses text, in which the limits of Python become errors of the type `error`.
+
+    Args:
+        complaint: the beginning of the message, such as `x.json is not valid JSON here`.
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as problem:
-        raise error(f"{source} is not valid JSON: {problem}.") from None
+        yield
+    except UserError:
+        raise
     except RecursionError:
-        raise error(f"{source} is not valid JSON here: its brackets are nested too deeply.") from None
+        raise error(f"{complaint}: its brackets are nested too deeply.") from None
     except ValueError:  # Python reads at most 4,300 digits
-        raise error(f"{source} is not valid JSON here: a number has thousands of digits.") from None
+        raise error(f"{complaint}: a number has thousands of digits.") from None
 
 
 def check_name(path: str | Path, error: type[UserError]) -> None:
