@@ -16,7 +16,7 @@ from benchmarks.measurements import ARMS, CONTROL, VITRIM
 from benchmarks.results import Row
 from benchmarks.targets import Target, judge_cell
 from vitrim.errors import SettingError
-from vitrim.report import markdown_templates
+from vitrim.reports.report import markdown_templates
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "-"

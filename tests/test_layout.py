@@ -33,7 +33,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"source"},
     {"planning"},
     {"depth", "head_width"},
-    {"report", "forecast"},
+    {"reports", "forecast"},
     {"compress_run", "verifying"},
     {"pipeline"},
     {"cli"},

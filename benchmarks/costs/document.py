@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.costs.ratios import Ratio
 from benchmarks.results import hardware_line
-from vitrim.report import markdown_templates
+from vitrim.reports.report import markdown_templates
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 HEADER = ("measured quantity", "divided by", "value [quartiles]", "limit", "within limit")

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from vitrim import report as reports
 from vitrim.class_accuracy import classes_at_zero
 from vitrim.costs.device import DeviceTimes
 from vitrim.costs.latency import busy_note, measure_latencies
@@ -36,6 +35,7 @@ from vitrim.recipe import (
     to_toml,
 )
 from vitrim.recovery.recover import recover
+from vitrim.reports import report as reports
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.digests import write_text_noted
 from vitrim.runs.files import read_json

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from vitrim import report as reports
 from vitrim.copying import copied
 from vitrim.costs.counting import count_cost
 from vitrim.data.files.run_record import as_in_run
@@ -23,6 +22,7 @@ from vitrim.exporting import HALF_TOLERANCE, TOLERANCE
 from vitrim.models import origin_of
 from vitrim.models.programs import ProgramSettings, compare_logits, read_onnx, torch_export_metadata
 from vitrim.plan import PruningPlan
+from vitrim.reports import report as reports
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import Digests, State
 from vitrim.runs.files import RUN, read_json

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitrim import report as reports
 from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.data.loading import load_data
 from vitrim.errors import CheckpointMismatch
@@ -15,6 +14,7 @@ from vitrim.importance.scores import Scores
 from vitrim.models import adapter_of_library
 from vitrim.pipeline import Compressed, compress, fit
 from vitrim.recipe import Recipe, load_recipe
+from vitrim.reports import report as reports
 from vitrim.runs.digests import digest_of_data, write_text_noted
 from vitrim.runs.environment import versions
 from vitrim.runs.folder import RunFolder

@@ -10,7 +10,7 @@ from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings
 from vitrim.models import describe
-from vitrim.report import (
+from vitrim.reports.report import (
     in_markdown,
     kept_text,
     latency_columns,

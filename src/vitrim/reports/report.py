@@ -27,7 +27,7 @@ from vitrim.source import Source
 from vitrim.structure import ViTStructure
 from vitrim.training.teachers import Teacher
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 OLD_KEY_OF_PREDICTED_MS = "promised_ms"  # in reports of version 0.1.0; still written, because scripts may read it
 
 
