@@ -36,6 +36,8 @@ from vitrim.recipe import (
 )
 from vitrim.recovery.recover import recover
 from vitrim.reports import report as reports
+from vitrim.reports.details import details_of_compress
+from vitrim.reports.writing import write_pages
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.digests import write_text_noted
 from vitrim.runs.files import read_json
@@ -133,12 +135,8 @@ class CompressRun:
         if plan is None or report is None or model is None:
             return None
         self.folder.delete_checkpoints()
-        self._write_markdown(report)
+        write_pages(self.folder.path, report, {_name(report): details_of_compress(self.folder, self.source)})
         return Compressed(model=model, plan=plan, report=report)
-
-    def _write_markdown(self, report: dict[str, Any]) -> None:
-        if is_main_process():
-            write_text_noted(self.folder.path / "report.md", reports.to_markdown(report))
 
     def announce(self) -> None:
         """Log what will be done, and how long it takes."""
@@ -317,13 +315,12 @@ class CompressRun:
         self.student_from = self.folder.digests_of("model")
         self.folder.once_plan("plan.json", lambda: plan, made_from=self.folder.digests_of(WIDTH_PLAN, DEPTH_STEP))
         self.evaluate("final", student)
-        report = self.folder.once_json(
-            "report.json",
-            lambda: self._report(student, timings, predicted_ms),
-            reports.parse,
-            made_from=self.folder.digests_of("model", "plan.json", in_stages("evaluation-*.json")),
-        )
-        self._write_markdown(report)
+        made_from = self.folder.digests_of("model", "plan.json", in_stages("evaluation-*.json"))
+        make = partial(self._report, student, timings, predicted_ms)
+        report = self.folder.once_json("report.json", make, reports.parse, made_from=made_from)
+        made_from |= self.folder.digests_of(SCORES)
+        details = details_of_compress(self.folder, self.source, made_from)
+        write_pages(self.folder.path, report, {_name(report): details})
         for sentence in reports.missed_latency(report["latency"]) if report["latency"] else ():
             log(f"latency: {sentence}")
         self.folder.delete_checkpoints()
@@ -360,6 +357,11 @@ class CompressRun:
         start = found.get(f"{stage} recover", found.get(f"{stage} cut"))
         end = found.get(f"{stage} distil")
         return worse_than_before(start, end, "the distillation") if start and end else ""
+
+
+def _name(report: dict[str, Any]) -> str:
+    """The name of the smaller model in a report."""
+    return str(report["models"][-1]["name"])
 
 
 def device_times_of(source: Source, recipe: Recipe) -> DeviceTimes:

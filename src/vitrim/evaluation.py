@@ -142,7 +142,8 @@ def evaluate(
     if isinstance(data, ImageData | ImageSet):
         _check_classifier(model)
     matched = match_labels(replace(data, outputs=()), model) if isinstance(data, ImageData) else None
-    images = matched.validation if matched else data
+    images: ImageSet | Iterable[tuple[Tensor, Tensor]]
+    images = matched.validation if matched else data  # type: ignore[assignment]
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     unreadable: list[int] = []

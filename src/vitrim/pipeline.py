@@ -31,6 +31,7 @@ from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
+from vitrim.reports.training import report_training
 from vitrim.rotation import RotationStatistics
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.locks import locking
@@ -144,7 +145,7 @@ def fit(
 ) -> nn.Module:
     """Train a dense model in a run folder. After a crash, the same call continues from the last checkpoint.
 
-    The folder then holds `metrics.jsonl`, `model/` and `evaluation.json`.
+    The folder then holds `metrics.jsonl`, `model/`, `evaluation.json` and the report.
 
     Args:
         teacher: the model learns from it, or from several, as `recipe.training.distillation` says; by default it learns
@@ -193,6 +194,7 @@ def fit(
     )
     warn_of_classes("validation", evaluation, source.data)
     _say_what_went_wrong(source, folder, evaluation)
+    report_training(folder, source, recipe, result, evaluation)
     return result
 
 

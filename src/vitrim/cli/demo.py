@@ -15,12 +15,14 @@ from vitrim.models import adapter_of_library
 from vitrim.pipeline import Compressed, compress, fit
 from vitrim.recipe import Recipe, load_recipe
 from vitrim.reports import report as reports
-from vitrim.runs.digests import digest_of_data, write_text_noted
+from vitrim.reports.details import read
+from vitrim.reports.verdict import with_verdict
+from vitrim.reports.writing import write_pages
+from vitrim.runs.digests import digest_of_data
 from vitrim.runs.environment import versions
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.locks import locking
 from vitrim.runs.outputs import output_folder
-from vitrim.runs.processes import is_main_process
 from vitrim.runs.progress import log
 
 KEEPS = (0.7, 0.5)
@@ -69,8 +71,8 @@ def _run(folder: Path) -> dict[str, Any]:
     report: dict[str, Any] = run.once_json(
         "report.json", lambda: _joined(dense, results, recipe), reports.parse, made_from=made_from
     )
-    if is_main_process():
-        write_text_noted(folder / "report.md", reports.to_markdown(report))
+    names = [row["name"] for row in report["models"][1:]]
+    write_pages(folder, report, {name: read(folder / f"keep-{keep}") for name, keep in zip(names, KEEPS, strict=True)})
     return report
 
 
@@ -93,4 +95,4 @@ def _joined(dense: nn.Module, results: list[Compressed], recipe: Recipe) -> dict
         row |= columns
     stages = [stage for result in results for stage in result.report["stages"]]
     title = "vitrim demo: a small ViT on handwritten digits"
-    return {**first, "title": title, "models": rows, "stages": stages, "busy": busy}
+    return with_verdict({**first, "title": title, "models": rows, "stages": stages, "busy": busy})

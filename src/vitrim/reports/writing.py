@@ -1,0 +1,25 @@
+"""Writes the pages of a run: `report.md` and `report.html`. They are written again whenever a command is repeated."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrim.reports.page import to_html
+from vitrim.reports.report import to_markdown
+from vitrim.runs.digests import write_text_noted
+from vitrim.runs.processes import is_main_process
+
+MARKDOWN, PAGE = "report.md", "report.html"
+
+
+def write_pages(folder: Path, report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> None:
+    """Write both pages. Only the first process writes.
+
+    Args:
+        folder: of the run.
+        report: the content of `report.json`.
+        details: the content of `details.json`, by the name of the smaller model; of `train`, by that of the only model.
+    """
+    if is_main_process():
+        write_text_noted(folder / MARKDOWN, to_markdown(report))
+        write_text_noted(folder / PAGE, to_html(report, details))
