@@ -141,15 +141,13 @@ def evaluate(
     model = unwrapped(model)
     if isinstance(data, ImageData | ImageSet):
         _check_classifier(model)
-    matched = match_labels(replace(data, outputs=()), model) if isinstance(data, ImageData) else None
-    images: ImageSet | Iterable[tuple[Tensor, Tensor]]
-    images = matched.validation if matched else data  # type: ignore[assignment]
+    matched = match_labels(replace(data, outputs=()), model) if isinstance(data, ImageData) else data
+    images = matched.validation if isinstance(matched, ImageData) else matched
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     unreadable: list[int] = []
     if isinstance(images, ImageSet):
-        state = this_process()
-        part = Part(index=state.process_index, count=state.num_processes)
+        part = Part(index=this_process().process_index, count=this_process().num_processes)
         batches = eval_batches(
             images,
             preprocessing_of(model),
@@ -174,7 +172,7 @@ def evaluate(
     if not results:
         raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
     found = _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
-    if matched and matched.outputs:
+    if isinstance(matched, ImageData) and matched.outputs:
         found = replace(found, predicted=_classes_of(found.predicted, matched.outputs))
     return replace(found, not_counted=tuple(sorted(unreadable)))
 

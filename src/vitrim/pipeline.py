@@ -186,16 +186,19 @@ def fit(
         made_from=folder.digests_of("model"),
     )
     folder.delete_checkpoints()
-    kept = KeptEpoch.read(folder.path, "train")
-    chosen = f" of epoch {kept.best.epoch}, which was chosen on these {kept.num_images} images" if kept else ""
-    log(
-        f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]{chosen}; model in "
-        f"{folder.path / 'model'}"
-    )
+    _say_result(folder, evaluation)
     warn_of_classes("validation", evaluation, source.data)
     _say_what_went_wrong(source, folder, evaluation)
     report_training(folder, source, recipe, result, evaluation)
     return result
+
+
+def _say_result(folder: RunFolder, found: Evaluation) -> None:
+    """Log the accuracy of a trained model, and where the model is."""
+    kept = KeptEpoch.read(folder.path, "train")
+    chosen = f" of epoch {kept.best.epoch}, which was chosen on these {kept.num_images} images" if kept else ""
+    interval = f"[{found.low:.2f}, {found.high:.2f}]"
+    log(f"top-1 {found.top1:.2f} % {interval}{chosen}; model in {folder.path / 'model'}")
 
 
 def _say_what_went_wrong(source: Source, folder: RunFolder, after: Evaluation) -> None:

@@ -10,7 +10,7 @@ from vitrim.training.metrics import epochs_of
 SEARCH = "depth-search"  # prefix of the stages of trainings that only the search for the number of blocks makes
 MAX_ROWS = 400  # of one training; longer ones are thinned out
 COLUMNS = ("loss", "validation_loss", "top1")
-STEPS = {  # in the order of a run: what a reader calls a step, and the beginnings of the names of its results
+STEPS = {  # in the order of a run: the name of a step, and the beginnings of the names of its results
     "evaluate": ("evaluation-",),
     "measure the device": ("device",),
     "score heads and neurons": ("scores",),

@@ -110,10 +110,8 @@ def _accuracy(row: Row, num_images: str) -> str:
     change, low, high = (row.get(f"difference{end}") for end in ("", "_low", "_high"))
     if change is None:
         return ""
-    if change == 0 and low == high == 0:
-        return "accuracy unchanged" + (f" on {num_images}" if num_images else "")
-    text = f"accuracy {change:+.1f} points"
-    if low is None or high is None:
+    text = f"accuracy {change:+.{1 if abs(change) >= 0.1 else 2}f} points" if change else "accuracy unchanged"
+    if low is None or high is None or low == high == 0:
         return text + (f" on {num_images}" if num_images else "")
     if low <= 0 <= high:
         return text + (f", within the noise of {num_images}" if num_images else " (noise)")
