@@ -172,9 +172,8 @@ def evaluate(
     if not results:
         raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
     found = _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
-    if isinstance(matched, ImageData) and matched.outputs:
-        found = replace(found, predicted=_classes_of(found.predicted, matched.outputs))
-    return replace(found, not_counted=tuple(sorted(unreadable)))
+    predicted = _classes_of(found.predicted, matched.outputs if isinstance(matched, ImageData) else ())
+    return replace(found, predicted=predicted, not_counted=tuple(sorted(unreadable)))
 
 
 def _classes_of(outputs: np.ndarray | None, output_of_class: Sequence[int]) -> np.ndarray | None:
@@ -182,10 +181,10 @@ def _classes_of(outputs: np.ndarray | None, output_of_class: Sequence[int]) -> n
 
     Args:
         outputs: `(n,)` int64.
-        output_of_class: the output of each class of the data set.
+        output_of_class: the output of each class of the data set; empty if they have the same numbers.
     """
-    if outputs is None:
-        return None
+    if outputs is None or not output_of_class:
+        return outputs
     class_of = np.full(max(*output_of_class, *outputs.tolist()) + 1, -1, dtype=np.int64)
     class_of[list(output_of_class)] = np.arange(len(output_of_class))
     return class_of[outputs]
