@@ -105,14 +105,14 @@ def confusion_rows(images: Judged) -> list[dict[str, Any]]:
     """The entry `confusions` of `details.json`: for pairs of a label and a wrong class, how often each model errs so.
 
     Returns:
-        Pairs whose counts differ, those with the largest difference first; without a smaller model, all pairs, the most
-        frequent first. At most 40. Empty if the predictions were not noted.
+        Pairs whose counts differ, those with the largest difference first, at most 40. Empty if there is no smaller
+        model, or if the predictions were not noted.
     """
-    models = [images.dense] if images.small is None else [images.dense, images.small]
-    counts = [_confusions(images.labels, model) for model in models]
-    if any(one is None for one in counts):
+    if images.small is None:
         return []
-    before, after = counts[0] or {}, (counts[1] or {}) if len(counts) > 1 else {}
+    before, after = (_confusions(images.labels, model) for model in (images.dense, images.small))
+    if before is None or after is None:
+        return []
     pairs = [(after.get(pair, 0) - before.get(pair, 0), pair) for pair in before.keys() | after.keys()]
     chosen = sorted((-abs(change), pair) for change, pair in pairs if change)[:MAX_CONFUSIONS]
     return [
@@ -120,7 +120,7 @@ def confusion_rows(images: Judged) -> list[dict[str, Any]]:
             "label": images.name(label),
             "predicted": images.name(predicted),
             "dense": before.get((label, predicted), 0),
-            **({"small": after.get((label, predicted), 0)} if images.small else {}),
+            "small": after.get((label, predicted), 0),
         }
         for _, (label, predicted) in chosen
     ]

@@ -11,9 +11,10 @@ from vitrim.recipe import TrainRecipe, to_table
 from vitrim.reports import report as reports
 from vitrim.reports.details import details_of_training
 from vitrim.reports.verdict import with_verdict
-from vitrim.reports.writing import write_pages
+from vitrim.reports.writing import PAGE, write_pages
 from vitrim.runs.environment import command_line, environment
 from vitrim.runs.folder import RunFolder
+from vitrim.runs.progress import log
 from vitrim.source import Source
 from vitrim.training.metrics import notes_on_events
 from vitrim.training.validation import KeptEpoch
@@ -43,6 +44,7 @@ def report_training(
         made_from=folder.digests_of("model", "evaluation.json"),
     )
     write_pages(folder.path, report, {NAME: details_of_training(folder, source.data, evaluation)})
+    log(f"report: {folder.path / PAGE}")
     return report
 
 
