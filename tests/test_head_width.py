@@ -86,7 +86,7 @@ def planner_for(model: nn.Module, recipe: Any, num_images: int = 60) -> Planner:
 
 def divergences_of(model: nn.Module, recipe: Any, num_images: int = 60) -> dict[int, float]:
     planner, statistics = planner_for(model, recipe, num_images), RotationStatistics()
-    scores = planner.score_dense(statistics)
+    scores = planner.score_start(statistics)
     planner = replace(planner, rotation=planner.measure_rotation(statistics))
     return compare_head_widths(planner, scores)
 
@@ -101,7 +101,7 @@ def test_auto_takes_the_smallest_divergence_and_of_equal_ones_the_larger_width()
 
 def test_statistics_come_from_the_scoring_or_from_passes_of_their_own() -> None:
     planner, statistics = planner_for(digits_model(), short_recipe(heads=HeadSettings())), RotationStatistics()
-    scores = planner.score_dense(statistics)
+    scores = planner.score_start(statistics)
     gathered, measured = planner.measure_rotation(statistics), planner.measure_rotation(RotationStatistics())
     assert gathered.maps.keys() == measured.maps.keys()
     for name, maps in gathered.maps.items():

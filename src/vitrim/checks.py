@@ -44,7 +44,7 @@ def checked(value: Any, hint: Any, name: str) -> Any:
     """Return a value if its type is right.
 
     A whole number is converted where a number is expected. A bool is no number, and 3.0 is no whole number. Numbers of
-    numpy become Python's.
+    numpy become Python's. A list becomes a tuple where a tuple of numbers is expected.
 
     Args:
         value: of any type.
@@ -62,6 +62,10 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         elif option is int:
             if isinstance(value, numbers.Integral) and not isinstance(value, bool):
                 return int(value)
+        elif get_origin(option) is tuple:
+            if isinstance(value, list | tuple):
+                kind = get_args(option)[0]
+                return tuple(checked(item, kind, f"{name}[{index}]") for index, item in enumerate(value))
         elif option is float:
             if (number := _finite(value)) is not None:
                 return number
@@ -139,5 +143,7 @@ def _in_words(option: Any) -> str:
     if get_origin(option) is Literal:
         values = [repr(value) for value in get_args(option)]
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
+    if get_origin(option) is tuple:
+        return "a list of numbers, such as [0.7, 0.5]"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", NoneType: "nothing"}
     return names.get(option, getattr(option, "__name__", str(option)))

@@ -22,9 +22,9 @@ from vitrim.evaluation import Evaluation, evaluate, worse_than_before
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.scores import Scores
+from vitrim.measured_once import Shared, device_times_of
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
-from vitrim.precision import computes_in_bf16
 from vitrim.recipe import (
     CHANGED_DEFAULTS,
     SETTINGS_OF_0_1,
@@ -64,11 +64,13 @@ class Compressed:
         model: the smaller model, on the device of this process, in eval mode.
         plan: the heads, neurons and blocks that were kept; its indices refer to the dense model.
         report: the content of `report.json`.
+        sizes: all results, the largest model first, if the recipe asks for several sizes. `model` is then the smallest.
     """
 
     model: nn.Module
     plan: PruningPlan
     report: dict[str, Any]
+    sizes: "tuple[Compressed, ...]" = ()
 
 
 def open_folder(
@@ -113,9 +115,17 @@ def _scores_before(folder: Path, scores: Scores | None) -> str | None:
 class CompressRun:
     """One run of `compress`: each method makes the result of one stage, or reads it from the run folder."""
 
-    def __init__(self, run_dir: str | Path, source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        source: Source,
+        recipe: Recipe,
+        scores: Scores | None = None,
+        shared: Shared | None = None,
+    ) -> None:
         self.folder = open_folder(run_dir, source, "compress", recipe, scores)
-        self.source, self.recipe = source, recipe
+        self.source, self.recipe, self.shared = source, recipe, shared
+        self.of_dense = shared if shared and not source.larger else None  # what was measured on the model that is cut
         self.data = source.data
         self.stages: list[dict[str, Any]] = []  # rows of the report
         self.evaluations: list[Evaluation] = []
@@ -153,7 +163,7 @@ class CompressRun:
     def num_blocks(self, planner: Planner, scores: Scores) -> int:
         """The number of blocks to remove."""
         found = choose_num_blocks(self.folder, planner, scores)
-        if self.recipe.depth.blocks == "auto" and max_removed_blocks(self.source.structure, self.recipe):
+        if self.recipe.depth.blocks == "auto" and max_removed_blocks(self.source.start.structure, self.recipe):
             self.finish_step()
             if self.pace:
                 why = f"{counted(found, 'block') if found else 'no block'} will be removed"
@@ -164,7 +174,7 @@ class CompressRun:
         """What the budget needs to know about the device: latency table and fast multiple."""
         found: DeviceTimes = self.folder.once_json(
             in_stages("device.json"),
-            lambda: device_times_of(self.source, self.recipe).to_dict(),
+            lambda: (self.shared.timings if self.shared else device_times_of(self.source, self.recipe)).to_dict(),
             DeviceTimes.from_dict,
         )
         if self.recipe.budget.latency_ms:
@@ -172,14 +182,16 @@ class CompressRun:
         return found
 
     def scores(self, make: Callable[[], Scores]) -> Scores:
-        """The scores of the dense model."""
-        return self.folder.once(SCORES, make, Scores.save, Scores.load)
+        """The scores of the model that is cut."""
+        made = self.of_dense.scores if self.of_dense else None
+        return self.folder.once(SCORES, lambda: made or make(), Scores.save, Scores.load)
 
     def with_head_width(self, planner: Planner, scores: Scores, statistics: RotationStatistics) -> Planner:
-        """The planner with the rotation of the dense model's heads and their width; unchanged if they keep it."""
-        if not narrows_heads(self.source.structure, self.recipe):
+        """The planner with the rotation of the heads and their width; unchanged if they keep it."""
+        if not narrows_heads(self.source.start.structure, self.recipe):
             return planner
-        make = partial(planner.measure_rotation, statistics)
+        made = self.of_dense.rotation if self.of_dense else None
+        make = lambda: made or planner.measure_rotation(statistics)  # noqa: E731
         planner = replace(planner, rotation=self.folder.once(ROTATION, make, Rotation.save, Rotation.load))
 
         def divergences() -> dict[int, float]:
@@ -223,7 +235,7 @@ class CompressRun:
         """Evaluate the model after a stage, and note it for the report."""
         evaluation: Evaluation = self.folder.once_json(
             in_stages(f"evaluation-{stage.replace(' ', '-')}.json"),
-            lambda: evaluate(model, self.data).to_dict(),
+            lambda: (self.shared.dense if self.shared and stage == "dense" else evaluate(model, self.data)).to_dict(),
             Evaluation.from_dict,
             on_all_processes=True,
             made_from=self.student_from,
@@ -240,7 +252,7 @@ class CompressRun:
 
         Args:
             stage: `width` or `depth`.
-            model: the dense model with rotated heads, or the student of the width stage.
+            model: the model that is cut, with rotated heads, or the student of the width stage.
             plan: its indices refer to `model`.
             planner: has the calibration images.
         """
@@ -362,12 +374,6 @@ class CompressRun:
 def _name(report: dict[str, Any]) -> str:
     """The name of the smaller model in a report."""
     return str(report["models"][-1]["name"])
-
-
-def device_times_of(source: Source, recipe: Recipe) -> DeviceTimes:
-    """Measure what the budget of a recipe needs to know about the device."""
-    in_bf16 = computes_in_bf16(source.device, recipe.width_training.precision)
-    return DeviceTimes.measure(source.model, recipe.budget, recipe.latency, in_bf16=in_bf16)
 
 
 def warn_of_classes(name: str, evaluation: Evaluation, data: ImageData) -> None:

@@ -45,16 +45,16 @@ def choose_num_blocks(folder: RunFolder, planner: Planner, scores: Scores) -> in
 
     Args:
         folder: of the run; results of finished candidates are read from it.
-        scores: of the dense model.
+        scores: of the model that is cut.
 
     Raises:
         BudgetError: no candidate meets the budget.
     """
     if isinstance(planner.recipe.depth.blocks, int):
         return planner.recipe.depth.blocks
-    most = max_removed_blocks(planner.source.structure, planner.recipe)
-    dense = planner.source.model
-    rank = partial(rank_blocks_for_removal, dense, planner.calibration, most)
+    start = planner.source.start
+    most = max_removed_blocks(start.structure, planner.recipe)
+    rank = partial(rank_blocks_for_removal, start.model, planner.calibration, most)
     order: list[int] = folder.once_json(in_stages("depth-order.json"), rank, lambda found: [int(one) for one in found])
     divergences: dict[int, float] = {}
     for count in range(most + 1):
@@ -99,7 +99,7 @@ def _divergence_without(folder: RunFolder, planner: Planner, scores: Scores, rem
         model=student,
         data=replace(planner.source.data, train=few),
         settings=settings,
-        loss=loss_between(student, dense, plan, settings.distillation),
+        loss=loss_between(student, dense, planner.source.start.plan.then(plan), settings.distillation),
         teacher=dense,
         run_dir=folder.path,
         stage=stage,
@@ -116,7 +116,7 @@ def plan_width(folder: RunFolder, planner: Planner, scores: Scores, num_blocks: 
 
     Args:
         folder: of the run.
-        scores: of the dense model.
+        scores: of the model that is cut.
         num_blocks: how many blocks will be removed afterwards.
 
     Raises:

@@ -104,12 +104,18 @@ class Difference:
         p_value: two-sided exact test of McNemar, 1947, https://doi.org/10.1007/BF02295996. Of the images on which only
             one model is right, `m` in all, the second model is right on `k`. The p-value is that of `k` under a
             binomial distribution with `m` trials of probability 1/2.
+        gained: number of images that only the second model classifies rightly.
+        lost: number of images that only the first model classifies rightly.
+        num_images: number of images that both models classified.
     """
 
     points: float
     low: float
     high: float
     p_value: float
+    gained: int = 0
+    lost: int = 0
+    num_images: int = 0
 
 
 @within_memory("evaluate the model", "Lower batch_size of the evaluation (--eval-batch), or use a smaller model.")
@@ -216,7 +222,7 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
     pairs = after - before  # (n,) 1 only second right, -1 only first
     points = 100 * float(pairs.mean())
     if not pairs.any():
-        return Difference(points=0.0, low=0.0, high=0.0, p_value=1.0)
+        return Difference(points=0.0, low=0.0, high=0.0, p_value=1.0, num_images=len(pairs))
     interval = stats.bootstrap(
         (pairs,), np.mean, confidence_level=CONFIDENCE, n_resamples=2000, batch=100, method="percentile", rng=0
     ).confidence_interval
@@ -226,6 +232,9 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
         low=100 * float(interval.low),
         high=100 * float(interval.high),
         p_value=float(stats.binomtest(gained, disagreed).pvalue),
+        gained=gained,
+        lost=disagreed - gained,
+        num_images=len(pairs),
     )
 
 

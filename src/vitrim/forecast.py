@@ -211,7 +211,7 @@ def _first_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
         text = "measure the latency of heads, neurons and blocks"
         steps.append(Step(text=text, seconds=_table_seconds(recipe, pace), result=in_stages("device.json")))
     text, seconds = f"score heads and neurons on {_images(cut.num_images)}", cut.scoring
-    widths, result = len(head_widths(source.structure, recipe)), "scores.safetensors"
+    widths, result = len(head_widths(source.start.structure, recipe)), "scores.safetensors"
     if widths > 1:
         text += f", compare up to {widths} head widths"
         seconds += (widths - 1) * (cut.one + cut.comparison)
@@ -228,7 +228,7 @@ def last_steps(source: Source, recipe: Recipe, pace: Pace, num_blocks: int | Non
     """
     cut, settings = _CutSeconds.of(source, recipe, pace), recipe.width_training
     width, depth = settings.epochs, recipe.depth_training.epochs
-    most = max_removed_blocks(source.structure, recipe) if num_blocks is None else num_blocks
+    most = max_removed_blocks(source.start.structure, recipe) if num_blocks is None else num_blocks
     by_search = recipe.depth.blocks == "auto" and num_blocks == 0  # the search has made this plan
     depth_plan = cut.scoring + _ranking_seconds(source, recipe, pace, most)
     if num_blocks:

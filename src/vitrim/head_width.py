@@ -24,11 +24,11 @@ def compare_head_widths(planner: Planner, scores: Scores) -> dict[int, float]:
 
     Args:
         planner: with a rotation.
-        scores: of the dense model.
+        scores: of the model that is cut.
     """
     calibration, held_out = _images(planner)
     found: dict[int, float] = {}
-    for width in head_widths(planner.source.structure, planner.recipe):
+    for width in head_widths(planner.source.start.structure, planner.recipe):
         candidate = replace(planner, head_width=width)
         try:
             candidate.check(())
@@ -49,7 +49,7 @@ def choose_head_width(planner: Planner, divergences: Callable[[], dict[int, floa
         planner: of a recipe that narrows heads.
         divergences: returns the divergences by head width, see `compare_head_widths`. It is called for `auto` only.
     """
-    widths = head_widths(planner.source.structure, planner.recipe)
+    widths = head_widths(planner.source.start.structure, planner.recipe)
     if len(widths) == 1:
         return widths[0]
     found = divergences()

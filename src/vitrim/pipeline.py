@@ -16,7 +16,6 @@ from vitrim.compress_run import (
     Compressed,
     CompressRun,
     about_teachers,
-    device_times_of,
     load_on_own_device,
     open_folder,
     save_with,
@@ -29,6 +28,7 @@ from vitrim.forecast import Forecast, measure_pace, plan_steps, train_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
+from vitrim.measured_once import Shared, device_times_of
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.reports.training import report_training
@@ -37,6 +37,8 @@ from vitrim.runs.folder import RunFolder
 from vitrim.runs.locks import locking
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
+from vitrim.sizes.max_drop import check_images, find_smallest
+from vitrim.sizes.several import compress_to_sizes
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
 from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
@@ -76,7 +78,35 @@ def compress(
     data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
     source = Source.of(model, data, teacher)
     check(source, recipe, scores)
-    run = CompressRun(run_dir, source, recipe, scores)
+    if recipe.search.max_drop:
+        check_images(recipe.search.max_drop, len(source.data.validation))
+        folder = open_folder(run_dir, source, "compress", recipe, scores)
+        return find_smallest(folder, source, recipe, compress_once, scores=scores)
+    if recipe.sizes.are_several:
+        folder = open_folder(run_dir, source, "compress", recipe, scores)
+        return compress_to_sizes(folder, source, recipe, compress_once, scores=scores)
+    return compress_once(source, recipe, run_dir, scores=scores)
+
+
+@locking("run_dir")
+def compress_once(
+    source: Source,
+    recipe: Recipe,
+    run_dir: str | Path,
+    *,
+    scores: Scores | None = None,
+    shared: Shared | None = None,
+) -> Compressed:
+    """Compress to one budget: the whole method.
+
+    Args:
+        source: the dense model, the model that is cut, and the data.
+        recipe: all settings, without several sizes and without a search.
+        run_dir: folder of the run.
+        scores: of the model that is cut; measured by default.
+        shared: what was measured for several sizes; measured here by default.
+    """
+    run = CompressRun(run_dir, source, recipe, scores, shared)
     if result := run.finished():
         return result
     run.announce()
@@ -85,7 +115,7 @@ def compress(
     planner = Planner(source=source, recipe=recipe, timings=run.device_times())
     planner.check()
     statistics = RotationStatistics()
-    scores = run.scores(lambda: scores or planner.score_dense(statistics))
+    scores = run.scores(lambda: scores or planner.score_start(statistics))
     planner = run.with_head_width(planner, scores, statistics)
     run.finish_step()
     num_blocks = run.num_blocks(planner, scores)
@@ -93,17 +123,18 @@ def compress(
     proposal = run.width_plan(planner, scores, num_blocks)
     plan = proposal.plan
     student = run.cut_and_recover("width", planner.base, plan, planner)
-    student = run.distil("width", student, plan, with_depth_epochs=num_blocks == 0)
+    whole = source.start.plan.then(plan)
+    student = run.distil("width", student, whole, with_depth_epochs=num_blocks == 0)
     run.finish_step()
 
     if num_blocks:
         proposal = run.depth_step(planner, student, plan, num_blocks)
         cut_student = run.cut_and_recover("depth", student, proposal.plan, planner)
-        plan = plan.then(proposal.plan)
-        student = run.distil("depth", cut_student, plan)
+        whole = whole.then(proposal.plan)
+        student = run.distil("depth", cut_student, whole)
         run.finish_step()
 
-    return run.finish(student, plan, planner.timings, proposal.predicted_ms)
+    return run.finish(student, whole, planner.timings, proposal.predicted_ms)
 
 
 def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
@@ -126,7 +157,7 @@ def plan_only(model: nn.Module, data: ImageData, recipe: Recipe) -> Proposal:
     planner.check(() if blocks == "auto" else None)
     removed = rank_blocks_for_removal(model, planner.calibration, blocks) if isinstance(blocks, int) else []
     statistics = RotationStatistics()
-    scores = planner.score_dense(statistics)
+    scores = planner.score_start(statistics)
     if narrows_heads(source.structure, recipe):
         planner = replace(planner, rotation=planner.measure_rotation(statistics))
         planner = replace(planner, head_width=choose_head_width(planner, lambda: compare_head_widths(planner, scores)))

@@ -81,13 +81,13 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Planner:
-    """Makes plans for one dense model within the budget of a recipe.
+    """Makes plans within the budget of a recipe. The indices of its plans refer to the model that is cut.
 
     Attributes:
-        source: the dense model and the images.
+        source: the dense model, the model that is cut (`source.start`), and the images.
         recipe: all settings.
         timings: what was timed for the budget.
-        rotation: of the dense model's heads; None if heads keep their width.
+        rotation: of the heads of the model that is cut; None if heads keep their width.
         head_width: width of the heads in every attention that can be narrowed; 0 if heads keep their width.
     """
 
@@ -99,8 +99,9 @@ class Planner:
 
     @cached_property
     def base(self) -> nn.Module:
-        """The model that plans are applied to: the dense model, with rotated heads if heads are narrowed."""
-        return rotate(self.source.model, self.rotation) if self.rotation else self.source.model
+        """The model that plans are applied to: the model that is cut, with rotated heads if heads are narrowed."""
+        start = self.source.start.model
+        return rotate(start, self.rotation) if self.rotation else start
 
     @cached_property
     def budget(self) -> Budget:
@@ -109,8 +110,14 @@ class Planner:
 
     @cached_property
     def times(self) -> PartCosts | None:
-        """Milliseconds of the parts of the dense model; None without a budget in milliseconds."""
-        return self.timings.times(self.source.structure)
+        """Milliseconds of the parts of the model that is cut; None without a budget in milliseconds."""
+        times = self.timings.times(self.source.structure)
+        return times.after(self.source.start.plan) if times and self.source.larger else times
+
+    @cached_property
+    def start_fractions(self) -> tuple[float, float]:
+        """The fractions of the dense model's parameters and multiply-adds that the model that is cut has."""
+        return count_cost(self.source.start.structure).fraction_of(self.source.cost)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -122,21 +129,22 @@ class Planner:
         found = score(model, self.calibration, self.recipe.importance.criterion, seed=self.recipe.seed)
         return replace(found, weights=fingerprint(model))
 
-    def score_dense(self, statistics: RotationStatistics) -> Scores:
-        """Score the dense model, and gather the statistics of a rotation in the same passes where one is needed."""
-        if not narrows_heads(self.source.structure, self.recipe):
-            return self.score(self.source.model)
-        with statistics.watching(self.source.model):
-            return self.score(self.source.model)
+    def score_start(self, statistics: RotationStatistics) -> Scores:
+        """Score the model that is cut, and gather the statistics of a rotation in the same passes if one is needed."""
+        start = self.source.start
+        if not narrows_heads(start.structure, self.recipe):
+            return self.score(start.model)
+        with statistics.watching(start.model):
+            return self.score(start.model)
 
     def measure_rotation(self, statistics: RotationStatistics) -> Rotation:
-        """The rotation of the dense model's heads, from these statistics, or from passes of its own if they are empty.
+        """The rotation of the heads, from these statistics, or from passes of its own if they are empty.
 
         They are empty if the scores come from an earlier run.
         """
         if statistics.is_empty:
-            return measure_rotation(self.source.model, self.calibration)
-        return statistics.rotation(self.source.model)
+            return measure_rotation(self.source.start.model, self.calibration)
+        return statistics.rotation(self.source.start.model)
 
     def check(self, remove_blocks: Sequence[int] | None = None) -> None:
         """Raise `BudgetError` if no plan without these blocks meets the budget, latency included.
@@ -144,23 +152,23 @@ class Planner:
         Args:
             remove_blocks: by default as many blocks as the recipe may remove.
         """
-        blocks = last_blocks(self.source.structure, self.recipe) if remove_blocks is None else remove_blocks
-        width = self.head_width or min_head_width(self.source.structure, self.recipe)
-        structure, times = self.source.structure, self.times
+        structure, times = self.source.start.structure, self.times
+        blocks = last_blocks(structure, self.recipe) if remove_blocks is None else remove_blocks
+        width = self.head_width or min_head_width(structure, self.recipe)
         if width:
             plan = PruningPlan.full(structure).with_head_widths(structure, width)
             structure, times = structure.narrowed(width), times.after(plan) if times else None
         check_reachable(structure, self.budget, whole=self.source.cost, remove_blocks=blocks, times=times)
 
     def cut(self, plan: PruningPlan, batches: Calibration) -> nn.Module:
-        """The model that `plan` leaves of the dense model, recovered on `batches` if the recipe says so."""
+        """The model that `plan` leaves of the model that is cut, recovered on `batches` if the recipe says so."""
         student = prune(self.base, plan)
         if not self.recipe.recovery.enabled:
             return student
-        return recover(student, self.source.model, plan, batches, ridge=self.recipe.recovery.ridge)
+        return recover(student, self.source.start.model, plan, batches, ridge=self.recipe.recovery.ridge)
 
     def plan_width(self, scores: Scores, num_blocks: int) -> Proposal:
-        """Plan the width stage: narrow the dense model so that `num_blocks` blocks can be removed afterwards."""
+        """Plan the width stage: narrow the model so that `num_blocks` blocks can be removed afterwards."""
 
         def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
             return width_plan(
@@ -176,10 +184,10 @@ class Planner:
         return self._iterative(scores, choose)
 
     def plan_in_one_step(self, scores: Scores) -> PruningPlan:
-        """Plan to narrow the dense model to the budget at once, with predicted latency only. All blocks are kept.
+        """Plan to narrow the model to the budget at once, with predicted latency only. All blocks are kept.
 
         Args:
-            scores: of the dense model.
+            scores: of the model that is cut.
         """
         plan, student = self._before_first_step()
         structure, times = describe(student), self.times.after(plan) if self.times else None
@@ -190,8 +198,8 @@ class Planner:
         """Plan to remove these blocks and to narrow the others to the budget, without a distillation in between."""
 
         def choose(structure: ViTStructure, found: Scores, budget: Budget, times: PartCosts | None) -> PruningPlan:
-            is_dense = len(structure.blocks) == len(self.source.structure.blocks)
-            blocks = remove_blocks if is_dense else ()  # they are removed in the first step
+            is_first = len(structure.blocks) == len(self.source.start.structure.blocks)
+            blocks = remove_blocks if is_first else ()
             return allocate(structure, found, budget, whole=self.source.cost, remove_blocks=blocks, times=times)
 
         return self._iterative(scores, choose)
@@ -215,11 +223,12 @@ class Planner:
         return self._corrected_by_measurement(before, choose)
 
     def _before_first_step(self) -> tuple[PruningPlan, nn.Module]:
-        """The plan that only narrows the heads of the dense model, and the model that it leaves."""
-        full = PruningPlan.full(self.source.structure)
+        """The plan that only narrows the heads, and the model that it leaves."""
+        structure = self.source.start.structure
+        full = PruningPlan.full(structure)
         if not self.head_width:
             return full, self.base
-        plan = full.with_head_widths(self.source.structure, self.head_width)
+        plan = full.with_head_widths(structure, self.head_width)
         return plan, prune(self.base, plan)
 
     def _iterative(self, scores: Scores, choose: ChoosePlan) -> Proposal:
@@ -229,17 +238,18 @@ class Planner:
         the first step. The scores stay valid then: they say how the loss changes without a unit, whatever its width.
 
         Args:
-            scores: of the dense model.
+            scores: of the model that is cut.
             choose: makes the plan of one step. Its indices refer to the model that the steps before have left.
         """
         steps = self.recipe.importance.steps
         plan, student = self._before_first_step()
+        start_ms = self.times.total(PruningPlan.full(self.source.start.structure)) if self.times else 0.0
         for step in range(1, steps):
-            budget = self.budget.on_the_way(step / steps, self.timings.dense_ms)
+            budget = self.budget.on_the_way(step / steps, start_ms, self.start_fractions)
             times = self.times.after(plan) if self.times else None
             plan = plan.then(self._jointly(student, choose(describe(student), scores, budget, times)))
             log(f"choosing heads and neurons: step {step} of {steps}")
-            if plan.keeps_all(self.source.structure):
+            if plan.keeps_all(self.source.start.structure):
                 continue
             student = self.cut(plan, self.calibration)
             scores = self.score(student)
@@ -299,8 +309,8 @@ class Planner:
     def _measured_ms(self, plan: PruningPlan) -> float:
         """Milliseconds of the model that `plan` leaves, at the speed at which the dense model was timed."""
         settings = settings_for_comparison(self.recipe.latency, self.timings.dense_ms)
-        dense = self.source.model
-        return self.timings.dense_ms * measure_latencies([dense, prune(dense, plan)], settings)[1].ratio
+        models = [self.source.model, prune(self.source.start.model, plan)]
+        return self.timings.dense_ms * measure_latencies(models, settings)[1].ratio
 
 
 class _Attempt(NamedTuple):

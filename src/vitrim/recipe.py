@@ -22,6 +22,7 @@ import tomli_w
 from vitrim.checks import MAX_EPOCHS, MAX_SEED, check_types, checked, number_in, whole_in
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
+from vitrim.costs.sizes import SearchSettings, SizeSettings
 from vitrim.errors import SettingError, UserError, cut_name, shown
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.recovery.recover import RecoverySettings
@@ -31,9 +32,18 @@ from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
 SHIPPED = Path(__file__).parent / "recipes"
-SETTINGS_OF_0_1 = {  # what version 0.1.0 did, which had no such settings
+SETTINGS_OF_0_1 = {  # what versions did that had no such settings
     "heads": {"width": "full", "multiple_of": "auto"},
     "importance": {"joint": False},
+    "sizes": {"keeps": [], "latencies_ms": [], "later_epochs": 0.5},
+    "search": {
+        "max_drop": 0.0,
+        "objective": "keep",
+        "smallest": 0.25,
+        "largest": 0.95,
+        "step": 0.05,
+        "short_epochs": 0.2,
+    },
 }
 
 CHANGED_DEFAULTS = {  # default of version 0.1.0, and today's; a run of one is continued with the other
@@ -125,9 +135,11 @@ class Recipe:
             `depth_training`.
         depth_training: distillation after the depth cut.
         latency: how latency is measured.
+        sizes: several models from one run, instead of one to `budget`.
+        search: the smallest model within a drop of accuracy, instead of one to `budget`.
 
     Raises:
-        SettingError: the seed is out of range.
+        SettingError: a value is out of range, or several sizes and a search are asked for.
     """
 
     seed: int = 0
@@ -139,9 +151,15 @@ class Recipe:
     width_training: TrainingSettings = field(default_factory=TrainingSettings)
     depth_training: TrainingSettings = field(default_factory=TrainingSettings)
     latency: LatencySettings = field(default_factory=LatencySettings)
+    sizes: SizeSettings = field(default_factory=SizeSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
         _check_recipe(self)
+        if self.sizes.are_several and self.search.max_drop:
+            raise SettingError(
+                "sizes and search.max_drop are both given. Give the sizes, or the drop for which a size is searched."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

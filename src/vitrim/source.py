@@ -16,6 +16,7 @@ from torch import nn
 from vitrim.costs.budget import check_reachable
 from vitrim.costs.counting import Cost, count_cost
 from vitrim.costs.latency import check_runtime
+from vitrim.costs.sizes import SizeSettings, with_keep
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, device_of, match_labels, preprocessing_of
 from vitrim.errors import DataError, SettingError, counted
@@ -25,6 +26,7 @@ from vitrim.losses import needs_teacher_logits
 from vitrim.models import STATED_ATTRIBUTE, describe, origin_of
 from vitrim.models.changes import Changes
 from vitrim.models.wrappers import unwrapped
+from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe, to_table
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import fingerprint as weights_fingerprint
@@ -38,18 +40,35 @@ NO_ARGUMENTS = {"transformers_version", "checkpoint_path", "pretrained", "cache_
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """The model that is cut: the dense model, or a larger model of the same run.
+
+    Attributes:
+        model: on the device of the dense model.
+        structure: of this model.
+        plan: what it keeps of the dense model.
+    """
+
+    model: nn.Module
+    structure: ViTStructure
+    plan: PruningPlan
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """A dense model on its device, and the data with the labels as the model counts them.
 
     Attributes:
         images: the data; None if no images have been read yet.
         teachers: models from elsewhere, whose outputs are learned instead of those of the dense model.
+        larger: the model that is cut, if it is not the dense model.
     """
 
     model: nn.Module
     structure: ViTStructure
     images: ImageData | None = None
     teachers: tuple[Teacher, ...] = ()
+    larger: Start | None = None
 
     @classmethod
     def of(
@@ -85,6 +104,20 @@ class Source:
         if teacher is None:
             return source
         return replace(source, teachers=checked_teachers(teacher, model, source.data))
+
+    @cached_property
+    def start(self) -> Start:
+        """The model that is cut."""
+        return self.larger or Start(model=self.model, structure=self.structure, plan=PruningPlan.full(self.structure))
+
+    def starting_from(self, student: nn.Module, plan: PruningPlan) -> "Source":
+        """The same source, with a smaller model of the dense one as the model that is cut.
+
+        Args:
+            student: on the device of the dense model.
+            plan: what it keeps of the dense model.
+        """
+        return replace(self, larger=Start(model=student, structure=describe(student), plan=plan))
 
     @property
     def data(self) -> ImageData:
@@ -147,6 +180,7 @@ class Source:
                 "fingerprint": self.data.fingerprint(),
             },
             **teachers,
+            **({"starts from": weights_fingerprint(self.larger.model)} if self.larger else {}),
             **({"preprocessing": stated} if stated else {}),
             "recipe": to_table(recipe),
         }
@@ -172,16 +206,23 @@ def check(source: Source, recipe: Recipe, scores: Scores | None = None) -> None:
         CheckpointMismatch: the scores are damaged, or of a model of other sizes.
         SaveMismatch, UnsupportedModel: the stages of the run could not be saved; see `find_changes`.
     """
+    if recipe.sizes.are_several:
+        for budget in recipe.sizes.budgets(recipe.budget):
+            check(source, replace(recipe, budget=budget, sizes=SizeSettings()), scores)
+        return
+    if recipe.search.max_drop:  # whether smaller sizes are possible is found in the search
+        recipe = replace(recipe, budget=with_keep(recipe.budget, recipe.search.largest))
     check_runtime(recipe.latency)
-    _check_depth(source.structure, recipe)
+    structure = source.start.structure
+    _check_depth(structure, recipe)
     multiple = recipe.budget.multiple_of if isinstance(recipe.budget.multiple_of, int) else 1  # the smallest it can be
-    check_heads(source.structure, recipe)
-    width = min_head_width(source.structure, recipe)
+    check_heads(structure, recipe)
+    width = min_head_width(structure, recipe)
     check_reachable(
-        source.structure.narrowed(width) if width else source.structure,
+        structure.narrowed(width) if width else structure,
         replace(recipe.budget, multiple_of=multiple, latency_ms=0.0),  # nothing has been timed yet
         whole=source.cost,
-        remove_blocks=last_blocks(source.structure, recipe),
+        remove_blocks=last_blocks(structure, recipe),
     )
     for settings in (recipe.width_training, recipe.depth_training):
         check_training(settings, source.structure, source.images)

@@ -150,10 +150,26 @@ class Budget:
             )
         return found
 
-    def on_the_way(self, progress: float, dense_ms: float) -> "Budget":
-        """The budget of one pruning step. `progress` goes from 0 (dense) to 1 (this budget), by equal factors."""
-        latency_ms = dense_ms ** (1 - progress) * self.latency_ms**progress if self.latency_ms else 0.0
-        return replace(self, params=self.params**progress, macs=self.macs**progress, latency_ms=latency_ms)
+    def on_the_way(
+        self, progress: float, start_ms: float, start_fractions: tuple[float, float] = (1.0, 1.0)
+    ) -> "Budget":
+        """The budget of one pruning step, by equal factors.
+
+        Args:
+            progress: from 0, the model that is cut, to 1, this budget.
+            start_ms: milliseconds of the model that is cut; not used without a budget in milliseconds.
+            start_fractions: of the dense model's parameters and multiply-adds that the model that is cut has.
+        """
+
+        def between(start: float, end: float) -> float:
+            return max(start, end) ** (1 - progress) * end**progress
+
+        return replace(
+            self,
+            params=between(start_fractions[0], self.params),
+            macs=between(start_fractions[1], self.macs),
+            latency_ms=between(start_ms, self.latency_ms) if self.latency_ms else 0.0,
+        )
 
     def widened(self, extra: float, dense_ms: float) -> "Budget":
         """A budget between this one (`extra` = 0) and the dense model (`extra` = 1)."""

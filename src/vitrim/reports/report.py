@@ -167,7 +167,8 @@ def difference_to(dense: Evaluation, found: Evaluation) -> dict[str, float]:
     """Make the keys `difference...` of a model: its top-1 minus that of the dense model, in percentage points.
 
     Returns:
-        The difference, both ends of its 95 % interval over images, and the p-value.
+        The difference, both ends of its 95 % interval over images, the p-value, and on how many images only one of the
+        two models is right.
 
     Raises:
         DataError: the models were evaluated on different numbers of images.

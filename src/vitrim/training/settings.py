@@ -1,7 +1,7 @@
 """How a model is trained. The loop that follows these settings is in `loop`."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from vitrim.checks import MAX_BATCH, MAX_EPOCHS, check_types
@@ -124,6 +124,11 @@ class TrainingSettings:
     def chooses_epoch(self) -> bool:
         """Whether evaluations decide which epoch is kept. Then `evaluate_every` changes the result."""
         return self.keep_epoch == "best" and self.evaluate_every != 0
+
+    def shortened(self, fraction: float) -> "TrainingSettings":
+        """The same training with a fraction of its epochs, rounded, and at least one if it has any."""
+        epochs = min(self.epochs, max(1, round(fraction * self.epochs)))
+        return replace(self, epochs=epochs, warmup_epochs=min(self.warmup_epochs, max(0, epochs - 1)))
 
     def changeable(self) -> frozenset[str]:
         """The settings that may have another value when this training is continued after an interruption."""

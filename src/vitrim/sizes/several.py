@@ -1,0 +1,161 @@
+"""Several sizes from one run: each smaller model starts from the larger one, which is distilled already.
+
+Every size has a run folder of its own below that of the run. How one size is made is in `pipeline`. The dense model is
+evaluated, scored and timed once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from vitrim.compress_run import Compressed
+from vitrim.costs.budget import Budget
+from vitrim.costs.latency import busy_note, measure_latencies
+from vitrim.costs.sizes import SearchSettings, SizeSettings, folder_names
+from vitrim.forecast import Forecast, Step, compress_steps, measure_pace
+from vitrim.importance.scores import Scores
+from vitrim.measured_once import Shared, measure_once
+from vitrim.recipe import Recipe
+from vitrim.reports import joined
+from vitrim.reports import report as reports
+from vitrim.runs.digests import digest_of_data
+from vitrim.runs.folder import RunFolder
+from vitrim.runs.progress import log
+from vitrim.source import Source, max_removed_blocks
+
+
+class CompressOnce(Protocol):
+    """Compresses a model to one budget, in a run folder of its own; see `vitrim.pipeline.compress_once`."""
+
+    def __call__(
+        self, source: Source, recipe: Recipe, run_dir: str | Path, *, shared: Shared | None = None
+    ) -> Compressed:
+        """Compress to the budget of the recipe."""
+        ...
+
+
+def compress_to_sizes(
+    folder: RunFolder, source: Source, recipe: Recipe, compress_once: CompressOnce, *, scores: Scores | None = None
+) -> Compressed:
+    """Compress a model to all sizes of a recipe, from the largest to the smallest, and report them together.
+
+    Args:
+        folder: of the run. Each size has a folder in it, such as `keep-0.7`.
+        source: the dense model and the data.
+        recipe: with `sizes`.
+        compress_once: makes one size.
+        scores: of the dense model; measured by default.
+
+    Returns:
+        The smallest model and its plan, the report of all models, and all results in `sizes`.
+    """
+    budgets = recipe.sizes.budgets(recipe.budget)
+    names = folder_names(budgets)
+    shared = measure_once(folder, source, replace(recipe, budget=budgets[0]), scores)
+    amounts = _amounts(budgets, shared)
+    is_done = (folder.path / "report.json").exists()
+    forecast = Forecast([] if is_done else _steps(source, recipe, budgets, names), folder.path)
+    if not is_done:
+        forecast.announce(f"compress {source.structure.model} to {', '.join(budget.label for budget in budgets)}")
+    results: list[Compressed] = []
+    for index, (budget, name) in enumerate(zip(budgets, names, strict=True)):
+        before = results[-1] if results else None
+        start = source.starting_from(before.model, before.plan) if before else source
+        one = recipe_of_size(recipe, budget, start, steps=_num_steps(recipe, amounts, index))
+        was_read = (folder.path / name / "report.json").exists()
+        if not was_read:
+            log(f"size {index + 1} of {len(budgets)}: {budget.label}, in {folder.path / name}")
+        found = compress_once(start, one, folder.path / name, shared=shared)
+        results.append(found)
+        forecast.finish_step(was_read=was_read)
+    report = _joined_report(folder, source, recipe, results, names)
+    smallest = results[-1]
+    return Compressed(model=smallest.model, plan=smallest.plan, report=report, sizes=tuple(results))
+
+
+def recipe_of_size(recipe: Recipe, budget: Budget, start: Source, *, steps: int) -> Recipe:
+    """The recipe of one size.
+
+    Args:
+        recipe: of the run.
+        budget: of this size.
+        start: has the larger model that is cut; the dense model for the largest size.
+        steps: in which heads and neurons are chosen.
+    """
+    one = replace(
+        recipe,
+        budget=budget,
+        importance=replace(recipe.importance, steps=steps),
+        sizes=SizeSettings(),
+        search=SearchSettings(),
+    )
+    if not start.larger:
+        return one
+    num_blocks = len(start.start.structure.blocks)
+    num_removed = len(start.structure.blocks) - num_blocks
+    num_left = max(0, max_removed_blocks(start.structure, recipe) - num_removed)
+    if isinstance(recipe.depth.blocks, int):
+        depth = replace(recipe.depth, blocks=num_left)
+    else:
+        depth = replace(recipe.depth, max_share=min(num_left, num_blocks - 1) / num_blocks + 1e-9)
+    return replace(
+        one,
+        depth=depth,
+        width_training=recipe.width_training.shortened(recipe.sizes.later_epochs),
+        depth_training=recipe.depth_training.shortened(recipe.sizes.later_epochs),
+    )
+
+
+def _amounts(budgets: Sequence[Budget], shared: Shared) -> list[float]:
+    """The cost of the dense model and of each size, in one unit: a fraction, or milliseconds."""
+    if budgets[0].latency_ms:
+        return [shared.timings.dense_ms, *(budget.latency_ms for budget in budgets)]
+    return [1.0, *(min(budget.params, budget.macs) for budget in budgets)]
+
+
+def _num_steps(recipe: Recipe, amounts: Sequence[float], index: int) -> int:
+    """In how many steps the units of a size are chosen, if a run of the smallest size alone has as many as the recipe.
+
+    All steps are of about one factor.
+    """
+    whole, part = (
+        math.log(max(1.0, before / after)) for before, after in ((amounts[0], amounts[-1]), amounts[index:][:2])
+    )
+    return max(1, math.ceil(recipe.importance.steps * part / whole - 1e-9)) if whole else 1
+
+
+def _steps(source: Source, recipe: Recipe, budgets: Sequence[Budget], names: Sequence[str]) -> list[Step]:
+    """One step for each size, with its time on this machine."""
+    pace = measure_pace(source, recipe.width_training)
+    steps = []
+    for index, (budget, name) in enumerate(zip(budgets, names, strict=True)):
+        one = replace(recipe, budget=budget, sizes=SizeSettings())
+        if index:
+            fraction = recipe.sizes.later_epochs
+            one = replace(
+                one,
+                width_training=recipe.width_training.shortened(fraction),
+                depth_training=recipe.depth_training.shortened(fraction),
+            )
+        seconds = sum(step.seconds for step in compress_steps(source, one, pace))
+        steps.append(Step(text=budget.label, seconds=seconds, result=f"{name}/report.json"))
+    return steps
+
+
+def _joined_report(
+    folder: RunFolder, source: Source, recipe: Recipe, results: Sequence[Compressed], names: Sequence[str]
+) -> dict[str, Any]:
+    """The report of all sizes. Their latencies are measured in the same rounds, so they can be compared."""
+
+    def make() -> dict[str, Any]:
+        busy = busy_note()
+        latencies = measure_latencies([source.model, *(result.model for result in results)], recipe.latency)
+        labels = ", ".join(result.report["models"][-1]["name"] for result in results)
+        title = f"{source.structure.model} on {source.data.name}: {labels}"
+        return joined.join([result.report for result in results], latencies, recipe=recipe, title=title, busy=busy)
+
+    made_from = {name: digest_of_data(result.report) for name, result in zip(names, results, strict=True)}
+    report: dict[str, Any] = folder.once_json("report.json", make, reports.parse, made_from=made_from)
+    return report
