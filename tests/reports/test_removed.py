@@ -6,7 +6,7 @@ import pytest
 from builders.models import make_structure
 from vitrim.importance.scores import Scores
 from vitrim.plan import KeptBlock, PruningPlan
-from vitrim.reports.removed import block_rows
+from vitrim.reports.removed import block_rows, scores_in_dense
 
 STRUCTURE = make_structure([(4, 24), (4, 24), (2, 8)])
 BLOCKS = (
@@ -64,3 +64,20 @@ def test_narrowed_heads_have_their_width() -> None:
     rows = block_rows(STRUCTURE, PruningPlan(model=STRUCTURE.model, blocks=(narrowed,)), SCORES)
     assert (rows[0]["groups"][0]["width"], rows[0]["groups"][0]["kept_width"]) == (width, 1)
     assert block_rows(STRUCTURE, PLAN, SCORES)[0]["groups"][0]["kept_width"] == width
+
+
+def test_scores_of_a_smaller_model_are_those_of_the_units_that_it_keeps() -> None:
+    smaller = Scores(
+        model=STRUCTURE.model,
+        criterion="taylor",
+        num_images=4,
+        heads=(np.array([1.0, 3.0]), np.array([4.0])),
+        neurons=(np.ones(6), np.ones(1)),
+        blocks=np.array([1.0, 1.0]),
+    )
+    rows = block_rows(STRUCTURE, PLAN, scores_in_dense(smaller, PLAN, STRUCTURE))
+    assert rows[0]["groups"][0]["importance"] == [0.125, None, None, 0.375]
+    assert rows[1]["groups"][0]["importance"] == [None] * 4 and rows[1]["importance"] is None
+    assert {group["importance_kept"] for row in (rows[0], rows[2]) for group in row["groups"]} == {1.0}
+    full = PruningPlan.full(STRUCTURE)
+    assert block_rows(STRUCTURE, PLAN, scores_in_dense(SCORES, full, STRUCTURE)) == block_rows(STRUCTURE, PLAN, SCORES)

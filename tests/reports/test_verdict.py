@@ -33,6 +33,7 @@ def test_a_smaller_and_faster_model_of_the_same_accuracy() -> None:
         ({"latency_ratio": 1.2, "latency_ratio_low": 1.1, "latency_ratio_high": 1.3}, "20 % slower"),
         ({"latency_ratio": 0.9, "latency_ratio_low": 0.7, "latency_ratio_high": 1.1}, "about as fast"),
         ({"latency_ratio": 0.9, "latency_ratio_low": None, "latency_ratio_high": None}, "10 % faster"),
+        ({"latency_ratio": 2.5, "latency_ratio_low": 2.1, "latency_ratio_high": 3.0}, "2.5 times as slow"),
         ({"params": 1000}, "as large as before"),
         ({"params": 1100}, "10 % larger"),
         (
@@ -57,6 +58,10 @@ def test_one_sentence_has_a_clause_for_each_size_and_none_for_a_control() -> Non
         "50 %: 50 % smaller, 40 % faster, accuracy -3.0 points (a clear loss) "
         "(speed at batch 1 on this machine, accuracy on 341 images)."
     )
+
+
+def test_a_busy_machine_is_said() -> None:
+    assert "23 % faster at batch 1 on this machine (busy when timed);" in verdict(report(small(), busy="It was busy."))
 
 
 def test_a_training_has_its_accuracy() -> None:

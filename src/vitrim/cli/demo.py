@@ -15,9 +15,8 @@ from vitrim.models import adapter_of_library
 from vitrim.pipeline import Compressed, compress, fit
 from vitrim.recipe import Recipe, load_recipe
 from vitrim.reports import report as reports
-from vitrim.reports.details import read
 from vitrim.reports.verdict import with_verdict
-from vitrim.reports.writing import write_pages
+from vitrim.reports.writing import write_pages_of_sizes
 from vitrim.runs.digests import digest_of_data
 from vitrim.runs.environment import versions
 from vitrim.runs.folder import RunFolder
@@ -72,7 +71,8 @@ def _run(folder: Path) -> dict[str, Any]:
         "report.json", lambda: _joined(dense, results, recipe), reports.parse, made_from=made_from
     )
     names = [row["name"] for row in report["models"][1:]]
-    write_pages(folder, report, {name: read(folder / f"keep-{keep}") for name, keep in zip(names, KEEPS, strict=True)})
+    runs = {name: folder / f"keep-{keep}" for name, keep in zip(names, KEEPS, strict=True)}
+    write_pages_of_sizes(folder, report, runs)
     return report
 
 

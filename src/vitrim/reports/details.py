@@ -16,7 +16,7 @@ from vitrim.reports.calibration import calibration
 from vitrim.reports.changed_images import changed_section, mistakes
 from vitrim.reports.course import curve_rows, second_rows
 from vitrim.reports.predictions import Judged, Predictions, class_rows, confusion_rows, judged
-from vitrim.reports.removed import block_rows
+from vitrim.reports.removed import block_rows, scores_in_dense
 from vitrim.runs.damage import check_file
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder, find_result, in_stages, parsed, read_plan
@@ -91,8 +91,8 @@ def _read_details(file: Path) -> dict[str, Any]:
 def _of_compress(folder: Path, source: Source) -> dict[str, Any]:
     def scores_of(path: Path) -> Scores:
         scores = Scores.load(path)
-        scores.check(source.structure)
-        return scores
+        scores.check(source.start.structure)
+        return scores_in_dense(scores, source.start.plan, source.structure)
 
     dense, small = (
         _read(find_result(folder, in_stages(f"evaluation-{stage}.json")), _read_evaluation)

@@ -1,6 +1,7 @@
 """The map of what was removed: for each block of the dense model, which heads and how many neurons are kept."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def block_rows(structure: ViTStructure, plan: PruningPlan, scores: Scores | None
     Args:
         structure: of the dense model.
         plan: its indices refer to the dense model.
-        scores: of the dense model; None if they are missing.
+        scores: of the dense model, see also `scores_in_dense`; None if they are missing.
     """
     kept = {block.block: block for block in plan.blocks}
     blocks = _fractions(None if scores is None else scores.blocks, _total([] if scores is None else [scores.blocks]))
@@ -38,6 +39,31 @@ def block_rows(structure: ViTStructure, plan: PruningPlan, scores: Scores | None
         }
         for index, block in enumerate(structure.blocks)
     ]
+
+
+def scores_in_dense(scores: Scores, plan: PruningPlan, structure: ViTStructure) -> Scores:
+    """The scores of a smaller model as scores of the dense one. Parts that the smaller model lacks are not a number.
+
+    Args:
+        scores: of a model that `plan` leaves.
+        plan: its indices refer to the dense model.
+        structure: of the dense model.
+    """
+    rows: list[dict[str, np.ndarray]] = [
+        {group.key: np.full(group.count, np.nan) for group in block.groups} for block in structure.blocks
+    ]
+    blocks = np.full(len(structure.blocks), np.nan)
+    for position, kept in enumerate(plan.blocks):
+        blocks[kept.block] = scores.blocks[position]
+        for key, values in rows[kept.block].items():
+            values[list(kept.units(key))] = scores.group(key, position)
+    return replace(
+        scores,
+        heads=tuple(row.get("heads", np.zeros(0)) for row in rows),
+        neurons=tuple(row.get("neurons", np.zeros(0)) for row in rows),
+        blocks=blocks,
+        more=tuple({key: row[key] for key in row if key not in UNIT_KINDS} for row in rows),
+    )
 
 
 def _group_row(group: UnitGroup, block: KeptBlock | None, scores: np.ndarray | None, total: float) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from vitrim.costs.latency import difference_text
 from vitrim.errors import percent
 
 CONTROL = "dense control"  # name of a model that benchmarks add: the dense model, trained further
-MIN_CHANGE = 0.005  # a smaller change of size is not said
+MIN_CHANGE = 0.005  # a smaller change is not said
+MIN_TIMES = 2.0  # from this ratio on, it is said how many times as slow a model is
 
 Row = Mapping[str, Any]
 
@@ -66,7 +67,8 @@ def _at_batch(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
     if all(row.get("latency_ratio") is None for row in rows):
         return ""
     batch = report.get("recipe", {}).get("latency", {}).get("batch_size")
-    return f"{f' at batch {batch}' if batch else ''} on this machine"
+    busy = " (busy when timed)" if report.get("busy") else ""
+    return f"{f' at batch {batch}' if batch else ''} on this machine{busy}"
 
 
 def _size(row: Row, dense: Row) -> str:
@@ -84,6 +86,8 @@ def _speed(row: Row) -> str:
     is_noise = low is not None and high is not None and low <= 1 <= high
     if is_noise or abs(ratio - 1) < MIN_CHANGE:
         return "about as fast"
+    if ratio >= MIN_TIMES:
+        return f"{ratio:.1f} times as slow"
     return f"{percent(abs(ratio - 1))} {'faster' if ratio < 1 else 'slower'}"
 
 
