@@ -154,6 +154,14 @@ class Recipe:
     sizes: SizeSettings = field(default_factory=SizeSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
 
+    @property
+    def label(self) -> str:
+        """A short name of what is made: `70 %`, `90 %, 70 %`, or `drop 0.5` for a search."""
+        if self.search.max_drop:
+            return f"{'fastest ' if self.search.objective == 'latency' else ''}drop {self.search.max_drop:g}"
+        budgets = self.sizes.budgets(self.budget) if self.sizes.are_several else [self.budget]
+        return ", ".join(budget.label for budget in budgets)
+
     def __post_init__(self) -> None:
         _check_recipe(self)
         if self.sizes.are_several and self.search.max_drop:

@@ -114,7 +114,10 @@ def _files(folder: Path) -> Check:
 
 
 def _may_be_missing(folder: Path, path: Path, kind: str) -> bool:
-    return kind == "missing" and path.relative_to(folder).parts[0] == STAGES and not (folder / STAGES).exists()
+    parts = path.relative_to(folder).parts
+    if kind != "missing" or STAGES not in parts:
+        return False
+    return not folder.joinpath(*parts[: parts.index(STAGES) + 1]).exists()  # also of a run inside of this one
 
 
 def _said(folder: Path) -> dict[str, Any]:

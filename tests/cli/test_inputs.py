@@ -17,6 +17,7 @@ from vitrim.cli.inputs import channels_to_train_on, default_run_folder, export_f
 from vitrim.cli.options import ModelOptions
 from vitrim.costs.budget import Budget
 from vitrim.models import describe
+from vitrim.recipe import Recipe
 from vitrim.saving.checkpoint import save
 
 Words = Callable[[CommandFolder], list[str]]
@@ -302,10 +303,11 @@ def test_a_run_without_a_folder_gets_one_by_data_model_and_budget(
 ) -> None:
     weights(place)
     (place.path / "runs" / "digits-vit" / "model").mkdir(parents=True)
-    assert default_run_folder(digits(), model, budget) == Path(folder)
+    recipe = Recipe(budget=budget) if budget else None
+    assert default_run_folder(digits(), model, recipe) == Path(folder)
     assert f"no -o given: the run is in {folder}" in capsys.readouterr().err
     if model.startswith("runs/"):
-        assert default_run_folder(digits(), f"{model}/model", budget) == Path(folder)
+        assert default_run_folder(digits(), f"{model}/model", recipe) == Path(folder)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from vitrim.cli.tables import (
     print_structure,
 )
 from vitrim.cli.values import WHOLE
-from vitrim.errors import BudgetError
+from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
     from vitrim.data.images import ImageData
@@ -140,7 +140,7 @@ def compress(
     teachers = inputs.open_teachers(teacher, {model: dense})
     data = inputs.open_data(data_options, inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
-    output = output or output_folder(inputs.default_run_folder(data, model, recipe.budget), read)
+    output = output or output_folder(inputs.default_run_folder(data, model, recipe), read)
     result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
     print_report(result.report, output)
 
@@ -241,6 +241,8 @@ def plan(
     place = output_file(output, PLAN, read) if output else None
     inputs.check_data_named(data_options)
     recipe = compress_recipe(budget or BudgetOptions(), training, data_options.num_workers)
+    if recipe.sizes.are_several or recipe.search.max_drop:
+        raise SettingError("`plan` makes the plan of one size: give one size, and no --max-drop.")
     source = Source.of(inputs.open_trained_model(model, model_options or ModelOptions()))
     check(source, recipe)  # before images are read
     with _explained_for_auto(recipe):

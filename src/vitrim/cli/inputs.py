@@ -14,9 +14,9 @@ from vitrim.errors import SettingError
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitrim.costs.budget import Budget
     from vitrim.data.choice import Split
     from vitrim.data.images import ImageData
+    from vitrim.recipe import Recipe
     from vitrim.training.settings import TrainingSettings
 
 RGB_CHANNELS = 3
@@ -265,21 +265,21 @@ def open_model_to_train(name: str, options: ModelOptions, data: "ImageData", see
     return model
 
 
-def default_run_folder(data: "ImageData", model: str, budget: "Budget | None" = None) -> Path:
+def default_run_folder(data: "ImageData", model: str, recipe: "Recipe | None" = None) -> Path:
     """The folder of a run without `-o`, such as `runs/flowers-vit_small_patch16_224-70`; it is logged.
 
     Args:
         data: of the run.
         model: name or path of the model.
-        budget: of `compress`; it is the end of the name.
+        recipe: of `compress`; its sizes are the end of the name.
     """
     from vitrim.runs.progress import log
 
     path = Path(model).parent if Path(model).name == "model" and Path(model).is_dir() else Path(model)
     name = (path.stem if path.is_file() else path.resolve().name if path.is_dir() else model.replace("/", "-")) or model
     parts = [data.name, name.removeprefix(f"{data.name}-")]  # a run that has its name from here begins with the data
-    if budget:
-        parts.append(budget.label.replace(" %", "").replace(",", "").replace(" ", "-"))
+    if recipe:
+        parts.append(recipe.label.replace(" %", "").replace(",", "").replace(" ", "-"))
     folder = Path("runs") / re.sub(r"[^\w.-]+", "-", "-".join(parts))
     log(f"no -o given: the run is in {folder}")
     return folder

@@ -18,6 +18,7 @@ from cyclopts import (
 
 from vitrim.checks import MAX_DIGITS
 from vitrim.cli.options import OPTIONS_OF_SETTING
+from vitrim.cli.values import Numbers
 from vitrim.errors import SettingError, cut_name, shown
 
 # Options of earlier versions, by command, and what to use instead.
@@ -30,7 +31,13 @@ FRACTIONS = ("--keep", "--keep-params", "--keep-macs", "--crop-pct")
 SYNONYMS = {"gpu": "cuda", "torch": "cpu", "onnx": "onnxruntime", "ort": "onnxruntime"}  # of the values of --on
 MAX_WORDS = 500
 MAX_SHOWN = 100  # characters of a wrong value
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+WORDS: dict[Any, str] = {
+    Numbers: "a number, or several with commas",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+}
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -110,9 +117,12 @@ def _name(argument: Any) -> str:
 
 def _wrong_value(option: str, value: str, hint: Any) -> str:
     """`--depth is auot; expected a whole number or auto.`"""
-    if option in FRACTIONS and (percent := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *%", value.strip())):
-        fraction = float(percent[1]) / 100
-        return f"{option} is {value}; expected a fraction above 0 and at most 1. For {value}, write {fraction:g}."
+    percents = [re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *%", part.strip()) for part in value.split(",")]
+    if option in FRACTIONS and all(percents):
+        fractions = ",".join(f"{float(percent[1]) / 100:g}" for percent in percents if percent)
+        return f"{option} is {value}; expected a fraction above 0 and at most 1. For {value}, write {fractions}."
+    if option == "--max-drop" and percents[0]:
+        return f"{option} is {value}; expected percentage points. For {value}, write {percents[0][1]}."
     kinds = [kind for kind in _flat(hint) if kind is not NoneType]
     values = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     expected = [WORDS.get(kind, str(kind)) for kind in kinds if get_origin(kind) is not Literal] + values

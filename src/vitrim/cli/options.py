@@ -10,13 +10,17 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from vitrim.cli.preprocessing import PreprocessingOptions
-from vitrim.cli.values import NUMBER, WHOLE, refuse_empty
+from vitrim.cli.values import NUMBER, NUMBERS, WHOLE, Numbers, refuse_empty
 
 # The options that set a setting. Of several, the message names the one that was given.
 OPTIONS_OF_SETTING = {
     "budget.params": ("--keep", "--keep-params"),
     "budget.macs": ("--keep", "--keep-macs"),
     "budget.latency_ms": ("--latency",),
+    "sizes.keeps": ("--keep", "--keep-params", "--keep-macs"),
+    "sizes.latencies_ms": ("--latency",),
+    "search.max_drop": ("--max-drop",),
+    "search.largest": ("--keep",),
     "budget.multiple_of": ("--multiple-of",),
     "heads.width": ("--head-width",),
     "heads.multiple_of": ("--head-multiple-of",),
@@ -202,25 +206,37 @@ class BudgetOptions:
     """Limits on the cost of the result, and how latency is measured."""
 
     keep: Annotated[
+        Numbers | None,
+        NUMBERS,
+        Parameter(
+            help="max fraction of parameters and multiply-adds to keep; several, e.g. 0.9,0.7,0.5, make several sizes "
+            "in one run (default: 0.7, from the recipe)"
+        ),
+    ] = None
+    max_drop: Annotated[
         float | None,
         NUMBER,
-        Parameter(help="max fraction of parameters and multiply-adds to keep (default: 0.7, from the recipe)"),
+        Parameter(
+            help="find the smallest model that loses at most so many points of top-1 on the validation images, e.g. "
+            "0.5, with 95 % confidence; --keep is then the largest size that is tried (default: no search)"
+        ),
     ] = None
     keep_params: Annotated[
-        float | None,
-        NUMBER,
+        Numbers | None,
+        NUMBERS,
         Parameter(help="max fraction of parameters to keep; multiply-adds are not limited (default: as --keep)"),
     ] = None
     keep_macs: Annotated[
-        float | None,
-        NUMBER,
+        Numbers | None,
+        NUMBERS,
         Parameter(help="max fraction of multiply-adds to keep; parameters are not limited (default: as --keep)"),
     ] = None
     latency: Annotated[
         str | None,
         Parameter(
-            help="latency limit for one forward pass, e.g. 12ms (default: no limit). Without --keep, nothing else is "
-            "limited."
+            help="latency limit for one forward pass, e.g. 12ms; several, e.g. 12ms,9ms, make several sizes in one run "
+            "(default: no limit). Without --keep, nothing else is limited. With --max-drop, the fastest model within "
+            "this limit is found, and min sets no limit."
         ),
     ] = None
     on: Annotated[

@@ -1,9 +1,10 @@
 """The recipe that the options of a command describe: the file, then the options, then `--set`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitrim.cli.options import BudgetOptions, CompressTraining, DenseTraining
-from vitrim.cli.values import milliseconds
+from vitrim.cli.values import milliseconds, several_milliseconds
 from vitrim.errors import SettingError
 
 if TYPE_CHECKING:
@@ -61,22 +62,74 @@ def compress_recipe(
     return load_recipe(training.recipe, [*_changes(named), *(training.settings or [])], kind=Recipe)
 
 
-def _limits(budget: BudgetOptions) -> dict[str, float | None]:
+def _limits(budget: BudgetOptions) -> dict[str, Any]:
     """The limits as settings of the recipe. A limit on one kind of cost removes the limits on the others."""
-    if budget.keep is not None and (budget.keep_params is not None or budget.keep_macs is not None):
+    fractions = {
+        name: _numbers(getattr(budget, name)) for name in ("keep", "keep_params", "keep_macs") if getattr(budget, name)
+    }
+    if "keep" in fractions and len(fractions) > 1:
         raise SettingError(
             "--keep was given together with --keep-params or --keep-macs. Give either --keep for both costs, or "
             "--keep-params and --keep-macs."
         )
-    limits = {
-        "budget.params": budget.keep_params if budget.keep is None else budget.keep,
-        "budget.macs": budget.keep_macs if budget.keep is None else budget.keep,
-        "budget.latency_ms": None if budget.latency is None else milliseconds(budget.latency),
+    several = next((f"--{name.replace('_', '-')}" for name, found in fractions.items() if len(found) > 1), "")
+    if several and len(fractions) > 1:
+        raise SettingError(f"{several} has several sizes. Give them with --keep, or limit one kind of cost.")
+    if budget.max_drop is not None:
+        return _search(budget, fractions, several)
+    times = [] if budget.latency is None else several_milliseconds(budget.latency)
+    if several and times:
+        raise SettingError(f"{several} has several sizes, and --latency was given, too. Give one of them.")
+    limits: dict[str, Any] = {
+        "budget.params": _first(fractions, "keep", "keep_params"),
+        "budget.macs": _first(fractions, "keep", "keep_macs"),
+        "budget.latency_ms": max(times, default=None),
     }
+    if len(times) > 1:
+        limits["sizes.latencies_ms"] = times
+    if several:
+        limits["sizes.keeps"] = list(next(iter(fractions.values())))
+    return _others_unlimited(limits)
+
+
+def _search(budget: BudgetOptions, fractions: dict[str, tuple[float, ...]], several: str) -> dict[str, Any]:
+    """The settings of `--max-drop`: which cost becomes as small as possible, and the largest size."""
+    if several:
+        raise SettingError(
+            f"{several} has several sizes, and --max-drop was given, too. Give the sizes, or the drop for which a size "
+            "is searched."
+        )
+    found: dict[str, Any] = {"search.max_drop": budget.max_drop}
+    if not budget.max_drop:
+        raise SettingError("--max-drop is 0; expected percentage points above 0, such as 0.5.")
+    if budget.latency is not None:
+        if fractions:
+            raise SettingError("--keep and --latency were given with --max-drop. Give the one that is to become small.")
+        latency_ms = 0.0 if budget.latency.strip() == "min" else milliseconds(budget.latency)
+        found |= {"search.objective": "latency", "budget.latency_ms": latency_ms}
+        return found | {"budget.params": 1.0, "budget.macs": 1.0}
+    if len(fractions) > 1:
+        raise SettingError("--keep-params and --keep-macs were given with --max-drop. Give --keep, or one of them.")
+    if fractions:
+        found["search.largest"] = next(iter(fractions.values()))[0]
+    limits = {"budget.params": _first(fractions, "keep_params"), "budget.macs": _first(fractions, "keep_macs")}
+    return found | _others_unlimited(limits)
+
+
+def _others_unlimited(limits: dict[str, Any]) -> dict[str, Any]:
+    """The limits, where no limit on a cost replaces that of the recipe if another cost is limited."""
     if any(limit is not None for limit in limits.values()):
-        no_limit = {"budget.params": 1.0, "budget.macs": 1.0}
-        limits |= {name: fraction for name, fraction in no_limit.items() if limits[name] is None}
+        limits |= {name: 1.0 for name in ("budget.params", "budget.macs") if limits[name] is None}
     return limits
+
+
+def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (float(value),)
+
+
+def _first(fractions: dict[str, tuple[float, ...]], *names: str) -> float | None:
+    """The largest size of the first of these options that was given."""
+    return next((max(fractions[name]) for name in names if name in fractions), None)
 
 
 def _changes(named: dict[str, Any]) -> list[str]:

@@ -37,6 +37,22 @@ def finite_number(kind: Any, tokens: Sequence[Token]) -> float:
     return found
 
 
+class Numbers(tuple[float, ...]):
+    """One number, or several that were written with commas: `0.7`, `0.9,0.7`."""
+
+
+def finite_numbers(kind: Any, tokens: Sequence[Token]) -> Numbers:
+    """Convert the value of an option to numbers.
+
+    Raises:
+        ValueError: one of them is no number, infinite or not a number.
+    """
+    found = [number_in(part) for part in tokens[0].value.split(",")]
+    if any(number is None for number in found):
+        raise ValueError("no numbers")
+    return Numbers(number for number in found if number is not None)
+
+
 def words_of(kind: Any) -> tuple[str, ...]:
     """The words that an option of this type accepts besides numbers."""
     return tuple(word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str))
@@ -44,6 +60,7 @@ def words_of(kind: Any) -> tuple[str, ...]:
 
 WHOLE = Parameter(converter=whole_number)
 NUMBER = Parameter(converter=finite_number)
+NUMBERS = Parameter(converter=finite_numbers, n_tokens=1, accepts_keys=False)
 
 
 def refuse_empty(options: Any) -> None:
@@ -58,6 +75,15 @@ def refuse_empty(options: Any) -> None:
             raise SettingError(f"--{option} is empty; give a value, or leave the option out.")
 
 
+def several_milliseconds(text: str) -> list[float]:
+    """Convert `12ms` or `12ms,9ms` to milliseconds.
+
+    Raises:
+        SettingError: a part is not a time above 0.
+    """
+    return [milliseconds(part) for part in text.split(",")] if "," in text else [milliseconds(text)]
+
+
 def milliseconds(text: str) -> float:
     """Convert `12ms`, `12`, `0.5s` or `800us` to milliseconds.
 
@@ -67,7 +93,8 @@ def milliseconds(text: str) -> float:
     found = re.fullmatch(r"([0-9]*\.?[0-9]+) *(us|ms|s)?", text.strip())
     time = float(found[1]) * {"us": 1e-3, "s": 1e3}.get(found[2], 1.0) if found else 0.0
     if not 0 < time < math.inf:
-        raise SettingError(f"--latency is {shown(text)}; expected a time above 0, such as 12ms.")
+        hint = " min needs --max-drop." if text.strip() == "min" else ""
+        raise SettingError(f"--latency is {shown(text)}; expected a time above 0, such as 12ms.{hint}")
     return time
 
 

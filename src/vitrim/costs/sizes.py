@@ -50,9 +50,10 @@ class SizeSettings:
         for name, values in (("keeps", self.keeps), ("latencies_ms", self.latencies_ms)):
             if len(values) > MAX_SIZES:
                 raise SettingError(f"{name} has {len(values)} sizes; expected at most {MAX_SIZES}.")
-            if len(set(values)) < len(values):
-                twice = next(value for value in values if values.count(value) > 1)
-                raise SettingError(f"{name} has {twice:g} twice; give each size once.")
+            texts = [f"{value:g}" for value in values]  # as in the names of folders
+            if len(set(texts)) < len(texts):
+                twice = next(text for text in texts if texts.count(text) > 1)
+                raise SettingError(f"{name} has {twice} twice; give each size once.")
 
     @property
     def are_several(self) -> bool:

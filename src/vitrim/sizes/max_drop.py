@@ -1,9 +1,9 @@
 """The smallest model whose accuracy is within a drop: bisection over sizes with short distillations, then a full one.
 
 A size is within the drop if the lower end of the 95 % interval of its paired difference from the dense model is. The
-short distillations choose a size, and the model of this size that is distilled in full must be within the drop, too. So
-the images are looked at several times. A simulation in `tests/sizes/test_max_drop.py` shows how often a model is returned
-whose true drop is larger: in less than 5 % of runs, also if all sizes are just outside the drop.
+short distillations choose a size, and the model of this size that is distilled in full must be within the drop, too.
+So the images are looked at several times. A simulation in `tests/sizes/test_max_drop.py` shows how often a model is
+returned whose true drop is larger: in less than 5 % of runs, also if all sizes are just outside the drop.
 """
 
 import json
@@ -31,7 +31,7 @@ from vitrim.sizes.several import CompressOnce
 from vitrim.source import Source
 
 TRIES = "tries"  # subfolder of a run, for the models of short distillations
-MAX_FULL = 2  # models that are distilled in full
+LARGER_BY = 2  # how many sizes larger the second model is that is distilled in full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,25 +96,30 @@ def find_smallest(
     if settings.objective == "latency":
         first = replace(first, params=1.0, macs=1.0, latency_ms=recipe.budget.latency_ms or 1.0)
     shared = measure_once(folder, source, replace(recipe, budget=first), scores)
-    budgets = _budgets(recipe, shared)
-    search = _Search(folder, source, recipe, compress_once, shared)
+    budgets = sizes_to_compare(recipe, shared.timings.dense_ms)
+    search = Search(folder, source, recipe, compress_once, shared)
     log(
         f"max drop of {settings.max_drop:g} points: {counted(len(budgets), 'size')} from {budgets[0][1].label} to "
         f"{budgets[-1][1].label}, judged on {counted(len(source.data.validation), 'validation image')}"
     )
-    chosen = search.bisect(budgets)
+    chosen = bisect(len(budgets), lambda index: search.short(*budgets[index]).passes)
     found = search.in_full(budgets, chosen) if chosen is not None else None
     if found is None:
         raise BudgetError(search.failure(budgets))
     return search.finish(found, budgets)
 
 
-def _budgets(recipe: Recipe, shared: Shared) -> list[tuple[float, Budget]]:
-    """The sizes that are compared, the largest first, each with its fraction of the dense model."""
+def sizes_to_compare(recipe: Recipe, dense_ms: float) -> list[tuple[float, Budget]]:
+    """The sizes of a search, the largest first, each with its fraction of the dense model.
+
+    Args:
+        recipe: with `search.max_drop`.
+        dense_ms: milliseconds of the dense model; not used without the objective `latency`.
+    """
     settings, budget = recipe.search, recipe.budget
     if settings.objective == "keep":
         return [(fraction, with_keep(budget, fraction)) for fraction in settings.fractions()]
-    dense_ms, limit = shared.timings.dense_ms, budget.latency_ms
+    limit = budget.latency_ms
     fractions = settings.fractions()
     if limit and limit < fractions[0] * dense_ms:
         fractions = [limit / dense_ms, *(fraction for fraction in fractions if fraction * dense_ms < limit)]
@@ -122,8 +127,40 @@ def _budgets(recipe: Recipe, shared: Shared) -> list[tuple[float, Budget]]:
     return [(fraction, replace(only, latency_ms=float(f"{fraction * dense_ms:.3g}"))) for fraction in fractions]
 
 
-class _Search:
-    """The models that one run has tried."""
+def bisect(num_sizes: int, passes: Callable[[int], bool]) -> int | None:
+    """The index of the smallest size that passes; None if none does.
+
+    Args:
+        num_sizes: number of sizes, the largest first.
+        passes: judges a size by its index. A size passes if a smaller one does.
+    """
+    low, high, best = 0, num_sizes - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        if passes(middle):
+            best, low = middle, middle + 1
+        else:
+            high = middle - 1
+    return best
+
+
+def candidates(chosen: int) -> list[int]:
+    """The indices of the sizes that are distilled in full, one after the other, until one is within the drop."""
+    return list(dict.fromkeys((chosen, max(0, chosen - LARGER_BY))))
+
+
+def row_of(result: Compressed) -> dict[str, Any]:
+    """The numbers of a compressed model in its report."""
+    row: dict[str, Any] = result.report["models"][-1]
+    return row
+
+
+class Search:
+    """The models that one run has tried.
+
+    Attributes:
+        tries: in their order.
+    """
 
     def __init__(
         self, folder: RunFolder, source: Source, recipe: Recipe, compress_once: CompressOnce, shared: Shared
@@ -132,29 +169,19 @@ class _Search:
         self.compress_once, self.shared = compress_once, shared
         self.tries: list[Try] = []
 
-    def bisect(self, budgets: Sequence[tuple[float, Budget]]) -> int | None:
-        """The index of the smallest size that is within the drop after a short distillation; None if none is."""
-        low, high, best = 0, len(budgets) - 1, None
-        while low <= high:
-            middle = (low + high) // 2
-            if self._short(*budgets[middle]).passes:
-                best, low = middle, middle + 1
-            else:
-                high = middle - 1
-        return best
-
     def in_full(self, budgets: Sequence[tuple[float, Budget]], chosen: int) -> Compressed | None:
         """Distil the model of this size in full, and that of a larger size if it is not within the drop."""
-        for index in dict.fromkeys((chosen, max(0, chosen - MAX_FULL))):
+        for index in candidates(chosen):
             result = self._full(*budgets[index])
             if self.tries[-1].passes:
                 return result
         return None
 
-    def _short(self, fraction: float, budget: Budget) -> Try:
+    def short(self, fraction: float, budget: Budget) -> Try:
+        """Make a model of this size with a short distillation."""
         place = self.folder.path / TRIES / folder_names([budget])[0]
         made = partial(self.compress_once, self.source, self._short_recipe(budget), place, shared=self.shared)
-        found = self._judge("short", fraction, budget, made)[0]
+        found = self.judge("short", fraction, budget, made)[0]
         if is_main_process() and (place / "report.json").exists():
             rmtree(place / STAGES, ignore_errors=True)  # they would continue a run that is finished
         wait_for_all()
@@ -164,9 +191,9 @@ class _Search:
         recipe = replace(self.recipe, budget=budget, search=SearchSettings())
         place = self.folder.path / folder_names([budget])[0]
         made = partial(self.compress_once, self.source, recipe, place, shared=self.shared)
-        return self._judge("full", fraction, budget, made)[1]
+        return self.judge("full", fraction, budget, made)[1]
 
-    def _judge(
+    def judge(
         self, kind: str, fraction: float, budget: Budget, make: Callable[[], Compressed]
     ) -> tuple[Try, Compressed | None]:
         """Make a model, and compare it with the dense one."""
@@ -178,7 +205,7 @@ class _Search:
             found = Try(name=budget.label, kind=kind, fraction=fraction, passes=False)
             self.tries.append(found)
             return found, None
-        row = result.report["models"][-1]
+        row = row_of(result)
         gained, lost = row["difference_gained"], row["difference_lost"]
         low = lower_end(gained, lost, row["difference_num_images"])
         found = Try(

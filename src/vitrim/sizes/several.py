@@ -5,7 +5,7 @@ evaluated, scored and timed once.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +38,13 @@ class CompressOnce(Protocol):
 
 
 def compress_to_sizes(
-    folder: RunFolder, source: Source, recipe: Recipe, compress_once: CompressOnce, *, scores: Scores | None = None
+    folder: RunFolder,
+    source: Source,
+    recipe: Recipe,
+    compress_once: CompressOnce,
+    *,
+    scores: Scores | None = None,
+    title: str = "",
 ) -> Compressed:
     """Compress a model to all sizes of a recipe, from the largest to the smallest, and report them together.
 
@@ -48,6 +54,7 @@ def compress_to_sizes(
         recipe: with `sizes`.
         compress_once: makes one size.
         scores: of the dense model; measured by default.
+        title: of the report; by default the names of the model, the data and the sizes.
 
     Returns:
         The smallest model and its plan, the report of all models, and all results in `sizes`.
@@ -71,7 +78,7 @@ def compress_to_sizes(
         found = compress_once(start, one, folder.path / name, shared=shared)
         results.append(found)
         forecast.finish_step(was_read=was_read)
-    report = _joined_report(folder, source, recipe, results, names)
+    report = _joined_report(folder, source, recipe, dict(zip(names, results, strict=True)), title)
     smallest = results[-1]
     return Compressed(model=smallest.model, plan=smallest.plan, report=report, sizes=tuple(results))
 
@@ -146,21 +153,24 @@ def _steps(source: Source, recipe: Recipe, budgets: Sequence[Budget], names: Seq
 
 
 def _joined_report(
-    folder: RunFolder, source: Source, recipe: Recipe, results: Sequence[Compressed], names: Sequence[str]
+    folder: RunFolder, source: Source, recipe: Recipe, results: Mapping[str, Compressed], title: str
 ) -> dict[str, Any]:
-    """The report of all sizes. Their latencies are measured in the same rounds, so they can be compared."""
+    """The report of all sizes. Their latencies are measured in the same rounds, so they can be compared.
+
+    Args:
+        results: by the name of the folder of a size.
+    """
+    found = [result.report for result in results.values()]
 
     def make() -> dict[str, Any]:
         busy = busy_note()
-        latencies = measure_latencies([source.model, *(result.model for result in results)], recipe.latency)
-        labels = ", ".join(result.report["models"][-1]["name"] for result in results)
-        title = f"{source.structure.model} on {source.data.name}: {labels}"
-        return joined.join([result.report for result in results], latencies, recipe=recipe, title=title, busy=busy)
+        latencies = measure_latencies([source.model, *(one.model for one in results.values())], recipe.latency)
+        labels = ", ".join(report["models"][-1]["name"] for report in found)
+        default = f"{source.structure.model} on {source.data.name}: {labels}"
+        return joined.join(found, latencies, recipe=recipe, title=title or default, busy=busy)
 
-    made_from = {name: digest_of_data(result.report) for name, result in zip(names, results, strict=True)}
+    made_from = {name: digest_of_data(result.report) for name, result in results.items()}
     report: dict[str, Any] = folder.once_json("report.json", make, reports.parse, made_from=made_from)
-    runs = {
-        result.report["models"][-1]["name"]: folder.path / name for name, result in zip(names, results, strict=True)
-    }
+    runs = {result.report["models"][-1]["name"]: folder.path / name for name, result in results.items()}
     write_pages_of_sizes(folder.path, report, runs)
     return report
