@@ -140,10 +140,18 @@ def _names(which: str) -> list[str]:
     )
     files += [f"stages/evaluation-{part}.json" for part in parts]
     files += [f"stages/{name}.json" for name in ("device", "head-widths", "width-plan", "depth-step")]
-    files += ["stages/rotation.safetensors", "scores.safetensors", "metrics.jsonl", "run.json", "recipe.toml"]
+    files += [
+        "stages/seconds.json",
+        "stages/rotation.safetensors",
+        "scores.safetensors",
+        "metrics.jsonl",
+        "run.json",
+        "recipe.toml",
+    ]
     files += ["width.kept-epoch.json", "depth.kept-epoch.json", "digests.json", "model/digests.json"]
     if which == "finished":
-        return [*files, "report.json", "report.md", "plan.json", "stages/width-distilled/digests.json"]
+        files += ["report.json", "report.md", "report.html", "details.json", "plan.json"]
+        return [*files, "stages/width-distilled/digests.json"]
     return [*files, "width.checkpoint.safetensors", "depth.checkpoint.safetensors"]
 
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from builders.images import file_set, image_data
 from builders.models import build, random_images, same_tensors
 from vitrim.data.images import ImageSet
-from vitrim.data.matching import preprocessing_of
+from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.errors import DataError, NotEnoughMemory
 from vitrim.evaluation import Evaluation, compare, evaluate, worse_than_before
+from vitrim.models import origin_of, record_origin
 
 NUM_IMAGES = 23
+NEW = ("predicted", "confidence")  # keys of an evaluation that earlier versions do not write
 
 
 def batches(num_classes: int = 7, batch_size: int = 10) -> list[tuple[Tensor, Tensor]]:
@@ -110,8 +112,44 @@ def test_no_images_and_labels_without_an_output_are_refused() -> None:
 def test_an_evaluation_is_the_same_after_a_round_trip_through_a_dictionary() -> None:
     found = evaluate(build(), batches())
     back = Evaluation.from_dict(found.to_dict())
-    assert np.array_equal(back.correct, found.correct)
+    assert np.array_equal(back.correct, found.correct) and np.array_equal(back.predicted, found.predicted)
+    assert np.array_equal(back.confidence, found.confidence)
     assert back.to_dict() == found.to_dict()
+
+
+@torch.no_grad()
+def test_the_predicted_class_and_its_confidence_are_those_of_the_softmax() -> None:
+    model = build()
+    found = evaluate(model, batches())
+    probabilities = torch.cat([model(images).softmax(dim=-1) for images, _ in batches()])
+    labels = torch.cat([labels for _, labels in batches()])
+    assert found.predicted is not None and found.confidence is not None
+    assert found.predicted.tolist() == probabilities.argmax(dim=-1).tolist()
+    assert found.confidence == pytest.approx(probabilities.amax(dim=-1).numpy(), abs=1e-4)
+    assert found.correct.tolist() == (found.predicted == labels.numpy()).tolist()
+
+
+def test_an_evaluation_of_an_earlier_version_has_no_predictions() -> None:
+    values = {key: value for key, value in evaluate(build(), batches()).to_dict().items() if key not in NEW}
+    old = Evaluation.from_dict(values)
+    assert old.predicted is None and old.confidence is None and old.to_dict() == values
+    with pytest.raises(ValueError, match="prediction"):
+        Evaluation.from_dict({**values, "predicted": [1]})
+
+
+@pytest.mark.parametrize("num_outputs", [3, 7])
+def test_predictions_count_as_the_classes_of_the_data(num_outputs: int) -> None:
+    """The outputs of the model are in another order than the classes, and it may have more of them."""
+    data = image_data(("ant", "bee", "cat"))
+    names = ("cat", "x", "ant", "y", "bee", "z", "w") if num_outputs == 7 else ("cat", "ant", "bee")
+    model = build(dtype=torch.float32, num_classes=num_outputs)
+    record_origin(model, replace(origin_of(model), classes=names))
+    with torch.no_grad():
+        found, matched = evaluate(model, data), evaluate(model, match_labels(data, model))
+    assert found.predicted is not None and matched.predicted is not None
+    assert found.correct.tolist() == (found.predicted == data.validation.labels.numpy()).tolist()
+    own = [data.classes[index] if index >= 0 else None for index in found.predicted]
+    assert own == [names[output] if names[output] in data.classes else None for output in matched.predicted]
 
 
 def test_the_difference_is_positive_if_the_second_model_is_better() -> None:

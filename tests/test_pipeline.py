@@ -290,7 +290,9 @@ def test_fit_trains_once_and_then_reads_the_model(tmp_path: Path, monkeypatch: p
     model, recipe = digits_model(), TrainRecipe(training=short_training(epochs=2))
     trained = fit(model, digits(), recipe, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["digests.json", "evaluation.json", "metrics.jsonl", "model", "recipe.toml", "run.json"]
+    reports = ["report.html", "report.json", "report.md"]
+    own = ["evaluation.json", "metrics.jsonl", "model", "recipe.toml"]
+    assert names == ["details.json", "digests.json", *own, *reports, "run.json"]
     monkeypatch.setattr(pipeline, "train", stop)
     assert same_tensors(trained, fit(model, digits(), recipe, tmp_path))
     with pytest.raises(FolderInUse, match=r"recipe\.seed was 0, now 1"):

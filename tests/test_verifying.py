@@ -50,8 +50,9 @@ def test_a_finished_run_of_compress_holds_and_is_not_changed(finished: Path) -> 
 def test_a_finished_run_of_train_holds(tmp_path: Path) -> None:
     fit(digits_model(), digits(), TrainRecipe(training=short_training(epochs=1)), tmp_path)
     checks = verify(tmp_path, digits())
-    assert [check.name for check in checks if check.holds] == ["files", "model", "images", "top-1"]
-    assert len(checks) == 4
+    cost = ["parameters", "multiply-adds", "bytes of the weights"]
+    assert [check.name for check in checks if check.holds] == ["files", "model", *cost, "images", "top-1"]
+    assert len(checks) == 7
 
 
 def edit_report(key: str, value: float) -> Callable[[Path], None]:
@@ -83,6 +84,8 @@ def other_weights(folder: Path) -> None:
         (lambda folder: (folder / "plan.json").write_text("{}"), "plan"),
         (lambda folder: (folder / "plan.json").unlink(), "files"),
         (lambda folder: (folder / "report.md").write_text("better"), "files"),
+        (lambda folder: (folder / "report.html").write_text("better"), "files"),
+        (lambda folder: (folder / "details.json").write_text("{}"), "files"),
         (lambda folder: (folder / "report.json").write_text("[]"), "report"),
         (lambda folder: (folder / "model" / "model.safetensors").write_bytes(b""), "model"),
     ],

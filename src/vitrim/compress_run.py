@@ -18,7 +18,7 @@ from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
 from vitrim.depth import ROTATION, SCORES, choose_num_blocks, plan_sources, plan_width, read_proposal
 from vitrim.errors import FolderInUse, counted
-from vitrim.evaluation import Evaluation, evaluate, worse_than_before
+from vitrim.evaluation import Evaluation, evaluate
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.scores import Scores
@@ -36,6 +36,9 @@ from vitrim.recipe import (
 )
 from vitrim.recovery.recover import recover
 from vitrim.reports import report as reports
+from vitrim.reports.details import details_of_compress
+from vitrim.reports.stages import StageResults
+from vitrim.reports.writing import write_pages
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.digests import write_text_noted
 from vitrim.runs.files import read_json
@@ -46,9 +49,7 @@ from vitrim.saving.checkpoint import load, save
 from vitrim.source import Source, max_removed_blocks, narrows_heads
 from vitrim.surgery import prune
 from vitrim.training.distillation import Teachers
-from vitrim.training.metrics import notes_on_events
 from vitrim.training.train import train
-from vitrim.training.validation import KeptEpoch
 
 WIDTH_PLAN, DEPTH_STEP = in_stages("width-plan.json"), in_stages("depth-step.json")
 FIRST_PREDICTION_FILE = "promise.json"  # where runs of version 0.1.0 keep the predicted latency of the last plan
@@ -125,8 +126,7 @@ class CompressRun:
         self.source, self.recipe, self.shared = source, recipe, shared
         self.of_dense = shared if shared and not source.larger else None  # what was measured on the model that is cut
         self.data = source.data
-        self.stages: list[dict[str, Any]] = []  # rows of the report
-        self.evaluations: list[Evaluation] = []
+        self.stages = StageResults()
         self.pace: Pace | None = None
         self.forecast = Forecast([])
         self.student_from: dict[str, Any] = {}  # digests of what the student was made from last
@@ -143,12 +143,8 @@ class CompressRun:
         if plan is None or report is None or model is None:
             return None
         self.folder.delete_checkpoints()
-        self._write_markdown(report)
+        write_pages(self.folder.path, report, {_name(report): details_of_compress(self.folder, self.source)})
         return Compressed(model=model, plan=plan, report=report)
-
-    def _write_markdown(self, report: dict[str, Any]) -> None:
-        if is_main_process():
-            write_text_noted(self.folder.path / "report.md", reports.to_markdown(report))
 
     def announce(self) -> None:
         """Log what will be done, and how long it takes."""
@@ -242,8 +238,7 @@ class CompressRun:
             on_all_processes=True,
             made_from=self.student_from,
         )
-        self.stages.append(reports.stage_row(self.recipe.budget.label, stage, model, evaluation))
-        self.evaluations.append(evaluation)
+        self.stages.add(reports.stage_row(self.recipe.budget.label, stage, model, evaluation), evaluation)
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
         if stage == "dense":
             warn_of_classes(stage, evaluation, self.data)
@@ -311,7 +306,7 @@ class CompressRun:
         )
         self.student_from = self.folder.digests_of(name)
         self.evaluate(f"{stage} distil", distilled)
-        if sentence := self._is_worse(stage):
+        if sentence := self.stages.is_worse(stage):
             log(f"warning: {stage}: {sentence}")
         return distilled
 
@@ -329,13 +324,12 @@ class CompressRun:
         self.student_from = self.folder.digests_of("model")
         self.folder.once_plan("plan.json", lambda: plan, made_from=self.folder.digests_of(WIDTH_PLAN, DEPTH_STEP))
         self.evaluate("final", student)
-        report = self.folder.once_json(
-            "report.json",
-            lambda: self._report(student, timings, predicted_ms),
-            reports.parse,
-            made_from=self.folder.digests_of("model", "plan.json", in_stages("evaluation-*.json")),
-        )
-        self._write_markdown(report)
+        made_from = self.folder.digests_of("model", "plan.json", in_stages("evaluation-*.json"))
+        make = partial(self._report, student, timings, predicted_ms)
+        report = self.folder.once_json("report.json", make, reports.parse, made_from=made_from)
+        made_from |= self.folder.digests_of(SCORES)
+        details = details_of_compress(self.folder, self.source, made_from)
+        write_pages(self.folder.path, report, {_name(report): details})
         for sentence in reports.missed_latency(report["latency"]) if report["latency"] else ():
             log(f"latency: {sentence}")
         self.folder.delete_checkpoints()
@@ -344,34 +338,23 @@ class CompressRun:
     def _report(self, student: nn.Module, timings: DeviceTimes, predicted_ms: float) -> dict[str, Any]:
         busy = busy_note()
         dense_latency, latency = measure_latencies([self.source.model, student], self.recipe.latency)
-        kept = [(stage, KeptEpoch.read(self.folder.path, stage)) for stage in ("width", "depth")]
         outcome = reports.Outcome(
             student=student,
-            before=self.evaluations[0],
-            after=self.evaluations[-1],
+            before=self.stages.evaluations[0],
+            after=self.stages.evaluations[-1],
             latencies=(dense_latency, latency),
-            stages=self.stages[:-1],
-            notes=[*(f"{stage}: {found.sentence()}" for stage, found in kept if found), *self._notes()],
+            stages=self.stages.rows[:-1],
+            notes=self.stages.notes(self.folder.path),
             busy=busy,
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
         )
         return reports.build(self.source, self.recipe, outcome)
 
-    def _notes(self) -> list[str]:
-        """What went wrong in the run although it ended, one sentence for each event."""
-        notes = notes_on_events(self.folder.path)
-        for stage in ("width", "depth"):
-            if sentence := self._is_worse(stage):
-                notes.append(f"{stage}: {sentence}")
-        return notes
 
-    def _is_worse(self, stage: str) -> str:
-        """Say that a distillation has ended below the model that it started from; empty if it has not."""
-        found = {row["name"]: evaluation for row, evaluation in zip(self.stages, self.evaluations, strict=True)}
-        start = found.get(f"{stage} recover", found.get(f"{stage} cut"))
-        end = found.get(f"{stage} distil")
-        return worse_than_before(start, end, "the distillation") if start and end else ""
+def _name(report: dict[str, Any]) -> str:
+    """The name of the smaller model in a report."""
+    return str(report["models"][-1]["name"])
 
 
 def warn_of_classes(name: str, evaluation: Evaluation, data: ImageData) -> None:

@@ -6,7 +6,7 @@ Shapes: `B` batch, `C` classes, `n` all images.
 """
 
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -48,6 +48,11 @@ class Evaluation:
         num_images: number of images that were evaluated.
         correct: whether the top-1 prediction of each image is right, in order, `(num_images,)` bool.
         not_counted: indices of images whose file could not be decoded. They are in no number.
+        predicted: the top-1 class of each image, in order, `(num_images,)` int64. Classes count as those of the data
+            set; -1 stands for an output of the model that is no class of it. Of prepared batches, classes are outputs.
+            None for evaluations of earlier versions.
+        confidence: softmax value of this class, rounded to four decimals, `(num_images,)` float64; 0 if the outputs are
+            no numbers. None for evaluations of earlier versions.
     """
 
     top1: float
@@ -58,22 +63,32 @@ class Evaluation:
     num_images: int
     correct: np.ndarray = field(repr=False)
     not_counted: tuple[int, ...] = ()
+    predicted: np.ndarray | None = field(default=None, repr=False)
+    confidence: np.ndarray | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `correct` becomes a string of 0 and 1."""
         values = {**asdict(self), "correct": "".join("01"[bool(right)] for right in self.correct)}
-        return {name: value for name, value in values.items() if name != "not_counted" or value}
+        for name in ("predicted", "confidence"):
+            values[name] = None if values[name] is None else values[name].tolist()
+        optional = {"not_counted": (), "predicted": None, "confidence": None}
+        return {name: value for name, value in values.items() if name not in optional or value != optional[name]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
         """Return the evaluation that `to_dict` was called on; raises KeyError, TypeError or ValueError for others."""
         numbers = {name: float(values[name]) for name in ("top1", "low", "high", "loss")}
+        predicted, confidence = values.get("predicted"), values.get("confidence")
+        if any(found is not None and len(found) != len(values["correct"]) for found in (predicted, confidence)):
+            raise ValueError("there is not one prediction for each image")
         return cls(
             **numbers,
             top5=None if values["top5"] is None else float(values["top5"]),
             num_images=int(values["num_images"]),
             correct=np.array([mark == "1" for mark in values["correct"]]),
             not_counted=tuple(map(int, values.get("not_counted", ()))),
+            predicted=None if predicted is None else np.array(predicted, dtype=np.int64),
+            confidence=None if confidence is None else np.array(confidence, dtype=np.float64),
         )
 
 
@@ -132,13 +147,13 @@ def evaluate(
     model = unwrapped(model)
     if isinstance(data, ImageData | ImageSet):
         _check_classifier(model)
-    images = match_labels(data, model).validation if isinstance(data, ImageData) else data
+    matched = match_labels(replace(data, outputs=()), model) if isinstance(data, ImageData) else data
+    images = matched.validation if isinstance(matched, ImageData) else matched
     batches: Iterable[tuple[Tensor, Tensor]]
     num_batches, divided, max_label = None, isinstance(images, ImageSet), None
     unreadable: list[int] = []
     if isinstance(images, ImageSet):
-        state = this_process()
-        part = Part(index=state.process_index, count=state.num_processes)
+        part = Part(index=this_process().process_index, count=this_process().num_processes)
         batches = eval_batches(
             images,
             preprocessing_of(model),
@@ -163,7 +178,22 @@ def evaluate(
     if not results:
         raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
     found = _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
-    return replace(found, not_counted=tuple(sorted(unreadable)))
+    predicted = _classes_of(found.predicted, matched.outputs if isinstance(matched, ImageData) else ())
+    return replace(found, predicted=predicted, not_counted=tuple(sorted(unreadable)))
+
+
+def _classes_of(outputs: np.ndarray | None, output_of_class: Sequence[int]) -> np.ndarray | None:
+    """The classes of a data set that outputs of a model stand for; -1 for an output that is no class of it.
+
+    Args:
+        outputs: `(n,)` int64.
+        output_of_class: the output of each class of the data set; empty if they have the same numbers.
+    """
+    if outputs is None or not output_of_class:
+        return outputs
+    class_of = np.full(max(*output_of_class, *outputs.tolist()) + 1, -1, dtype=np.int64)
+    class_of[list(output_of_class)] = np.arange(len(output_of_class))
+    return class_of[outputs]
 
 
 def _report_unreadable(images: ImageSet, unreadable: list[int], description: str) -> None:
@@ -256,7 +286,7 @@ class _Judge:
         self.model, self.max_label = model, max_label
         self.max_images = math.inf  # of one pass
 
-    def __call__(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def __call__(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, ...]]:
         """Evaluate images `(B, channels, H, W)` with labels `(B,)`; returns what `_judge` returns, for each part."""
         while True:
             size = int(min(self.max_images, max(1, len(images))))
@@ -277,7 +307,7 @@ class _Judge:
                 torch.cuda.empty_cache()
 
 
-def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, ...]:
     """Evaluate one batch.
 
     Args:
@@ -286,8 +316,8 @@ def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | No
         max_label: of all batches; None if it is not known. Then it is read from the device, which takes time.
 
     Returns:
-        Whether top-1 is right, whether top-5 is right (NaN for fewer than six outputs), and the loss, `(B,)` each, on
-        the model's device.
+        Whether top-1 is right, whether top-5 is right (NaN for fewer than six outputs), the loss, the top-1 output and
+        its softmax value, `(B,)` each, on the model's device.
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
     logits = logits_of(model(images.to(dtype))).float()
@@ -301,10 +331,11 @@ def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | No
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="none")
     top5 = hits.double().sum(dim=1) if logits.shape[-1] > 5 else torch.full_like(loss, torch.nan).double()
-    return hits[:, 0], top5, loss.double()
+    confidence = logits.softmax(dim=-1).gather(1, best[:, :1])[:, 0]
+    return hits[:, 0], top5, loss.double(), best[:, 0], confidence.double()
 
 
-def _summarise(top1: Tensor, top5: Tensor, loss: Tensor) -> Evaluation:
+def _summarise(top1: Tensor, top5: Tensor, loss: Tensor, predicted: Tensor, confidence: Tensor) -> Evaluation:
     """Average what `_judge` returned for all images, `(n,)` each."""
     count, right = len(top1), int(top1.sum())
     interval = stats.binomtest(right, count).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
@@ -316,4 +347,6 @@ def _summarise(top1: Tensor, top5: Tensor, loss: Tensor) -> Evaluation:
         loss=float(loss.mean()),
         num_images=count,
         correct=top1.numpy(),
+        predicted=predicted.numpy(),
+        confidence=np.nan_to_num(confidence.numpy(), nan=0.0).round(4),
     )

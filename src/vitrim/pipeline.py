@@ -31,6 +31,7 @@ from vitrim.importance.scores import Scores
 from vitrim.measured_once import Shared, device_times_of
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
+from vitrim.reports.training import report_training
 from vitrim.rotation import RotationStatistics
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.locks import locking
@@ -175,7 +176,7 @@ def fit(
 ) -> nn.Module:
     """Train a dense model in a run folder. After a crash, the same call continues from the last checkpoint.
 
-    The folder then holds `metrics.jsonl`, `model/` and `evaluation.json`.
+    The folder then holds `metrics.jsonl`, `model/`, `evaluation.json` and the report.
 
     Args:
         teacher: the model learns from it, or from several, as `recipe.training.distillation` says; by default it learns
@@ -216,15 +217,19 @@ def fit(
         made_from=folder.digests_of("model"),
     )
     folder.delete_checkpoints()
-    kept = KeptEpoch.read(folder.path, "train")
-    chosen = f" of epoch {kept.best.epoch}, which was chosen on these {kept.num_images} images" if kept else ""
-    log(
-        f"top-1 {evaluation.top1:.2f} % [{evaluation.low:.2f}, {evaluation.high:.2f}]{chosen}; model in "
-        f"{folder.path / 'model'}"
-    )
+    _say_result(folder, evaluation)
     warn_of_classes("validation", evaluation, source.data)
     _say_what_went_wrong(source, folder, evaluation)
+    report_training(folder, source, recipe, result, evaluation)
     return result
+
+
+def _say_result(folder: RunFolder, found: Evaluation) -> None:
+    """Log the accuracy of a trained model, and where the model is."""
+    kept = KeptEpoch.read(folder.path, "train")
+    chosen = f" of epoch {kept.best.epoch}, which was chosen on these {kept.num_images} images" if kept else ""
+    interval = f"[{found.low:.2f}, {found.high:.2f}]"
+    log(f"top-1 {found.top1:.2f} % {interval}{chosen}; model in {folder.path / 'model'}")
 
 
 def _say_what_went_wrong(source: Source, folder: RunFolder, after: Evaluation) -> None:

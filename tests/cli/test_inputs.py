@@ -317,7 +317,7 @@ def test_commands_without_a_folder_continue_the_run_that_they_began(
     command = [*place.compress("--depth", "0")[:2], *SMALL_DIGITS, "--recipe", place.recipe, "--depth", "0"]
     assert call(capsys, *command)[0] == 0
     status, out, _ = call(capsys, *command)
-    assert status == 0 and "report: runs/digits-dense-70/report.json" in out
+    assert status == 0 and "report: runs/digits-dense-70/report.html" in out
     assert call(capsys, *command, "--keep", "0.8")[0] == 0
     assert sorted(path.name for path in (place.path / "runs").iterdir()) == ["digits-dense-70", "digits-dense-80"]
 

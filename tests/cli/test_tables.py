@@ -1,12 +1,14 @@
 """Tables: what is printed about a structure, a plan and two evaluations."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from builders.models import make_structure, plan_of_sizes
-from vitrim.cli.tables import print_evaluations, print_line, print_plan, print_structure, print_table
+from vitrim.cli.tables import print_evaluations, print_line, print_plan, print_report, print_structure, print_table
 from vitrim.costs.counting import count_cost
 from vitrim.errors import counted
 from vitrim.evaluation import Evaluation
@@ -68,6 +70,17 @@ def test_a_plan_is_printed_with_the_units_that_it_keeps_and_removes(capsys: pyte
     assert "predicted latency: 1.25 ms for one forward pass" in out
     print_plan(structure, Proposal(plan=plan, predicted_ms=0.0))
     assert "predicted latency" not in capsys.readouterr().out
+
+
+def test_a_report_begins_with_its_verdict_after_the_table(
+    finished_run: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    report = finished_run("depth").result.report
+    print_report(report, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("└")) + 1
+    assert lines[first] == report["verdict"] and "p = " not in "".join(lines)
+    assert lines[-1] == f"report: {tmp_path / 'report.html'}, {tmp_path / 'report.json'}, {tmp_path / 'report.md'}"
 
 
 def evaluation(correct: list[int]) -> Evaluation:

@@ -61,6 +61,16 @@ def test_the_text_has_every_model_stage_and_difference(finished_run: Any) -> Non
     assert "Latency on" not in text  # there was no budget in milliseconds
 
 
+def test_the_text_begins_with_the_verdict_and_has_statistics_only_at_its_end(finished_run: Any) -> None:
+    report = finished_run("depth").result.report
+    text = to_markdown(report)
+    assert text.startswith(f"# {report['title']}\n\n**{report['verdict']}**\n\n| model |")
+    last, first = text.partition("## How this was measured")[2], text.partition("## Notes")[0]
+    assert not any(word in first for word in ("p = ", "McNemar", "Wilson")) and "McNemar" in last
+    old = {key: value for key, value in report.items() if key not in ("verdict", "command")}
+    assert to_markdown(old) == to_markdown({**report, "command": ""})
+
+
 def latency(ratio: float, spread: float | None = 0.01, median_ms: float = 1.0) -> Latency:
     """A latency whose interval is `ratio` plus and minus `spread`."""
     ends = (None, None) if spread is None else (ratio - spread, ratio + spread)

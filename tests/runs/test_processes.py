@@ -84,6 +84,8 @@ def test_two_processes_compress_to_the_weights_of_one(
         assert abs(row["loss"] - other["loss"]) < 1e-4
     models = [json.loads((folder / "report.json").read_text())["models"] for folder in (one, two)]
     assert models[0][0]["top1"] == models[1][0]["top1"]
+    dense = [json.loads((folder / "stages" / "evaluation-dense.json").read_text()) for folder in (one, two)]
+    assert dense[0]["predicted"] == dense[1]["predicted"] and len(dense[0]["predicted"]) == dense[0]["num_images"]
 
 
 @pytest.mark.slow

@@ -102,8 +102,10 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the models of a `report.json`, and where the report is."""
     from vitrim.reports.report import latency_line, table_rows, zero_lines
+    from vitrim.reports.verdict import verdict_in
 
     print_table(report["title"], *table_rows(report))
+    print_line(verdict_in(report))
     for row in report["models"][1:]:
         if "kept" in row:
             print_line(f"{row['name']} keeps {row['kept']}")
@@ -113,7 +115,7 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         print_line(report["busy"])
     for line in zero_lines(report):
         print_line(line)
-    print_line(f"report: {folder / 'report.json'}, {folder / 'report.md'}")
+    print_line(f"report: {folder / 'report.html'}, {folder / 'report.json'}, {folder / 'report.md'}")
 
 
 KINDS_OF_IMAGES = {"train": "training image", "val": "validation image", "test": "test image", "all": "image"}

@@ -148,6 +148,8 @@ class ImageData:
         notes: what was decided or skipped during loading, in sentences for the user.
         class_names: names of a model's outputs that the user stated; None if there are none, or they were applied.
         in_output_order: whether a label is the number of an output of the model, as `match_labels` leaves it.
+        outputs: the output of the model for each class that the data set had before `match_labels` has renumbered its
+            labels; empty if it has not.
         root: folder of all image files; empty if there are none.
         left_out: names of the files below `root` that could not be decoded during loading.
         run_dir: folder of the run that the images are used in, as far as it is known.
@@ -177,6 +179,7 @@ class ImageData:
         """
         return replace(self, class_names=read_class_names(names))
 
+    outputs: tuple[int, ...] = ()
     root: str = ""
     left_out: tuple[str, ...] = ()
     run_dir: Path | None = None

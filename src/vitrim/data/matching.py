@@ -275,7 +275,8 @@ def _with_outputs(
     labels, train, validation = torch.tensor(index), data.train, data.validation
     if index != tuple(range(len(index))):
         train, validation = (replace(part, labels=labels[part.labels]) for part in (train, validation))
-    return replace(data, classes=names, train=train, validation=validation, class_names=None, in_output_order=True)
+    data = replace(data, train=train, validation=validation, class_names=None, in_output_order=True)
+    return replace(data, classes=names, outputs=index)
 
 
 def _wrong_number(stated: ClassNames, num_outputs: int) -> str:

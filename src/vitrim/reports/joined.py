@@ -6,6 +6,7 @@ from typing import Any
 from vitrim.costs.latency import Latency
 from vitrim.recipe import Recipe, to_table
 from vitrim.reports.report import latency_columns
+from vitrim.reports.verdict import with_verdict
 
 
 def join(
@@ -31,7 +32,7 @@ def join(
     own = [
         f"{report['models'][-1]['name']}: {note}" for report in found for note in report["notes"] if note not in common
     ]
-    return {
+    report = {
         **first,
         "title": title,
         "models": rows,
@@ -41,3 +42,4 @@ def join(
         "notes": [*own, *common],
         "recipe": to_table(recipe),
     }
+    return with_verdict(report)

@@ -14,18 +14,19 @@ from torch import nn
 from vitrim.class_accuracy import ClassesAtZero, classes_at_zero
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import Latency, LatencySettings, difference_text, ratio_text
+from vitrim.data.images import ImageData
 from vitrim.data.matching import device_of
 from vitrim.errors import counted, percent, visible
 from vitrim.evaluation import Evaluation, compare
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
-from vitrim.runs.environment import environment
+from vitrim.reports.verdict import verdict_in, with_verdict
+from vitrim.runs.environment import command_line, environment
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import parsed
 from vitrim.saving.checkpoint import file_bytes
 from vitrim.source import Source
 from vitrim.structure import ViTStructure
-from vitrim.training.teachers import Teacher
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 OLD_KEY_OF_PREDICTED_MS = "promised_ms"  # in reports of version 0.1.0; still written, because scripts may read it
@@ -78,23 +79,30 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     small["classes_at_zero"] = classes_at_zero(outcome.after, data, outcome.before).to_dict()
     small["kept"] = kept_text(source.structure, describe(outcome.student))
     latency = _latency_section(recipe, outcome)
-    return {
+    report = {
         "title": f"{source.structure.model} on {data.name}: {_with_measured(name, latency)}",
         "architecture": source.structure.model,
         "models": [dense, {**small, **difference_to(outcome.before, outcome.after)}],
         "stages": list(outcome.stages),
-        "data": {
-            "name": data.name,
-            "num_classes": len(data.classes),
-            "num_train": len(data.train),
-            "num_validation": len(data.validation),
-        },
+        "data": about_data(data),
         "latency": latency,
-        **({"teachers": [_teacher_row(teacher) for teacher in source.teachers]} if source.teachers else {}),
+        **about_teachers(source),
         "busy": outcome.busy,
         "notes": [*outcome.notes, *data.all_notes()],
         "environment": environment(device_of(outcome.student)),
         "recipe": to_table(recipe),
+        "command": command_line(),
+    }
+    return with_verdict(report)
+
+
+def about_data(data: ImageData) -> dict[str, Any]:
+    """Make the entry `data` of `report.json`."""
+    return {
+        "name": data.name,
+        "num_classes": len(data.classes),
+        "num_train": len(data.train),
+        "num_validation": len(data.validation),
     }
 
 
@@ -203,9 +211,10 @@ def latency_row(
     }
 
 
-def _teacher_row(teacher: Teacher) -> dict[str, Any]:
-    """One entry of `teachers` in `report.json`."""
-    return {"name": teacher.name, "weights": teacher.weights, "about": teacher.about}
+def about_teachers(source: Source) -> dict[str, Any]:
+    """Make the entry `teachers` of `report.json`; nothing if there are none."""
+    rows = [{"name": one.name, "weights": one.weights, "about": one.about} for one in source.teachers]
+    return {"teachers": rows} if rows else {}
 
 
 def latency_line(report: dict[str, Any]) -> str:
@@ -309,7 +318,7 @@ def parse(report: Any) -> dict[str, Any]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Make the text of `report.md` from the content of `report.json`."""
-    report = in_markdown(report)
+    report = in_markdown({**report, "verdict": verdict_in(report)})
     templates = markdown_templates(TEMPLATES)
     templates.globals.update(table_rows=table_rows, latency_line=latency_line, zero_lines=zero_lines)
     templates.filters.update(thousands=_with_prefix)
@@ -340,15 +349,16 @@ def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         The header, and the cells of each row.
     """
     dense = report["models"][0]
-    latency = f"latency, batch {report['recipe']['latency']['batch_size']}"
-    header = ["model", "top-1 [95 % interval]", "parameters", "multiply-adds", latency, "file"]
+    is_timed = "latency_ms" in dense
+    latency = [f"latency, batch {report['recipe']['latency']['batch_size']}"] if is_timed else []
+    header = ["model", "top-1 [95 % interval]", "parameters", "multiply-adds", *latency, "file"]
     rows = [
         [
             row["name"] if row is dense else _with_measured(row["name"], report["latency"]),
             f"{row['top1']:.2f} % [{row['top1_low']:.2f}, {row['top1_high']:.2f}]",
             _with_fraction(_with_prefix(row["params"]), row["params"], dense["params"]),
             _with_fraction(_with_prefix(row["macs"]), row["macs"], dense["macs"]),
-            f"{row['latency_ms']:.2f} ms" if row is dense else _latency_ratio(row),
+            *([f"{row['latency_ms']:.2f} ms" if row is dense else _latency_ratio(row)] if is_timed else []),
             _with_fraction(_megabytes(row["file_bytes"]), row["file_bytes"], dense["file_bytes"]),
         ]
         for row in report["models"]

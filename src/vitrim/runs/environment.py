@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,20 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
     names = ("vitrim", "torch", "torchvision", "timm", "accelerate", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def program() -> str:
+    """The name of the program that runs: `vitrim`, also as a module, or the name of a script."""
+    path = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
+    return path.parent.name if path.name == "__main__.py" else path.name
+
+
+def command_line() -> str:
+    """The command that runs, as a line for a shell. Of a script, only its name; empty if there is none."""
+    name = program()
+    if name == "vitrim":
+        return shlex.join([name, *sys.argv[1:]])
+    return name if name.endswith(".py") else ""
 
 
 def device_name(device: torch.device) -> str:

@@ -37,9 +37,11 @@ from vitrim.runs.files import (
 from vitrim.runs.identity import differences, with_missing
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
+from vitrim.runs.seconds import StepSeconds
 from vitrim.runs.text_files import check_name
 
 Result = TypeVar("Result")
+SECONDS = "stages/seconds.json"
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
 
 
@@ -79,6 +81,7 @@ class RunFolder:
         self.digests = Digests(self.path)
         self._current: dict[str, str] = {}  # digests of the results that this process has made or read
         self._said: set[str] = set()
+        self._seconds = StepSeconds(self.path / SECONDS, self.digests)
         check_name(self.path, FolderInUse)
         if self.path.exists() and not self.path.is_dir():
             raise FolderInUse(f"{self.path} is a file; expected a folder for the run.")
@@ -145,11 +148,12 @@ class RunFolder:
             return stored.value
         self.num_made += 1
         if on_all_processes or is_main_process():
-            result = make()
-            if is_main_process():
-                path.parent.mkdir(exist_ok=True)
-                with writing_noted(path, self.digests, made_from=source) as working:
-                    write(result, working)
+            with self._seconds.measuring(name):
+                result = make()
+                if is_main_process():
+                    path.parent.mkdir(exist_ok=True)
+                    with writing_noted(path, self.digests, made_from=source) as working:
+                        write(result, working)
         wait_for_all()
         self._current[name] = self.digests.versions(self._name(path))[0].digest
         return read(path)

@@ -23,6 +23,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from vitrim.errors import FolderInUse
+from vitrim.runs.environment import program
 from vitrim.runs.files import HOLDER, LOCK, delete_dead_partials, hidden_beside, write_text
 from vitrim.runs.folder import STAGES, delete_if_fresh
 from vitrim.runs.processes import is_main_process, this_process
@@ -220,12 +221,10 @@ def _warn_of_no_locks(place: Path) -> None:
 
 def _note_holder(file: Path) -> None:
     """Write who works in a folder. It is only shown: the lock itself decides."""
-    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
-    name = program.parent.name if program.name == "__main__.py" else program.name
     about = {
         "pid": os.getpid(),
         "host": platform.node(),
-        "command": shlex.join([name, *sys.argv[1:]]),
+        "command": shlex.join([program(), *sys.argv[1:]]),
         "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
     }
     with suppress(OSError):  # a full disk is reported with the name of a result

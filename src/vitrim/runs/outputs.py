@@ -26,8 +26,17 @@ KINDS = {  # of files that are no regular files
 }
 
 
-RESULTS = {RUN, "plan.json", "report.json", "report.md", "evaluation.json", "metrics.jsonl", "recipe.toml"}  # of a run
-RESULTS |= {"scores.safetensors", UNREADABLE, FILE_SIZES}
+RESULTS = {
+    RUN,
+    "plan.json",
+    "report.json",
+    "report.md",
+    "report.html",
+    "evaluation.json",
+    "metrics.jsonl",
+    "recipe.toml",
+}  # of a run
+RESULTS |= {"details.json", "scores.safetensors", UNREADABLE, FILE_SIZES}
 
 
 @dataclass(frozen=True, kw_only=True)

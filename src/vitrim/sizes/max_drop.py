@@ -22,6 +22,7 @@ from vitrim.measured_once import Shared, measure_once
 from vitrim.paired_bound import CONFIDENCE, fewest_images, images_needed, lower_end
 from vitrim.recipe import Recipe, to_table
 from vitrim.reports import report as reports
+from vitrim.reports.writing import write_pages_of_sizes
 from vitrim.runs.digests import digest_of_data, write_text_noted
 from vitrim.runs.folder import STAGES, RunFolder
 from vitrim.runs.processes import is_main_process, wait_for_all
@@ -272,6 +273,7 @@ class Search:
             reports.parse,
             made_from={**made_from, "search": search},
         )
+        write_pages_of_sizes(self.folder.path, report, {report["models"][-1]["name"]: self.folder.path / name})
         log(search["sentence"])
         return Compressed(model=model, plan=plan, report=report)
 

@@ -20,6 +20,7 @@ from vitrim.measured_once import Shared, measure_once
 from vitrim.recipe import Recipe
 from vitrim.reports import joined
 from vitrim.reports import report as reports
+from vitrim.reports.writing import write_pages_of_sizes
 from vitrim.runs.digests import digest_of_data
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.progress import log
@@ -170,4 +171,6 @@ def _joined_report(
 
     made_from = {name: digest_of_data(result.report) for name, result in results.items()}
     report: dict[str, Any] = folder.once_json("report.json", make, reports.parse, made_from=made_from)
+    runs = {result.report["models"][-1]["name"]: folder.path / name for name, result in results.items()}
+    write_pages_of_sizes(folder.path, report, runs)
     return report

@@ -377,7 +377,7 @@ class TrainingLoop:
 
     def _end_epoch(self, sums: dict[str, Tensor], steps: int, seconds: float) -> None:
         """Evaluate now and then, and write what is known about the epoch. `seconds` are those of its updates."""
-        epoch = self.step // self.steps_per_epoch
+        epoch, ended = self.step // self.steps_per_epoch, time.monotonic()
         totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="mean")  # over processes
         means = {name: total / steps for name, total in zip(sums, totals.tolist(), strict=True)}
         row = {
@@ -393,4 +393,5 @@ class TrainingLoop:
             self.whole_model.cpu()
         if found:
             row |= {"top1": found.top1, "validation_loss": found.loss}
+        row["seconds"] = round(seconds + time.monotonic() - ended, 3)  # with the evaluation
         self.metrics.add(epoch, row)

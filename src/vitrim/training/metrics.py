@@ -32,7 +32,8 @@ class Metrics:
 
         Args:
             epoch: number of the epoch, from 1.
-            row: `step`, `loss` and its terms, `images_per_second`; after an evaluation `top1` and `validation_loss`.
+            row: `step`, `loss` and its terms, `images_per_second`, `seconds`; after an evaluation `top1` and
+                `validation_loss`.
         """
         self._append({"stage": self._stage, "epoch": epoch, **row})
         if "top1" not in row and epoch % max(1, self._epochs // NUM_LOG_LINES):
@@ -108,6 +109,16 @@ def add_note(folder: Path, stage: str, event: str, note: str) -> None:
     file = folder / METRICS
     before = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     write_text_noted(file, before + json.dumps({"stage": stage, "event": event, "note": note}) + "\n")
+
+
+def epochs_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the epochs of each training of a run, by its stage, from its `metrics.jsonl`."""
+    file, found = folder / METRICS, dict[str, list[dict[str, Any]]]()
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+    for row in filter(None, map(_row, lines)):
+        if "event" not in row and isinstance(row.get("epoch"), int):
+            found.setdefault(row["stage"], []).append(row)
+    return found
 
 
 def notes_on_events(folder: Path) -> list[str]:

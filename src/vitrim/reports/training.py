@@ -1,0 +1,72 @@
+"""The report of a run of `train`: one dense model, in the form of the report of `compress`."""
+
+from typing import Any
+
+from torch import nn
+
+from vitrim.class_accuracy import classes_at_zero
+from vitrim.data.matching import device_of
+from vitrim.evaluation import Evaluation
+from vitrim.recipe import TrainRecipe, to_table
+from vitrim.reports import report as reports
+from vitrim.reports.details import details_of_training
+from vitrim.reports.verdict import with_verdict
+from vitrim.reports.writing import PAGE, write_pages
+from vitrim.runs.environment import command_line, environment
+from vitrim.runs.folder import RunFolder
+from vitrim.runs.progress import log
+from vitrim.source import Source
+from vitrim.training.metrics import notes_on_events
+from vitrim.training.validation import KeptEpoch
+
+NAME = "dense"  # of the model
+
+
+def report_training(
+    folder: RunFolder, source: Source, recipe: TrainRecipe, model: nn.Module, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Write the report of a finished training and its pages, or read the report. All processes call this together.
+
+    Args:
+        folder: of the run, in which the model and its evaluation were made or read.
+        source: the model before the training, and the data.
+        recipe: of the run.
+        model: the trained model.
+        evaluation: of the trained model.
+
+    Returns:
+        The content of `report.json`.
+    """
+    report: dict[str, Any] = folder.once_json(
+        "report.json",
+        lambda: _build(folder, source, recipe, model, evaluation),
+        reports.parse,
+        made_from=folder.digests_of("model", "evaluation.json"),
+    )
+    write_pages(folder.path, report, {NAME: details_of_training(folder, source.data, evaluation)})
+    log(f"report: {folder.path / PAGE}")
+    return report
+
+
+def _build(
+    folder: RunFolder, source: Source, recipe: TrainRecipe, model: nn.Module, evaluation: Evaluation
+) -> dict[str, Any]:
+    data, kept = source.data, KeptEpoch.read(folder.path, "train")
+    row = reports.model_row(NAME, 1.0, model, evaluation)
+    row["classes_at_zero"] = classes_at_zero(evaluation, data).to_dict()
+    notes = [*([f"train: {kept.sentence()}"] if kept else []), *notes_on_events(folder.path), *data.all_notes()]
+    report = {
+        "title": f"{source.structure.model} trained on {data.name}",
+        "architecture": source.structure.model,
+        "models": [row],
+        "stages": [],
+        "data": reports.about_data(data),
+        "latency": None,
+        **reports.about_teachers(source),
+        "busy": "",
+        "notes": notes,
+        "environment": environment(device_of(model)),
+        "recipe": to_table(recipe),
+        "command": command_line(),
+    }
+    return with_verdict(report)
