@@ -1,8 +1,8 @@
 """The charts of the page, as SVG that is put into it. The same numbers always make the same bytes.
 
 Colours are variables of the page's style, so one chart serves the light and the dark scheme. Names come from files of
-others: a chart is drawn with a mark in place of each name, and the name is put in afterwards, escaped. So no name is read
-as a formula, and none needs a letter that the font of the layout lacks. What the charts say is also in their tables.
+others: a chart is drawn with a mark in place of each name, and the name is put in afterwards, escaped. So no name is
+read as a formula, and none needs a letter that the font of the layout lacks. The tables have the same numbers.
 """
 
 import io
@@ -19,7 +19,7 @@ from vitrim.reports import formats
 from vitrim.reports.formats import is_number
 from vitrim.reports.tables import Table, between
 
-WIDTH, HEIGHT = 360.0, 250.0  # points; narrow, so that the letters stay large on a phone
+WIDTH, HEIGHT = 360.0, 264.0  # points; narrow, so that the letters stay large on a phone
 INK, MUTED, LINE, DENSE, SMALL, PAPER = (f"#0102{number:02d}" for number in range(10, 16))
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", DENSE: "dense", SMALL: "small", PAPER: "paper"}
 STYLE: dict[str, Any] = {
@@ -47,6 +47,8 @@ STYLE: dict[str, Any] = {
 }
 MAX_LABEL = 24  # characters of a name beside a point
 LETTER = 6.0  # points; about the width of a letter
+LABEL_PLACES = tuple((x, y, side) for y in (-4, 10, -18) for x, side in ((9, "left"), (-9, "right")))  # from a point
+Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,14 @@ class _Drawing:
         self.texts: list[str] = []
         self.tips: list[str] = []
 
-    def axes(self, left: float, bottom: float, right: float = 10, top: float = 12) -> Any:
-        """Add axes with margins in points."""
+    def axes(self, left: float, *, right: float = 10, top: float = 26, above: str = "") -> Any:
+        """Add axes with margins in points. `above` is the name of the vertical axis, written above it."""
         width, height = (72 * inches for inches in self.figure.get_size_inches())
-        box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+        box = (left / width, 40 / height, 1 - (left + right) / width, 1 - (40 + top) / height)
         axes = self.figure.add_axes(box)
         axes.patch.set_visible(False)
+        if above:
+            axes.set_title(above, loc="left", fontsize=11, color=MUTED, x=-left / (width - left - right))
         return axes
 
     def mark(self, text: Any, limit: int = MAX_LABEL) -> str:
@@ -159,14 +163,15 @@ def accuracy_chart(name: str, models: Sequence[dict[str, Any]], key: str) -> Cha
     )
     text_of = formats.milliseconds if in_ms else formats.count
     with _drawing() as drawing:
-        axes = drawing.axes(42, 40)
+        axes = drawing.axes(38, above="Accuracy (%)")
         for row in shown:
-            is_dense = row is models[0] or row["name"] == "dense control"
+            is_dense = row is models[0] or row["name"] == formats.CONTROL
             look = {
                 "color": DENSE if is_dense else SMALL,
                 "marker": "s" if row is models[0] else "D" if is_dense else "o",
             }
-            tip = f"{formats.short(row['name'], 60)}: {formats.percents(row['top1'], 2)}, {text_of(row[key])}"
+            called = formats.short(formats.model_name(row, models), 60)
+            tip = f"{called}: {formats.percents(row['top1'], 2)}, {text_of(row[key])}"
             low, high = _ends(row)
             axes.plot([row[key] / unit] * 2, [low, high], color=look["color"], linewidth=1.6)
             axes.plot(row[key] / unit, row["top1"], **look, markersize=8, markeredgecolor=PAPER, gid=drawing.tip(tip))
@@ -175,12 +180,12 @@ def accuracy_chart(name: str, models: Sequence[dict[str, Any]], key: str) -> Cha
         spread = max(max(ends) - min(ends), 0.5)
         axes.set_ylim(min(ends) - 0.12 * spread, max(ends) + 0.12 * spread)
         axes.set_xlabel(what)
-        axes.set_title("Accuracy (%)", loc="left", fontsize=11, color=MUTED, x=-0.1)
-        _label_points(drawing, axes, [(row[key] / unit, row["top1"], row["name"]) for row in shown])
+        _label_points(drawing, axes, [(row[key] / unit, row["top1"], formats.model_name(row, models)) for row in shown])
         svg = drawing.svg(name, title, caption)
     header = ["Model", "Time for one batch" if in_ms else "Parameters", "Accuracy", "Likely range"]
     rows = [
-        [str(row["name"]), text_of(row[key]), formats.percents(row["top1"], 2), between(*_ends(row))] for row in shown
+        [formats.model_name(row, models), text_of(row[key]), formats.percents(row["top1"], 2), between(*_ends(row))]
+        for row in shown
     ]
     return Chart(title=title, caption=caption, svg=svg, table=Table(caption=title, header=header, rows=rows))
 
@@ -192,40 +197,35 @@ def _unit(largest: float) -> tuple[float, str]:
 
 def _ends(row: dict[str, Any]) -> tuple[float, float]:
     """The interval of the accuracy; the accuracy itself where there is none."""
-    low, high = row.get("top1_low"), row.get("top1_high")
-    return (low, high) if is_number(low) and is_number(high) else (row["top1"], row["top1"])
+    known = is_number(row.get("top1_low")) and is_number(row.get("top1_high"))
+    return (row["top1_low"], row["top1_high"]) if known else (row["top1"], row["top1"])
 
 
 def _label_points(drawing: _Drawing, axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     """Write the name of each point where it covers no point and no other name, if there is such a place."""
-    places = [axes.transData.transform(point[:2]) for point in points]
+    places = [tuple(axes.transData.transform(point[:2])) for point in points]
     occupied = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    for (x, y), (value_x, value_y, name) in zip(places, points, strict=True):
+    for place, (x, y, name) in zip(places, points, strict=True):
         width = LETTER * len(formats.short(name, MAX_LABEL))
-        choices = [
-            (9, -4, "left"),
-            (-9, -4, "right"),
-            (9, 10, "left"),
-            (-9, 10, "right"),
-            (9, -18, "left"),
-            (-9, -18, "right"),
-        ]
+        boxes = {choice: _label_box(place, choice, width) for choice in LABEL_PLACES}
+        best = min(LABEL_PLACES, key=lambda choice, boxes=boxes: _badness(boxes[choice], occupied))  # type: ignore[misc]
+        occupied.append(boxes[best])
+        style: Any = {"textcoords": "offset points", "ha": best[2], "fontsize": 11}
+        axes.annotate(drawing.mark(name), (x, y), best[:2], **style)
 
-        def box(choice: tuple[float, float, str]) -> tuple[float, float, float, float]:
-            start = x + choice[0] - (width if choice[2] == "right" else 0)
-            return (start, y + choice[1], start + width, y + choice[1] + 11)
 
-        def badness(choice: tuple[float, float, str]) -> float:
-            left, bottom, right, top = box(choice)
-            outside = max(0, right - WIDTH) + max(0, 30 - left)
-            covered = [one for one in occupied if left < one[2] and one[0] < right and bottom < one[3] and one[1] < top]
-            return outside + 100 * len(covered)
+def _label_box(place: tuple[float, float], choice: tuple[int, int, str], width: float) -> Box:
+    """The place of a label beside a point, in points of the figure."""
+    left = place[0] + choice[0] - (width if choice[2] == "right" else 0)
+    bottom = place[1] + choice[1]
+    return left, bottom, left + width, bottom + 11
 
-        best = min(choices, key=badness)
-        occupied.append(box(best))
-        axes.annotate(
-            drawing.mark(name), (value_x, value_y), best[:2], textcoords="offset points", ha=best[2], fontsize=11
-        )
+
+def _badness(box: Box, occupied: Sequence[Box]) -> float:
+    """How far a label is outside the figure, and how many points and labels it covers."""
+    left, bottom, right, top = box
+    covered = [one for one in occupied if left < one[2] and one[0] < right and bottom < one[3] and one[1] < top]
+    return max(0, right - WIDTH) + max(0, 30 - left) + 100 * len(covered)
 
 
 def stages_chart(name: str, stages: Sequence[dict[str, Any]]) -> Chart | None:
@@ -250,7 +250,7 @@ def stages_chart(name: str, stages: Sequence[dict[str, Any]]) -> Chart | None:
     names = [formats.stage_name(row.get("name", "")) for row in shown]
     spread = max(max(values) - min(values), 1.0)
     with _drawing(height=60 + 27 * len(shown)) as drawing:
-        axes = drawing.axes(158, 40, right=14, top=6)
+        axes = drawing.axes(158, right=48, top=6)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x")
         axes.plot(values, range(len(shown)), color=LINE, linewidth=2.5, zorder=1)
@@ -258,11 +258,7 @@ def stages_chart(name: str, stages: Sequence[dict[str, Any]]) -> Chart | None:
             look: Any = {"color": DENSE, "marker": "s"} if not number else {"color": SMALL, "marker": "o"}
             tip = drawing.tip(f"{formats.short(stage, 60)}: {formats.percents(value, 2)}")
             axes.plot(value, number, **look, markersize=8, markeredgecolor=PAPER, gid=tip)
-            is_right = value > max(values) - 0.25 * spread
-            axes.annotate(
-                formats.decimal(value), (value, number), (-8 if is_right else 8, -4), textcoords="offset points",
-                ha="right" if is_right else "left", fontsize=10.5,
-            )  # fmt: skip
+            axes.text(1.04, number, formats.decimal(value), transform=axes.get_yaxis_transform(), va="center_baseline")
         axes.set_yticks(range(len(shown)), [drawing.mark(stage, 27) for stage in names])
         axes.tick_params(axis="y", labelcolor=INK, pad=8)
         axes.set_ylim(len(shown) - 0.5, -0.6)
@@ -304,10 +300,10 @@ def curves_chart(name: str, stage: str, rows: Sequence[dict[str, Any]], key: str
         "Lower is better: the loss is the error that training reduces. A line that is still falling at the right end "
         "means that more epochs may help."
         if is_loss
-        else "Higher is better: accuracy on images that the model was not trained on. An epoch is one pass over the images."
+        else "Higher is better: accuracy on images that the model was not trained on. One epoch uses every image once."
     )
     with _drawing() as drawing:
-        axes = drawing.axes(46, 40)
+        axes = drawing.axes(38, above="Loss" if is_loss else "Accuracy (%)")
         for label, points in found.items():
             if not points:
                 continue
@@ -318,18 +314,17 @@ def curves_chart(name: str, stage: str, rows: Sequence[dict[str, Any]], key: str
         if len([points for points in found.values() if points]) > 1:
             axes.legend(frameon=False, labelcolor=INK, fontsize=11, loc="upper right")
         axes.set_xlabel("Epoch")
-        axes.set_title("Loss" if is_loss else "Accuracy (%)", loc="left", fontsize=11, color=MUTED, x=-0.1)
         axes.xaxis.get_major_locator().set_params(integer=True)
         svg = drawing.svg(name, title, caption)
     header = ["Epoch", "Training loss", "Validation loss", "Accuracy"]
     cells = [
         [
             f"{row.get('epoch', '')}",
-            *(f"{row[column]:.4g}" if is_number(row.get(column)) else formats.NOTHING for column in ("loss", "validation_loss")),
+            *(formats.significant(row.get(column)) for column in ("loss", "validation_loss")),
             formats.percents(row.get("top1"), 2),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return Chart(title=title, caption=caption, svg=svg, table=Table(caption=title, header=header, rows=cells))
 
 
@@ -358,8 +353,8 @@ def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
         "Images are grouped by how sure the model says it is. On the dashed line, the confidence is honest; below it, "
         "the model is too sure."
     )
-    with _drawing(height=270) as drawing:
-        axes = drawing.axes(42, 40)
+    with _drawing(height=280) as drawing:
+        axes = drawing.axes(38, above="Right (%)")
         axes.plot([0, 100], [0, 100], color=MUTED, linestyle="--", linewidth=1)
         for model, bins in found.items():
             look: Any = {"color": DENSE, "marker": "s"} if model == "dense" else {"color": SMALL, "marker": "o"}
@@ -372,7 +367,6 @@ def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
         axes.set_xlim(0, 102)
         axes.set_ylim(0, 102)
         axes.set_xlabel("Stated confidence (%)")
-        axes.set_title("Right (%)", loc="left", fontsize=11, color=MUTED, x=-0.1)
         svg = drawing.svg(name, title, caption)
     rows = [
         [names[model], between(100 * one.get("low", 0), 100 * one.get("high", 0), 0), f"{one['count']:,}",

@@ -4,13 +4,14 @@ Every function takes values as they are in `report.json` and `details.json`, and
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
 
 from vitrim.errors import visible
 
 MINUS = "\u2212"  # as wide as a plus, so that signed numbers line up
 NOTHING = "\u2013"  # in a cell without a value
+CONTROL = "dense control"  # a benchmark's name of the dense model after as many epochs as the student
 NAMES_OF_STAGES = {  # names in `report.json`, and what a reader who did not write vitrim calls them
     "dense": "Original model",
     "width cut": "Heads and neurons removed",
@@ -22,7 +23,7 @@ NAMES_OF_STAGES = {  # names in `report.json`, and what a reader who did not wri
 }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Tell whether a value can be drawn: a number that is neither infinite nor NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -34,6 +35,13 @@ def short(name: Any, limit: int) -> str:
         return text
     end = (limit - 1) // 2
     return f"{text[: limit - 1 - end]}\u2026{text[len(text) - end :]}"
+
+
+def model_name(row: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
+    """Return what the page calls a model of a report that compares several."""
+    if row is models[0]:
+        return "original"
+    return "original, trained longer" if row["name"] == CONTROL else str(row["name"])
 
 
 def stage_name(name: Any) -> str:
@@ -49,6 +57,11 @@ def decimal(value: Any, decimals: int = 1) -> str:
 def percents(value: Any, decimals: int = 1) -> str:
     """Return a number of percent, such as `95.6 %`."""
     return f"{decimal(value, decimals)}\u00a0%" if is_number(value) else NOTHING
+
+
+def significant(value: Any, digits: int = 4) -> str:
+    """Return a number with four digits, such as `0.1234`, or with as many as `digits`."""
+    return f"{value:.{digits}g}".replace("-", MINUS) if is_number(value) else NOTHING
 
 
 def fraction(value: Any, decimals: int = 1) -> str:

@@ -1,18 +1,19 @@
-"""What the page shows of one compressed model: removed parts, stages, classes, changed images, calibration, times.
+"""What the page shows of one model: removed parts, stages, classes, changed images, calibration, times.
 
-Each function takes entries of `report.json` or `details.json` and returns plain data for the template, or nothing if the
-entry is missing. Text is escaped by the template.
+Each function takes entries of `report.json` or `details.json` and returns plain data for the template, or nothing if
+the entry is missing. Text is escaped by the template.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vitrim.errors import counted, visible
+from vitrim.errors import visible
 from vitrim.reports import charts, formats
 from vitrim.reports.tables import Table, class_tables, confusion_table
 
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
+MAX_BLOCK_NAME = 40  # characters in the map; the table has the whole name
 CHANGES = {  # sign, so that colour is not the only one; words; what the pictures are
     "now_wrong": ("\u2717", "now wrong"),
     "now_right": ("\u2713", "now right"),
@@ -87,9 +88,9 @@ def _map_row(block: dict[str, Any], largest: float) -> dict[str, Any]:
             if group.get("width") and num_kept:
                 bars.append(_bar("head width", width, group["width"]))
         elif number:
-            bars.append(_bar(str(group.get("kind", "")), num_kept, number, group.get("importance_kept")))
+            bars.append(_bar_of(group))
     return {
-        "name": str(block.get("name", "")),
+        "name": formats.short(block.get("name", ""), MAX_BLOCK_NAME),
         "is_kept": bool(block.get("is_kept", True)),
         "importance": formats.fraction(block["importance"]) if formats.is_number(block.get("importance")) else "",
         "strips": strips,
@@ -118,6 +119,10 @@ def _bar(label: str, kept: int, number: int, importance: Any = None) -> dict[str
         if label != "head width"
         else f"head width: {kept} of {number}",
     }
+
+
+def _bar_of(group: dict[str, Any]) -> dict[str, Any]:
+    return _bar(str(group.get("kind", "")), group.get("num_kept") or 0, group["count"], group.get("importance_kept"))
 
 
 def _heads_text(group: dict[str, Any]) -> str:
@@ -149,10 +154,9 @@ def _map_table(blocks: Sequence[dict[str, Any]]) -> Table:
                 importance,
                 "; ".join(f"{g.get('num_kept', 0)} of {g.get('count', 0)}: {_heads_text(g)}" for g in heads),
                 "; ".join(f"{g['kept_width']} of {g['width']}" for g in heads if g.get("width") and "kept_width" in g),
-                "; ".join(_bar(str(g.get("kind", "")), g.get("num_kept", 0), g["count"], g.get("importance_kept"))["tip"]
-                          for g in others if g.get("count")),
+                " ".join(_bar_of(group)["tip"] for group in others if group.get("count")),
             ]
-        )  # fmt: skip
+        )
     header = ["Block", "Kept", "Importance", "Heads, with their importance", "Head width", "Neurons"]
     return Table(caption="What was removed, in words", header=header, rows=rows)
 
@@ -166,8 +170,8 @@ def changed_images(changed: dict[str, Any], num_images: Any) -> dict[str, Any] |
     of_all = f" of {num_images:,}" if isinstance(num_images, int) and num_images else ""
     sentence = (
         f"The compressed model predicts another class than the original for {wrong + right + still:,}{of_all} images: "
-        f"{wrong:,} were right and are now wrong, {right:,} were wrong and are now right, and {still:,} are wrong in both, "
-        "with another class."
+        f"{wrong:,} were right and are now wrong, {right:,} were wrong and are now right, and {still:,} are wrong in "
+        "both, with another class."
     )
     return {"sentence": sentence, "tiles": tiles(changed.get("images") or ())}
 
@@ -215,7 +219,8 @@ def calibration_section(ident: str, calibration: dict[str, Any]) -> dict[str, An
     if len(known) == 2:
         sentence = (
             f"On average, the confidence of the compressed model is {known['small']} points away from how often it is "
-            f"right; for the original, it is {known['dense']} points. This number is called expected calibration error (ECE)."
+            f"right; for the original, it is {known['dense']} points. This number is called expected calibration error "
+            "(ECE)."
         )
     elif "dense" in known:
         sentence = (
@@ -230,8 +235,8 @@ def seconds_table(seconds: Sequence[dict[str, Any]]) -> Table | None:
     known = [row for row in seconds if formats.is_number(row.get("seconds"))]
     if not known:
         return None
-    total = sum(row["seconds"] for row in known) or 1.0
-    rows = [[str(row.get("name", "")), formats.duration(row["seconds"])] for row in known]
-    rows.append([f"{counted(len(known), 'stage')} together", formats.duration(total)])
-    bars = [row["seconds"] / total for row in known] + [0.0]
+    total, longest = (combine(row["seconds"] for row in known) for combine in (sum, max))
+    rows = [[formats.stage_name(row.get("name", "")), formats.duration(row["seconds"])] for row in known]
+    rows.append(["Together", formats.duration(total)])
+    bars = [row["seconds"] / (longest or 1) for row in known] + [0.0]
     return Table(caption="Time of each stage", header=["Stage", "Time"], rows=rows, bars=bars)

@@ -19,7 +19,6 @@ from vitrim.reports.report import latency_line, zero_lines
 from vitrim.reports.tables import Table
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-CONTROL = "dense control"  # how a benchmark calls the dense model that was trained on for as long as the student
 
 
 def to_html(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> str:
@@ -27,8 +26,8 @@ def to_html(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> st
 
     Args:
         report: content of `report.json`, also of earlier versions.
-        details: content of `details.json` by the name of the smaller model; of a run of `train`, by the name of its only
-            model. Models may be missing.
+        details: content of `details.json` by the name of the smaller model; of a run of `train`, by the name of its
+            only model. Models may be missing.
 
     Returns:
         A complete page. The same arguments always make the same text.
@@ -54,7 +53,7 @@ def _isolated(text: Any) -> Markup:
 def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """All that the template shows."""
     models = report["models"]
-    smaller = [row for row in models[1:] if row["name"] != CONTROL]
+    smaller = [row for row in models[1:] if row["name"] != formats.CONTROL]
     shown = smaller or models[:1]
     search = report.get("search") or {}
     found = [charts.accuracy_chart(f"chart-{key}", models, key) for key in ("params", "latency_ms")]
@@ -112,33 +111,42 @@ def _cards(dense: dict[str, Any], small: dict[str, Any] | None) -> list[dict[str
         value = (small or dense).get(key)
         if not formats.is_number(value):
             continue
-        card = {"label": label, "about": about, "value": text(value), "before": "", "change": "", "is_better": None}
+        card: dict[str, Any] = {"label": label, "about": about, "value": text(value), "before": ""}
         if small:
-            points = tables.difference(small, dense)
-            card["before"] = text(dense.get(key))
-            card["change"] = (
-                f"{formats.signed(points)} points" if key == "top1" else formats.change(value, dense.get(key))
-            )
-            card["is_better"] = (points or 0) >= 0 if key == "top1" else value <= (dense.get(key) or value)
-            card["percent"] = _percent_of(value, dense.get(key))
+            card |= {"before": text(dense.get(key)), "percent": _percent_of(value, dense.get(key))}
+            if key == "top1":
+                card |= {"change": f"{formats.signed(tables.difference(small, dense))} points", "tone": _tone(small)}
+            else:
+                tone = "" if not formats.is_number(dense.get(key)) else "good" if value <= dense[key] else "bad"
+                card |= {"change": formats.change(value, dense.get(key)), "tone": tone}
         cards.append(card)
     return cards
 
 
-def _percent_of(value: float, dense: Any) -> float:
+def _tone(small: dict[str, Any]) -> str:
+    """The colour of a change of accuracy; none if chance may explain it."""
+    low, high = small.get("difference_low"), small.get("difference_high")
+    if formats.is_number(low) and low > 0:
+        return "good"
+    return "bad" if formats.is_number(high) and high < 0 else ""
+
+
+def _percent_of(value: Any, dense: Any) -> float:
     """How long the bar of the compressed model is, if that of the dense one has length 100."""
     return round(max(0.0, min(100.0, 100 * value / dense)), 1) if formats.is_number(dense) and dense else 100.0
 
 
 def _figures_note(report: dict[str, Any]) -> str:
     """Say how accuracy and latency were measured, in one or two sentences."""
+    bars = "Upper bars: the original. Lower bars: the compressed model." if len(report["models"]) == 2 else ""
     settings = (report.get("recipe") or {}).get("latency") or {}
     if not formats.is_number(report["models"][0].get("latency_ms")) or not settings:
-        return ""
+        return bars
     device = (report.get("environment") or {}).get("device", "")
     runtime = "ONNX Runtime" if settings.get("on") == "onnxruntime" else "PyTorch"
     on = f" on {device}" if device else ""
-    return f"Latency: the time in which {runtime}{on} computes a batch of {counted(settings.get('batch_size', 1), 'image')}."
+    batch = counted(settings.get("batch_size", 1), "image")
+    return f"{bars} Latency is the time in which {runtime}{on} computes a batch of {batch}.".strip()
 
 
 def _settings(recipe: dict[str, Any]) -> dict[str, Any] | None:

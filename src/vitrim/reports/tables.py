@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrim.reports import formats
 
-NUMBER = re.compile(rf"[-+{formats.MINUS}]?[\d.,]+([  ]\S+)?( \([^)]*\))?|{formats.NOTHING}|")
+NUMBER = re.compile(rf"[-+{formats.MINUS}]?[\d.,]+([ \u00a0]\S+)?( \([^)]*\))?|{formats.NOTHING}|")
 MAX_CLASSES = 100  # all of them are in the table; of more classes, those that changed most
 WORST, BEST = 50, 50
 
@@ -100,7 +100,7 @@ def sizes_table(models: Sequence[dict[str, Any]]) -> Table:
     for row in models:
         rows.append(
             [
-                "original" if row is dense else str(row.get("name", "")),
+                formats.model_name(row, models),
                 formats.percents(row.get("top1")),
                 formats.NOTHING if row is dense else formats.signed(difference(row, dense)),
                 *(
@@ -122,8 +122,9 @@ def difference(row: dict[str, Any], dense: dict[str, Any]) -> float | None:
     """Return the accuracy of a model minus that of the dense one, in points; None if it cannot be known."""
     if formats.is_number(row.get("difference")):
         return float(row["difference"])
-    numbers = (row.get("top1"), dense.get("top1"))
-    return numbers[0] - numbers[1] if all(map(formats.is_number, numbers)) else None
+    if not formats.is_number(row.get("top1")) or not formats.is_number(dense.get("top1")):
+        return None
+    return float(row["top1"] - dense["top1"])
 
 
 def _with_change(text: str, value: Any, dense: Any, is_dense: bool) -> str:
@@ -137,13 +138,20 @@ def search_table(search: dict[str, Any]) -> Table | None:
     if not tries:
         return None
     has_latency = any(formats.is_number(one.get("latency_ratio")) for one in tries)
-    header = ["Size tried", "Training", "Change (points)", "Likely range", "Within the limit", "Other predictions"]
+    header = [
+        "Size tried",
+        "Training",
+        "Change (points)",
+        "Worst plausible change",
+        "Within the limit",
+        "Images with another prediction",
+    ]
     rows = [
         [
             str(one.get("name", "")),
             {"short": "short test", "full": "full"}.get(one.get("kind"), str(one.get("kind", ""))),
             formats.signed(one.get("difference"), 2),
-            f"from {formats.signed(one.get('low'), 2)}",
+            formats.signed(one.get("low"), 2),
             "\u2713 yes" if one.get("passes") else "\u2717 no",
             formats.fraction(one.get("disagree")),
             *([formats.fraction(one.get("latency_ratio"), 0)] if has_latency else []),
@@ -151,7 +159,9 @@ def search_table(search: dict[str, Any]) -> Table | None:
         for one in tries
     ]
     caption = "The sizes that were tried, in this order"
-    return Table(caption=caption, header=[*header, *(["Time, of the original"] if has_latency else [])], rows=rows)
+    return Table(
+        caption=caption, header=[*header, *(["Time compared to the original"] if has_latency else [])], rows=rows
+    )
 
 
 def statistics_table(models: Sequence[dict[str, Any]]) -> Table | None:
