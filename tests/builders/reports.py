@@ -224,7 +224,10 @@ def digits_demo() -> Content:
     report = report_of(models, "digits")
     report["models"].append({**model_row("dense control", 1.0, 98.0, 97.8), "kept": ""})
     digits = tuple("0123456789")
-    return report, {"70 %": details_of(digits, 0.7), "50 %": details_of(digits, 0.5)}
+    return report, {
+        name: {**details_of(digits), "blocks": blocks(keep, num_blocks=6, num_heads=3)}
+        for name, keep in (("70 %", 0.7), ("50 %", 0.5))
+    }
 
 
 def many_classes() -> Content:
