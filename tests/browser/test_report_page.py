@@ -21,7 +21,8 @@ INTERACTIVE = "a[href], summary, [tabindex='0']"
 SEEN = """nodes => nodes.filter(node => node.checkVisibility({contentVisibilityAuto: true})
     && !(node.closest('details:not([open])') && !node.matches('details:not([open]) > summary'))).length"""
 CUT = """() => [...document.querySelectorAll('body *')].filter(node => !node.closest('svg, .scroll, .skip, .hidden')
-    && node.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(node => node.outerHTML.slice(0, 99))"""
+    && node.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .map(node => node.outerHTML.slice(0, 99))"""
 
 
 @pytest.fixture(scope="module")

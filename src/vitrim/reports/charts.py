@@ -320,7 +320,7 @@ def curves_chart(name: str, stage: str, rows: Sequence[dict[str, Any]], key: str
     cells = [
         [
             f"{row.get('epoch', '')}",
-            *(formats.significant(row.get(column)) for column in ("loss", "validation_loss")),
+            *(formats.decimal(row.get(column), 4) for column in ("loss", "validation_loss")),
             formats.percents(row.get("top1"), 2),
         ]
         for row in rows
@@ -340,7 +340,9 @@ def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
     """
     found = {
         model: [
-            one for one in calibration[model].get("bins", ()) if one.get("count") and is_number(one.get("accuracy"))
+            one
+            for one in calibration[model].get("bins", ())
+            if one.get("count") and is_number(one.get("accuracy")) and is_number(one.get("confidence"))
         ]
         for model in ("dense", "small")
         if calibration.get(model)

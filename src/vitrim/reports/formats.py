@@ -12,7 +12,7 @@ from vitrim.errors import visible
 MINUS = "\u2212"  # as wide as a plus, so that signed numbers line up
 NOTHING = "\u2013"  # in a cell without a value
 CONTROL = "dense control"  # a benchmark's name of the dense model after as many epochs as the student
-NAMES_OF_STAGES = {  # names in `report.json`, and what a reader who did not write vitrim calls them
+NAMES_OF_STAGES = {  # names in `report.json`, and plain words for them
     "dense": "Original model",
     "width cut": "Heads and neurons removed",
     "width recover": "Weights refitted",
@@ -57,11 +57,6 @@ def decimal(value: Any, decimals: int = 1) -> str:
 def percents(value: Any, decimals: int = 1) -> str:
     """Return a number of percent, such as `95.6 %`."""
     return f"{decimal(value, decimals)}\u00a0%" if is_number(value) else NOTHING
-
-
-def significant(value: Any, digits: int = 4) -> str:
-    """Return a number with four digits, such as `0.1234`, or with as many as `digits`."""
-    return f"{value:.{digits}g}".replace("-", MINUS) if is_number(value) else NOTHING
 
 
 def fraction(value: Any, decimals: int = 1) -> str:

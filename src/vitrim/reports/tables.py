@@ -81,11 +81,11 @@ def _class_cells(row: dict[str, Any], is_pair: bool) -> list[str]:
 
 def confusion_table(confusions: Sequence[dict[str, Any]]) -> Table | None:
     """Make the table of pairs of classes that one model confuses more often than the other; None without pairs."""
-    rows = [
-        [str(row.get("label", "")), str(row.get("predicted", "")), f"{row['dense']:,}", f"{row['small']:,}",
-         formats.signed(row["small"] - row["dense"], 0)]
-        for row in confusions
-    ]  # fmt: skip
+    rows = []
+    for row in confusions:
+        before, after = row.get("dense") or 0, row.get("small") or 0
+        names = [str(row.get(key, "")) for key in ("label", "predicted")]
+        rows.append([*names, f"{before:,}", f"{after:,}", formats.signed(after - before, 0)])
     if not rows:
         return None
     header = ["Correct class", "Taken for", "Before", "After", "Change"]
@@ -168,7 +168,7 @@ def statistics_table(models: Sequence[dict[str, Any]]) -> Table | None:
     """Make the table of differences with intervals and p-values; None if no model has them."""
     rows = [
         [
-            str(row.get("name", "")),
+            formats.model_name(row, models),
             formats.signed(row["difference"], 2),
             between(row.get("difference_low"), row.get("difference_high"), sign=True),
             f"{row['difference_p_value']:.3g}" if formats.is_number(row.get("difference_p_value")) else formats.NOTHING,
