@@ -138,7 +138,7 @@ def test_the_map_shows_its_numbers_under_the_pointer_and_on_focus(browser: Any, 
         tip = strip.locator(".tip")
         assert not tip.is_visible()
         strip.hover()
-        assert tip.is_visible() and "head 0" in tip.inner_text()
+        assert tip.is_visible() and "Head 0" in tip.inner_text()
         opened.page.mouse.move(0, 0)
         assert not tip.is_visible()
         strip.focus()

@@ -10,11 +10,12 @@ def test_the_map_has_every_block_and_head_and_its_table_says_the_same() -> None:
     assert found["num_removed"] == 1
     for row, cells in zip(found["rows"], found["table"].rows, strict=True):
         (strip,) = row["strips"]
-        assert len(strip["heads"]) == 4 and strip["tip"].count("head ") == 4
-        assert strip["tip"].count("(removed)") == sum(not head["is_kept"] for head in strip["heads"])
+        assert len(strip["heads"]) == 4 and strip["about"].count("head ") == 4
+        assert strip["about"].count("(removed)") == sum(not head["is_kept"] for head in strip["heads"])
         assert cells[0] == row["name"]
+        assert all(bar["tip"] in strip["tip"] for bar in row["bars"])
         assert cells[1] == ("kept" if row["is_kept"] else "removed")
-        assert not row["is_kept"] or strip["tip"] in cells[3]
+        assert not row["is_kept"] or strip["about"] in cells[3]
 
 
 def test_a_more_important_head_is_darker() -> None:
@@ -30,7 +31,7 @@ def test_a_map_without_importance_or_groups_is_drawn() -> None:
     group = {"key": "heads", "kind": "heads", "count": 3, "num_kept": 2, "kept": [0, 2]}
     found = block_map([{"name": "blocks.0", "is_kept": True, "groups": [group]}, {"name": "blocks.1"}])
     assert found and not found["has_importance"]
-    assert found["rows"][0]["strips"][0]["tip"] == "head 0, head 1 (removed), head 2"
+    assert found["rows"][0]["strips"][0]["tip"] == "Head 0, head 1 (removed), head 2."
     assert found["rows"][1]["strips"] == []
 
 
@@ -60,6 +61,6 @@ def test_times_are_added_up() -> None:
     found = seconds_table(
         [{"name": "a", "seconds": 30.0}, {"name": "b", "seconds": 60.0}, {"name": "c", "seconds": None}]
     )
-    assert found and [row[0] for row in found.rows] == ["a", "b", "Together"]
+    assert found and [row[0] for row in found.rows] == ["A", "B", "Together"]
     assert found.rows[-1][1] == "1\u00a0min 30\u00a0s" and found.bars == [0.5, 1.0, 0.0]
     assert seconds_table([]) is None

@@ -84,7 +84,7 @@ def test_the_page_shows_what_the_report_says() -> None:
         "from 21.67 M", "30.40 ms", "width_training.epochs 40 20", "seed 3 0",
         "vit_base_patch16_224", "timm 1.0.31", "AMD EPYC 7763", "Measured 33 ms, 10 % above the limit of 30 ms",
         "7 were right and are now wrong, 5 were wrong and are now right", "now wrong", "now right", "4.5 points away",
-        "One block was removed as a whole", "score heads and neurons 12 s", "Heads and neurons removed",
+        "One block was removed as a whole", "Score heads and neurons 12 s", "Heads and neurons removed",
     ):  # fmt: skip
         assert " ".join(said.split()) in text, said
 

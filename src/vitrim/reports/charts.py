@@ -83,7 +83,7 @@ class _Drawing:
         axes = self.figure.add_axes(box)
         axes.patch.set_visible(False)
         if above:
-            axes.set_title(above, loc="left", fontsize=11, color=MUTED, x=-left / (width - left - right))
+            axes.set_title(above, loc="left", fontsize=11, color=MUTED, pad=9, x=-left / (width - left - right))
         return axes
 
     def mark(self, text: Any, limit: int = MAX_LABEL) -> str:

@@ -31,7 +31,8 @@ def model_section(ident: str, name: str, report: dict[str, Any], details: dict[s
         report: content of `report.json`.
         details: content of `details.json`; may be empty.
     """
-    stages = [row for row in report.get("stages") or () if row.get("model") == name]
+    row = next((row for row in report["models"] if row["name"] == name), {})
+    stages = [stage for stage in report.get("stages") or () if stage.get("model") == name]
     curves = details.get("curves") or ()
     training = [charts.stages_chart(f"{ident}-stages", stages)]
     for number, curve in enumerate(curves):
@@ -42,7 +43,8 @@ def model_section(ident: str, name: str, report: dict[str, Any], details: dict[s
     return {
         "id": ident,
         "name": name,
-        "kept": next((row.get("kept") for row in report["models"] if row["name"] == name), None),
+        "facts": _facts(row),
+        "kept": row.get("kept"),
         "map": block_map(details.get("blocks") or ()),
         "training": [chart for chart in training if chart],
         "classes": class_tables(details.get("classes") or ()),
@@ -54,6 +56,12 @@ def model_section(ident: str, name: str, report: dict[str, Any], details: dict[s
         "calibration": calibration_section(f"{ident}-calibration", calibration),
         "seconds": seconds_table(details.get("seconds") or ()),
     }
+
+
+def _facts(row: dict[str, Any]) -> str:
+    """What is seen of a model whose part of the page is closed."""
+    numbers = {"accuracy": formats.percents(row.get("top1")), "parameters": formats.count(row.get("params"))}
+    return ", ".join(f"{value} {name}" for name, value in numbers.items() if value != formats.NOTHING)
 
 
 def block_map(blocks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -83,18 +91,22 @@ def _map_row(block: dict[str, Any], largest: float) -> dict[str, Any]:
             heads = [
                 {"is_kept": index in kept, "strength": _strength(scores[index], largest)} for index in range(number)
             ]
-            strips.append({"heads": heads, "tip": _heads_text(group), "text": f"{num_kept} of {number}"})
+            strips.append({"heads": heads, "about": _heads_text(group), "text": f"{num_kept} of {number}"})
             width = group.get("kept_width") or 0
             if group.get("width") and num_kept:
-                bars.append(_bar("head width", width, group["width"]))
+                bars.append(_bar("head width", width, group["width"], f"Head width: {width} of {group['width']}."))
         elif number:
             bars.append(_bar_of(group))
+    if not block.get("is_kept", True):
+        bars = []
+    for strip in strips:  # the numbers of the whole block, because a row has one place for the focus
+        strip["tip"] = " ".join([f"{strip['about']}.".capitalize(), *(bar["tip"] for bar in bars)])
     return {
         "name": formats.short(block.get("name", ""), MAX_BLOCK_NAME),
         "is_kept": bool(block.get("is_kept", True)),
         "importance": formats.fraction(block["importance"]) if formats.is_number(block.get("importance")) else "",
         "strips": strips,
-        "bars": bars if block.get("is_kept", True) else [],
+        "bars": bars,
     }
 
 
@@ -109,20 +121,17 @@ def _strength(value: Any, largest: float) -> int:
     return round(18 + 82 * max(0.0, min(1.0, value / largest))) if formats.is_number(value) else 60
 
 
-def _bar(label: str, kept: int, number: int, importance: Any = None) -> dict[str, Any]:
-    known = f"; they carry {formats.fraction(importance)} of the importance" if formats.is_number(importance) else ""
-    return {
-        "label": label,
-        "text": f"{kept:,} of {number:,}",
-        "percent": round(100 * kept / number, 1),
-        "tip": f"{label}: {kept:,} of {number:,} are kept{known}."
-        if label != "head width"
-        else f"head width: {kept} of {number}",
-    }
+def _bar(label: str, kept: int, number: int, said: str) -> dict[str, Any]:
+    """A bar of the map, with what is said about it under the pointer."""
+    return {"label": label, "text": f"{kept:,} of {number:,}", "percent": round(100 * kept / number, 1), "tip": said}
 
 
 def _bar_of(group: dict[str, Any]) -> dict[str, Any]:
-    return _bar(str(group.get("kind", "")), group.get("num_kept") or 0, group["count"], group.get("importance_kept"))
+    """The bar of a group whose units are not drawn one by one, such as neurons."""
+    kind, kept, number = str(group.get("kind", "")), group.get("num_kept") or 0, group["count"]
+    fraction = formats.fraction(group.get("importance_kept"))
+    known = "" if fraction == formats.NOTHING else f"; they carry {fraction} of the importance"
+    return _bar(kind, kept, number, f"{kind.capitalize()}: {kept:,} of {number:,} are kept{known}.")
 
 
 def _heads_text(group: dict[str, Any]) -> str:
@@ -236,7 +245,9 @@ def seconds_table(seconds: Sequence[dict[str, Any]]) -> Table | None:
     if not known:
         return None
     total, longest = (combine(row["seconds"] for row in known) for combine in (sum, max))
-    rows = [[formats.stage_name(row.get("name", "")), formats.duration(row["seconds"])] for row in known]
+    names = [formats.stage_name(row.get("name", "")) for row in known]
+    names = [name[:1].upper() + name[1:] for name in names]
+    rows = [[name, formats.duration(row["seconds"])] for name, row in zip(names, known, strict=True)]
     rows.append(["Together", formats.duration(total)])
     bars = [row["seconds"] / (longest or 1) for row in known] + [0.0]
     return Table(caption="Time of each stage", header=["Stage", "Time"], rows=rows, bars=bars)

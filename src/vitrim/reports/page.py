@@ -58,7 +58,7 @@ def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict
     search = report.get("search") or {}
     found = [charts.accuracy_chart(f"chart-{key}", models, key) for key in ("params", "latency_ms")]
     return {
-        "title": str(report.get("title", "")),
+        "title": visible(str(report.get("title", ""))),
         "verdict": str(report.get("verdict") or ""),
         "about": _about(report),
         "is_train": not smaller,
