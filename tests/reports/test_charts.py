@@ -46,7 +46,9 @@ def test_colours_are_those_of_the_page() -> None:
 def test_the_same_numbers_make_the_same_bytes_also_with_other_settings_of_matplotlib() -> None:
     import matplotlib
 
+    matplotlib.use("pdf")
     before = [chart.svg for chart in charts()]
+    assert matplotlib.get_backend() == "pdf"
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red"}):
         assert [chart.svg for chart in charts()] == before
         assert matplotlib.rcParams["font.size"] == 30

@@ -45,6 +45,10 @@ STYLE: dict[str, Any] = {
     "ytick.major.size": 0,
     "path.simplify": False,
 }
+DRAWN = {  # groups of settings that change a chart; others, such as the backend, are left as they are
+    "axes", "figure", "font", "grid", "legend", "lines", "markers", "patch", "path", "savefig", "svg", "text", "xtick",
+    "ytick",
+}  # fmt: skip
 MAX_LABEL = 24  # characters of a name beside a point
 LETTER = 6.0  # points; about the width of a letter
 LABEL_PLACES = tuple((x, y, side) for y in (-4, 10, -18) for x, side in ((9, "left"), (-9, "right")))  # from a point
@@ -136,7 +140,8 @@ def _drawing(width: float = WIDTH, height: float = HEIGHT) -> Iterator[_Drawing]
     import matplotlib  # here, because only pages need it
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key.split(".")[0] in DRAWN}
+    with matplotlib.rc_context({**defaults, **STYLE}):
         yield _Drawing(Figure(figsize=(width / 72, height / 72), dpi=72))
 
 

@@ -31,7 +31,7 @@ def model_section(ident: str, name: str, report: dict[str, Any], details: dict[s
         report: content of `report.json`.
         details: content of `details.json`; may be empty.
     """
-    row = next((row for row in report["models"] if row["name"] == name), {})
+    row: dict[str, Any] = next((row for row in report["models"] if row["name"] == name), {})
     stages = [stage for stage in report.get("stages") or () if stage.get("model") == name]
     curves = details.get("curves") or ()
     training = [charts.stages_chart(f"{ident}-stages", stages)]
