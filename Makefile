@@ -1,5 +1,6 @@
 # make demo         run `vitrim demo`
 # make test         run the tests
+# make browser-test  run the tests of the report's page in Chromium; they are also part of make test
 # make fuzz         try the readers of recipes, plans and other files with 20,000 inputs for each test
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
 # make speed-smoke  run every section of the measurement of costs on tiny models
@@ -28,7 +29,7 @@ UV ?= .venv-uv/bin/uv
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PRINT_VERSIONS := import platform, torch, timm; print("Python", platform.python_version(), "torch", torch.__version__, "timm", timm.__version__)
 
-.PHONY: demo test fuzz bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
+.PHONY: demo test browser-test fuzz bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -36,6 +37,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+browser-test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 fuzz: $(INSTALLED)
 	VITRIM_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
