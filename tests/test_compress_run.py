@@ -40,6 +40,8 @@ def other_value(recipe: Any, key: str) -> Any:
     words = [word for kind in (hint, *get_args(hint)) for word in get_args(kind) if isinstance(word, str)]
     if isinstance(value, bool) or (value == "auto" and bool in get_args(hint)):
         other: Any = value is False
+    elif isinstance(value, tuple):
+        other = (0.5,)
     elif isinstance(value, str):
         other = next(word for word in [*words, *([1] if int in get_args(hint) else CRITERIA)] if word != value)
     else:

@@ -272,7 +272,11 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
 
 def to_table(settings: Any) -> dict[str, Any]:
     """Turn a settings dataclass into nested tables, for TOML or JSON."""
-    return dataclasses.asdict(settings)
+
+    def table(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+
+    return dataclasses.asdict(settings, dict_factory=table)
 
 
 def changeable_keys(settings: Any, where: str = "") -> frozenset[str]:

@@ -217,8 +217,8 @@ class BudgetOptions:
         float | None,
         NUMBER,
         Parameter(
-            help="find the smallest model that loses at most so many points of top-1 on the validation images, e.g. "
-            "0.5, with 95 % confidence; --keep is then the largest size that is tried (default: no search)"
+            help="max loss of top-1 on the validation images in points, e.g. 0.5; finds the smallest model within it, "
+            "with 95 % confidence (default: no search)"
         ),
     ] = None
     keep_params: Annotated[
