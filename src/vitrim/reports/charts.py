@@ -50,7 +50,7 @@ DRAWN = {  # groups of settings that change a chart; others, such as the backend
     "ytick",
 }  # fmt: skip
 POINT = {"markersize": 8, "markeredgecolor": PAPER, "clip_on": False}
-MAX_PERCENT = 100.5  # end of an axis; an axis with a tick above 100 % would look wrong
+MAX_PERCENT = 100.0  # end of an axis of accuracies; what lies on it is drawn whole, see `clip_on`
 MAX_LABEL = 24  # characters of a name beside a point
 LETTER = 6.0  # points; about the width of a letter
 LABEL_PLACES = tuple((x, y, side) for y in (-4, 10, -18) for x, side in ((9, "left"), (-9, "right")))  # from a point
@@ -313,7 +313,7 @@ def curves_chart(name: str, stage: str, rows: Sequence[dict[str, Any]], key: str
             axes = drawing.axes(38, above=label, top=top, bottom=bottom)
             axes.tick_params(axis="x", labelbottom=is_last)
             tip = drawing.tip(f"{label}: {points[0][1]:.4g} at first, {points[-1][1]:.4g} at the end")
-            axes.plot(*zip(*points, strict=True), color=SMALL, linewidth=2, gid=tip)
+            axes.plot(*zip(*points, strict=True), color=SMALL, linewidth=2, gid=tip, clip_on=False)
             axes.set_xlim(0, max(row[0] for line in found.values() for row in line) * 1.02)
             if key == "top1":
                 values = [value for _, value in points]
@@ -380,8 +380,8 @@ def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
                 size = 3 + 7 * (one["count"] / largest) ** 0.5
                 axes.plot(x, y, **look, markersize=size, clip_on=False, linestyle="none", gid=drawing.tip(tip))
         axes.legend(frameon=False, labelcolor=INK, fontsize=11, loc="upper left")
-        axes.set_xlim(0, 102)
-        axes.set_ylim(0, 102)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100)
         axes.set_xlabel("Stated confidence (%)")
         svg = drawing.svg(name, title, caption)
     rows = [
