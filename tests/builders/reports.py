@@ -253,6 +253,7 @@ def train_run() -> Content:
         for one in found["changed"]["images"]
     ]
     kept = {key: found[key] for key in ("format", "num_images", "curves", "seconds")}
+    kept["confusions"] = [{key: row[key] for key in ("label", "predicted", "dense")} for row in found["confusions"]]
     classes = [{key: value for key, value in row.items() if key != "top1"} for row in found["classes"]]
     return report, {
         "vit_small_patch16_224": {

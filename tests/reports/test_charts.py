@@ -96,6 +96,23 @@ def test_models_without_the_number_are_left_out(key: str) -> None:
     assert accuracy_chart("a", [*rows, {**rows[1], key: float("nan")}], "params") == accuracy_chart("a", rows, "params")
 
 
+def test_no_axis_of_accuracies_goes_beyond_100_percent() -> None:
+    ends = {"top1_low": 20.0, "top1_high": 100.0, "params": 10}
+    models = [{"name": "a", "top1": 60.0, **ends}, {"name": "b", "top1": 100.0, **ends}]
+    rows = [{"epoch": epoch, "top1": 100.0} for epoch in (1, 2, 3)]
+    for chart in (accuracy_chart("a", models, "params"), curves_chart("b", "", rows, "top1")):
+        assert chart
+        numbers = [float(text) for text in re.findall(r">([\d.]+)</text>", chart.svg)]
+        assert 100 in numbers and max(numbers) == 100
+
+
+def test_training_and_validation_loss_have_an_axis_each() -> None:
+    chart = curves_chart("a", "", CURVE, "loss")
+    only = curves_chart("a", "", [{**row, "validation_loss": None} for row in CURVE], "loss")
+    assert chart and ">Training loss<" in chart.svg and ">Validation loss<" in chart.svg
+    assert only and ">Validation loss<" not in only.svg
+
+
 def test_what_cannot_be_drawn_is_no_chart() -> None:
     assert stages_chart("a", REPORT["stages"][:1]) is None
     assert curves_chart("a", "", CURVE[:1], "loss") is None

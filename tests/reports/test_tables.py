@@ -56,5 +56,7 @@ def test_the_search_says_what_passed_in_words() -> None:
 def test_tables_without_rows_are_left_out() -> None:
     assert class_tables([]) == [] and confusion_table([]) is None
     assert statistics_table([{"name": "dense"}, {"name": "small", "difference": None}]) is None
+    one = confusion_table([{"label": "cat", "predicted": "dog", "dense": 3}])
+    assert one and one.header == ["Correct class", "Taken for", "Images"] and one.rows == [["cat", "dog", "3"]]
     found = confusion_table([{"label": ANIMALS[0], "predicted": ANIMALS[1], "small": 3}])
     assert found and found.rows == [["airplane", "automobile", "0", "3", "+3"]]

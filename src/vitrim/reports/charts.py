@@ -49,6 +49,8 @@ DRAWN = {  # groups of settings that change a chart; others, such as the backend
     "axes", "figure", "font", "grid", "legend", "lines", "markers", "patch", "path", "savefig", "svg", "text", "xtick",
     "ytick",
 }  # fmt: skip
+POINT = {"markersize": 8, "markeredgecolor": PAPER, "clip_on": False}
+MAX_PERCENT = 100.0  # end of an axis of accuracies; what lies on it is drawn whole, see `clip_on`
 MAX_LABEL = 24  # characters of a name beside a point
 LETTER = 6.0  # points; about the width of a letter
 LABEL_PLACES = tuple((x, y, side) for y in (-4, 10, -18) for x, side in ((9, "left"), (-9, "right")))  # from a point
@@ -80,10 +82,10 @@ class _Drawing:
         self.texts: list[str] = []
         self.tips: list[str] = []
 
-    def axes(self, left: float, *, right: float = 10, top: float = 26, above: str = "") -> Any:
+    def axes(self, left: float, *, right: float = 10, top: float = 26, above: str = "", bottom: float = 40) -> Any:
         """Add axes with margins in points. `above` is the name of the vertical axis, written above it."""
         width, height = (72 * inches for inches in self.figure.get_size_inches())
-        box = (left / width, 40 / height, 1 - (left + right) / width, 1 - (40 + top) / height)
+        box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
         axes = self.figure.add_axes(box)
         axes.patch.set_visible(False)
         if above:
@@ -179,11 +181,11 @@ def accuracy_chart(name: str, models: Sequence[dict[str, Any]], key: str) -> Cha
             tip = f"{called}: {formats.percents(row['top1'], 2)}, {text_of(row[key])}"
             low, high = _ends(row)
             axes.plot([row[key] / unit] * 2, [low, high], color=look["color"], linewidth=1.6)
-            axes.plot(row[key] / unit, row["top1"], **look, markersize=8, markeredgecolor=PAPER, gid=drawing.tip(tip))
+            axes.plot(row[key] / unit, row["top1"], **look, **POINT, gid=drawing.tip(tip))
         axes.set_xlim(0, 1.12 * max(row[key] for row in shown) / unit)
         ends = [end for row in shown for end in _ends(row)]
         spread = max(max(ends) - min(ends), 0.5)
-        axes.set_ylim(min(ends) - 0.12 * spread, max(ends) + 0.12 * spread)
+        axes.set_ylim(min(ends) - 0.12 * spread, min(max(ends) + 0.12 * spread, MAX_PERCENT))
         axes.set_xlabel(what)
         _label_points(drawing, axes, [(row[key] / unit, row["top1"], formats.model_name(row, models)) for row in shown])
         svg = drawing.svg(name, title, caption)
@@ -262,12 +264,12 @@ def stages_chart(name: str, stages: Sequence[dict[str, Any]]) -> Chart | None:
         for number, (value, stage) in enumerate(zip(values, names, strict=True)):
             look: Any = {"color": DENSE, "marker": "s"} if not number else {"color": SMALL, "marker": "o"}
             tip = drawing.tip(f"{formats.short(stage, 60)}: {formats.percents(value, 2)}")
-            axes.plot(value, number, **look, markersize=8, markeredgecolor=PAPER, gid=tip)
+            axes.plot(value, number, **look, **POINT, gid=tip)
             axes.text(1.04, number, formats.decimal(value), transform=axes.get_yaxis_transform(), va="center_baseline")
         axes.set_yticks(range(len(shown)), [drawing.mark(stage, 27) for stage in names])
         axes.tick_params(axis="y", labelcolor=INK, pad=8)
         axes.set_ylim(len(shown) - 0.5, -0.6)
-        axes.set_xlim(min(values) - 0.08 * spread, max(values) + 0.08 * spread)
+        axes.set_xlim(min(values) - 0.08 * spread, min(max(values) + 0.08 * spread, MAX_PERCENT))
         axes.set_xlabel("Accuracy (%)")
         svg = drawing.svg(name, title, caption)
     rows = [
@@ -290,36 +292,36 @@ def curves_chart(name: str, stage: str, rows: Sequence[dict[str, Any]], key: str
     Returns:
         The chart; None if fewer than two epochs have the number.
     """
-    is_loss = key == "loss"
-    lines = {"training": "loss", "validation": "validation_loss"} if is_loss else {"validation": "top1"}
-    found = {
-        label: [
-            (row["epoch"], row[column]) for row in rows if is_number(row.get(column)) and is_number(row.get("epoch"))
-        ]
-        for label, column in lines.items()
-    }
-    if max(map(len, found.values())) < 2:
+    lines = {"Training loss": "loss", "Validation loss": "validation_loss"} if key == "loss" else {"Accuracy (%)": key}
+    found = {label: _points(rows, column) for label, column in lines.items()}
+    found = {label: points for label, points in found.items() if len(points) > 1}
+    if not found:
         return None
-    title = f"{'Loss' if is_loss else 'Accuracy'} during training{f': {stage}' if stage else ''}"
+    title = f"{'Loss' if key == 'loss' else 'Accuracy'} during training{f': {stage}' if stage else ''}"
     caption = (
-        "Lower is better: the loss is the error that training reduces. A line that is still falling at the right end "
+        "Lower is better: the loss is the error that training reduces, and a line that still falls at the right end "
         "means that more epochs may help."
-        if is_loss
+        if key == "loss"
         else "Higher is better: accuracy on images that the model was not trained on. One epoch uses every image once."
     )
-    with _drawing() as drawing:
-        axes = drawing.axes(38, above="Loss" if is_loss else "Accuracy (%)")
-        for label, points in found.items():
-            if not points:
-                continue
-            is_training = label == "training"
-            look: Any = {"color": DENSE, "linestyle": "--"} if is_training else {"color": SMALL, "linestyle": "-"}
+    height = HEIGHT + 50 * (len(found) - 1)
+    part = (height - 66) / len(found)  # the two losses are computed in different ways, so each has its own axis
+    with _drawing(height=height) as drawing:
+        for number, (label, points) in enumerate(found.items()):
+            top, is_last = 26 + number * part, number == len(found) - 1
+            bottom = 40 if is_last else height - top - part + 34
+            axes = drawing.axes(38, above=label, top=top, bottom=bottom)
+            axes.tick_params(axis="x", labelbottom=is_last)
             tip = drawing.tip(f"{label}: {points[0][1]:.4g} at first, {points[-1][1]:.4g} at the end")
-            axes.plot(*zip(*points, strict=True), **look, linewidth=2, gid=tip, label=label)
-        if len([points for points in found.values() if points]) > 1:
-            axes.legend(frameon=False, labelcolor=INK, fontsize=11, loc="upper right")
+            axes.plot(*zip(*points, strict=True), color=SMALL, linewidth=2, gid=tip, clip_on=False)
+            axes.set_xlim(0, max(row[0] for line in found.values() for row in line) * 1.02)
+            if key == "top1":
+                values = [value for _, value in points]
+                margin = max(0.1 * (max(values) - min(values)), 0.5)
+                axes.set_ylim(min(values) - margin, min(max(values) + margin, MAX_PERCENT))
+            axes.yaxis.get_major_locator().set_params(nbins=3 if len(found) > 1 else 6)
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("Epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
         svg = drawing.svg(name, title, caption)
     header = ["Epoch", "Training loss", "Validation loss", "Accuracy"]
     cells = [
@@ -331,6 +333,11 @@ def curves_chart(name: str, stage: str, rows: Sequence[dict[str, Any]], key: str
         for row in rows
     ]
     return Chart(title=title, caption=caption, svg=svg, table=Table(caption=title, header=header, rows=cells))
+
+
+def _points(rows: Sequence[dict[str, Any]], column: str) -> list[tuple[float, float]]:
+    """Epoch and value of the rows that have both."""
+    return [(row["epoch"], row[column]) for row in rows if is_number(row.get(column)) and is_number(row.get("epoch"))]
 
 
 def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
@@ -354,11 +361,12 @@ def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
     }
     if not any(found.values()):
         return None
+    largest = max(one["count"] for bins in found.values() for one in bins)
     names = {"dense": "original" if "small" in found else "model", "small": "compressed"}
     title = "Stated confidence and accuracy"
     caption = (
-        "Images are grouped by how sure the model says it is. On the dashed line, the confidence is honest; below it, "
-        "the model is too sure."
+        "Images are grouped by how sure the model says it is; larger marks stand for more images. On the dashed line, "
+        "the confidence is honest; below it, the model is too sure."
     )
     with _drawing(height=280) as drawing:
         axes = drawing.axes(38, above="Right (%)")
@@ -366,13 +374,14 @@ def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
         for model, bins in found.items():
             look: Any = {"color": DENSE, "marker": "s"} if model == "dense" else {"color": SMALL, "marker": "o"}
             points = [(100 * one["confidence"], 100 * one["accuracy"]) for one in bins]
-            axes.plot(*zip(*points, strict=True), **look, linewidth=1.8, markersize=6.5, label=names[model])
+            axes.plot(*zip(*points, strict=True), **look, linewidth=1, markersize=3, label=names[model])
             for (x, y), one in zip(points, bins, strict=True):
                 tip = f"{names[model]}, {one['count']} images: {x:.0f} % sure, {y:.0f} % right"
-                axes.plot(x, y, **look, markersize=6.5, linestyle="none", gid=drawing.tip(tip))
+                size = 3 + 7 * (one["count"] / largest) ** 0.5
+                axes.plot(x, y, **look, markersize=size, clip_on=False, linestyle="none", gid=drawing.tip(tip))
         axes.legend(frameon=False, labelcolor=INK, fontsize=11, loc="upper left")
-        axes.set_xlim(0, 102)
-        axes.set_ylim(0, 102)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100)
         axes.set_xlabel("Stated confidence (%)")
         svg = drawing.svg(name, title, caption)
     rows = [

@@ -177,6 +177,11 @@ def changed_images(changed: dict[str, Any], num_images: Any) -> dict[str, Any] |
         return None
     wrong, right, still = (value or 0 for value in counts.values())
     of_all = f" of {num_images:,}" if isinstance(num_images, int) and num_images else ""
+    if not wrong + right + still:
+        same = (
+            f"The compressed model predicts the same class as the original for every one{of_all or ' of the'} images."
+        )
+        return {"sentence": same, "tiles": []}
     sentence = (
         f"The compressed model predicts another class than the original for {wrong + right + still:,}{of_all} images: "
         f"{wrong:,} were right and are now wrong, {right:,} were wrong and are now right, and {still:,} are wrong in "

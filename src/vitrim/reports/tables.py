@@ -80,17 +80,20 @@ def _class_cells(row: dict[str, Any], is_pair: bool) -> list[str]:
 
 
 def confusion_table(confusions: Sequence[dict[str, Any]]) -> Table | None:
-    """Make the table of pairs of classes that one model confuses more often than the other; None without pairs."""
+    """Make the table of pairs of classes that one model confuses more often than the other; None without pairs.
+
+    Of a single model, the entries have no `small`. The table then has one column of numbers.
+    """
+    is_pair = any("small" in row for row in confusions)
     rows = []
     for row in confusions:
         before, after = row.get("dense") or 0, row.get("small") or 0
         names = [str(row.get(key, "")) for key in ("label", "predicted")]
-        rows.append([*names, f"{before:,}", f"{after:,}", formats.signed(after - before, 0)])
-    if not rows:
-        return None
-    header = ["Correct class", "Taken for", "Before", "After", "Change"]
-    caption = "Which classes are confused more often, or less often: number of images"
-    return Table(caption=caption, header=header, rows=rows)
+        changes = [f"{after:,}", formats.signed(after - before, 0)] if is_pair else []
+        rows.append([*names, f"{before:,}", *changes])
+    header = ["Correct class", "Taken for", *(["Before", "After", "Change"] if is_pair else ["Images"])]
+    more = "more often, or less often: number of images" if is_pair else "most often"
+    return Table(caption=f"Which classes are confused {more}", header=header, rows=rows) if rows else None
 
 
 def sizes_table(models: Sequence[dict[str, Any]]) -> Table:
@@ -137,15 +140,12 @@ def search_table(search: dict[str, Any]) -> Table | None:
     tries = search.get("tries") or []
     if not tries:
         return None
-    has_latency = any(formats.is_number(one.get("latency_ratio")) for one in tries)
-    header = [
-        "Size tried",
-        "Training",
-        "Change (points)",
-        "Worst plausible change",
-        "Within the limit",
-        "Images with another prediction",
-    ]
+    optional = {  # a column that no row has a value for is left out
+        "disagree": ("Images with another prediction", 1),
+        "latency_ratio": ("Time compared to the original", 0),
+    }
+    used = [key for key in optional if any(formats.is_number(one.get(key)) for one in tries)]
+    header = ["Size tried", "Training", "Change (points)", "Worst plausible change", "Within the limit"]
     rows = [
         [
             str(one.get("name", "")),
@@ -153,15 +153,12 @@ def search_table(search: dict[str, Any]) -> Table | None:
             formats.signed(one.get("difference"), 2),
             formats.signed(one.get("low"), 2),
             "\u2713 yes" if one.get("passes") else "\u2717 no",
-            formats.fraction(one.get("disagree")),
-            *([formats.fraction(one.get("latency_ratio"), 0)] if has_latency else []),
+            *(formats.fraction(one.get(key), optional[key][1]) for key in used),
         ]
         for one in tries
     ]
-    caption = "The sizes that were tried, in this order"
-    return Table(
-        caption=caption, header=[*header, *(["Time compared to the original"] if has_latency else [])], rows=rows
-    )
+    header += [optional[key][0] for key in used]
+    return Table(caption="The sizes that were tried, in this order", header=header, rows=rows)
 
 
 def statistics_table(models: Sequence[dict[str, Any]]) -> Table | None:
