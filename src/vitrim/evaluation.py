@@ -253,8 +253,8 @@ def worse_than_before(before: Evaluation, after: Evaluation, what: str) -> str:
     chance = "chance may explain this" if by_chance else "chance does not explain this"
     return (
         f"after {what}, top-1 is {after.top1:.2f} %, below the {before.top1:.2f} % of the model that it started from "
-        f"({difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}]; {chance}, "
-        f"p = {difference.p_value:.2g}). Try a lower learning rate, more epochs or more images."
+        f"({difference.points:+.2f} points [{difference.low:+.2f}, {difference.high:+.2f}]; {chance}). "
+        "Try a lower learning rate, more epochs or more images."
     )
 
 

@@ -2,12 +2,21 @@
 
 import re
 import warnings
+from itertools import combinations
 from typing import Any
 
 import pytest
 
 from builders.reports import calibration, details_of, digits_demo, model_row, photo_run
-from vitrim.reports.charts import VARIABLES, Chart, accuracy_chart, curves_chart, reliability_chart, stages_chart
+from vitrim.reports.charts import (
+    LETTER,
+    VARIABLES,
+    Chart,
+    accuracy_chart,
+    curves_chart,
+    reliability_chart,
+    stages_chart,
+)
 
 REPORT = photo_run()[0]
 CURVE = details_of()["curves"][0]["rows"]
@@ -81,12 +90,11 @@ def test_a_name_is_neither_a_formula_nor_markup_nor_a_mark(name: str) -> None:
 def test_labels_of_points_that_are_close_do_not_cover_each_other() -> None:
     chart = accuracy_chart("a", digits_demo()[0]["models"], "params")
     assert chart
-    labels = re.findall(
-        r'<text[^>]*text-anchor: (start|end)[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>original([^<]*)<', chart.svg
-    )
-    assert len(labels) == 2
-    (side, _, y), (other_side, _, other_y) = (label[:3] for label in labels)
-    assert side != other_side or abs(float(y) - float(other_y)) >= 11
+    place = r'<text[^>]*text-anchor: middle[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>(original[^<]*|\d+ %)<'
+    labels = [(float(x), float(y), LETTER * len(name)) for x, y, name in re.findall(place, chart.svg)]
+    assert len(labels) == len(digits_demo()[0]["models"])
+    for (x, y, width), (other_x, other_y, other_width) in combinations(labels, 2):
+        assert abs(x - other_x) >= (width + other_width) / 2 or abs(y - other_y) >= 11
 
 
 @pytest.mark.parametrize("key", ["top1", "params"])

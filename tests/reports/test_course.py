@@ -51,7 +51,7 @@ def test_seconds_of_a_training_are_those_of_its_epochs_and_those_of_other_steps_
     write_seconds(
         tmp_path,
         **{"stages__width_distilled": 5.0, "stages__depth_search_0.json": 2.0, "stages__depth_plan_0.json": 1.0},
-        **{"scores.safetensors": 4.0, "model": 9.0, "stages__device.json": 0.01},
+        **{"scores.safetensors": 4.0, "model": 9.0, "stages__device.json": 0.001},
     )
     assert second_rows(tmp_path) == [
         {"name": "score heads and neurons", "seconds": 4.0},

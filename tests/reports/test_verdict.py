@@ -51,10 +51,22 @@ def test_each_change_is_said_as_what_it_is(changes: dict[str, Any], text: str) -
     assert text in verdict(report(small(**changes)))
 
 
-def test_one_sentence_has_a_clause_for_each_size_and_none_for_a_control() -> None:
-    last = small("50 %", params=500, latency_ratio=0.6, latency_ratio_high=0.65, difference=-3.0, difference_high=-2.0)
-    assert verdict(report(small(), {**DENSE, "name": "dense control"}, last)) == (
-        "70 %: 30 % smaller, 23 % faster, accuracy -0.2 points (noise); "
+def worse(name: str, params: int) -> dict[str, Any]:
+    times = {"latency_ratio": 0.6, "latency_ratio_low": 0.55, "latency_ratio_high": 0.65}
+    return small(name, params=params, **times, difference=-3.0, difference_high=-2.0)
+
+
+def test_of_several_sizes_the_smallest_without_a_clear_loss_is_named() -> None:
+    control = {**DENSE, "name": "dense control", "params": 10}
+    assert verdict(report(small("90 %", params=900), small(), control, worse("50 %", 500))) == (
+        "The smallest of 3 sizes without a clear loss of accuracy is 70 %: 30 % smaller and 23 % faster at batch 1 on "
+        "this machine; accuracy -0.2 points, within the noise of 341 images."
+    )
+
+
+def test_several_sizes_that_all_lose_have_a_clause_each() -> None:
+    assert verdict(report(worse("70 %", 700), worse("50 %", 500))) == (
+        "All 2 sizes lose accuracy. 70 %: 30 % smaller, 40 % faster, accuracy -3.0 points (a clear loss); "
         "50 %: 50 % smaller, 40 % faster, accuracy -3.0 points (a clear loss) "
         "(speed at batch 1 on this machine, accuracy on 341 images)."
     )

@@ -53,7 +53,7 @@ POINT = {"markersize": 8, "markeredgecolor": PAPER, "clip_on": False}
 MAX_PERCENT = 100.0  # end of an axis of accuracies; what lies on it is drawn whole, see `clip_on`
 MAX_LABEL = 24  # characters of a name beside a point
 LETTER = 6.0  # points; about the width of a letter
-LABEL_PLACES = tuple((x, y, side) for y in (-4, 10, -18) for x, side in ((9, "left"), (-9, "right")))  # from a point
+LABEL_PLACES = ((0, 5, "center"), (0, 17, "center"), (0, 29, "center"), (6, 5, "left"), (-6, 5, "right"))  # from a bar
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
@@ -187,7 +187,7 @@ def accuracy_chart(name: str, models: Sequence[dict[str, Any]], key: str) -> Cha
         spread = max(max(ends) - min(ends), 0.5)
         axes.set_ylim(min(ends) - 0.12 * spread, min(max(ends) + 0.12 * spread, MAX_PERCENT))
         axes.set_xlabel(what)
-        _label_points(drawing, axes, [(row[key] / unit, row["top1"], formats.model_name(row, models)) for row in shown])
+        _label_bars(drawing, axes, [(row[key] / unit, *_ends(row), formats.model_name(row, models)) for row in shown])
         svg = drawing.svg(name, title, caption)
     header = ["Model", "Time for one batch" if in_ms else "Parameters", "Accuracy", "Likely range"]
     rows = [
@@ -208,11 +208,16 @@ def _ends(row: dict[str, Any]) -> tuple[float, float]:
     return (row["top1_low"], row["top1_high"]) if known else (row["top1"], row["top1"])
 
 
-def _label_points(drawing: _Drawing, axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write the name of each point where it covers no point and no other name, if there is such a place."""
-    places = [tuple(axes.transData.transform(point[:2])) for point in points]
-    occupied = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    for place, (x, y, name) in zip(places, points, strict=True):
+def _label_bars(drawing: _Drawing, axes: Any, bars: Sequence[tuple[float, float, float, str]]) -> None:
+    """Write the name of each bar above it, where it covers no other bar and no other name, if there is such a place.
+
+    Args:
+        bars: the place of each on the horizontal axis, its lower and upper end, and its name.
+    """
+    lows = [tuple(axes.transData.transform((x, low))) for x, low, _, _ in bars]
+    places = [tuple(axes.transData.transform((x, high))) for x, _, high, _ in bars]
+    occupied = [(x - 2, low, x + 2, high) for (x, low), (_, high) in zip(lows, places, strict=True)]
+    for place, (x, _, y, name) in zip(places, bars, strict=True):
         width = LETTER * len(formats.short(name, MAX_LABEL))
         boxes = {choice: _label_box(place, choice, width) for choice in LABEL_PLACES}
         best = min(LABEL_PLACES, key=lambda choice, boxes=boxes: _badness(boxes[choice], occupied))  # type: ignore[misc]
@@ -223,7 +228,7 @@ def _label_points(drawing: _Drawing, axes: Any, points: Sequence[tuple[float, fl
 
 def _label_box(place: tuple[float, float], choice: tuple[int, int, str], width: float) -> Box:
     """The place of a label beside a point, in points of the figure."""
-    left = place[0] + choice[0] - (width if choice[2] == "right" else 0)
+    left = place[0] + choice[0] - width * {"left": 0, "center": 0.5, "right": 1}[choice[2]]
     bottom = place[1] + choice[1]
     return left, bottom, left + width, bottom + 11
 

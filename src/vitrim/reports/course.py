@@ -61,7 +61,7 @@ def second_rows(folder: Path) -> list[dict[str, Any]]:
     """The entry `seconds` of `details.json`: the seconds of each step of a run, in order.
 
     Those of a training are the sum over its epochs, so they have also those before an interruption. Other steps were
-    measured while their results were made, see `runs.seconds`. Steps that took less than 0.05 seconds are left out.
+    measured while their results were made, see `runs.seconds`. Steps that took less than 0.005 seconds are left out.
     """
     found: dict[str, float] = {}
     for name, seconds in read_seconds(folder / SECONDS).items():
@@ -73,7 +73,7 @@ def second_rows(folder: Path) -> list[dict[str, Any]]:
         if stage in TRAININGS and whole:
             found[TRAININGS[stage]] = whole
     order = ("train", *STEPS)
-    rows_of_steps = [{"name": step, "seconds": round(found[step], 1)} for step in order if step in found]
+    rows_of_steps = [{"name": step, "seconds": round(found[step], 2)} for step in order if step in found]
     return [row for row in rows_of_steps if row["seconds"]]
 
 

@@ -32,10 +32,19 @@ def verdict(report: Mapping[str, Any]) -> str:
         parts = [_size(small[0], dense), _speed(small[0])]
         clauses = [_and(parts) + _at_batch(report, small), _limit(report), _accuracy(small[0], num_images)]
         return f"{'; '.join(filter(None, clauses))}."
+    good = [row for row in small if not _is_loss(row)]
+    if good:
+        best = min(good, key=lambda row: (row["params"], row["name"]))
+        parts = [_size(best, dense), _speed(best)]
+        clauses = [_and(parts) + _at_batch(report, [best]), _accuracy(best, num_images)]
+        return (
+            f"The smallest of {len(small)} sizes without a clear loss of accuracy is {best['name']}: "
+            f"{'; '.join(filter(None, clauses))}."
+        )
     clauses = [f"{row['name']}: {_clause(row, dense)}" for row in small]
     where = [_at_batch(report, small).removeprefix(" "), f"accuracy on {num_images}" if num_images else ""]
     notes = ", ".join(part if place else f"speed {part}" for place, part in enumerate(where) if part)
-    return "; ".join(clauses) + (f" ({notes})." if notes else ".")
+    return f"All {len(small)} sizes lose accuracy. {'; '.join(clauses)}{f' ({notes})' if notes else ''}."
 
 
 def with_verdict(report: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +55,12 @@ def with_verdict(report: dict[str, Any]) -> dict[str, Any]:
 def verdict_in(report: Mapping[str, Any]) -> str:
     """The sentence that a report has. That of an earlier version is made now."""
     return str(report.get("verdict") or verdict(report))
+
+
+def _is_loss(row: Row) -> bool:
+    """Whether the accuracy is lower by more than noise, or lower and the noise is not known."""
+    change, high = row.get("difference"), row.get("difference_high")
+    return change is not None and change < 0 and (high is None or high < 0)
 
 
 def _clause(row: Row, dense: Row) -> str:
