@@ -37,6 +37,7 @@ from vitrim.recipe import (
 from vitrim.recovery.recover import recover
 from vitrim.reports import report as reports
 from vitrim.reports.details import details_of_compress
+from vitrim.reports.latency import missed_latency
 from vitrim.reports.stages import StageResults
 from vitrim.reports.writing import write_pages
 from vitrim.rotation import Rotation, RotationStatistics
@@ -330,7 +331,7 @@ class CompressRun:
         made_from |= self.folder.digests_of(SCORES)
         details = details_of_compress(self.folder, self.source, made_from)
         write_pages(self.folder.path, report, {_name(report): details})
-        for sentence in reports.missed_latency(report["latency"]) if report["latency"] else ():
+        for sentence in missed_latency(report["latency"]) if report["latency"] else ():
             log(f"latency: {sentence}")
         self.folder.delete_checkpoints()
         return Compressed(model=student, plan=plan, report=report)

@@ -101,7 +101,8 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the models of a `report.json`, and where the report is."""
-    from vitrim.reports.report import latency_line, table_rows, zero_lines
+    from vitrim.reports.latency import latency_line
+    from vitrim.reports.report import table_rows, zero_lines
     from vitrim.reports.verdict import verdict_in
 
     print_table(report["title"], *table_rows(report))

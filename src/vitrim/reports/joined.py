@@ -5,7 +5,7 @@ from typing import Any
 
 from vitrim.costs.latency import Latency
 from vitrim.recipe import Recipe, to_table
-from vitrim.reports.report import latency_columns
+from vitrim.reports.latency import latency_columns
 from vitrim.reports.verdict import with_verdict
 
 

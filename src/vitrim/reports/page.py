@@ -14,8 +14,9 @@ from markupsafe import Markup, escape
 from vitrim.errors import SettingError, counted, visible
 from vitrim.recipe import load_recipe, to_table
 from vitrim.reports import charts, formats, tables
+from vitrim.reports.latency import latency_line
 from vitrim.reports.model_section import model_section
-from vitrim.reports.report import latency_line, zero_lines
+from vitrim.reports.report import zero_lines
 from vitrim.reports.tables import Table
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
