@@ -107,6 +107,8 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
 
     print_table(report["title"], *table_rows(report))
     print_line(verdict_in(report))
+    if report.get("search"):
+        print_line(report["search"]["sentence"])
     for row in report["models"][1:]:
         if "kept" in row:
             print_line(f"{row['name']} keeps {row['kept']}")

@@ -280,20 +280,24 @@ class Search:
     def _success(self, budgets: Sequence[tuple[float, Budget]]) -> str:
         found, drop = self.tries[-1], self.recipe.search.max_drop
         num = counted(len(self.source.data.validation), "validation image")
-        shorts = [one for one in self.tries if one.kind == "short"]
+        made = [one for one in self.tries if one.difference is not None]
+        shorts = [one for one in made if one.kind == "short"]
+        num_impossible = len(self.tries) - len(made)
+        impossible = f"; {counted(num_impossible, 'size')} cannot be made" if num_impossible else ""
         sentences = [
             f"{found.name} is the smallest size from {_range(budgets)} that was shown to lose at most {_points(drop)}, "
             f"with 95 % confidence: on {num} the difference is {found.difference:+.2f} points, at least "
             f"{found.low:+.2f}. {counted(len(shorts), 'size')} had a short distillation, and "
-            f"{counted(len(self.tries) - len(shorts), 'size')} a full one."
+            f"{counted(len(made) - len(shorts), 'size')} a full one"
+            f"{impossible}."
         ]
-        smaller = [one for one in shorts if one.fraction < found.fraction and one.difference is not None]
+        smaller = [one for one in shorts if one.fraction < found.fraction]
         near = max(smaller, key=lambda one: one.fraction, default=None)
         count = _needed(near, len(self.source.data.validation), drop) if near else None
         if near and count:
             sentences.append(
-                f"{near.name} lost {-(near.difference or 0.0):.2f} points after a short distillation, which these "
-                f"images cannot tell from more than {_points(drop)}. About {count:,} images could."
+                f"{near.name} differs by {near.difference:+.2f} points after a short distillation, which these images "
+                f"cannot tell from a loss of more than {_points(drop)}. About {count:,} images could."
             )
         return " ".join(sentences)
 
@@ -304,6 +308,7 @@ class Search:
             "max_drop": settings.max_drop,
             "objective": settings.objective,
             "confidence": CONFIDENCE,
+            "num_looks": sum(one.difference is not None for one in self.tries),
             "num_images": len(self.source.data.validation),
             "found": None if result is None else self.tries[-1].name,
             "sentence": sentence,
