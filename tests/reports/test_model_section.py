@@ -46,7 +46,7 @@ def test_every_picture_has_a_text_and_a_sign() -> None:
 
 def test_changes_are_counted_in_a_sentence() -> None:
     found = changed_images({"num_now_wrong": 1200, "num_now_right": 3, "num_still_wrong": 0}, 5000)
-    assert found and "for 1,203 of 5,000 images: 1,200 were right and are now wrong" in found["sentence"]
+    assert found and "for 1,203 of 5,000 images: 1,200 were right before" in found["sentence"]
     same = changed_images({"num_now_wrong": 0, "num_now_right": 0, "num_still_wrong": 0}, 5000)
     assert same and same["sentence"].endswith("the same class as the original for every one of 5,000 images.")
     assert changed_images({}, 5000) is None

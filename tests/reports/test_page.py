@@ -83,7 +83,7 @@ def test_the_page_shows_what_the_report_says() -> None:
         "95.8 %", "\u22120.4 points", "15.17 M", "\u221230 %",
         "from 21.67 M", "30.40 ms", "width_training.epochs 40 20", "seed 3 0",
         "vit_base_patch16_224", "timm 1.0.31", "AMD EPYC 7763", "Measured 33 ms, 10 % above the limit of 30 ms",
-        "7 were right and are now wrong, 5 were wrong and are now right", "now wrong", "now right", "4.5 points away",
+        "7 were right before, 5 are right now", "now wrong", "now right", "4.5 points away",
         "One block was removed as a whole", "Score heads and neurons 12 s", "Heads and neurons removed",
     ):  # fmt: skip
         assert " ".join(said.split()) in text, said
@@ -122,7 +122,7 @@ def test_of_many_classes_only_both_ends_are_shown_and_the_page_says_so() -> None
 def test_every_size_has_a_part_and_the_first_one_is_open() -> None:
     page = to_html(*digits_demo())
     parts = re.findall(r'<details class="model"( open)?>\s*<summary><h3><bdi>(.*?)</bdi>', page)
-    assert parts == [(" open", "70 %"), ("", "50 %")]
+    assert parts == [(" open", "70\xa0%"), ("", "50\xa0%")]
     assert "original, trained longer" in page  # the dense control is in the charts only
 
 

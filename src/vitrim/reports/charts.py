@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from vitrim.reports import formats
 from vitrim.reports.formats import is_number
+from vitrim.reports.labels import places_of
 from vitrim.reports.tables import Table, between
 
 WIDTH, HEIGHT = 360.0, 264.0  # points; narrow, so that the letters stay large on a phone
@@ -53,8 +54,6 @@ POINT = {"markersize": 8, "markeredgecolor": PAPER, "clip_on": False}
 MAX_PERCENT = 100.0  # end of an axis of accuracies; what lies on it is drawn whole, see `clip_on`
 MAX_LABEL = 24  # characters of a name beside a point
 LETTER = 6.0  # points; about the width of a letter
-LABEL_PLACES = ((0, 5, "center"), (0, 17, "center"), (0, 29, "center"), (6, 5, "left"), (-6, 5, "right"))  # from a bar
-Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +184,7 @@ def accuracy_chart(name: str, models: Sequence[dict[str, Any]], key: str) -> Cha
         axes.set_xlim(0, 1.12 * max(row[key] for row in shown) / unit)
         ends = [end for row in shown for end in _ends(row)]
         spread = max(max(ends) - min(ends), 0.5)
-        axes.set_ylim(min(ends) - 0.12 * spread, min(max(ends) + 0.12 * spread, MAX_PERCENT))
+        axes.set_ylim(min(ends) - 0.2 * spread, min(max(ends) + 0.12 * spread, MAX_PERCENT))
         axes.set_xlabel(what)
         _label_bars(drawing, axes, [(row[key] / unit, *_ends(row), formats.model_name(row, models)) for row in shown])
         svg = drawing.svg(name, title, caption)
@@ -209,35 +208,16 @@ def _ends(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def _label_bars(drawing: _Drawing, axes: Any, bars: Sequence[tuple[float, float, float, str]]) -> None:
-    """Write the name of each bar above it, where it covers no other bar and no other name, if there is such a place.
+    """Write the name of each bar above or below it.
 
     Args:
         bars: the place of each on the horizontal axis, its lower and upper end, and its name.
     """
-    lows = [tuple(axes.transData.transform((x, low))) for x, low, _, _ in bars]
-    places = [tuple(axes.transData.transform((x, high))) for x, _, high, _ in bars]
-    occupied = [(x - 2, low, x + 2, high) for (x, low), (_, high) in zip(lows, places, strict=True)]
-    for place, (x, _, y, name) in zip(places, bars, strict=True):
-        width = LETTER * len(formats.short(name, MAX_LABEL))
-        boxes = {choice: _label_box(place, choice, width) for choice in LABEL_PLACES}
-        best = min(LABEL_PLACES, key=lambda choice, boxes=boxes: _badness(boxes[choice], occupied))  # type: ignore[misc]
-        occupied.append(boxes[best])
-        style: Any = {"textcoords": "offset points", "ha": best[2], "fontsize": 11}
-        axes.annotate(drawing.mark(name), (x, y), best[:2], **style)
-
-
-def _label_box(place: tuple[float, float], choice: tuple[int, int, str], width: float) -> Box:
-    """The place of a label beside a point, in points of the figure."""
-    left = place[0] + choice[0] - width * {"left": 0, "center": 0.5, "right": 1}[choice[2]]
-    bottom = place[1] + choice[1]
-    return left, bottom, left + width, bottom + 11
-
-
-def _badness(box: Box, occupied: Sequence[Box]) -> float:
-    """How far a label is outside the figure, and how many points and labels it covers."""
-    left, bottom, right, top = box
-    covered = [one for one in occupied if left < one[2] and one[0] < right and bottom < one[3] and one[1] < top]
-    return max(0, right - WIDTH) + max(0, 30 - left) + 100 * len(covered)
+    ends = [(axes.transData.transform((x, low)), axes.transData.transform((x, high))) for x, low, high, _ in bars]
+    widths = [LETTER * len(formats.short(name, MAX_LABEL)) for *_, name in bars]
+    for (x, low, high, name), place in zip(bars, places_of(ends, widths, figure_width=WIDTH), strict=True):
+        style: Any = {"textcoords": "offset points", "ha": place.side, "fontsize": 11}
+        axes.annotate(drawing.mark(name), (x, high if place.is_above else low), (place.right, place.up), **style)
 
 
 def stages_chart(name: str, stages: Sequence[dict[str, Any]]) -> Chart | None:
@@ -325,6 +305,7 @@ def curves_chart(name: str, stage: str, rows: Sequence[dict[str, Any]], key: str
                 margin = max(0.1 * (max(values) - min(values)), 0.5)
                 axes.set_ylim(min(values) - margin, min(max(values) + margin, MAX_PERCENT))
             axes.yaxis.get_major_locator().set_params(nbins=3 if len(found) > 1 else 6)
+            axes.yaxis.get_major_formatter().set_useOffset(False)  # whole numbers, not `+1.95` above the axis
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("Epoch")
         svg = drawing.svg(name, title, caption)

@@ -184,10 +184,21 @@ def changed_images(changed: dict[str, Any], num_images: Any) -> dict[str, Any] |
         return {"sentence": same, "tiles": []}
     sentence = (
         f"The compressed model predicts another class than the original for {wrong + right + still:,}{of_all} images: "
-        f"{wrong:,} were right and are now wrong, {right:,} were wrong and are now right, and {still:,} are wrong in "
-        "both, with another class."
+        f"{wrong:,} {_was(wrong)} right before, {right:,} {_is(right)} right now, and {still:,} {_is(still)} wrong in "
+        "both."
     )
-    return {"sentence": sentence, "tiles": tiles(changed.get("images") or ())}
+    shown = tiles(changed.get("images") or ())
+    if 0 < len(shown) < wrong + right + still:
+        sentence += f" The {len(shown)} about which the models are surest:"
+    return {"sentence": sentence, "tiles": shown}
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def tiles(images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

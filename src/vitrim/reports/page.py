@@ -48,7 +48,8 @@ def to_html(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> st
 
 def _isolated(text: Any) -> Markup:
     """A text from outside, whose direction of writing does not change the text around it."""
-    return Markup(f"<bdi>{escape(visible(str(text)))}</bdi>")
+    text = visible(str(text)).replace(" %", "\u00a0%")  # a line does not begin with it
+    return Markup(f"<bdi>{escape(text)}</bdi>")
 
 
 def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
