@@ -166,7 +166,8 @@ def test_the_difference_is_positive_if_the_second_model_is_better() -> None:
 
 def test_equal_models_have_no_difference() -> None:
     same = compare(made_up([1, 0, 1]), made_up([1, 0, 1]))
-    assert (same.points, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    assert (same.points, same.p_value, same.gained, same.lost, same.num_images) == (0, 1, 0, 0, 3)
+    assert -100 < same.low < 0 < same.high == -same.low < 100  # three images say little
 
 
 def test_models_that_are_right_on_equally_many_other_images_do_not_differ() -> None:
@@ -176,9 +177,10 @@ def test_models_that_are_right_on_equally_many_other_images_do_not_differ() -> N
 
 
 @pytest.mark.parametrize("second", [[0, 0, 0], [1, 1, 1]], ids=["all lost", "all gained"])
-def test_a_difference_on_every_image_has_an_interval_of_no_width(second: list[int]) -> None:
+def test_a_difference_on_every_image_is_at_the_end_of_its_interval(second: list[int]) -> None:
     found = compare(made_up([1 - second[0]] * 3), made_up(second))
-    assert found.low == found.points == found.high == 100 * (2 * second[0] - 1)
+    assert found.points == (100 if second[0] else -100)
+    assert found.points in (found.low, found.high) and found.low < found.high
 
 
 def test_evaluations_of_different_numbers_of_images_are_not_compared() -> None:

@@ -46,7 +46,7 @@ from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder, in_stages, parsed, read_plan
 from vitrim.runs.processes import is_main_process, this_process, wait_for_all
 from vitrim.runs.progress import log
-from vitrim.saving.checkpoint import load, save
+from vitrim.saving.checkpoint import fingerprint, load, save
 from vitrim.source import Source, max_removed_blocks, narrows_heads
 from vitrim.surgery import prune
 from vitrim.training.distillation import Teachers
@@ -92,6 +92,7 @@ def open_folder(
     identity = {**choices, **source.identity(command, recipe)}
     before["model"] = source.construction()  # earlier versions did not note it
     if command == "compress":
+        identity |= {"searches": True} if recipe.search.max_drop else {}  # the drop itself may change
         identity["scores"] = scores.digest() if scores is not None else None
         before["scores"] = _scores_before(Path(run_dir), scores)
     try:
@@ -130,22 +131,20 @@ class CompressRun:
         self.stages = StageResults()
         self.pace: Pace | None = None
         self.forecast = Forecast([])
+        larger = source.larger and {"starts from": fingerprint(source.larger.model)}
+        self.start_from: dict[str, Any] = larger or {}
         self.student_from: dict[str, Any] = {}  # digests of what the student was made from last
         self.num_made = 0  # results that this process has made and not read, when a step was finished last
 
     def finished(self) -> Compressed | None:
         """The result, if the run has ended before. It needs no file of a stage."""
-        if not all((self.folder.path / name).exists() for name in ("report.json", "plan.json", "model")):
-            return None
-        plan = self.folder.stored("plan.json", read_plan)
-        report = self.folder.stored("report.json", reports.read)
-        model = None if plan is None or report is None else self.folder.stored("model", load_on_own_device)
-        wait_for_all()  # no process may write before all processes have looked
-        if plan is None or report is None or model is None:
+        found = stored_result(self.folder)
+        if found is None:
             return None
         self.folder.delete_checkpoints()
-        write_pages(self.folder.path, report, {_name(report): details_of_compress(self.folder, self.source)})
-        return Compressed(model=model, plan=plan, report=report)
+        details = details_of_compress(self.folder, self.source)
+        write_pages(self.folder.path, found.report, {_name(found.report): details})
+        return found
 
     def announce(self) -> None:
         """Log what will be done, and how long it takes."""
@@ -183,7 +182,9 @@ class CompressRun:
     def scores(self, make: Callable[[], Scores]) -> Scores:
         """The scores of the model that is cut."""
         made = self.of_dense.scores if self.of_dense else None
-        return self.folder.once(SCORES, lambda: made or make(), Scores.save, Scores.load)
+        return self.folder.once(
+            SCORES, lambda: made or make(), Scores.save, Scores.load, made_from=self.start_from or None
+        )
 
     def with_head_width(self, planner: Planner, scores: Scores, statistics: RotationStatistics) -> Planner:
         """The planner with the rotation of the heads and their width; unchanged if they keep it."""
@@ -191,7 +192,8 @@ class CompressRun:
             return planner
         made = self.of_dense.rotation if self.of_dense else None
         make = lambda: made or planner.measure_rotation(statistics)  # noqa: E731
-        planner = replace(planner, rotation=self.folder.once(ROTATION, make, Rotation.save, Rotation.load))
+        found = self.folder.once(ROTATION, make, Rotation.save, Rotation.load, made_from=self.start_from or None)
+        planner = replace(planner, rotation=found)
 
         def divergences() -> dict[int, float]:
             found: dict[int, float] = self.folder.once_json(
@@ -256,7 +258,7 @@ class CompressRun:
         """
         cut = prune(model, plan)
         if stage == "width":
-            self.student_from = self.folder.digests_of(WIDTH_PLAN, ROTATION)
+            self.student_from = {**self.folder.digests_of(WIDTH_PLAN, ROTATION), **self.start_from}
         else:
             self.student_from = {**self.student_from, **self.folder.digests_of(DEPTH_STEP)}
         self.evaluate(f"{stage} cut", cut)
@@ -356,6 +358,19 @@ class CompressRun:
 def _name(report: dict[str, Any]) -> str:
     """The name of the smaller model in a report."""
     return str(report["models"][-1]["name"])
+
+
+def stored_result(folder: RunFolder) -> Compressed | None:
+    """Model, plan and report of a run that has ended before; None if one of them is missing or damaged."""
+    if not all((folder.path / name).exists() for name in ("report.json", "plan.json", "model")):
+        return None
+    plan = folder.stored("plan.json", read_plan)
+    report = folder.stored("report.json", reports.read)
+    model = None if plan is None or report is None else folder.stored("model", load_on_own_device)
+    wait_for_all()  # no process may write before all processes have looked
+    if plan is None or report is None or model is None:
+        return None
+    return Compressed(model=model, plan=plan, report=report)
 
 
 def warn_of_classes(name: str, evaluation: Evaluation, data: ImageData) -> None:

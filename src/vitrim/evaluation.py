@@ -28,6 +28,7 @@ from vitrim.errors import DataError, NotEnoughMemory, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import origin_of
 from vitrim.models.wrappers import unwrapped
+from vitrim.paired_bound import paired_interval
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log, track
 
@@ -98,8 +99,7 @@ class Difference:
 
     Attributes:
         points: second minus first, in percentage points.
-        low: lower end of the 95 % interval of `points` over images: percentile bootstrap of the paired differences
-            (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3), 2000 resamples.
+        low: lower end of the 95 % interval of `points` over images, see `vitrim.paired_bound`.
         high: upper end of this interval.
         p_value: two-sided exact test of McNemar, 1947, https://doi.org/10.1007/BF02295996. Of the images on which only
             one model is right, `m` in all, the second model is right on `k`. The p-value is that of `k` under a
@@ -220,20 +220,15 @@ def compare(first: Evaluation, second: Evaluation) -> Difference:
     dropped = {*first.not_counted, *second.not_counted}
     before, after = (_counted_without(evaluation, dropped).astype(float) for evaluation in (first, second))
     pairs = after - before  # (n,) 1 only second right, -1 only first
-    points = 100 * float(pairs.mean())
-    if not pairs.any():
-        return Difference(points=0.0, low=0.0, high=0.0, p_value=1.0, num_images=len(pairs))
-    interval = stats.bootstrap(
-        (pairs,), np.mean, confidence_level=CONFIDENCE, n_resamples=2000, batch=100, method="percentile", rng=0
-    ).confidence_interval
-    gained, disagreed = int((pairs > 0).sum()), int((pairs != 0).sum())
+    gained, lost = int((pairs > 0).sum()), int((pairs < 0).sum())
+    low, high = paired_interval(gained, lost, len(pairs))
     return Difference(
-        points=points,
-        low=100 * float(interval.low),
-        high=100 * float(interval.high),
-        p_value=float(stats.binomtest(gained, disagreed).pvalue),
+        points=100 * (gained - lost) / len(pairs),
+        low=low,
+        high=high,
+        p_value=float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
         gained=gained,
-        lost=disagreed - gained,
+        lost=lost,
         num_images=len(pairs),
     )
 

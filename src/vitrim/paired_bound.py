@@ -1,6 +1,6 @@
-"""What images can say about a drop of accuracy: a bound on the paired difference, and how many images it needs.
+"""What images can say about a difference of accuracies: its interval, and how many images a small drop needs.
 
-The bound is the lower end of the score interval of Tango, 1998, Equivalence test and confidence interval for the
+The interval is the score interval of Tango, 1998, Equivalence test and confidence interval for the
 difference in proportions for the paired-sample design, Statistics in Medicine 17, 891-908,
 https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B. It stays right where the models
 disagree on few images or on none: a bootstrap of no difference has no width.
@@ -40,6 +40,17 @@ def lower_end(gained: float, lost: float, num_images: float) -> float:
         return -100.0
     # the score grows without limit below the estimate, and is 0 at the estimate
     return 100 * float(optimize.brentq(excess, lowest, estimate - 1e-12, xtol=1e-12))
+
+
+def paired_interval(gained: float, lost: float, num_images: float) -> tuple[float, float]:
+    """The 95 % interval of the difference of accuracies, second model minus first, in points.
+
+    Args:
+        gained: as in `lower_end`.
+        lost: as in `lower_end`.
+        num_images: as in `lower_end`.
+    """
+    return lower_end(gained, lost, num_images), -lower_end(lost, gained, num_images)
 
 
 def _score(difference: float, gained: float, lost: float, num_images: float) -> float:

@@ -168,6 +168,11 @@ class Recipe:
             raise SettingError(
                 "sizes and search.max_drop are both given. Give the sizes, or the drop for which a size is searched."
             )
+        if self.search.max_drop and "best" in (self.width_training.keep_epoch, self.depth_training.keep_epoch):
+            raise SettingError(
+                "search.max_drop needs keep_epoch = last: images that choose an epoch cannot show that its accuracy is "
+                "within the drop."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,7 +180,6 @@ class Source:
                 "fingerprint": self.data.fingerprint(),
             },
             **teachers,
-            **({"starts from": weights_fingerprint(self.larger.model)} if self.larger else {}),
             **({"preprocessing": stated} if stated else {}),
             "recipe": to_table(recipe),
         }

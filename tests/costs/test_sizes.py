@@ -3,7 +3,7 @@
 import pytest
 
 from vitrim.costs.budget import Budget
-from vitrim.costs.sizes import SearchSettings, SizeSettings, folder_names, with_keep
+from vitrim.costs.sizes import SearchSettings, SizeSettings, folder_name, with_keep
 from vitrim.errors import BudgetError, SettingError
 from vitrim.recipe import Recipe, load_recipe, to_toml
 
@@ -11,9 +11,9 @@ from vitrim.recipe import Recipe, load_recipe, to_toml
 def test_the_largest_size_comes_first_and_each_has_a_folder() -> None:
     budgets = SizeSettings(keeps=(0.3, 0.9, 0.5)).budgets(Budget())
     assert [(one.params, one.macs) for one in budgets] == [(0.9, 0.9), (0.5, 0.5), (0.3, 0.3)]
-    assert folder_names(budgets) == ["keep-0.9", "keep-0.5", "keep-0.3"]
+    assert [folder_name(one, in_ms=False) for one in budgets] == ["keep-0.9", "keep-0.5", "keep-0.3"]
     times = SizeSettings(latencies_ms=(2.5, 12.0)).budgets(Budget(params=1.0, macs=1.0))
-    assert folder_names(times) == ["latency-12ms", "latency-2.5ms"]
+    assert [folder_name(one, in_ms=True) for one in times] == ["latency-12ms", "latency-2.5ms"]
 
 
 def test_a_cost_that_is_not_limited_stays_so() -> None:
@@ -54,7 +54,7 @@ def test_sizes_that_make_no_sense_are_refused(values: dict, message: str) -> Non
     [
         ({"max_drop": -1.0}, "max_drop is -1; expected percentage points"),
         ({"max_drop": 100.0}, "max_drop is 100; expected"),
-        ({"smallest": 0.9, "largest": 0.5}, r"smallest is 0\.9, above largest"),
+        ({"smallest": 0.9, "largest": 0.5}, r"largest is 0\.5, below search\.smallest, which is 0\.9"),
         ({"largest": 1.0}, "largest is 1; expected a fraction"),
         ({"step": 0.0}, "step is 0; expected"),
         ({"short_epochs": 2.0}, "short_epochs is 2; expected"),

@@ -1,4 +1,4 @@
-"""Laws of the places of names: names of bars that are close cover nothing, if there is room."""
+"""Laws of the places of names: names of bars that are close cover nothing, if that is possible."""
 
 from itertools import combinations
 
@@ -28,6 +28,6 @@ def test_a_name_at_the_edge_stays_in_the_figure() -> None:
     assert place.side == "right"
 
 
-def test_a_name_with_room_stands_above_its_bar() -> None:
+def test_a_name_alone_stands_above_its_bar() -> None:
     place = places_of([((200, 60), (200, 160))], [60.0], figure_width=400)[0]
     assert place.is_above and place.side == "center"

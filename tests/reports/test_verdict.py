@@ -59,9 +59,15 @@ def worse(name: str, params: int) -> dict[str, Any]:
 def test_of_several_sizes_the_smallest_without_a_clear_loss_is_named() -> None:
     control = {**DENSE, "name": "dense control", "params": 10}
     assert verdict(report(small("90 %", params=900), small(), control, worse("50 %", 500))) == (
-        "The smallest of 3 sizes without a clear loss of accuracy is 70 %: 30 % smaller and 23 % faster at batch 1 on "
+        "Of 3 sizes, the smallest without a clear loss of accuracy is 70 %: 30 % smaller and 23 % faster at batch 1 on "
         "this machine; accuracy -0.2 points, within the noise of 341 images."
     )
+
+
+def test_of_sizes_whose_noise_hides_a_large_loss_none_is_named() -> None:
+    unsure = {"difference": -9.0, "difference_low": -25.0, "difference_high": 4.0}
+    found = verdict(report(small("90 %", params=900, **unsure), small("50 %", params=500, **unsure)))
+    assert found.startswith("The images are too few to say which of 2 sizes loses accuracy. 90 %: 10 % smaller")
 
 
 def test_several_sizes_that_all_lose_have_a_clause_each() -> None:

@@ -9,7 +9,7 @@ import torch
 from vitrim.data.loading import load_data
 from vitrim.models import adapter_of_library
 from vitrim.pipeline import compress_once, fit
-from vitrim.recipe import load_recipe, to_table
+from vitrim.recipe import load_recipe
 from vitrim.runs.environment import versions
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.locks import locking
@@ -50,7 +50,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
 def _run(folder: Path) -> dict[str, Any]:
     training, demo = load_recipe("demo-train"), load_recipe("demo")
     recipe = replace(demo, sizes=replace(demo.sizes, keeps=KEEPS))
-    run = RunFolder(folder, {"command": "demo", "version": versions()["vitrim"], "recipe": to_table(recipe)})
+    run = RunFolder(folder, {"command": "demo", "version": versions()["vitrim"], "sizes": list(KEEPS)})
     data = load_data("digits")
     torch.manual_seed(training.seed)
     new = adapter_of_library("timm").create("vit_tiny_patch16_224", num_classes=10, **SHAPE)

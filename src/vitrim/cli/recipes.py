@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from vitrim.recipe import Recipe, TrainRecipe
 
 
+ONE_SIZE = {  # replaces what a recipe file says about sizes if an option says another size
+    "sizes.keeps": [],
+    "sizes.latencies_ms": [],
+    "search.max_drop": 0.0,
+    "search.objective": "keep",
+}
+
+
 def train_recipe(options: DenseTraining, num_workers: int | str | None = None) -> "TrainRecipe":
     """Make the recipe of `train`: the file, then the options, then `--set`.
 
@@ -64,6 +72,9 @@ def compress_recipe(
 
 def _limits(budget: BudgetOptions) -> dict[str, Any]:
     """The limits as settings of the recipe. A limit on one kind of cost removes the limits on the others."""
+    given = (budget.keep, budget.keep_params, budget.keep_macs, budget.latency, budget.max_drop)
+    if all(value is None for value in given):
+        return {}
     fractions = {
         name: _numbers(getattr(budget, name)) for name in ("keep", "keep_params", "keep_macs") if getattr(budget, name)
     }
@@ -75,12 +86,15 @@ def _limits(budget: BudgetOptions) -> dict[str, Any]:
     several = next((f"--{name.replace('_', '-')}" for name, found in fractions.items() if len(found) > 1), "")
     if several and len(fractions) > 1:
         raise SettingError(f"{several} has several sizes. Give them with --keep, or limit one kind of cost.")
+    if several not in ("", "--keep") and 1 in next(iter(fractions.values())):
+        raise SettingError(f"{several} has the size 1, which limits nothing; expected fractions below 1.")
     if budget.max_drop is not None:
         return _search(budget, fractions, several)
     times = [] if budget.latency is None else several_milliseconds(budget.latency)
     if several and times:
         raise SettingError(f"{several} has several sizes, and --latency was given, too. Give one of them.")
     limits: dict[str, Any] = {
+        **ONE_SIZE,
         "budget.params": _first(fractions, "keep", "keep_params"),
         "budget.macs": _first(fractions, "keep", "keep_macs"),
         "budget.latency_ms": max(times, default=None),
@@ -99,7 +113,7 @@ def _search(budget: BudgetOptions, fractions: dict[str, tuple[float, ...]], seve
             f"{several} has several sizes, and --max-drop was given, too. Give the sizes, or the drop for which a size "
             "is searched."
         )
-    found: dict[str, Any] = {"search.max_drop": budget.max_drop}
+    found: dict[str, Any] = {**ONE_SIZE, "search.max_drop": budget.max_drop}
     if not budget.max_drop:
         raise SettingError("--max-drop is 0; expected percentage points above 0, such as 0.5.")
     if budget.latency is not None:
@@ -118,7 +132,7 @@ def _search(budget: BudgetOptions, fractions: dict[str, tuple[float, ...]], seve
 
 def _others_unlimited(limits: dict[str, Any]) -> dict[str, Any]:
     """The limits, where no limit on a cost replaces that of the recipe if another cost is limited."""
-    if any(limit is not None for limit in limits.values()):
+    if any(limits.get(name) is not None for name in ("budget.params", "budget.macs", "budget.latency_ms")):
         limits |= {name: 1.0 for name in ("budget.params", "budget.macs") if limits[name] is None}
     return limits
 

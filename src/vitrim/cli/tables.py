@@ -101,7 +101,7 @@ def print_plan(structure: "ViTStructure", proposal: "Proposal") -> None:
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the models of a `report.json`, and where the report is."""
-    from vitrim.reports.latency import latency_line
+    from vitrim.reports.latency import latency_lines
     from vitrim.reports.report import table_rows, zero_lines
     from vitrim.reports.verdict import verdict_in
 
@@ -112,8 +112,8 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     for row in report["models"][1:]:
         if "kept" in row:
             print_line(f"{row['name']} keeps {row['kept']}")
-    if report.get("latency"):
-        print_line(latency_line(report))
+    for line in latency_lines(report):
+        print_line(line)
     if report.get("busy"):
         print_line(report["busy"])
     for line in zero_lines(report):

@@ -4,7 +4,6 @@ How the models are made is in `vitrim.sizes`.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -105,11 +104,18 @@ class SearchSettings:
             if not 0 < getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name):g}; expected a fraction above 0 and below 1.")
         if self.smallest > self.largest:
-            raise SettingError(f"smallest is {self.smallest:g}, above largest, which is {self.largest:g}.")
+            raise SettingError(
+                f"largest is {self.largest:g}, below search.smallest, which is {self.smallest:g}; lower "
+                "search.smallest, too."
+            )
         if not MIN_STEP <= self.step < 1:
             raise SettingError(f"step is {self.step:g}; expected a fraction from {MIN_STEP:g} to below 1.")
         if not 0 < self.short_epochs <= 1:
             raise SettingError(f"short_epochs is {self.short_epochs:g}; expected a fraction above 0 and at most 1.")
+
+    def changeable(self) -> frozenset[str]:
+        """The settings that may change when a search is continued: the models that were made stay the same."""
+        return frozenset({"max_drop", "smallest", "largest", "step"})
 
     def fractions(self) -> list[float]:
         """The fractions that are compared, the largest one first."""
@@ -127,9 +133,10 @@ def with_keep(budget: Budget, keep: float) -> Budget:
     )
 
 
-def folder_names(budgets: Sequence[Budget]) -> list[str]:
-    """The names of the folders of these sizes, such as `keep-0.7` and `latency-12ms`."""
-    return [
-        f"latency-{budget.latency_ms:g}ms" if budget.latency_ms else f"keep-{min(budget.params, budget.macs):g}"
-        for budget in budgets
-    ]
+def folder_name(budget: Budget, *, in_ms: bool) -> str:
+    """The name of the folder of a size, such as `keep-0.7` and `latency-12ms`.
+
+    Args:
+        in_ms: whether sizes differ by their milliseconds.
+    """
+    return f"latency-{budget.latency_ms:g}ms" if in_ms else f"keep-{min(budget.params, budget.macs):g}"

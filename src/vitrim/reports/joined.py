@@ -25,7 +25,7 @@ def join(
         Plain data for JSON.
     """
     first = found[0]
-    rows = [dict(first["models"][0]), *(dict(report["models"][-1]) for report in found)]
+    rows = [dict(first["models"][0]), *({**report["models"][-1], "latency": report["latency"]} for report in found)]
     for row, columns in zip(rows, latency_columns(latencies), strict=True):
         row |= columns
     common = [note for note in first["notes"] if all(note in report["notes"] for report in found)]

@@ -61,6 +61,14 @@ def latency_row(
     }
 
 
+def latency_lines(report: dict[str, Any]) -> list[str]:
+    """Say for each limit in milliseconds whether it was met, one line for each model that has one."""
+    if report.get("latency"):
+        return [latency_line(report)]
+    limited = [row for row in report["models"] if row.get("latency")]
+    return [f"{row['name']}: {latency_line({**report, 'latency': row['latency']})}" for row in limited]
+
+
 def latency_line(report: dict[str, Any]) -> str:
     """Say in some sentences whether the budget in milliseconds was met. `report` must have `latency`."""
     found, now_ms = report["latency"], report["models"][0]["latency_ms"]

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from vitrim.errors import SettingError, counted, visible
 from vitrim.recipe import load_recipe, to_table
 from vitrim.reports import charts, formats, tables
-from vitrim.reports.latency import latency_line
+from vitrim.reports.latency import latency_lines
 from vitrim.reports.model_section import model_section
 from vitrim.reports.report import zero_lines
 from vitrim.reports.tables import Table
@@ -95,7 +95,7 @@ def _about(report: dict[str, Any]) -> str:
     if data.get("num_classes"):
         parts.append(f"{data.get('name', '')}, {counted(data['num_classes'], 'class')}")
     if data.get("num_validation"):
-        parts.append(f"accuracy measured on {data['num_validation']:,} images that no model was trained on")
+        parts.append(f"accuracy measured on {data['num_validation']:,} images that vitrim did not train on")
     return " \u00b7 ".join(part for part in parts if part)
 
 
@@ -189,7 +189,7 @@ def _remarks(report: dict[str, Any]) -> list[str]:
     """What is to be known about the numbers: a busy machine, a missed limit, classes at zero, notes of the run."""
     return [
         *([str(report["busy"])] if report.get("busy") else []),
-        *([latency_line(report)] if report.get("latency") else []),
+        *latency_lines(report),
         *zero_lines(report),
         *map(str, report.get("notes") or ()),
     ]

@@ -20,7 +20,7 @@ from vitrim.errors import counted, percent, visible
 from vitrim.evaluation import Evaluation, compare
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
-from vitrim.reports.latency import latency_columns, latency_line, latency_row
+from vitrim.reports.latency import latency_columns, latency_lines, latency_row
 from vitrim.reports.verdict import verdict_in, with_verdict
 from vitrim.runs.environment import command_line, environment
 from vitrim.runs.files import read_json
@@ -215,7 +215,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     """Make the text of `report.md` from the content of `report.json`."""
     report = in_markdown({**report, "verdict": verdict_in(report)})
     templates = markdown_templates(TEMPLATES)
-    templates.globals.update(table_rows=table_rows, latency_line=latency_line, zero_lines=zero_lines)
+    templates.globals.update(table_rows=table_rows, latency_lines=latency_lines, zero_lines=zero_lines)
     templates.filters.update(thousands=_with_prefix)
     return templates.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
 
@@ -249,7 +249,7 @@ def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["model", "top-1 [95 % interval]", "parameters", "multiply-adds", *latency, "file"]
     rows = [
         [
-            row["name"] if row is dense else _with_measured(row["name"], report["latency"]),
+            row["name"] if row is dense else _with_measured(row["name"], row.get("latency") or report["latency"]),
             f"{row['top1']:.2f} % [{row['top1_low']:.2f}, {row['top1_high']:.2f}]",
             _with_fraction(_with_prefix(row["params"]), row["params"], dense["params"]),
             _with_fraction(_with_prefix(row["macs"]), row["macs"], dense["macs"]),

@@ -141,7 +141,6 @@ def search_table(search: dict[str, Any]) -> Table | None:
     if not tries:
         return None
     optional = {  # a column that no row has a value for is left out
-        "disagree": ("Images with another prediction", 1),
         "latency_ratio": ("Time compared to the original", 0),
     }
     used = [key for key in optional if any(formats.is_number(one.get(key)) for one in tries)]

@@ -12,6 +12,7 @@ from vitrim.errors import percent
 
 CONTROL = "dense control"  # name of a model that benchmarks add: the dense model, trained further
 MIN_CHANGE = 0.005  # a smaller change is not said
+MAX_UNSURE = 3.0  # points that a size may lose within the noise, and still be named as the best of several
 MIN_TIMES = 2.0  # from this ratio on, it is said how many times as slow a model is
 
 Row = Mapping[str, Any]
@@ -33,18 +34,22 @@ def verdict(report: Mapping[str, Any]) -> str:
         clauses = [_and(parts) + _at_batch(report, small), _limit(report), _accuracy(small[0], num_images)]
         return f"{'; '.join(filter(None, clauses))}."
     good = [row for row in small if not _is_loss(row)]
-    if good:
-        best = min(good, key=lambda row: (row["params"], row["name"]))
+    sure = [row for row in good if (row.get("difference_low") or 0.0) >= -MAX_UNSURE]
+    if sure:
+        best = min(sure, key=lambda row: (row["params"], row["name"]))
         parts = [_size(best, dense), _speed(best)]
         clauses = [_and(parts) + _at_batch(report, [best]), _accuracy(best, num_images)]
         return (
-            f"The smallest of {len(small)} sizes without a clear loss of accuracy is {best['name']}: "
+            f"Of {len(small)} sizes, the smallest without a clear loss of accuracy is {best['name']}: "
             f"{'; '.join(filter(None, clauses))}."
         )
     clauses = [f"{row['name']}: {_clause(row, dense)}" for row in small]
     where = [_at_batch(report, small).removeprefix(" "), f"accuracy on {num_images}" if num_images else ""]
     notes = ", ".join(part if place else f"speed {part}" for place, part in enumerate(where) if part)
-    return f"All {len(small)} sizes lose accuracy. {'; '.join(clauses)}{f' ({notes})' if notes else ''}."
+    begin = f"All {len(small)} sizes lose accuracy."
+    if good:
+        begin = f"The images are too few to say which of {len(small)} sizes loses accuracy."
+    return f"{begin} {'; '.join(clauses)}{f' ({notes})' if notes else ''}."
 
 
 def with_verdict(report: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from vitrim.runs.files import (
     unknown_files,
 )
 from vitrim.runs.identity import differences, with_missing
-from vitrim.runs.processes import is_main_process, wait_for_all
+from vitrim.runs.processes import is_main_process, raise_on_all, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.runs.seconds import StepSeconds
 from vitrim.runs.text_files import check_name
@@ -147,13 +147,21 @@ class RunFolder:
                 self.digests.note(self._name(path), stored.version)
             return stored.value
         self.num_made += 1
+        problem = None
         if on_all_processes or is_main_process():
-            with self._seconds.measuring(name):
-                result = make()
-                if is_main_process():
-                    path.parent.mkdir(exist_ok=True)
-                    with writing_noted(path, self.digests, made_from=source) as working:
-                        write(result, working)
+            try:
+                with self._seconds.measuring(name):
+                    result = make()
+                    if is_main_process():
+                        path.parent.mkdir(exist_ok=True)
+                        with writing_noted(path, self.digests, made_from=source) as working:
+                            write(result, working)
+            except UserError as found:
+                if on_all_processes:
+                    raise
+                problem = found
+        if not on_all_processes:
+            raise_on_all(problem)
         wait_for_all()
         self._current[name] = self.digests.versions(self._name(path))[0].digest
         return read(path)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vitrim.errors import UserError
 from vitrim.runs.partners import (
     CONTINUE,
     DONE,
@@ -98,6 +99,22 @@ def explain_lost_connection(error: BaseException) -> str:
 def is_main_process() -> bool:
     """Whether this is the first process, which prints and writes files."""
     return this_process().is_main_process
+
+
+def raise_on_all(problem: UserError | None) -> None:
+    """Raise an error of the first process on all processes. They call this together.
+
+    Without it, the first process would go on where others wait, if its caller catches the error.
+
+    Args:
+        problem: of this process; only that of the first one counts.
+    """
+    if this_process().num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        problem = broadcast_object_list([problem])[0]
+    if problem is not None:
+        raise problem
 
 
 def wait_for_all() -> None:

@@ -7,15 +7,16 @@ returned whose true drop is larger: in less than 5 % of runs, also if all sizes 
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from shutil import copytree, rmtree
 from typing import Any
 
-from vitrim.compress_run import Compressed, load_on_own_device
+from vitrim.compress_run import Compressed, load_on_own_device, stored_result
 from vitrim.costs.budget import Budget
-from vitrim.costs.sizes import SearchSettings, folder_names, with_keep
+from vitrim.costs.sizes import SearchSettings, folder_name, with_keep
 from vitrim.errors import BudgetError, SettingError, counted
 from vitrim.importance.scores import Scores
 from vitrim.measured_once import Shared, measure_once
@@ -24,7 +25,7 @@ from vitrim.recipe import Recipe, to_table
 from vitrim.reports import report as reports
 from vitrim.reports.writing import write_pages_of_sizes
 from vitrim.runs.digests import digest_of_data, write_text_noted
-from vitrim.runs.folder import STAGES, RunFolder
+from vitrim.runs.folder import STAGES, RunFolder, in_stages
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.sizes.several import CompressOnce
@@ -91,12 +92,14 @@ def find_smallest(
     Raises:
         BudgetError: no size could be shown to be within the drop; says how many images would do.
     """
+    if (result := _finished(folder, recipe)) is not None:
+        return result
     settings = recipe.search
     first = with_keep(recipe.budget, settings.largest)
     if settings.objective == "latency":
         first = replace(first, params=1.0, macs=1.0, latency_ms=recipe.budget.latency_ms or 1.0)
     shared = measure_once(folder, source, replace(recipe, budget=first), scores)
-    budgets = sizes_to_compare(recipe, shared.timings.dense_ms)
+    budgets = _sizes(folder, recipe, shared)
     search = Search(folder, source, recipe, compress_once, shared)
     log(
         f"max drop of {settings.max_drop:g} points: {counted(len(budgets), 'size')} from {budgets[0][1].label} to "
@@ -107,6 +110,32 @@ def find_smallest(
     if found is None:
         raise BudgetError(search.failure(budgets))
     return search.finish(found, budgets)
+
+
+def _finished(folder: RunFolder, recipe: Recipe) -> Compressed | None:
+    """The result of this search, if it has ended before. It needs no file of a stage."""
+    found = stored_result(folder)
+    if found is None or found.report.get("recipe", {}).get("search") != to_table(recipe.search):
+        return None
+    place = folder.path / str(found.report.get("search", {}).get("folder", ""))
+    write_pages_of_sizes(folder.path, found.report, {row_of(found)["name"]: place})
+    return found
+
+
+def _sizes(folder: RunFolder, recipe: Recipe, shared: Shared) -> list[tuple[float, Budget]]:
+    """The sizes that are compared. Those in milliseconds are noted: the dense model may be timed again."""
+    if recipe.search.objective == "keep":
+        return sizes_to_compare(recipe, 0.0)
+    settings = recipe.search
+    made_from = {"largest": settings.largest, "smallest": settings.smallest, "step": settings.step}
+    found: list[tuple[float, float]] = folder.once_json(
+        in_stages("search-sizes.json"),
+        lambda: [(one, budget.latency_ms) for one, budget in sizes_to_compare(recipe, shared.timings.dense_ms)],
+        lambda rows: [(float(fraction), float(milliseconds)) for fraction, milliseconds in rows],
+        made_from=made_from,
+    )
+    only = replace(recipe.budget, params=1.0, macs=1.0)
+    return [(fraction, replace(only, latency_ms=milliseconds)) for fraction, milliseconds in found]
 
 
 def sizes_to_compare(recipe: Recipe, dense_ms: float) -> list[tuple[float, Budget]]:
@@ -124,7 +153,14 @@ def sizes_to_compare(recipe: Recipe, dense_ms: float) -> list[tuple[float, Budge
     if limit and limit < fractions[0] * dense_ms:
         fractions = [limit / dense_ms, *(fraction for fraction in fractions if fraction * dense_ms < limit)]
     only = replace(budget, params=1.0, macs=1.0)
-    return [(fraction, replace(only, latency_ms=float(f"{fraction * dense_ms:.3g}"))) for fraction in fractions]
+    times = [limit if fraction * dense_ms == limit else _rounded_down(fraction * dense_ms) for fraction in fractions]
+    return [(fraction, replace(only, latency_ms=time)) for fraction, time in zip(fractions, times, strict=True)]
+
+
+def _rounded_down(milliseconds: float) -> float:
+    """The largest number of three digits that is not above another one."""
+    unit = 10.0 ** (math.floor(math.log10(milliseconds)) - 2)
+    return float(f"{math.floor(milliseconds / unit) * unit:.3g}")
 
 
 def bisect(num_sizes: int, passes: Callable[[int], bool]) -> int | None:
@@ -179,7 +215,7 @@ class Search:
 
     def short(self, fraction: float, budget: Budget) -> Try:
         """Make a model of this size with a short distillation."""
-        place = self.folder.path / TRIES / folder_names([budget])[0]
+        place = self.folder.path / TRIES / self._name(budget)
         made = partial(self.compress_once, self.source, self._short_recipe(budget), place, shared=self.shared)
         found = self.judge("short", fraction, budget, made)[0]
         if is_main_process() and (place / "report.json").exists():
@@ -189,7 +225,7 @@ class Search:
 
     def _full(self, fraction: float, budget: Budget) -> Compressed | None:
         recipe = replace(self.recipe, budget=budget, search=SearchSettings())
-        place = self.folder.path / folder_names([budget])[0]
+        place = self.folder.path / self._name(budget)
         made = partial(self.compress_once, self.source, recipe, place, shared=self.shared)
         return self.judge("full", fraction, budget, made)[1]
 
@@ -239,23 +275,31 @@ class Search:
             depth_training=recipe.depth_training.shortened(fraction),
         )
 
+    def _name(self, budget: Budget) -> str:
+        return folder_name(budget, in_ms=self.recipe.search.objective == "latency")
+
     def failure(self, budgets: Sequence[tuple[float, Budget]]) -> str:
         """Say that no size is within the drop, and how many images would do."""
         drop, num = self.recipe.search.max_drop, len(self.source.data.validation)
-        self._note(None, text := f"No size from {_range(budgets)} could be shown to lose at most {_points(drop)}.")
-        advice = [_needed(one, num, drop) for one in self.tries if one.difference is not None]
-        enough = [count for count in advice if count]
-        made = [one for one in self.tries if one.difference is not None]
-        if not made:
-            return f"{text} None of the sizes that were tried is possible. Raise search.largest."
-        largest = max(made, key=lambda one: one.fraction)
-        said = f" {largest.name} differs by {largest.difference:+.2f} points, at least {largest.low:+.2f}."
-        remedy = f"About {min(enough):,} validation images would do; there are {num:,}." if enough else ""
-        return f"{text}{said} {remedy or 'Allow a larger drop, or more epochs.'}".strip()
+        text = f"No size from {_range(budgets)} could be shown to lose at most {_points(drop)}."
+        self._note(text)
+        failed = [one for one in self.tries if not one.passes and one.difference is not None]
+        if not failed:
+            more = "a larger limit in milliseconds" if self.recipe.search.objective == "latency" else "larger sizes"
+            return f"{text} The sizes that were tried cannot be made. Allow {more}."
+        largest = max(failed, key=lambda one: (one.kind == "full", one.fraction))
+        said = (
+            f" {largest.name} differs by {largest.difference:+.2f} points after a {largest.kind} distillation, at "
+            f"least {largest.low:+.2f}."
+        )
+        count = _needed(largest, num, drop)
+        if count is None or count <= num:
+            return f"{text}{said} Allow a larger drop, or more epochs."
+        return f"{text}{said} About {count:,} validation images would do; there are {num:,}."
 
     def finish(self, result: Compressed, budgets: Sequence[tuple[float, Budget]]) -> Compressed:
         """Copy the model into the folder of the run, and report what was tried."""
-        name = folder_names([dict(budgets)[self.tries[-1].fraction]])[0]
+        name = self._name(dict(budgets)[self.tries[-1].fraction])
         made_from = {name: digest_of_data(result.report)}
         place = self.folder.path / name / "model"
         model = self.folder.once(
@@ -266,7 +310,7 @@ class Search:
             made_from=made_from,
         )
         plan = self.folder.once_plan("plan.json", lambda: result.plan, made_from=made_from)
-        search = self._note(result, self._success(budgets))
+        search = self._note(self._success(budgets), name)
         report: dict[str, Any] = self.folder.once_json(
             "report.json",
             lambda: {**result.report, "search": search, "recipe": to_table(self.recipe)},
@@ -291,18 +335,23 @@ class Search:
             f"{counted(len(made) - len(shorts), 'size')} a full one"
             f"{impossible}."
         ]
-        smaller = [one for one in shorts if one.fraction < found.fraction]
-        near = max(smaller, key=lambda one: one.fraction, default=None)
+        failed = [one for one in made if not one.passes and one.fraction < found.fraction]
+        near = max(failed, key=lambda one: (one.fraction, one.kind == "full"), default=None)
         count = _needed(near, len(self.source.data.validation), drop) if near else None
-        if near and count:
+        if near and count and count > len(self.source.data.validation):
             sentences.append(
-                f"{near.name} differs by {near.difference:+.2f} points after a short distillation, which these images "
-                f"cannot tell from a loss of more than {_points(drop)}. About {count:,} images could."
+                f"{near.name} differs by {near.difference:+.2f} points after a {near.kind} distillation, which these "
+                f"images cannot tell from a loss of more than {_points(drop)}. About {count:,} images could."
             )
         return " ".join(sentences)
 
-    def _note(self, result: Compressed | None, sentence: str) -> dict[str, Any]:
-        """The entry `search` of the report; it is also written to `search.json`."""
+    def _note(self, sentence: str, folder: str = "") -> dict[str, Any]:
+        """The entry `search` of the report; it is also written to `search.json`.
+
+        Args:
+            sentence: the result in words.
+            folder: of the model that was found; empty if none was.
+        """
         settings = self.recipe.search
         found = {
             "max_drop": settings.max_drop,
@@ -310,7 +359,8 @@ class Search:
             "confidence": CONFIDENCE,
             "num_looks": sum(one.difference is not None for one in self.tries),
             "num_images": len(self.source.data.validation),
-            "found": None if result is None else self.tries[-1].name,
+            "found": self.tries[-1].name if folder else None,
+            "folder": folder or None,
             "sentence": sentence,
             "tries": [asdict(one) for one in self.tries],
         }

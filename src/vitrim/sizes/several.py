@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from vitrim.compress_run import Compressed
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import busy_note, measure_latencies
-from vitrim.costs.sizes import SearchSettings, SizeSettings, folder_names
+from vitrim.costs.sizes import SearchSettings, SizeSettings, folder_name
 from vitrim.forecast import Forecast, Step, compress_steps, measure_pace
 from vitrim.importance.scores import Scores
 from vitrim.measured_once import Shared, measure_once
+from vitrim.planning import Planner
 from vitrim.recipe import Recipe
 from vitrim.reports import joined
 from vitrim.reports import report as reports
@@ -60,10 +61,10 @@ def compress_to_sizes(
         The smallest model and its plan, the report of all models, and all results in `sizes`.
     """
     budgets = recipe.sizes.budgets(recipe.budget)
-    names = folder_names(budgets)
-    shared = measure_once(folder, source, replace(recipe, budget=budgets[0]), scores)
-    amounts = _amounts(budgets, shared)
-    is_done = (folder.path / "report.json").exists()
+    in_ms = bool(recipe.sizes.latencies_ms)
+    names = [folder_name(budget, in_ms=in_ms) for budget in budgets]
+    is_done = folder.stored("report.json", reports.read) is not None
+    shared = None if is_done else _measure(folder, source, recipe, budgets, scores)
     forecast = Forecast([] if is_done else _steps(source, recipe, budgets, names), folder.path)
     if not is_done:
         forecast.announce(f"compress {source.structure.model} to {', '.join(budget.label for budget in budgets)}")
@@ -71,7 +72,7 @@ def compress_to_sizes(
     for index, (budget, name) in enumerate(zip(budgets, names, strict=True)):
         before = results[-1] if results else None
         start = source.starting_from(before.model, before.plan) if before else source
-        one = recipe_of_size(recipe, budget, start, steps=_num_steps(recipe, amounts, index))
+        one = recipe_of_size(recipe, budget, start, steps=_num_steps(recipe, index))
         was_read = (folder.path / name / "report.json").exists()
         if not was_read:
             log(f"size {index + 1} of {len(budgets)}: {budget.label}, in {folder.path / name}")
@@ -116,22 +117,30 @@ def recipe_of_size(recipe: Recipe, budget: Budget, start: Source, *, steps: int)
     )
 
 
-def _amounts(budgets: Sequence[Budget], shared: Shared) -> list[float]:
-    """The cost of the dense model and of each size, in one unit: a fraction, or milliseconds."""
-    if budgets[0].latency_ms:
-        return [shared.timings.dense_ms, *(budget.latency_ms for budget in budgets)]
-    return [1.0, *(min(budget.params, budget.macs) for budget in budgets)]
+def _measure(
+    folder: RunFolder, source: Source, recipe: Recipe, budgets: Sequence[Budget], scores: Scores | None
+) -> Shared:
+    """Measure what all sizes have in common. Raises BudgetError if one of the sizes is not possible."""
+    shared = measure_once(folder, source, replace(recipe, budget=budgets[0]), scores)
+    for budget in budgets:
+        Planner(source=source, recipe=replace(recipe, budget=budget), timings=shared.timings).check()
+    return shared
 
 
-def _num_steps(recipe: Recipe, amounts: Sequence[float], index: int) -> int:
-    """In how many steps the units of a size are chosen, if a run of the smallest size alone has as many as the recipe.
+def _num_steps(recipe: Recipe, index: int) -> int:
+    """In how many steps the units of a size are chosen. All steps are of about one factor.
 
-    All steps are of about one factor.
+    The sizes together have about as many steps as the recipe says for the smallest size alone. How many milliseconds
+    the dense model needs is not known exactly, so with milliseconds the largest size has as many as the recipe says,
+    and so have the others together.
     """
-    whole, part = (
-        math.log(max(1.0, before / after)) for before, after in ((amounts[0], amounts[-1]), amounts[index:][:2])
-    )
-    return max(1, math.ceil(recipe.importance.steps * part / whole - 1e-9)) if whole else 1
+    settings, most = recipe.sizes, recipe.importance.steps
+    amounts = sorted(settings.latencies_ms or settings.keeps, reverse=True)
+    if settings.latencies_ms and index == 0:
+        return most
+    before = [1.0, *amounts] if settings.keeps else [amounts[0], *amounts]
+    whole, part = math.log(before[0] / amounts[-1]), math.log(before[index] / amounts[index])
+    return max(1, math.ceil(most * part / whole - 1e-9)) if whole else 1
 
 
 def _steps(source: Source, recipe: Recipe, budgets: Sequence[Budget], names: Sequence[str]) -> list[Step]:
