@@ -38,7 +38,7 @@ from vitrim.recovery.recover import recover
 from vitrim.reports import report as reports
 from vitrim.reports.details import details_of_compress
 from vitrim.reports.latency import missed_latency
-from vitrim.reports.stages import StageResults
+from vitrim.reports.stages import LARGER, StageResults
 from vitrim.reports.writing import write_pages
 from vitrim.rotation import Rotation, RotationStatistics
 from vitrim.runs.digests import write_text_noted
@@ -239,7 +239,7 @@ class CompressRun:
             lambda: (self.shared.dense if self.shared and stage == "dense" else evaluate(model, self.data)).to_dict(),
             Evaluation.from_dict,
             on_all_processes=True,
-            made_from=self.student_from,
+            made_from=self.start_from if stage == LARGER else self.student_from,
         )
         self.stages.add(reports.stage_row(self.recipe.budget.label, stage, model, evaluation), evaluation)
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")

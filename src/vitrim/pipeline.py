@@ -31,6 +31,7 @@ from vitrim.importance.scores import Scores
 from vitrim.measured_once import Shared, device_times_of
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
+from vitrim.reports.stages import LARGER
 from vitrim.reports.training import report_training
 from vitrim.rotation import RotationStatistics
 from vitrim.runs.folder import RunFolder
@@ -111,6 +112,8 @@ def compress_once(
         return result
     run.announce()
     run.evaluate("dense", source.model)
+    if source.larger:
+        run.evaluate(LARGER, source.larger.model)
     run.finish_step()
     planner = Planner(source=source, recipe=recipe, timings=run.device_times())
     planner.check()

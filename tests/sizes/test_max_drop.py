@@ -5,19 +5,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from builders.runs import digits, digits_model, short_recipe
+from builders.runs import digits, digits_model, short_recipe, short_training
 from vitrim import compress_run
 from vitrim.compress_run import Compressed
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.costs.sizes import SearchSettings
-from vitrim.errors import BudgetError, SettingError
+from vitrim.errors import BudgetError, FolderInUse, SettingError
 from vitrim.paired_bound import lower_end
 from vitrim.pipeline import compress
 from vitrim.recipe import Recipe
@@ -138,6 +139,26 @@ def test_a_finished_search_is_read(found: tuple[Path, Compressed], monkeypatch: 
     assert again.report == first.report and again.plan == first.plan
 
 
+def test_a_finished_search_needs_no_stages(found: tuple[Path, Compressed], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    copytree(found[0], folder)
+    for name in ("stages", "tries"):
+        rmtree(folder / name)
+    assert run(folder).report == found[1].report
+
+
+def test_a_search_with_another_drop_uses_the_models_that_were_made(
+    found: tuple[Path, Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    copytree(found[0], folder)
+    monkeypatch.setattr(compress_run, "train", None)
+    again = run(folder, drop=60.0)
+    assert again.report["search"]["max_drop"] == 60 and again.report["search"]["found"] == "40 %"
+    with pytest.raises(FolderInUse, match="searches was true, now null"):
+        compress(digits_model(), digits(), short_recipe(), folder)
+
+
 def test_an_interrupted_search_ends_with_the_same_model(
     tmp_path: Path, found: tuple[Path, Compressed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,3 +248,11 @@ def test_milliseconds_go_down_from_the_limit() -> None:
     sizes = sizes_to_compare(limited, 10.0)
     assert [budget.latency_ms for _, budget in sizes] == [6.5, 6.0, 5.0, 4.0]
     assert all((budget.params, budget.macs) == (1.0, 1.0) for _, budget in sizes)
+    odd = sizes_to_compare(replace(free, budget=Budget(latency_ms=6.4321)), 9.8765)
+    assert odd[0][1].latency_ms == 6.4321  # a limit is not rounded, and no other size is above its fraction
+    assert all(budget.latency_ms <= fraction * 9.8765 + 1e-9 for fraction, budget in odd)
+
+
+def test_a_search_does_not_choose_epochs_on_the_images_that_judge_it() -> None:
+    with pytest.raises(SettingError, match="needs keep_epoch = last"):
+        replace(searching(), width_training=short_training(keep_epoch="best"))

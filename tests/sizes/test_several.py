@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from vitrim.costs.sizes import SizeSettings
 from vitrim.errors import BudgetError, FolderInUse
 from vitrim.pipeline import compress
 from vitrim.plan import PruningPlan
-from vitrim.recipe import DepthSettings, HeadSettings, Recipe
+from vitrim.recipe import DepthSettings, HeadSettings, Recipe, load_recipe
 from vitrim.saving.checkpoint import load
+from vitrim.sizes.several import num_steps
 from vitrim.verifying import verify
 
 KEEPS = (0.8, 0.6, 0.4)
@@ -129,6 +131,53 @@ def test_an_interrupted_run_ends_with_the_same_models(
     for one, other in zip(weights(found), weights(expected), strict=True):
         assert all(torch.equal(one[name], other[name]) for name in other)
     assert [size.plan for size in found.sizes] == [size.plan for size in expected.sizes]
+
+
+def test_stages_that_are_gone_or_damaged_change_nothing(whole: tuple[Path, Compressed], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    copytree(whole[0], folder)
+    with (folder / "stages" / "device.json").open("a") as file:
+        file.write(" ")
+    assert run(folder).report == whole[1].report
+    for place in (folder, *(folder / f"keep-{keep}" for keep in KEEPS)):
+        rmtree(place / "stages")
+    assert run(folder).report == whole[1].report
+
+
+def test_a_larger_size_that_is_made_again_leads_to_the_smaller_ones(
+    whole: tuple[Path, Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    copytree(whole[0], folder)
+    rmtree(folder / "keep-0.8" / "model")  # it is made again from its distilled model
+    rmtree(folder / "keep-0.8" / "stages")
+    for name in ("report.json", "plan.json"):
+        (folder / "keep-0.6" / name).unlink()
+    monkeypatch.setattr(compress_run, "fingerprint", lambda model: "another rounding")
+    again = run(folder)
+    assert [size.plan for size in again.sizes] == [size.plan for size in whole[1].sizes]
+
+
+def test_a_later_size_shows_the_larger_one_that_it_starts_from(whole: tuple[Path, Compressed]) -> None:
+    names = [[stage["name"] for stage in size.report["stages"]] for size in whole[1].sizes]
+    assert [found.count("larger size") for found in names] == [0, 1, 1]
+    assert whole[1].report["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (SizeSettings(keeps=(0.9, 0.7, 0.5, 0.3)), [1, 1, 2, 2]),
+        (SizeSettings(keeps=(0.5,)), [4]),
+        (SizeSettings(latencies_ms=(9.0, 3.0)), [4, 4]),
+        (SizeSettings(keeps=(1.0,)), [1]),
+    ],
+)
+def test_all_sizes_together_have_about_as_many_steps_as_the_smallest_alone(
+    settings: SizeSettings, expected: list[int]
+) -> None:
+    recipe = replace(load_recipe("default"), sizes=settings)
+    assert [num_steps(recipe, index) for index in range(len(expected))] == expected
 
 
 def test_a_finished_run_is_read(whole: tuple[Path, Compressed], monkeypatch: pytest.MonkeyPatch) -> None:

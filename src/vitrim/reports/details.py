@@ -4,7 +4,7 @@ It is made once from what the run has: evaluations, images, plan, scores and met
 Each section is in a file of its own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ from vitrim.reports.predictions import Judged, Predictions, class_rows, confusio
 from vitrim.reports.removed import block_rows, scores_in_dense
 from vitrim.runs.damage import check_file
 from vitrim.runs.files import read_json
-from vitrim.runs.folder import RunFolder, find_result, in_stages, parsed, read_plan
+from vitrim.runs.folder import SECONDS, RunFolder, find_result, in_stages, parsed, read_plan
+from vitrim.runs.seconds import read_seconds
 from vitrim.source import Source
 
 FORMAT = 1
@@ -82,6 +83,17 @@ def parse(details: Any) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
     """Read the `details.json` of a run; empty if it has none, or if it is damaged."""
     return _read(folder / DETAILS, _read_details) or {}
+
+
+def total_seconds(folder: Path, runs: Iterable[Path]) -> float:
+    """The seconds of a run whose models are those of other runs, with the seconds of these.
+
+    Args:
+        folder: of the run.
+        runs: folders of the other runs.
+    """
+    others = (row["seconds"] for run in runs for row in read(run).get("seconds", ()))
+    return round(sum(read_seconds(folder / SECONDS).values()) + sum(others), 1)
 
 
 def _read_details(file: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ NOTHING = "\u2013"  # in a cell without a value
 CONTROL = "dense control"  # a benchmark's name of the dense model after as many epochs as the student
 NAMES_OF_STAGES = {  # names in `report.json`, and plain words for them
     "dense": "Original model",
+    "larger size": "Next larger size",
     "width cut": "Heads and neurons removed",
     "width recover": "Weights refitted",
     "width distil": "Trained by the original",

@@ -10,6 +10,7 @@ from typing import Any
 
 from vitrim.errors import visible
 from vitrim.reports import charts, formats
+from vitrim.reports.stages import LARGER
 from vitrim.reports.tables import Table, class_tables, confusion_table
 
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
@@ -45,6 +46,7 @@ def model_section(ident: str, name: str, report: dict[str, Any], details: dict[s
         "name": name,
         "facts": _facts(row),
         "kept": row.get("kept"),
+        "is_from_larger": any(stage.get("name") == LARGER for stage in stages),
         "map": block_map(details.get("blocks") or ()),
         "training": [chart for chart in training if chart],
         "classes": class_tables(details.get("classes") or ()),

@@ -18,6 +18,7 @@ from vitrim.reports.latency import latency_lines
 from vitrim.reports.model_section import model_section
 from vitrim.reports.report import zero_lines
 from vitrim.reports.tables import Table
+from vitrim.runs.progress import duration
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -76,6 +77,7 @@ def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict
             for number, row in enumerate(shown, 1)
         ],
         "command": str(report.get("command") or ""),
+        "took": duration(report["seconds"]) if formats.is_number(report.get("seconds")) else "",
         "settings": _settings(report.get("recipe") or {}),
         "machine": _machine(report.get("environment") or {}),
         "versions": [

@@ -9,6 +9,7 @@ from vitrim.training.metrics import notes_on_events
 from vitrim.training.validation import KeptEpoch
 
 STAGES_OF_RUN = ("width", "depth")
+LARGER = "larger size"  # the model that is cut, if it is not the dense one
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any
 
@@ -23,6 +24,7 @@ from vitrim.measured_once import Shared, measure_once
 from vitrim.paired_bound import CONFIDENCE, fewest_images, images_needed, lower_end
 from vitrim.recipe import Recipe, to_table
 from vitrim.reports import report as reports
+from vitrim.reports.details import total_seconds
 from vitrim.reports.writing import write_pages_of_sizes
 from vitrim.runs.digests import digest_of_data, write_text_noted
 from vitrim.runs.folder import STAGES, RunFolder, in_stages
@@ -204,6 +206,7 @@ class Search:
         self.folder, self.source, self.recipe = folder, source, recipe
         self.compress_once, self.shared = compress_once, shared
         self.tries: list[Try] = []
+        self.places: list[Path] = []  # folders of their runs
 
     def in_full(self, budgets: Sequence[tuple[float, Budget]], chosen: int) -> Compressed | None:
         """Distil the model of this size in full, and that of a larger size if it is not within the drop."""
@@ -216,6 +219,7 @@ class Search:
     def short(self, fraction: float, budget: Budget) -> Try:
         """Make a model of this size with a short distillation."""
         place = self.folder.path / TRIES / self._name(budget)
+        self.places.append(place)
         made = partial(self.compress_once, self.source, self._short_recipe(budget), place, shared=self.shared)
         found = self.judge("short", fraction, budget, made)[0]
         if is_main_process() and (place / "report.json").exists():
@@ -226,6 +230,7 @@ class Search:
     def _full(self, fraction: float, budget: Budget) -> Compressed | None:
         recipe = replace(self.recipe, budget=budget, search=SearchSettings())
         place = self.folder.path / self._name(budget)
+        self.places.append(place)
         made = partial(self.compress_once, self.source, recipe, place, shared=self.shared)
         return self.judge("full", fraction, budget, made)[1]
 
@@ -313,7 +318,12 @@ class Search:
         search = self._note(self._success(budgets), name)
         report: dict[str, Any] = self.folder.once_json(
             "report.json",
-            lambda: {**result.report, "search": search, "recipe": to_table(self.recipe)},
+            lambda: {
+                **result.report,
+                "search": search,
+                "recipe": to_table(self.recipe),
+                "seconds": total_seconds(self.folder.path, self.places),
+            },
             reports.parse,
             made_from={**made_from, "search": search},
         )

@@ -21,6 +21,7 @@ from vitrim.planning import Planner
 from vitrim.recipe import Recipe
 from vitrim.reports import joined
 from vitrim.reports import report as reports
+from vitrim.reports.details import total_seconds
 from vitrim.reports.writing import write_pages_of_sizes
 from vitrim.runs.digests import digest_of_data
 from vitrim.runs.folder import RunFolder
@@ -72,7 +73,7 @@ def compress_to_sizes(
     for index, (budget, name) in enumerate(zip(budgets, names, strict=True)):
         before = results[-1] if results else None
         start = source.starting_from(before.model, before.plan) if before else source
-        one = recipe_of_size(recipe, budget, start, steps=_num_steps(recipe, index))
+        one = recipe_of_size(recipe, budget, start, steps=num_steps(recipe, index))
         was_read = (folder.path / name / "report.json").exists()
         if not was_read:
             log(f"size {index + 1} of {len(budgets)}: {budget.label}, in {folder.path / name}")
@@ -127,7 +128,7 @@ def _measure(
     return shared
 
 
-def _num_steps(recipe: Recipe, index: int) -> int:
+def num_steps(recipe: Recipe, index: int) -> int:
     """In how many steps the units of a size are chosen. All steps are of about one factor.
 
     The sizes together have about as many steps as the recipe says for the smallest size alone. How many milliseconds
@@ -176,7 +177,8 @@ def _joined_report(
         latencies = measure_latencies([source.model, *(one.model for one in results.values())], recipe.latency)
         labels = ", ".join(report["models"][-1]["name"] for report in found)
         default = f"{source.structure.model} on {source.data.name}: {labels}"
-        return joined.join(found, latencies, recipe=recipe, title=title or default, busy=busy)
+        report = joined.join(found, latencies, recipe=recipe, title=title or default, busy=busy)
+        return {**report, "seconds": total_seconds(folder.path, [folder.path / name for name in results])}
 
     made_from = {name: digest_of_data(result.report) for name, result in results.items()}
     report: dict[str, Any] = folder.once_json("report.json", make, reports.parse, made_from=made_from)
