@@ -21,7 +21,8 @@ folder = RunFolder(Path(sys.argv[1]), {"command": "test"})
 try:
     folder.once_json("one.json", fail)
 except BudgetError as problem:
-    print(this_process().process_index, problem, folder.once_json("two.json", lambda: 7), flush=True)
+    two = folder.once_json("two.json", lambda: 7)
+    sys.stdout.write(f"{this_process().process_index} {problem} {two}\\n")
 """
 OPTIONS = [
     *("--data", "digits", "--limit-per-class", "6", "--recipe", "demo", "--epochs", "2", "--batch-size", "20"),
