@@ -224,6 +224,7 @@ def test_a_search_that_finds_no_size_says_what_would_help(
     assert noted["found"] is None and [one["name"] for one in noted["tries"]] == ["70 %", "90 %"]
 
 
+@pytest.mark.slow
 def test_the_full_model_must_be_within_the_drop_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, kinds = Search.judge, []
 

@@ -58,7 +58,7 @@ def units(plan: PruningPlan) -> set[tuple[int, str, int]]:
     return {(kept.block, key, unit) for kept in plan.blocks for key, indices in kept.items() for unit in indices}
 
 
-@pytest.mark.parametrize("is_narrowed", [False, True], ids=["width", "head widths and blocks"])
+@pytest.mark.parametrize("is_narrowed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["width", "all"])
 def test_each_size_keeps_a_part_of_the_larger_one_within_its_budget(
     tmp_path: Path, whole: tuple[Path, Compressed], is_narrowed: bool
 ) -> None:
@@ -94,6 +94,7 @@ def test_the_dense_model_is_scored_and_evaluated_once(tmp_path: Path, monkeypatc
     assert sum(model is dense for model in [*first, *others]) == 1
 
 
+@pytest.mark.slow
 def test_later_sizes_train_for_a_part_of_the_epochs(tmp_path: Path) -> None:
     training = short_training(epochs=2)
     run(tmp_path / "run", width_training=training, depth_training=training)
@@ -102,6 +103,7 @@ def test_later_sizes_train_for_a_part_of_the_epochs(tmp_path: Path) -> None:
         assert len([row for row in map(json.loads, rows) if row["stage"] == "width"]) == epochs
 
 
+@pytest.mark.slow
 def test_a_number_of_blocks_is_that_of_every_size_in_all(tmp_path: Path) -> None:
     result = run(tmp_path / "run", depth=DepthSettings(blocks=1))
     assert [len(size.plan.blocks) for size in result.sizes] == [2, 2, 2]
@@ -144,6 +146,7 @@ def test_stages_that_are_gone_or_damaged_change_nothing(whole: tuple[Path, Compr
     assert run(folder).report == whole[1].report
 
 
+@pytest.mark.slow
 def test_a_larger_size_that_is_made_again_leads_to_the_smaller_ones(
     whole: tuple[Path, Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +203,7 @@ def test_other_sizes_are_another_run(whole: tuple[Path, Compressed]) -> None:
         run(whole[0], keeps=(0.8, 0.5))
 
 
+@pytest.mark.slow
 def test_several_latencies_make_one_model_each(tmp_path: Path) -> None:
     recipe = replace(sized(()), sizes=SizeSettings(latencies_ms=(1e4, 2e4)))
     recipe = replace(recipe, latency=replace(recipe.latency, batch_size=2))
