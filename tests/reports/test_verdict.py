@@ -83,7 +83,7 @@ def test_a_busy_machine_is_said() -> None:
 
 
 def test_a_training_has_its_accuracy() -> None:
-    assert verdict(report()) == "top-1 97.1 % on 341 images."
+    assert verdict(report()) == "Accuracy 97.1 % on 341 images."
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     small = [row for row in others if row["name"] != CONTROL]
     num_images = _num_images(report)
     if not small:
-        return f"top-1 {dense['top1']:.1f} %{f' on {num_images}' if num_images else ''}."
+        return f"Accuracy {dense['top1']:.1f} %{f' on {num_images}' if num_images else ''}."
     if len(small) == 1:
         parts = [_size(small[0], dense), _speed(small[0])]
         clauses = [_and(parts) + _at_batch(report, small), _limit(report), _accuracy(small[0], num_images)]
