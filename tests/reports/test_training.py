@@ -26,7 +26,7 @@ def test_a_training_has_a_report_of_one_model(trained: Path) -> None:
     report, evaluation = read_json(trained / "report.json"), read_json(trained / "evaluation.json")
     (row,) = report["models"]
     assert row["top1"] == evaluation["top1"] and report["stages"] == [] and report["latency"] is None
-    assert report["verdict"] == f"top-1 {row['top1']:.1f} % on 50 images."
+    assert report["verdict"] == f"Accuracy {row['top1']:.1f} % on 50 images."
     assert (trained / "report.md").read_text().startswith(f"# {report['title']}\n\n**{report['verdict']}**")
     details = read(trained)
     assert not {"changed", "blocks", "confusions"} & details.keys()
