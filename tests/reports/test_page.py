@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from builders.reports import CONTENTS, Content, digits_demo, many_classes, old_report, photo_run, train_run, without
-from vitrim.reports.page import to_html
+from vitrim.reports import page as page_module
+from vitrim.reports.page import NO_DETAILS, NO_PICTURES, to_html
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "made-by-0.1.0"
 DETAILS = tuple(photo_run()[1]["70 %"])
@@ -180,3 +181,19 @@ def test_names_of_others_are_escaped_everywhere() -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "\u202e" not in page and "\\u202e" in page
     assert not re.search(r"@t?\d+@", page)
+
+
+@pytest.mark.parametrize(("limit", "note"), [(250_000, NO_PICTURES), (100_000, NO_DETAILS)])
+def test_a_page_that_would_be_too_large_says_what_it_leaves_out(
+    limit: int, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, details = photo_run()
+    one = next(iter(details.values()))
+    picture = "data:image/jpeg;base64," + "A" * 10_000
+    images = [{**one["changed"]["images"][0], "thumbnail": picture}] * 24
+    details = {"70 %": {**one, "changed": {**one["changed"], "images": images}}}
+    whole = to_html(report, details)
+    assert whole.count(picture) == 24 and note not in whole
+    monkeypatch.setattr(page_module, "MAX_BYTES", limit)
+    page = to_html(report, details)
+    assert len(page.encode()) < limit < len(whole.encode()) and note in page and picture not in page

@@ -21,6 +21,10 @@ from vitrim.reports.tables import Table
 from vitrim.runs.progress import duration
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
+MAX_BYTES = 3_000_000  # of a page; it may be sent by mail
+PICTURES = ("changed", "mistakes")  # sections of `details.json` with pictures
+NO_PICTURES = "Single images are left out here, because the page would be too large. Each size has a page with them."
+NO_DETAILS = "Each model in detail is left out here, because the page would be too large. Each size has a page with it."
 
 
 def to_html(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> str:
@@ -32,8 +36,25 @@ def to_html(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> st
             only model. Models may be missing.
 
     Returns:
-        A complete page. The same arguments always make the same text.
+        A complete page. The same arguments always make the same text. A page of many sizes that would be larger than
+        3 MB has no pictures of images, or no section about each model, and says so.
     """
+    page = _render(report, details)
+    for kept, note in ((_without_pictures(details), NO_PICTURES), ({}, NO_DETAILS)):
+        if len(page.encode()) <= MAX_BYTES:
+            break
+        page = _render({**report, "notes": [note, *(report.get("notes") or ())]}, kept)
+    return page
+
+
+def _without_pictures(details: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {key: section for key, section in sections.items() if key not in PICTURES}
+        for name, sections in details.items()
+    }
+
+
+def _render(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> str:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         trim_blocks=True,
