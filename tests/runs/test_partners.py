@@ -141,7 +141,7 @@ def test_a_process_that_nobody_watches_over_may_lose_its_parent(monkeypatch: pyt
 def test_an_orphan_of_torchrun_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setattr(partners, "SECONDS_BETWEEN_SIGNS", 0.05)
-    monkeypatch.setattr(os, "getppid", lambda: 4242)  # the tests may be started by a process that has ended
+    monkeypatch.setattr(os, "getppid", os.getpid)  # the tests may be started by a process that has ended
     ended: list[str] = []
     partners.watch_parent(ended.append)
     time.sleep(0.2)
