@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from benchmarks.run import command_for, status_of
+from benchmarks.run import app_of, command_for, status_of
 
 if TYPE_CHECKING:
     from benchmarks.cell import Cell
@@ -45,7 +45,7 @@ CHANGES = (
     ),
 )
 
-app = App(name="benchmarks.ablation", help_format="markdown", suppress_keyboard_interrupt=False)
+app = app_of("benchmarks.ablation")
 
 
 @app.default

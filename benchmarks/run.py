@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-app = App(
-    name="benchmarks.run",
-    help="Run one cell of the benchmark: one model on one data set, for all seeds, fractions to keep and arms.",
-    help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `status_of` prints how to continue
+
+def app_of(name: str, help: str | None = None) -> App:
+    """The app of a command of the benchmarks, which `status_of` runs."""
+    # `status_of` itself says how to continue after Ctrl-C
+    return App(name=name, help=help, help_format="markdown", suppress_keyboard_interrupt=False)
+
+
+app = app_of(
+    "benchmarks.run",
+    "Run one cell of the benchmark: one model on one data set, for all seeds, fractions to keep and arms.",
 )
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from benchmarks.run import status_of
+from benchmarks.run import app_of, status_of
 from vitrim.errors import SettingError
 
 WITHOUT_REPORT = """
@@ -34,12 +34,7 @@ from vitrim.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
-app = App(
-    name="benchmarks.sizes",
-    help="Measure what several sizes of one run cost, or what a report costs.",
-    help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `status_of` prints how to continue
-)
+app = app_of("benchmarks.sizes", "Measure what several sizes of one run cost, or what a report costs.")
 
 
 @app.default

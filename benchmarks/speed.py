@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from benchmarks.costs.found import Found, Parts
-from benchmarks.run import status_of
+from benchmarks.run import app_of, status_of
 from vitrim.errors import SettingError
 
 Section = Literal[
@@ -32,12 +32,7 @@ Record = dict[str, Any]
 GPU = "gpu-"  # sections that begin with it need a GPU
 PERFORMANCE = "performance.json"
 
-app = App(
-    name="benchmarks.speed",
-    help="Measure the cost of vitrim itself: time and memory, each with its limit.",
-    help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `status_of` prints how to continue
-)
+app = app_of("benchmarks.speed", "Measure the cost of vitrim itself: time and memory, each with its limit.")
 
 
 @app.default

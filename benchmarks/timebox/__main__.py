@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from benchmarks.run import status_of
+from benchmarks.run import app_of, status_of
 
 ModelName = Literal["vit-s", "vit-b", "smoke"]
 Output = Annotated[Path, Parameter(name=["-o", "--output"])]
 
-app = App(
-    name="benchmarks.timebox",
-    help="Fit the benchmark into a given time: choose epochs and arms by measured speeds.",
-    help_format="markdown",
-    suppress_keyboard_interrupt=False,  # `status_of` prints how to continue
-)
+app = app_of("benchmarks.timebox", "Fit the benchmark into a given time: choose epochs and arms by measured speeds.")
 
 
 @Parameter(name="*")

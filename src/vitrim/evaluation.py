@@ -28,11 +28,9 @@ from vitrim.errors import DataError, NotEnoughMemory, UnsupportedModel
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import origin_of
 from vitrim.models.wrappers import unwrapped
-from vitrim.paired_bound import paired_interval
+from vitrim.paired_bound import CONFIDENCE, paired_interval
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log, track
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

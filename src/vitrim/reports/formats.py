@@ -84,9 +84,14 @@ def count(value: Any) -> str:
     """Return a count with three or more digits and a prefix, such as `1.23 M`."""
     if not is_number(value):
         return NOTHING
+    return with_prefix(value).replace(" ", "\u00a0")
+
+
+def with_prefix(value: float) -> str:
+    """Return a number as `count` does, with an ordinary space, for plain text."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:.2f}\u00a0{unit}"
+            return f"{value / size:.2f} {unit}"
     return f"{value:g}"
 
 

@@ -20,6 +20,7 @@ from vitrim.errors import counted, percent, visible
 from vitrim.evaluation import Evaluation, compare
 from vitrim.models import describe
 from vitrim.recipe import Recipe, to_table
+from vitrim.reports.formats import with_prefix
 from vitrim.reports.latency import latency_columns, latency_lines, latency_row
 from vitrim.reports.verdict import verdict_in, with_verdict
 from vitrim.runs.environment import command_line, environment
@@ -216,7 +217,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     report = in_markdown({**report, "verdict": verdict_in(report)})
     templates = markdown_templates(TEMPLATES)
     templates.globals.update(table_rows=table_rows, latency_lines=latency_lines, zero_lines=zero_lines)
-    templates.filters.update(thousands=_with_prefix)
+    templates.filters.update(thousands=with_prefix)
     return templates.get_template("report.md.jinja").render(report=report, dense=report["models"][0])
 
 
@@ -251,8 +252,8 @@ def table_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             row["name"] if row is dense else _with_measured(row["name"], row.get("latency") or report["latency"]),
             f"{row['top1']:.2f} % [{row['top1_low']:.2f}, {row['top1_high']:.2f}]",
-            _with_fraction(_with_prefix(row["params"]), row["params"], dense["params"]),
-            _with_fraction(_with_prefix(row["macs"]), row["macs"], dense["macs"]),
+            _with_fraction(with_prefix(row["params"]), row["params"], dense["params"]),
+            _with_fraction(with_prefix(row["macs"]), row["macs"], dense["macs"]),
             *([f"{row['latency_ms']:.2f} ms" if row is dense else _latency_ratio(row)] if is_timed else []),
             _with_fraction(_megabytes(row["file_bytes"]), row["file_bytes"], dense["file_bytes"]),
         ]
@@ -268,14 +269,6 @@ def _latency_ratio(row: dict[str, Any]) -> str:
 def _with_fraction(text: str, value: float, dense: float) -> str:
     """The text, and the value as a fraction of the dense model's in brackets, if they differ."""
     return text if value == dense else f"{text} ({percent(value / dense, 1)})"
-
-
-def _with_prefix(count: int) -> str:
-    """A count with three or more digits and a prefix, such as `1.23 M`."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return str(count)
 
 
 def _megabytes(count: int) -> str:

@@ -110,12 +110,15 @@ def recipe_of_size(recipe: Recipe, budget: Budget, start: Source, *, steps: int)
         depth = replace(recipe.depth, blocks=num_left)
     else:
         depth = replace(recipe.depth, max_share=min(num_left, num_blocks - 1) / num_blocks + 1e-9)
-    return replace(
-        one,
-        depth=depth,
-        width_training=recipe.width_training.shortened(recipe.sizes.later_epochs),
-        depth_training=recipe.depth_training.shortened(recipe.sizes.later_epochs),
-    )
+    return replace(one, depth=depth, **_later_trainings(recipe))
+
+
+def _later_trainings(recipe: Recipe) -> dict[str, Any]:
+    """The trainings of a recipe for the sizes after the largest one."""
+    return {
+        name: getattr(recipe, name).shortened(recipe.sizes.later_epochs)
+        for name in ("width_training", "depth_training")
+    }
 
 
 def _measure(
@@ -149,14 +152,8 @@ def _steps(source: Source, recipe: Recipe, budgets: Sequence[Budget], names: Seq
     pace = measure_pace(source, recipe.width_training)
     steps = []
     for index, (budget, name) in enumerate(zip(budgets, names, strict=True)):
-        one = replace(recipe, budget=budget, sizes=SizeSettings())
-        if index:
-            fraction = recipe.sizes.later_epochs
-            one = replace(
-                one,
-                width_training=recipe.width_training.shortened(fraction),
-                depth_training=recipe.depth_training.shortened(fraction),
-            )
+        later = _later_trainings(recipe) if index else {}
+        one = replace(recipe, budget=budget, sizes=SizeSettings(), **later)
         seconds = sum(step.seconds for step in compress_steps(source, one, pace))
         steps.append(Step(text=budget.label, seconds=seconds, result=f"{name}/report.json"))
     return steps
