@@ -22,6 +22,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"copying"},
     {"hooks", "precision"},
     {"models"},
+    {"programs"},
     {"surgery", "silencing", "rotation"},
     {"costs", "data"},
     {"importance", "recovery"},

@@ -13,7 +13,7 @@ import torch
 from builders.runs import digits, digits_model, save_digits_model, short_recipe, short_training
 from vitrim.cli import run as run_command
 from vitrim.errors import SettingError
-from vitrim.exporting import export
+from vitrim.exporting.export import export
 from vitrim.pipeline import compress, fit
 from vitrim.recipe import TrainRecipe
 from vitrim.runs.digests import DIGESTS, Digests, Version, sha256_of

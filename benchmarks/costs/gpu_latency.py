@@ -21,7 +21,7 @@ from benchmarks.costs.ratios import Ratio, seconds_in_turns
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import LatencySettings, forward_passes
 from vitrim.errors import percent
-from vitrim.models.programs import random_images
+from vitrim.programs.program import random_images
 from vitrim.runs.progress import log
 
 CUTS = (*(Cut(keep, multiple) for keep in (0.7, 0.5) for multiple in (8, 1)), *NARROW)

@@ -24,9 +24,9 @@ from vitrim.costs.counting import count_cost
 from vitrim.errors import percent
 from vitrim.importance.scores import Scores
 from vitrim.models import describe
-from vitrim.models.programs import onnx_program, random_images
 from vitrim.models.timm.adapter import create_model
 from vitrim.plan import PruningPlan
+from vitrim.programs.program import onnx_program, random_images
 from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune

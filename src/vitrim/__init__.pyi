@@ -7,7 +7,7 @@ from .data.model_batches import batches as batches
 from .data.stated_preprocessing import set_preprocessing as set_preprocessing
 from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
-from .exporting import export as export
+from .exporting.export import export as export
 from .importance.criteria import score as score
 from .importance.scores import Scores as Scores
 from .models import describe as describe

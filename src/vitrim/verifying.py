@@ -18,10 +18,10 @@ from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
 from vitrim.errors import CheckpointMismatch, ExportMismatch, SettingError, UserError, counted
 from vitrim.evaluation import Evaluation, evaluate
-from vitrim.exporting import HALF_TOLERANCE, TOLERANCE
+from vitrim.exporting.export import HALF_TOLERANCE, TOLERANCE
 from vitrim.models import origin_of
-from vitrim.models.programs import ProgramSettings, compare_logits, read_onnx, torch_export_metadata
 from vitrim.plan import PruningPlan
+from vitrim.programs.program import ProgramSettings, compare_logits, read_onnx, torch_export_metadata
 from vitrim.reports import report as reports
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import Digests, State

@@ -16,7 +16,7 @@ EMPTY: dict[str, Any] = {"attributes": {}, "tensors": {}, "modules": {}}
     [
         *("os.system", "torch.nn.modules.linear.F", "torch.nn.modules.linear.torch", "torch.nn.modules..Linear"),
         *("timm.layers.mlp.nn", "timm.layers.config.set_layer_config", "transformers.activations.ClassInstantier"),
-        *("torch.nn.modules.__class__", "torch.nn.modules.container.Module", "vitrim.models.programs.OnnxProgram", ""),
+        *("torch.nn.modules.__class__", "torch.nn.modules.container.Module", "vitrim.programs.program.OnnxProgram", ""),
     ],
 )
 def test_only_layers_of_known_libraries_are_found_by_name(name: str) -> None:

@@ -20,8 +20,9 @@ SECONDS_UNTIL_HANG = 180.0
 WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 PYTHON = [sys.executable, "-m", "vitrim"]
 PRELOADED = (
-    *("vitrim", "vitrim.cli", "vitrim.pipeline", "vitrim.exporting", "vitrim.saving.opening", "timm", "transformers"),
-    *("sklearn.datasets", "accelerate", "torchvision", "vitrim.saving.fitting", "vitrim.models.any_model", "PIL.Image"),
+    *("vitrim", "vitrim.cli", "vitrim.pipeline", "vitrim.exporting.export", "vitrim.saving.opening", "timm"),
+    *("transformers", "sklearn.datasets", "accelerate", "torchvision", "vitrim.saving.fitting", "PIL.Image"),
+    "vitrim.models.any_model",
 )
 
 

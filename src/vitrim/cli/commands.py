@@ -293,9 +293,9 @@ def export(
 
     The file is read back, its logits are compared with the model's, and both are timed.
     """
-    from vitrim import exporting
     from vitrim.data.matching import name_outputs
-    from vitrim.models.programs import ProgramSettings
+    from vitrim.exporting import export as exporting
+    from vitrim.programs.program import ProgramSettings
 
     names = data_options.class_names if data_options else None
     if names and data_options == DataOptions(class_names=names):  # they name the outputs in the file; no image is read

@@ -9,7 +9,7 @@ from vitrim.errors import counted, percent, visible
 
 if TYPE_CHECKING:
     from vitrim.evaluation import Difference, Evaluation
-    from vitrim.exporting import Exported
+    from vitrim.exporting.export import Exported
     from vitrim.planning import Proposal
     from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
     from vitrim.verifying import Check

@@ -22,8 +22,8 @@ from vitrim.checks import MAX_ROUNDS, check_types
 from vitrim.copying import copied
 from vitrim.errors import SettingError, counted, percent
 from vitrim.hooks import eval_mode
-from vitrim.models.programs import check_onnx, onnx_program, random_images
 from vitrim.models.wrappers import unwrapped
+from vitrim.programs.program import check_onnx, onnx_program, random_images
 from vitrim.runs.progress import track
 
 Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]

@@ -13,8 +13,8 @@ from torch import nn
 from builders.runs import digits_model
 from vitrim.costs.latency import LatencySettings
 from vitrim.errors import ExportFailed, ExportMismatch
-from vitrim.exporting import Exported, export
-from vitrim.models.programs import ProgramSettings, output_name
+from vitrim.exporting.export import Exported, export
+from vitrim.programs.program import ProgramSettings, output_name
 
 QUICK = LatencySettings(rounds=2, warmup=1)
 

@@ -2,7 +2,7 @@
 
 The file is written, read back, compared with the model, and timed. If its logits differ, it is deleted. The file is
 float32 and is compared on the CPU, whatever the precision and device of the model. A float16 file is compared with the
-model in float32. An int8 file differs on purpose; its accuracy is measured on images. `vitrim.models.programs` writes
+model in float32. An int8 file differs on purpose; its accuracy is measured on images. `vitrim.programs.program` writes
 and runs the files.
 """
 
@@ -30,7 +30,8 @@ from vitrim.data.preprocessing import Preprocessing
 from vitrim.errors import SettingError, UnsupportedModel
 from vitrim.evaluation import Difference, Evaluation, compare, evaluate
 from vitrim.models import describe, origin_of
-from vitrim.models.programs import (
+from vitrim.models.wrappers import unwrapped
+from vitrim.programs.program import (
     DEFAULT,
     MAX_ONNX_FILE,
     OnnxProgram,
@@ -46,7 +47,6 @@ from vitrim.models.programs import (
     weight_bytes,
     write_program,
 )
-from vitrim.models.wrappers import unwrapped
 from vitrim.runs.digests import Digests, Version, sha256_of
 from vitrim.runs.environment import versions
 from vitrim.runs.files import writing, writing_folder
@@ -134,7 +134,7 @@ def export(
         latency: how both are timed; by default one image per forward pass.
         tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. By default
             `TOLERANCE`, and `HALF_TOLERANCE` for float16. Not for int8.
-        program: the opset of ONNX, a fixed batch size, float16 (`vitrim.models.programs.ProgramSettings`).
+        program: the opset of ONNX, a fixed batch size, float16 (`vitrim.programs.program.ProgramSettings`).
 
     Raises:
         SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.

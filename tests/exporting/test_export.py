@@ -22,17 +22,18 @@ from builders.families_timm import build_row
 from builders.models import VARIANTS, build, random_images, random_plan, same_tensors
 from builders.rows import EACH_KIND, ROWS
 from builders.runs import digits, digits_model
-from vitrim import exporting
 from vitrim.costs.counting import count_cost
 from vitrim.costs.latency import LatencySettings
 from vitrim.data.batches import eval_batches
 from vitrim.data.matching import preprocessing_of
 from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
 from vitrim.evaluation import compare, evaluate
-from vitrim.exporting import SUFFIXES, TOLERANCE, Exported, export
-from vitrim.models import describe, origin_of, programs, record_origin
-from vitrim.models.programs import METADATA_FILE, ProgramSettings, compare_logits
+from vitrim.exporting import export as exporting
+from vitrim.exporting.export import SUFFIXES, TOLERANCE, Exported, export
+from vitrim.models import describe, origin_of, record_origin
 from vitrim.plan import PruningPlan
+from vitrim.programs import program as programs
+from vitrim.programs.program import METADATA_FILE, ProgramSettings, compare_logits
 from vitrim.surgery import prune
 
 FORMATS = tuple(SUFFIXES)

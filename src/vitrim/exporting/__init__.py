@@ -1,0 +1,1 @@
+"""Export a model to a file: checks of the settings, comparison with the model, timing, metadata."""
