@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -159,11 +157,3 @@ def test_errors_name_pages_that_the_installed_package_has() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Raise):
                 assert "docs/" not in ast.unparse(node), path
-
-
-@pytest.mark.slow
-def test_the_built_package_has_the_pages(tmp_path: Path) -> None:
-    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build")]
-    subprocess.run([*command, "--build-lib", str(tmp_path / "lib")], cwd=ROOT, check=True, capture_output=True)
-    built = {path.name for path in (tmp_path / "lib" / "vitrim" / "docs").iterdir()}
-    assert built == {path.name for path in (ROOT / "docs").glob("*.md")}

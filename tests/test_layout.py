@@ -15,7 +15,7 @@ import vitrim
 SOURCE = Path(vitrim.__file__).parent
 LAYERS = (  # from the bottom: an entry imports from its own layer and from the layers above it in this list
     {"errors"},
-    {"checks", "asking"},
+    {"checks", "asking", "known"},
     {"structure"},
     {"plan"},
     {"runs"},
@@ -43,7 +43,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"__init__", "__main__"},
 )
 HEIGHT = {entry: height for height, entries in enumerate(LAYERS) for entry in entries}
-STANDARD_LIBRARY_ONLY = {"errors", "checks", "asking", "structure", "plan"}
+STANDARD_LIBRARY_ONLY = {"errors", "checks", "asking", "known", "structure", "plan"}
 MODEL_LIBRARIES = {  # a library, and the modules that may import it
     "timm": ("models.", "saving.timm_hub"),
     "timm.data": ("models.", "data."),

@@ -1,15 +1,19 @@
 """Laws of the number format: what is computed in bf16, and that weights in bf16 change nothing."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import vitrim
 from builders.exactness import images_for
 from builders.families_timm import build_row
 from builders.models import build, random_images, same_tensors
 from builders.rows import ROWS
 from vitrim.hooks import logits_of, recorded_states
 from vitrim.models import describe
-from vitrim.precision import autocast, computes_in_bf16, with_bf16_products
+from vitrim.precision import autocast, computes_in_bf16, float64_device, in_float64, with_bf16_products
 
 FAST = {"ViT, SwiGLU packed", "SAM", "EVA-02", "BEiT", "Swin", "CaiT", "transformers ViT", "torchvision ViT"}
 CPU = torch.device("cpu")
@@ -56,3 +60,23 @@ def test_bf16_weights_change_no_output_on_a_gpu() -> None:
     model, images = build(dtype=torch.float32).to(device).eval(), random_images(dtype=torch.float32).to(device)
     with autocast(device, "bf16"):
         assert torch.equal(model(images), with_bf16_products(model)(images))
+
+
+def test_float64_is_on_the_cpu_for_devices_that_lack_it() -> None:
+    assert float64_device(torch.device("mps", 0)) == CPU
+    for device in (CPU, torch.device("cuda", 1), torch.device("meta")):
+        assert float64_device(device) == device
+    values = in_float64(torch.ones(2, dtype=torch.float16))
+    assert values.dtype == torch.float64 and values.device == CPU
+    assert in_float64(values) is values
+
+
+def test_what_may_be_on_a_device_is_made_float64_in_one_place() -> None:
+    """A tensor of a Mac's GPU cannot be float64, and no test has such a GPU."""
+    package = Path(vitrim.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if ".double()" in line and file.name not in ("precision.py", "class_order.py"):
+                assert ".cpu()" in line, (file.relative_to(package), line)
+            if re.search(r"float64.*device=", line):
+                assert "float64_device(" in line or 'device="cpu"' in line or "device=device" in line, (file, line)

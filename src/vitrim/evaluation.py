@@ -29,6 +29,7 @@ from vitrim.hooks import eval_mode, logits_of
 from vitrim.models import origin_of
 from vitrim.models.wrappers import unwrapped
 from vitrim.paired_bound import CONFIDENCE, paired_interval
+from vitrim.precision import in_float64
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log, track
 
@@ -323,9 +324,9 @@ def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | No
     best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices  # (B, 5), or fewer columns
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="none")
-    top5 = hits.double().sum(dim=1) if logits.shape[-1] > 5 else torch.full_like(loss, torch.nan).double()
+    top5 = in_float64(hits).sum(dim=1) if logits.shape[-1] > 5 else in_float64(torch.full_like(loss, torch.nan))
     confidence = logits.softmax(dim=-1).gather(1, best[:, :1])[:, 0]
-    return hits[:, 0], top5, loss.double(), best[:, 0], confidence.double()
+    return hits[:, 0], top5, in_float64(loss), best[:, 0], in_float64(confidence)
 
 
 def _summarise(top1: Tensor, top5: Tensor, loss: Tensor, predicted: Tensor, confidence: Tensor) -> Evaluation:

@@ -1,16 +1,28 @@
-"""The number format of a model's matrix products: fp32, or bf16 by autocast."""
+"""Number formats: of a model's matrix products, fp32 or bf16 by autocast; and float64 for sums over images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitrim.copying import copied
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # autocast computes them in bf16, weights and bias included
+
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device for float64 numbers: this one, or the CPU if this one has no float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor, of any shape, in float64 on its `float64_device`."""
+    return tensor.to(float64_device(tensor.device)).double()
 
 
 def computes_in_bf16(device: torch.device, precision: Precision) -> bool:

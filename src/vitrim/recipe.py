@@ -9,7 +9,6 @@ missing keys with the defaults of the inner class, not with those of the recipe.
 """
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from vitrim.costs.latency import LatencySettings
 from vitrim.costs.sizes import SearchSettings, SizeSettings
 from vitrim.errors import SettingError, UserError, cut_name, shown
 from vitrim.importance.criteria import ImportanceSettings
+from vitrim.known.meaning import nearest
 from vitrim.recovery.recover import RecoverySettings
 from vitrim.runs.damage import check_file
 from vitrim.runs.text_files import MAX_RECIPE_BYTES, read_text, within_limits
@@ -259,8 +259,8 @@ def from_table(kind: type[Kind], table: dict[str, Any], where: str = "") -> Kind
     values = {}
     for key, value in table.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"expected one of {', '.join(fields)}."
+            near = nearest(key, list(fields))
+            hint = f"did you mean {where}{near}?" if near else f"expected one of {', '.join(fields)}."
             raise SettingError(f"There is no setting {where}{cut_name(key) or shown(key)}; {hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
@@ -319,8 +319,8 @@ def _read(source: str | Path, kind: type[Any] | None) -> dict[str, Any]:
         path = shipped
     if not path.is_file():
         names = _shipped_names(kind)
-        near = difflib.get_close_matches(str(source), names, n=1)
-        hint = f"did you mean {near[0]}? Expected" if near else "expected"
+        near = nearest(str(source), names)
+        hint = f"did you mean {near}? Expected" if near else "expected"
         raise SettingError(f"There is no recipe {source}; {hint} {', '.join(names)} or a TOML file.")
     table = _read_toml(path)
     other = Recipe if kind is TrainRecipe else TrainRecipe

@@ -24,6 +24,7 @@ from vitrim.errors import CheckpointMismatch, DataError
 from vitrim.hooks import BatchesFor, columns_dim, eval_mode, forward_pre_hooks
 from vitrim.models import describe, hookable
 from vitrim.models.wrappers import unwrapped
+from vitrim.precision import in_float64
 from vitrim.runs.progress import log
 from vitrim.structure import HeadRows, UnitGroup, ViTStructure
 from vitrim.surgery import direction_rows
@@ -186,9 +187,9 @@ class InputSums:
         means = x.mean(dim=1)
         flat = x.flatten(0, 1)
         self.count += len(flat)
-        self.total = self.total.to(flat.device) + flat.sum(dim=0).double()
-        self.squares = self.squares.to(flat.device) + (flat.T @ flat).double()
-        self.of_means = self.of_means.to(flat.device) + (means.T @ means * x.shape[1]).double()
+        self.total = _added(self.total, flat.sum(dim=0))
+        self.squares = _added(self.squares, flat.T @ flat)
+        self.of_means = _added(self.of_means, means.T @ means * x.shape[1])
 
     def second_moments(
         self, model: nn.Module, rows: tuple[HeadRows, ...], count: int, *, centred: bool = False
@@ -228,13 +229,19 @@ class OutputSums:
         values = values[:, self.group.first : self.group.first + self.group.count * self.group.width]
         heads = values.unflatten(1, (self.group.count, self.group.width)).transpose(0, 1)  # (H, T, K)
         self.count += len(values)
-        self.total = self.total.to(values.device) + values.sum(dim=0).double()
-        self.squares = self.squares.to(values.device) + (heads.mT @ heads).double()
+        self.total = _added(self.total, values.sum(dim=0))
+        self.squares = _added(self.squares, heads.mT @ heads)
 
     def covariance(self) -> Tensor:
         """The covariance of each head's output, `(H, K, K)`."""
         means = (self.total.cpu() / self.count).view(self.group.count, self.group.width, 1)
         return self.squares.cpu() / self.count - means @ means.mT
+
+
+def _added(total: Tensor, part: Tensor) -> Tensor:
+    """A sum in float64, of any shape, and another part of it; it is where the part is, if that has float64."""
+    part = in_float64(part)
+    return total.to(part.device) + part
 
 
 @within_memory("measure the rotation of the heads", LOWER_CALIBRATION)

@@ -1,5 +1,6 @@
 """Options: what they set in the recipe, what is refused, and what the help shows."""
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +130,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda p: p.compress("--recipe", "x" * 200 + "/" * 5000),
         r"There is no recipe x+\.\.\./+|too long",
     ),
-    "unknown command": (lambda p: ["comprss", "model"], 'Did you mean "compress".* `vitrim --help` lists'),
+    "unknown command": (lambda p: ["comprss", "model"], "Did you mean `vitrim compress`.* `vitrim --help` lists"),
 }
 
 
@@ -160,7 +161,7 @@ def test_a_renamed_option_is_refused_with_its_new_name(
 ) -> None:
     new = RENAMED[command, option]
     words = [command, str(place.dense), *form.format(option).split(), *(["-o", "out"] if command == "compress" else [])]
-    assert_refused(place, capsys, words, f"{command} has no option {option}; use {new} instead")
+    assert_refused(place, capsys, words, f"{command} has no option {option}. Use {new} instead")
 
 
 def test_the_options_of_compress_set_the_recipe(tmp_path: Path) -> None:
@@ -236,7 +237,8 @@ def test_the_help_of_every_command_shows_an_example_and_the_default_of_every_opt
     assert "Example" in out and f"vitrim {name}" in out
     inside = re.sub(r"[│╭╮╰╯─]", " ", out)
     options = re.split(r"\n +(?:\* +)?(?=--|MODEL)", inside)[1:]
-    assert options
+    (command,) = [command for command in COMMANDS if command.__name__ == name]
+    assert bool(options) == bool(inspect.signature(command).parameters)
     for text in options:
         assert "default: " in " ".join(text.split()) or "[required]" in text, text
 

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from vitrim import __version__
 from vitrim.asking import LOWER_ANY, is_out_of_memory, reason
-from vitrim.cli.commands import COMMANDS
+from vitrim.cli.commands import GENERAL, GROUPS
 from vitrim.cli.messages import check_words, in_options, usage_error
 from vitrim.cli.streams import forgiving
 from vitrim.errors import UserError, visible
@@ -39,13 +39,20 @@ app = App(
     default_parameter=Parameter(negative="", show_default=False),  # the help texts state the defaults
     suppress_keyboard_interrupt=False,  # `run` prints how to continue
 )
-for position, command in enumerate(COMMANDS):
-    app.command(command, sort_key=position)
+for group, commands in GROUPS.items():
+    for position, command in enumerate(commands):
+        app.command(command, group=group, sort_key=position)
+for flag in ("--help", "--version"):
+    app[flag].group = GENERAL
+app.register_install_completion_command(
+    group=GENERAL, help="Install completion of commands, options, models and settings for this shell."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     limit_spinning()
+    allow_cpu_for_missing_operations()
     escape_unencodable()
     with forgiving() as streams:
         status = run(arguments)
@@ -66,6 +73,14 @@ def limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def allow_cpu_for_missing_operations() -> None:
+    """Let torch compute on the CPU what the GPU of a Mac cannot. Call it before torch is imported.
+
+    Without it, such an operation is an error. `PYTORCH_ENABLE_MPS_FALLBACK` that the user has set is kept.
+    """
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def escape_unencodable() -> None:

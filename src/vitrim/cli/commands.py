@@ -1,14 +1,15 @@
 """The commands: each calls the library and prints the result. torch is imported when a command runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from vitrim.cli import inputs
+from vitrim.cli.listing import datasets, models
 from vitrim.cli.options import (
     BUDGET,
     DATA,
@@ -334,4 +335,14 @@ def verify(
     return int(any(check.holds is False for check in checks))
 
 
-COMMANDS: tuple[Callable[..., int | None], ...] = (demo, train, compress, evaluate, inspect, plan, export, verify)
+MAKE, EXAMINE, PASS_ON, LOOK_UP, GENERAL = (
+    Group(name, sort_key=position)
+    for position, name in enumerate(("Make a model", "Examine", "Pass on", "Look up", "General"))
+)
+GROUPS: Mapping[Group, Sequence[Callable[..., int | None]]] = {  # the order of `vitrim --help`
+    MAKE: (demo, train, compress),
+    EXAMINE: (inspect, plan, evaluate, verify),
+    PASS_ON: (export,),
+    LOOK_UP: (models, datasets),
+}
+COMMANDS = tuple(command for commands in GROUPS.values() for command in commands)

@@ -1,8 +1,7 @@
 """Error messages in the words of the command line. What is wrong is decided elsewhere: here it is only said."""
 
-import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -20,6 +19,8 @@ from vitrim.checks import MAX_DIGITS
 from vitrim.cli.options import OPTIONS_OF_SETTING
 from vitrim.cli.values import Numbers
 from vitrim.errors import SettingError, cut_name, shown
+from vitrim.known.meaning import advice_for, nearest, says_what_goes
+from vitrim.known.settings import recipe_settings
 
 # Options of earlier versions, by command, and what to use instead.
 RENAMED = {
@@ -28,7 +29,7 @@ RENAMED = {
     ("evaluate", "--batch-size"): "--eval-batch",
 }
 FRACTIONS = ("--keep", "--keep-params", "--keep-macs", "--crop-pct")
-SYNONYMS = {"gpu": "cuda", "torch": "cpu", "onnx": "onnxruntime", "ort": "onnxruntime"}  # of the values of --on
+RECIPES = {"compress": "default", "plan": "default", "train": "train"}  # the recipe whose settings --set changes
 MAX_WORDS = 500
 MAX_SHOWN = 100  # characters of a wrong value
 WORDS: dict[Any, str] = {
@@ -78,13 +79,54 @@ def in_options(message: str, arguments: Sequence[str]) -> str:
 def usage_error(problem: CycloptsError) -> str:
     """What is wrong with the words of the command line, in one line, and how to see an example."""
     command = problem.command_chain[0] if problem.command_chain else ""
-    if isinstance(problem, UnknownOptionError):
-        option = (problem.token.keyword or problem.token.value).partition("=")[0]
-        if new := RENAMED.get((command, option)):
-            return f"{command} has no option {option}; use {new} instead."
-    if isinstance(problem, UnknownCommandError) or not command:
+    if isinstance(problem, UnknownCommandError) and problem.unused_tokens:
+        return f"{_unknown_command(problem)} `vitrim --help` lists the commands."
+    if not command:
         return f"{_one_line(problem)} `vitrim --help` lists the commands."
+    if isinstance(problem, UnknownOptionError):
+        return f"{_unknown_option(command, problem)} `vitrim {command} --help` shows an example."
     return f"{_about(problem)} `vitrim {command} --help` shows an example."
+
+
+def _unknown_command(problem: UnknownCommandError) -> str:
+    assert problem.app is not None and problem.unused_tokens
+    word = problem.unused_tokens[0]
+    names = [name for name in problem.app if not name.startswith("-")]
+    near = nearest(word, names)
+    found = f"vitrim has no command {cut_name(word)}."
+    return f"{found} Did you mean `vitrim {near}`?" if near else f"{found} Its commands are {', '.join(names)}."
+
+
+def _unknown_option(command: str, problem: UnknownOptionError) -> str:
+    """What is unknown, and the option or setting that it may have meant, by its letters or its meaning."""
+    option = (problem.token.keyword or problem.token.value).partition("=")[0]
+    found = f"{command} has no option {cut_name(option)}."
+    if new := RENAMED.get((command, option)):
+        return f"{found} Use {new} instead."
+    options = _options(problem)
+    settings: dict[str, list[str]] = {}  # by the last part of the key
+    for key in recipe_settings(RECIPES[command]) if command in RECIPES else ():
+        settings.setdefault(key.rpartition(".")[2], []).append(key)
+    near = nearest(option, {**options, **dict.fromkeys(settings, "")})
+    if near is not None and near in options:
+        goes = near == "--keep" and says_what_goes(option)
+        note = " It is what stays: to remove 30 %, write --keep 0.7." if goes else ""
+        return f"{found} Did you mean {near} ({re.split(r' [(]default|;', options[near])[0]})?{note}"
+    if sentence := advice_for(option):
+        return f"{found} {sentence}"
+    if near:
+        return f"{found} It is a setting of the recipe: {' '.join(f'--set {key}=VALUE' for key in settings[near][:2])}."
+    return found
+
+
+def _options(problem: UnknownOptionError) -> Mapping[str, str]:
+    """The options of the command, by their long names, with their help texts."""
+    found = {}
+    for argument in problem.argument_collection:
+        name = max(argument.names, key=len, default="")
+        if name.startswith("--") and not argument.field_info.is_positional:
+            found[name] = argument.parameter.help or ""
+    return found
 
 
 def _about(problem: CycloptsError) -> str:
@@ -130,12 +172,8 @@ def _wrong_value(option: str, value: str, hint: Any) -> str:
     least = f" of at most {MAX_DIGITS} digits" if has_digits else ""
     found = cut_name(value, MAX_SHOWN) if value.strip() else shown(value)
     text = f"{option} is {found}; expected {_either(expected)}{least}."
-    near = (
-        [SYNONYMS[value]]
-        if SYNONYMS.get(value) in values
-        else difflib.get_close_matches(value, values, n=1, cutoff=0.7)
-    )
-    return f"{text} Did you mean {near[0]}?" if near and len(values) > 1 else text
+    near = nearest(value, values)
+    return f"{text} Did you mean {near}?" if near and len(values) > 1 else text
 
 
 def _flat(hint: Any) -> list[Any]:

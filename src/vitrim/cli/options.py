@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from vitrim.cli.completion import complete_data, complete_model, complete_recipe, complete_setting
 from vitrim.cli.preprocessing import PreprocessingOptions
 from vitrim.cli.values import NUMBER, NUMBERS, WHOLE, Numbers, refuse_empty
 
@@ -51,7 +52,14 @@ OPTIONS_OF_SETTING = {
 MODEL, DATA, BUDGET, TRAINING, OUTPUT = (
     Group(name, sort_key=position) for position, name in enumerate(("Model", "Data", "Budget", "Training", "Output"))
 )
-ModelName = Annotated[str, Parameter(group=MODEL, help="timm name, folder of a model or run, or checkpoint file")]
+ModelName = Annotated[
+    str,
+    Parameter(
+        group=MODEL,
+        completer=complete_model,
+        help="timm name, folder of a model or run, or checkpoint file; `vitrim models` lists names",
+    ),
+]
 RunFolderOption = Annotated[
     Path | None,
     Parameter(
@@ -119,9 +127,10 @@ class DataOptions:
     data: Annotated[
         str | None,
         Parameter(
+            completer=complete_data,
             help="folder with one folder per class, or with train/ and val/ that have these; a zip or tar of it; a "
             "table of files and labels; hf:PATH, a Hugging Face data set; or digits, cifar10, cifar100, tiny-imagenet "
-            "(default: none; needed unless folders of splits are named)"
+            "(default: none; needed unless folders of splits are named)",
         ),
     ] = None
     train_dir: Annotated[
@@ -290,11 +299,14 @@ class BudgetOptions:
 class CompressTraining:
     """The recipe of `compress` and `plan`, and the settings of its training that have an option."""
 
-    recipe: Annotated[str, Parameter(help="default, paper, demo, or a TOML file (default: default)")] = "default"
+    recipe: Annotated[
+        str, Parameter(completer=complete_recipe, help="default, paper, demo, or a TOML file (default: default)")
+    ] = "default"
     settings: Annotated[
         list[str] | None,
         Parameter(
             name="--set",
+            completer=complete_setting,
             help="KEY=VALUE, any setting of the recipe, e.g. recovery.ridge=0.1; repeatable (default: none)",
         ),
     ] = None
@@ -322,11 +334,14 @@ class CompressTraining:
 class DenseTraining:
     """The recipe of `train`, and its settings that have an option."""
 
-    recipe: Annotated[str, Parameter(help="train, demo-train, or a TOML file (default: train)")] = "train"
+    recipe: Annotated[
+        str, Parameter(completer=complete_recipe, help="train, demo-train, or a TOML file (default: train)")
+    ] = "train"
     settings: Annotated[
         list[str] | None,
         Parameter(
             name="--set",
+            completer=complete_setting,
             help="KEY=VALUE, any setting of the recipe, e.g. training.drop_path=0.1; repeatable (default: none)",
         ),
     ] = None

@@ -24,9 +24,10 @@ from vitrim.data.files.pixels import RGB, PixelFormat, PixelOptions, pixel_array
 from vitrim.data.files.value_range import as_data_error, range_notes
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.listing.parts import Found
-from vitrim.data.listing.sources import SOURCES, Places, find
+from vitrim.data.listing.sources import Places, find
 from vitrim.data.listing.tables import ColumnNames
 from vitrim.errors import DataError, SettingError
+from vitrim.known.datasets import SOURCES
 from vitrim.runs.text_files import valid_text
 
 MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours

@@ -16,7 +16,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Return `tensor`, of any shape, on `device`. A copy to a CUDA device is made from pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")  # else the copy may be read before it is complete
 
 
 def send_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -25,7 +25,7 @@ def send_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
     There, they are views of one tensor; do not change them in place.
     """
     if device.type != "cuda":
-        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+        return [tensor.to(device) for tensor in tensors]
     starts, end = [], 0
     for tensor in tensors:
         starts.append(end)
@@ -53,8 +53,8 @@ def send_images(pixels: Tensor, index: Tensor, device: torch.device) -> Tensor:
         device: of the result.
     """
     if pixels.device.type != "cpu":
-        return pixels[send(index, pixels.device)].to(device, non_blocking=True)
+        return send(pixels[send(index, pixels.device)], device)
     if device.type != "cuda":
-        return pixels[index].to(device, non_blocking=True)
+        return pixels[index].to(device)
     chosen = torch.empty(len(index), *pixels.shape[1:], dtype=pixels.dtype, pin_memory=True)
     return torch.index_select(pixels, 0, index, out=chosen).to(device, non_blocking=True)

@@ -31,6 +31,7 @@ from vitrim.importance.effects import (
 from vitrim.importance.scores import Scores
 from vitrim.models import describe, hookable
 from vitrim.models.wrappers import unwrapped
+from vitrim.precision import in_float64
 from vitrim.runs.progress import track
 from vitrim.silencing import gated, unit_gate
 from vitrim.structure import BlockStructure, TensorCut, UnitGroup, ViTStructure
@@ -147,7 +148,7 @@ def _effects(inputs: Inputs, *, power: int = 2, own_labels: bool = False, factor
     generator = torch.Generator().manual_seed(inputs.seed)
 
     def add(name: str, effect: Tensor) -> None:  # effect: (B, units)
-        total = effect.double().abs().pow(power).sum(dim=0)
+        total = in_float64(effect).abs().pow(power).sum(dim=0)
         sums[name] = sums[name] + total if name in sums else total
 
     model, count = inputs.model, 0
@@ -174,7 +175,8 @@ def _activations(inputs: Inputs) -> Sums:
     model, sums, count = inputs.model, dict[str, Tensor](), 0
 
     def add(name: str, value: Tensor) -> None:  # value: (B, units)
-        sums[name] = sums.get(name, torch.zeros_like(value[0], dtype=torch.float64)) + value.double().sum(dim=0)
+        total = in_float64(value).sum(dim=0)
+        sums[name] = sums[name] + total if name in sums else total
 
     def watch_units(name: str, group: UnitGroup, dim: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -237,7 +239,7 @@ def _squares(model: nn.Module, cut: TensorCut, count: int) -> Tensor:
     tensor = getattr(model.get_submodule(owner), key)
     if not isinstance(tensor, nn.Parameter):
         return torch.zeros(count, dtype=torch.float64)
-    squares = tensor.detach().double().square().movedim(cut.dim, 0).reshape(tensor.shape[cut.dim], -1).sum(dim=1)
+    squares = in_float64(tensor.detach()).square().movedim(cut.dim, 0).reshape(tensor.shape[cut.dim], -1).sum(dim=1)
     return squares.cpu()[unit_rows(cut, count)].sum(dim=(0, 2))
 
 

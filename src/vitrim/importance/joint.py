@@ -17,6 +17,7 @@ from vitrim.importance.effects import group_name, prunable_groups
 from vitrim.models import describe, hookable
 from vitrim.models.wrappers import unwrapped
 from vitrim.plan import KeptBlock, PruningPlan
+from vitrim.precision import in_float64
 from vitrim.structure import UnitGroup
 
 ROUNDING = 1e-5  # of the mean squared input: an upper bound on the errors of sums in float32
@@ -134,10 +135,12 @@ class SecondMoments:
 
     def matrix(self) -> Tensor:
         """The centred second moment with the ridge, float64, `(n * w, n * w)`."""
-        mean = self.total.double() / self.count
-        moment = self.squares.double() / self.count - mean[:, None] * mean
+        mean = in_float64(self.total) / self.count
+        moment = in_float64(self.squares) / self.count - mean[:, None] * mean
         diagonal = moment.diagonal().clamp_min(0)
-        rounding = ROUNDING * (self.shift.double().square() + self.squares.diagonal().double() / self.count).mean()
+        rounding = (
+            ROUNDING * (in_float64(self.shift).square() + in_float64(self.squares.diagonal()) / self.count).mean()
+        )
         ridge = RIDGE * diagonal.mean() + rounding
         moment.diagonal().copy_(diagonal + ridge.clamp_min(torch.finfo(torch.float32).tiny))
         return moment
@@ -146,7 +149,7 @@ class SecondMoments:
         """The group's columns of the projection's weight, float64, `(D, n * w)`."""
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        return weight.detach().double().flatten(1)[:, self._columns()]
+        return in_float64(weight.detach()).flatten(1)[:, self._columns()]
 
     def _columns(self) -> slice:
         return slice(self.group.first, self.group.first + self.group.count * self.group.width)

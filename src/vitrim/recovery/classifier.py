@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitrim.hooks import forward_hooks, forward_pre_hooks, logits_of
 from vitrim.models.layers import PRODUCTS, module_problem
+from vitrim.precision import in_float64
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # as fractions of the mean squared feature
 NUM_PROBE_IMAGES = 2  # to find the classifier
@@ -86,6 +87,6 @@ def _features_and_residuals(
 ) -> tuple[Tensor, Tensor]:
     """The inputs of the classifier `(n, D)`, and what its logits lack `(n, C)`, in float64."""
     features: list[Tensor] = []
-    with forward_pre_hooks([(layer, lambda module, args: features.append(args[0].double()))]):
-        residuals = [(target - output).double() for output, target in zip(outputs, targets, strict=True)]
+    with forward_pre_hooks([(layer, lambda module, args: features.append(in_float64(args[0])))]):
+        residuals = [in_float64(target - output) for output, target in zip(outputs, targets, strict=True)]
     return torch.cat(features), torch.cat(residuals)

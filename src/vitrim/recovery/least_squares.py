@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrim.hooks import columns_dim
+from vitrim.precision import float64_device, in_float64
 from vitrim.recovery.blockwise import in_float32
 
 STRIP = 256  # columns multiplied at a time: wide enough to be fast, narrow enough to save a third of the products
@@ -49,7 +50,7 @@ class Moments:
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         self.count = 0
         self.has_bias = layer.bias is not None
-        zeros = partial(torch.zeros, dtype=torch.float64, device=layer.weight.device)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=float64_device(layer.weight.device))
         num_out, num_in = layer.weight.shape[:2]
         self.xx, self.rx = zeros(num_in, num_in), zeros(num_out, num_in)
         self.x, self.r = zeros(num_in), zeros(num_out)
@@ -58,10 +59,11 @@ class Moments:
         """Add the inputs `(T, in)` and residuals `(T, out)` of tokens."""
         self.count += len(x)
         for start in range(0, x.shape[1], STRIP):
-            self.xx[start:, start : start + STRIP] += x[:, start:].T @ x[:, start : start + STRIP]
-        self.rx += (residual.T @ x).double()
-        self.x += x.sum(dim=0).double()
-        self.r += residual.sum(dim=0).double()
+            strip = x[:, start:].T @ x[:, start : start + STRIP]
+            self.xx[start:, start : start + STRIP] += strip.to(self.xx.device)
+        self.rx += in_float64(residual.T @ x)
+        self.x += in_float64(x.sum(dim=0))
+        self.r += in_float64(residual.sum(dim=0))
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """The change of the weight `(out, in)` and of the bias `(out,)`; the formula is in `recover`."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vitrim.precision import in_float64
 from vitrim.recovery.blockwise import BlockIO, in_float32
 from vitrim.structure import BlockStructure
 
@@ -44,14 +45,14 @@ def _measured(block_io: BlockIO) -> dict[str, Tensor] | None:
     first = [values[0][:NUM_PROBE_IMAGES] for values in parts]
     for dim in (-1, 1) if first[0].ndim == 4 else (-1,):  # an image may have its channels second
         # (C, T) each
-        outputs, inputs, *projections = (values.double().movedim(dim, 0).flatten(1) for values in first)
+        outputs, inputs, *projections = (in_float64(values).movedim(dim, 0).flatten(1) for values in first)
         digit = torch.finfo(first[0].dtype).eps
         rounding = MAX_ROUNDINGS * digit * inputs.norm(dim=1)
         factors = _factors(outputs - inputs, torch.stack(projections, dim=2), rounding)
         if factors is not None:
             shape = [1] * first[0].ndim
             shape[dim] = -1
-            columns = factors.to(in_float32(first[0]).dtype).unbind(1)
+            columns = factors.to(in_float32(first[0])).unbind(1)
             return {name: column.view(shape) for name, column in zip(block_io.projections, columns, strict=True)}
     return None
 

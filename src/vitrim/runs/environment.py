@@ -35,6 +35,8 @@ def device_name(device: torch.device) -> str:
     """The model name of a GPU or of the CPU, such as `AMD EPYC 7763`; on other systems than Linux, less exact."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"GPU of {platform.processor() or platform.machine()} (mps)"
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -51,7 +53,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         device: on which the model was trained and evaluated.
     """
     return {
-        "device": device_name(device) if device.type == "cuda" else "cpu",
+        "device": "cpu" if device.type == "cpu" else device_name(device),
         "cpu": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

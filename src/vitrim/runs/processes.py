@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def this_process() -> "PartialState":
     """The state of this process: its rank, the number of processes, and its device.
 
-    `torchrun` or `accelerate launch` start several processes. Otherwise there is one. If there are GPUs, each process
-    has its own GPU as device, else the CPU.
+    `torchrun` or `accelerate launch` start several processes. Otherwise there is one. If there are GPUs of Nvidia, each
+    process has its own GPU as device; on a Mac with a GPU, the device is `mps`; else it is the CPU.
 
     Raises:
         PartnerMissing: there are several processes, and not all of them have started.
@@ -42,7 +42,7 @@ def this_process() -> "PartialState":
     if is_one_of_several() and not PartialState._shared_state:
         partners = join()
         options |= {"store": partners.store, "rank": partners.rank, "world_size": partners.count}
-    return PartialState(cpu=not torch.cuda.is_available(), **options)
+    return PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()), **options)
 
 
 @cache

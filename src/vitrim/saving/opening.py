@@ -8,6 +8,7 @@ from torch import nn
 
 from vitrim.data.stated_preprocessing import set_preprocessing
 from vitrim.errors import CheckpointMismatch, SettingError
+from vitrim.known.models import similar
 from vitrim.models import adapter_of_library
 from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
 from vitrim.runs.damage import check_model_folder
@@ -82,9 +83,11 @@ def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained:
     if path.suffix in (".pth", ".pt", ".safetensors", ".bin") or (
         "/" in name and library == "timm" and ":" not in name
     ):
+        near = similar(name)
+        hint = f" timm has {', '.join(near)}; `vitrim models` lists more." if near else ""
         raise SettingError(
             f"There is no file or folder {name}. For a model on the Hugging Face Hub, write timm:hf-hub:USER/NAME or "
-            "transformers:USER/NAME."
+            f"transformers:USER/NAME.{hint}"
         )
     folder = Path(architecture.partition(":")[2] if architecture.startswith(TIMM_FOLDERS) else architecture)
     if is_model_folder(folder):  # that the library opens itself

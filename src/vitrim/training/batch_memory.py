@@ -12,6 +12,7 @@ from torch import nn
 
 from vitrim.asking import is_out_of_memory
 from vitrim.errors import NotEnoughMemory, SettingError, counted
+from vitrim.precision import float64_device
 from vitrim.runs.progress import log
 
 FRACTION_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # the rest is for what is not measured, and for other programs
@@ -113,7 +114,8 @@ def fitting_parts(
         SettingError: not even two images fit.
     """
     own = measure_memory(model, train_on)
-    measured = torch.tensor([[own.few, own.more, -own.free]], dtype=torch.float64, device=accelerator.device)
+    device = float64_device(accelerator.device)
+    measured = torch.tensor([[own.few, own.more, -own.free]], dtype=torch.float64, device=device)
     few, more, used = accelerator.gather(measured).max(dim=0).values.tolist()  # of all processes
     return num_micro_batches(num_images, Memory(few=few, more=more, free=-used), smallest)
 

@@ -18,53 +18,10 @@ from vitrim.data.listing.suffixes import is_ignored
 from vitrim.data.listing.table_folders import read_table_file
 from vitrim.data.listing.tables import NO_COLUMNS, ColumnNames, is_table
 from vitrim.errors import DataError, SettingError
+from vitrim.known.datasets import SOURCES
 from vitrim.runs.progress import is_interactive, log
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer or without data
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedDataset:
-    """A data set that vitrim knows by name.
-
-    Attributes:
-        num_classes: a folder with another number of classes is not this data set.
-        pattern: regular expression for the name of a folder or archive, in lower case without punctuation.
-        url: of the official archive.
-        md5: checksum of this archive.
-        folder_names: official names of the unpacked folder, for messages.
-    """
-
-    num_classes: int
-    pattern: str
-    url: str
-    md5: str
-    folder_names: str
-
-
-SOURCES = {
-    "cifar10": NamedDataset(
-        num_classes=10,
-        pattern="cifar10(?!0)",
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        md5="c32a1d4ab5d03f1284b67883e8d87530",
-        folder_names="cifar-10-batches-py, cifar-10-batches-bin",
-    ),
-    "cifar100": NamedDataset(
-        num_classes=100,
-        pattern="cifar100",
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        md5="03b5dce01913d631647c71ecec9e9cb8",
-        folder_names="cifar-100-python, cifar-100-binary",
-    ),
-    "tiny-imagenet": NamedDataset(
-        num_classes=200,
-        pattern="tinyimagenet",
-        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        md5="90528d7ca1a48142e341f4ef8d21d0de",
-        folder_names="tiny-imagenet-200",
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

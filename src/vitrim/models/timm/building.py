@@ -12,10 +12,12 @@ from torch import nn
 
 from vitrim.asking import asking, reason
 from vitrim.errors import SettingError
+from vitrim.known.models import similar
 from vitrim.models.sizes import check_sizes, shown
 from vitrim.models.timm.downloads import downloading
 from vitrim.models.timm.stored_arguments import CUT, STORED, check_stored_model
 
+MIN_LETTERS = 0.8  # of `difflib`: a misspelt name
 MIN_PREFIX = 5  # letters of a name from which the longer names are suggested, such as `deit_`
 
 
@@ -32,7 +34,7 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if not architecture.startswith(STORED) and not timm.is_model(architecture):
         near = _near_names(architecture.split(".")[0])
-        hint = f" Did you mean {', '.join(near)}?" if near else " `timm.list_models('vit*')` lists the names."
+        hint = f" Did you mean {', '.join(near)}?" if near else " `vitrim models` lists the names."
         raise SettingError(f"timm has no model named {architecture!r}, and there is no such file or folder.{hint}")
     check_sizes(architecture, arguments, partial(timm.create_model, architecture, **arguments))
     with_arguments = f" with {shown(arguments)}" if arguments else ""
@@ -54,9 +56,10 @@ def create_model(architecture: str, *, pretrained: bool = False, **arguments: An
 
 
 def _near_names(name: str) -> list[str]:
-    """Up to three architectures of timm that begin with `name`, else up to three that look like it."""
+    """Up to three architectures of timm that begin with `name`, else that look like it, else that it may mean."""
     longer = timm.list_models(f"{name}*")[:3] if len(name) >= MIN_PREFIX else []
-    return longer or difflib.get_close_matches(name, timm.list_models(), n=3)
+    near = longer or difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=MIN_LETTERS) or similar(name)
+    return near or difflib.get_close_matches(name, timm.list_models(), n=3)
 
 
 def _near_argument(architecture: str, problem: str) -> str:
