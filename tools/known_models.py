@@ -1,14 +1,17 @@
-"""Write the list that `vitrim models` prints: `python -m tools.known_models`. About fifteen minutes on one core.
+"""Write the list that `vitrim models` prints: `python -m tools.known_models`. About twelve minutes on one core.
 
 Which models of timm are pruned exactly is read from `docs/models.md`, which `python -m tools.models` measured. Here
 each model is only described, on the meta device: its size, its cost, and which of its parts can be pruned. The models
 of torchvision and the model classes of transformers are those of their tables of families, which the tests prune.
+Results are stored line by line in a file, so the same command continues after an interruption.
 """
 
 import argparse
+import json
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import timm
@@ -21,10 +24,10 @@ from vitrim.known.models import KnownModel, write_known
 from vitrim.models import describe
 from vitrim.models.torchvision.families import SIZES_BY_NAME
 from vitrim.models.transformers.families import BY_CLASS
-from vitrim.saving.timm_hub import vitrim_cut
 from vitrim.structure import ViTStructure
 
 ROOT = Path(__file__).parents[1]
+OWN = "vitrim_"  # what `import vitrim` registers with timm
 EXCEPTION = re.compile(r"^\* `([^`]+)`: ([^:]+): (.+)$", re.M)
 EXACT = re.compile(r"\*\*vitrim prunes (\d+) of the \d+ models")
 
@@ -33,15 +36,33 @@ def main() -> None:
     """Describe all models, and write the list."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="pattern for the names of timm (default: all), e.g. 'swin*'")
+    parser.add_argument(
+        "--rows", type=Path, default=Path("runs/known-models.jsonl"), help="file of the results so far, one line each"
+    )
     options = parser.parse_args()
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    rows = [*timm_rows(options.only, page), *torchvision_rows(), *transformers_rows()]
+    rows = [*stored(options.only, page, options.rows), *torchvision_rows(), *transformers_rows()]
     num_exact = sum(row.library == "timm" and not row.problem for row in rows)
     (measured,) = EXACT.findall(page)
     if options.only == "*" and num_exact != int(measured):
         raise SystemExit(f"{num_exact} models can be described and are no exceptions; docs/models.md says {measured}.")
     write_known(rows, {"timm": timm.__version__, "torchvision": torchvision.__version__.partition("+")[0]})
     print(f"{len(rows)} rows")
+
+
+def stored(pattern: str, page: str, file: Path) -> Iterator[KnownModel]:
+    """As `timm_rows`; each row is stored in a file, and rows that the file has are not made again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    done = {name: row for name, row in map(json.loads, lines)}
+    for name in timm.list_models(pattern):
+        if name not in done:
+            made = [asdict(row) for row in timm_rows(name, page)]
+            done[name] = made[0] if made else None
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps([name, done[name]]) + "\n")
+        if done[name]:
+            yield KnownModel(**done[name])
 
 
 def timm_rows(pattern: str, page: str) -> Iterator[KnownModel]:
@@ -52,16 +73,12 @@ def timm_rows(pattern: str, page: str) -> Iterator[KnownModel]:
         page: `docs/models.md`, with the models that are not pruned.
     """
     exceptions = {name: (status, reason) for name, status, reason in EXCEPTION.findall(page)}
-    num_weights: dict[str, int] = {}
-    for name in timm.list_pretrained():
-        name = name.partition(".")[0]
-        num_weights[name] = num_weights.get(name, 0) + 1
     for name in timm.list_models(pattern):
-        if name == vitrim_cut.__name__:
+        if name.startswith(OWN):
             continue
         with torch.device("meta"):
             model = timm.create_model(name)
-        weights = num_weights.get(name, 0)
+        weights = sum(entry.partition(".")[0] == name for entry in timm.list_pretrained(f"{name}*"))
         cls = type(model).__name__
         if name in exceptions and exceptions[name][0] != "not tried":
             yield KnownModel(library="timm", name=name, cls=cls, weights=weights, problem=exceptions[name][1])

@@ -1,12 +1,13 @@
 """Wrong words find the name that they mean: by letters, by what other tools call it, or by the help text."""
 
 import time
+from pathlib import Path
 
 import pytest
 
 from vitrim.cli import app
 from vitrim.cli.messages import RECIPES
-from vitrim.known.meaning import ALIASES, advice_for, nearest, says_what_goes
+from vitrim.known.meaning import ALIASES, advice_for, nearest, nearest_path, says_what_goes
 from vitrim.known.settings import recipe_settings
 
 OPTIONS = {  # by command
@@ -104,3 +105,14 @@ def test_aliases_are_for_names_that_exist() -> None:
     later = {"openvino", "executorch", "coreml", "litert", "with-preprocessing", "image-size", "private", "license"}
     later |= {"log", "push", "watch"}
     assert sorted(set(ALIASES) - known - values - later) == []
+
+
+def test_a_misspelt_part_of_a_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "flowers" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "trees").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for typed in ("runs/flower/model", "run/flowers/model", "runs/flowers/models"):
+        assert nearest_path(Path(typed)) == Path("runs/flowers/model")
+    assert nearest_path(tmp_path / "runs" / "tree") == tmp_path / "runs" / "trees"
+    for typed in ("runs/birds", "rans/birds", "runs/flowers", "", "/proc/nothing/here", "a" * 300):
+        assert nearest_path(Path(typed)) is None

@@ -7,11 +7,14 @@ that has a new alias needs one word here.
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
 
 MIN_LETTERS = 0.75  # of `difflib`, for whole names
 MIN_MEANING = 0.6
 FROM_HELP = 0.65  # score of a name whose help text has all words
 MAX_LETTERS = 60  # the rest of a longer word says nothing, and comparing it takes time
+MAX_PARTS, MAX_ENTRIES = 30, 10_000  # of a path, and of a folder that is searched for a similar name
 MIN_WORD = 4  # letters of a word that may be misspelt, or is looked for in help texts
 
 ALIASES: Mapping[str, str] = {  # phrases, separated by commas
@@ -162,6 +165,22 @@ def nearest(word: str, names: Mapping[str, str] | Iterable[str]) -> str | None:
     scores = {name: _score(word, name, text) for name, text in help_texts.items()}
     best = max(scores, key=lambda name: scores[name], default=None)
     return best if best is not None and scores[best] >= MIN_MEANING else None
+
+
+def nearest_path(path: Path) -> Path | None:
+    """A file or folder that exists and whose path differs from `path` in one misspelt name; None if there is none."""
+    parts = path.parts[:MAX_PARTS]
+    for index, part in enumerate(parts):
+        place = Path(*parts[:index])
+        try:
+            if (place / part).exists():
+                continue
+            names = sorted(entry.name for entry in islice(place.iterdir(), MAX_ENTRIES))
+        except OSError:
+            return None
+        found = [place.joinpath(near, *parts[index + 1 :]) for near in difflib.get_close_matches(part, names, n=3)]
+        return next((candidate for candidate in found if candidate.exists()), None)
+    return None
 
 
 def advice_for(word: str) -> str | None:

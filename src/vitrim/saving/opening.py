@@ -8,6 +8,7 @@ from torch import nn
 
 from vitrim.data.stated_preprocessing import set_preprocessing
 from vitrim.errors import CheckpointMismatch, SettingError
+from vitrim.known.meaning import nearest_path
 from vitrim.known.models import similar
 from vitrim.models import adapter_of_library
 from vitrim.models.transformers.families import BY_CLASS as MODEL_CLASSES
@@ -85,6 +86,7 @@ def _open(name: str, arch: str | None, arguments: dict[str, Any], *, pretrained:
     ):
         near = similar(name)
         hint = f" timm has {', '.join(near)}; `vitrim models` lists more." if near else ""
+        hint = f" Did you mean {path_near}?" if (path_near := nearest_path(path)) else hint
         raise SettingError(
             f"There is no file or folder {name}. For a model on the Hugging Face Hub, write timm:hf-hub:USER/NAME or "
             f"transformers:USER/NAME.{hint}"

@@ -19,6 +19,7 @@ from vitrim.data.listing.table_folders import read_table_file
 from vitrim.data.listing.tables import NO_COLUMNS, ColumnNames, is_table
 from vitrim.errors import DataError, SettingError
 from vitrim.known.datasets import SOURCES
+from vitrim.known.meaning import nearest, nearest_path
 from vitrim.runs.progress import is_interactive, log
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer or without data
@@ -109,8 +110,13 @@ def _find_path(name: str, columns: ColumnNames, cache: Path) -> Found:
         return read_hf(name.removeprefix(PREFIX), columns, cache)
     path = Path(name).expanduser()
     if not name or not path.exists():
-        known = ", ".join(["digits", *SOURCES])
-        raise DataError(f"There is no data set or folder {name!r}; give the path of a folder, or one of {known}.")
+        known = ["digits", *SOURCES]
+        near = nearest_path(path) if name else None
+        meant = near or (nearest(name, known) if "/" not in name else None)
+        hint = f" Did you mean {meant}?" if meant else ""
+        raise DataError(
+            f"There is no data set or folder {name!r}; give the path of a folder, or one of {', '.join(known)}.{hint}"
+        )
     if is_hf_data(path):
         return read_hf(str(path), columns, cache)
     if path.is_file() and path.name.lower().endswith(ARCHIVES):
