@@ -111,7 +111,7 @@ def _unknown_option(command: str, problem: UnknownOptionError) -> str:
     if near is not None and near in options:
         goes = near == "--keep" and says_what_goes(option)
         note = " It is what stays: to remove 30 %, write --keep 0.7." if goes else ""
-        return f"{found} Did you mean {near} ({re.split(r' [(]default|;', options[near])[0]})?{note}"
+        return f"{found} Did you mean {near} ({re.split(r' [(]default|[;:]', options[near])[0]})?{note}"
     if sentence := advice_for(option):
         return f"{found} {sentence}"
     if near:
