@@ -47,7 +47,6 @@ class WithPreprocessing(nn.Module):
         check_preprocessing(preprocessing, image_size)
         self.model, self.preprocessing, self.image_size = model, preprocessing, image_size
         self.has_classes = output_name(model) == "logits"
-        self.dtype = next(model.parameters()).dtype
         constants = {"mean": preprocessing.mean, "std": preprocessing.std, "padding_value": _padding(preprocessing)}
         for name, values in constants.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
@@ -66,8 +65,14 @@ class WithPreprocessing(nn.Module):
         Returns:
             Probabilities `(B, C)` float32. Features if the model has no classifier.
         """
-        output = logits_of(self.model(self.prepare(images).to(self.dtype))).float()
+        pixels = self.prepare(images).to(next(self.model.parameters()).dtype)
+        output = logits_of(self.model(pixels)).float()
         return output.softmax(dim=-1) if self.has_classes else output
+
+    def half(self) -> "WithPreprocessing":
+        """Convert the model to float16. The preprocessing stays in float32, because float16 rounds pixels' averages."""
+        self.model.half()
+        return self
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize, crop and normalise images `(B, H, W, channels)` uint8; returns `(B, channels, h, w)` float32."""
