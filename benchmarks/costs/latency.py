@@ -26,7 +26,8 @@ from vitrim.importance.scores import Scores
 from vitrim.models import describe
 from vitrim.models.timm.adapter import create_model
 from vitrim.plan import PruningPlan
-from vitrim.programs.program import onnx_program, random_images
+from vitrim.programs.onnx import onnx_program
+from vitrim.programs.program import random_images
 from vitrim.runs.progress import log
 from vitrim.structure import ViTStructure
 from vitrim.surgery import prune

@@ -21,7 +21,8 @@ from vitrim.evaluation import Evaluation, evaluate
 from vitrim.exporting.export import HALF_TOLERANCE, TOLERANCE
 from vitrim.models import origin_of
 from vitrim.plan import PruningPlan
-from vitrim.programs.program import ProgramSettings, compare_logits, read_onnx, torch_export_metadata
+from vitrim.programs.formats import FORMATS, Format
+from vitrim.programs.program import AnyBatch, compare_outputs, exportable
 from vitrim.reports import report as reports
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import Digests, State
@@ -31,7 +32,6 @@ from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import file_bytes, load
 
 MAX_OTHER_IMAGES = 0.001  # of the images may be judged otherwise by another processor, because of rounding
-EXPORTED = ("*.onnx", "*.pt2")
 MAX_NAMED = 4  # files in one sentence
 
 
@@ -184,42 +184,48 @@ def _noted(folder: Path) -> Evaluation | None:
 
 
 def _exported(folder: Path, model: nn.Module) -> Iterator[Check]:
-    """Each exported file. An ONNX file is compared with the model on random images.
+    """Each exported file. It is compared with the model on random images, if it can be run here.
 
     A file of torch.export may hold code that runs when it is loaded. So only its digest and its metadata are checked. A
     file without a noted digest is not opened.
     """
-    for file in sorted(path for pattern in EXPORTED for path in (folder / "model").glob(pattern)):
+    files = [(file, form) for form in FORMATS.values() for file in (folder / "model").glob(f"*{form.suffix}")]
+    for file, form in sorted(files, key=lambda one: one[0]):
         name, digests = file.relative_to(folder).as_posix(), Digests(file.parent)
         try:
-            state = digests.compare(file.name).state
-            if state is State.UNKNOWN:
+            states = [digests.compare(part.name).state for part in form.parts(file) if part == file or part.exists()]
+            if State.UNKNOWN in states:
                 yield Check(name=name, holds=None, text="it has no digest, so it is not opened")
-            elif state is not State.GOOD:
+            elif set(states) != {State.GOOD}:
                 yield Check(name=name, holds=False, text="its content is not what was exported")
             else:
-                compare = _compare_onnx if file.suffix == ".onnx" else _compare_metadata
-                yield Check(name=name, holds=True, text=compare(file, model))
+                yield Check(name=name, holds=True, text=_compare(file, form, model))
+        except SettingError as problem:  # a package is missing
+            yield Check(name=name, holds=None, text=str(problem))
         except UserError as problem:
             yield Check(name=name, holds=False, text=str(problem))
 
 
-def _compare_onnx(file: Path, model: nn.Module) -> str:
-    """Compare the logits with those of the model. Raises ExportMismatch."""
-    run, about = read_onnx(file)
+def _compare(file: Path, form: Format, model: nn.Module) -> str:
+    """Compare the logits with those of the model; if the file is not run, plan and cost. Raises ExportMismatch."""
+    why_not = "a file of torch.export may run code" if form.runs_code else form.cannot_run()
+    about = form.read_metadata(file)
+    if why_not:
+        return _compare_metadata(file, about, model, why_not)
     precision, batch = about.get("precision", "float32"), about.get("input", "").partition("(")[2].split(",")[0]
-    settings = ProgramSettings(half=precision == "float16", batch=int(batch) if batch.isdigit() else None)
-    tolerance = math.inf if precision == "int8" else HALF_TOLERANCE if settings.half else TOLERANCE
-    exact = copied(model).float().cpu().eval()
-    largest = max(compare_logits(exact, run, tolerance, settings).values())
+    takes_half = about.get("input", "").startswith("float16")
+    tolerance = math.inf if precision == "int8" else HALF_TOLERANCE if precision == "float16" else TOLERANCE
+    exported = exportable(copied(model).float().cpu().eval(), int(batch) if batch.isdigit() else None)
+    run, examples = AnyBatch(form.read(file), exported.batch), exported.checked_examples()
+    largest = max(compare_outputs(exported.module, run, examples, tolerance, half=takes_half).values())
     why = " (int8 differs on purpose; `vitrim export` measured its accuracy)" if precision == "int8" else ""
     return f"{precision}: largest difference {largest:.1e} of the largest logit{why}"
 
 
-def _compare_metadata(file: Path, model: nn.Module) -> str:
+def _compare_metadata(file: Path, about: Mapping[str, Any], model: nn.Module, why_not: str) -> str:
     """Compare plan and cost with those of the model. Raises ExportMismatch."""
-    about, plan, cost = torch_export_metadata(file), origin_of(model).plan, count_cost(model)
+    plan, cost = origin_of(model).plan, count_cost(model)
     expected = {"params": cost.params, "macs": cost.macs, "plan": plan.to_dict() if plan else None}
     if wrong := [key for key, value in expected.items() if about.get(key) != json.loads(json.dumps(value))]:
         raise ExportMismatch(f"{file} was exported from another model: its {' and '.join(wrong)} differ.")
-    return "digest, plan and cost fit; it is not loaded, because a file of torch.export may run code"
+    return f"digest, plan and cost fit; it is not run, because {why_not}"

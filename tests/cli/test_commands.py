@@ -271,7 +271,7 @@ def test_export_measures_the_accuracy_of_int8(place: CommandFolder, capsys: pyte
     ("options", "message"),
     [
         (["--int8"], r"Name them with --data \(in Python: data\)"),
-        (["--data", "digits"], "data is only used with int8"),
+        (["--calibration-images", "9"], "only for --int8 static"),
         (["--format", "tflite"], "tflite"),
         (["-o", "model.pt2"], r"ends in \.onnx"),
         (["--format", "torch-export", "--opset", "18"], "--opset"),

@@ -29,14 +29,15 @@ from vitrim.data.matching import preprocessing_of
 from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
 from vitrim.evaluation import compare, evaluate
 from vitrim.exporting import export as exporting
-from vitrim.exporting.export import SUFFIXES, TOLERANCE, Exported, export
+from vitrim.exporting.checking import SUFFIXES
+from vitrim.exporting.export import TOLERANCE, Exported, export
 from vitrim.models import describe, origin_of, record_origin
 from vitrim.plan import PruningPlan
-from vitrim.programs import program as programs
-from vitrim.programs.program import METADATA_FILE, ProgramSettings, compare_logits
+from vitrim.programs import onnx as programs_onnx
+from vitrim.programs.program import METADATA, Exportable, ProgramSettings, compare_outputs
 from vitrim.surgery import prune
 
-FORMATS = tuple(SUFFIXES)
+FORMATS = ("onnx", "torch-export")  # the others are in tests/programs
 every_format = pytest.mark.parametrize(  # onnx needs some seconds to import and to translate
     "format", [pytest.param("onnx", marks=pytest.mark.slow), "torch-export"]
 )
@@ -89,9 +90,9 @@ def read(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
             lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]),
             {name: json.loads(text) for name, text in properties.items()},
         )
-    files = {METADATA_FILE: ""}
+    files = {METADATA: ""}
     program = torch.export.load(path, extra_files=files)
-    return program.module(), json.loads(files[METADATA_FILE])
+    return program.module(), json.loads(files[METADATA])
 
 
 def files_in(folder: Path) -> set[str]:
@@ -198,8 +199,7 @@ def test_a_pruned_model_of_each_kind_can_be_exported(family: str, format: str, t
 def test_a_model_too_large_for_one_onnx_file_gets_a_second_file_for_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (programs, exporting):
-        monkeypatch.setattr(module, "MAX_ONNX_FILE", 0)
+    monkeypatch.setattr(programs_onnx, "MAX_FILE", 0)
     model, images = small_model(), random_images(3, dtype=torch.float32, side=8)
     found = export(model, tmp_path / "model.onnx", latency=QUICK)
     assert files_in(tmp_path) == {"model.onnx", "model.onnx.data"}
@@ -218,20 +218,22 @@ def test_a_model_too_large_for_one_onnx_file_gets_a_second_file_for_its_weights(
 def test_a_file_with_other_weights_is_refused_and_the_earlier_file_is_kept(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace, path = programs._trace, tmp_path / f"model{SUFFIXES[format]}"
+    trace, path = Exportable.traced_program, tmp_path / f"model{SUFFIXES[format]}"
     path.write_text("precious")
 
-    def trace_another(model: nn.Module, batch: int | None) -> torch.export.ExportedProgram:
-        model = copy.deepcopy(model)
-        model.blocks[0].mlp.fc2.bias[0] += 0.01
-        return trace(model, batch)
+    @torch.no_grad()
+    def trace_another(exported: Exportable) -> torch.export.ExportedProgram:
+        module = copy.deepcopy(exported.module)
+        module.model.blocks[0].mlp.fc2.bias[0] += 0.01
+        return trace(replace(exported, module=module))
 
-    monkeypatch.setattr(programs, "_trace", trace_another)
+    monkeypatch.setattr(Exportable, "traced_program", trace_another)
     with pytest.raises(ExportMismatch, match=r"differ from the model's by .* No file was written"):
         export(small_model(), path, format=format, latency=QUICK)
     assert files_in(tmp_path) == {path.name} and path.read_text() == "precious"
 
 
+EXAMPLES = [random_images(size, dtype=torch.float32, side=8) for size in (1, 3)]
 BROKEN: dict[str, tuple[Callable[[Tensor], Tensor], type[UserError], str]] = {
     "not a number": (lambda images: torch.full((len(images), 10), torch.nan), ExportMismatch, "nan"),
     "infinite": (lambda images: torch.full((len(images), 10), torch.inf), ExportMismatch, "inf"),
@@ -249,7 +251,7 @@ BROKEN: dict[str, tuple[Callable[[Tensor], Tensor], type[UserError], str]] = {
 def test_wrong_logits_are_refused(name: str) -> None:
     run, error, said = BROKEN[name]
     with pytest.raises(error, match=said):
-        compare_logits(small_model(), run, TOLERANCE)
+        compare_outputs(small_model(), run, EXAMPLES, TOLERANCE)
 
 
 def test_logits_that_are_all_zero_are_accepted() -> None:
@@ -257,7 +259,7 @@ def test_logits_that_are_all_zero_are_accepted() -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.zero_()
-    assert compare_logits(model, model, TOLERANCE) == {1: 0.0, 3: 0.0}
+    assert compare_outputs(model, model, EXAMPLES, TOLERANCE) == {1: 0.0, 3: 0.0}
 
 
 class Chooses(nn.Module):
@@ -295,10 +297,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown format": ({"format": "tflite"}, "'tflite'; expected one of onnx, torch-export"),
     "another format's name": ({"format": "torch-export"}, r"ends in \.pt2"),
     "int8 without data": ({"int8": True}, "Name them with --data"),
-    "data without int8": ({"data": []}, "data is only used with int8"),
+    "int8 of an unknown kind": ({"int8": "fast", "data": []}, "'fast'; expected dynamic or static"),
     "int8 of another format": (
         {"path": "model.pt2", "format": "torch-export", "int8": True},
-        "expected onnx",
+        "does not support int8; expected one of onnx, openvino",
     ),
     "opset of another format": (
         {"path": "model.pt2", "format": "torch-export", "program": ProgramSettings(opset=18)},

@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from vitrim import __version__
 from vitrim.asking import LOWER_ANY, is_out_of_memory, reason
 from vitrim.cli.commands import COMMANDS
+from vitrim.cli.export import with_kind
 from vitrim.cli.messages import check_words, in_options, usage_error
 from vitrim.cli.streams import forgiving
 from vitrim.errors import UserError, visible
@@ -88,8 +89,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         processes.begin()
-        check_words(sys.argv[1:] if arguments is None else arguments)
-        return app(arguments, exit_on_error=False, print_error=False, result_action="return_value") or 0
+        words = sys.argv[1:] if arguments is None else arguments
+        check_words(words)
+        words = with_kind(words) if _command(arguments) == "export" else words
+        return app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except UserError as problem:
         return _complain(in_options(str(problem), sys.argv[1:] if arguments is None else arguments))
     except CycloptsError as problem:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from vitrim.cli import inputs
+from vitrim.cli.export import export
 from vitrim.cli.options import (
     BUDGET,
     DATA,
@@ -20,7 +21,6 @@ from vitrim.cli.options import (
     CompressTraining,
     DataOptions,
     DenseTraining,
-    FileOptions,
     ModelName,
     ModelOptions,
     RunFolderOption,
@@ -29,7 +29,6 @@ from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.tables import (
     print_checks,
     print_evaluations,
-    print_export,
     print_line,
     print_plan,
     print_report,
@@ -266,51 +265,6 @@ def _explained_for_auto(recipe: "Recipe") -> Iterator[None]:
         if recipe.depth.blocks != "auto":
             raise
         raise BudgetError(f"{problem} `compress` with --depth auto may meet this budget with fewer blocks.") from None
-
-
-def export(
-    model: ModelName,
-    *,
-    format: Annotated[
-        Literal["onnx", "torch-export"],
-        Parameter(group=OUTPUT, show_choices=False, help="onnx, or torch-export for PyTorch's .pt2 (default: onnx)"),
-    ] = "onnx",
-    output: Annotated[
-        Path | None,
-        Parameter(
-            name=["-o", "--output"],
-            group=OUTPUT,
-            help="file to write (default: model.onnx, model.int8.onnx, model.half.onnx or model.pt2 beside the model)",
-        ),
-    ] = None,
-    file_options: FileOptions | None = None,
-    data_options: DataOptions | None = None,
-    model_options: ModelOptions | None = None,
-) -> None:
-    """Write a model as one file that runs without vitrim.
-
-    Example: `vitrim export runs/flowers-small --format onnx`
-
-    The file is read back, its logits are compared with the model's, and both are timed.
-    """
-    from vitrim.data.matching import name_outputs
-    from vitrim.exporting import export as exporting
-    from vitrim.programs.program import ProgramSettings
-
-    names = data_options.class_names if data_options else None
-    if names and data_options == DataOptions(class_names=names):  # they name the outputs in the file; no image is read
-        data_options = None
-    asked = file_options or FileOptions()
-    program = ProgramSettings(opset=asked.opset, batch=asked.batch, half=asked.half)
-    ending = f"{'.int8' if asked.int8 else '.half' if asked.half else ''}{exporting.SUFFIXES[format]}"
-    path = output or inputs.export_folder(model) / f"model{ending}"
-    exporting.check_place(path, inputs.paths_read(model, data_options))
-    exporting.check_settings(path, format, int8=asked.int8, has_data=data_options is not None, program=program)
-    opened = inputs.open_named_model(model, model_options or ModelOptions())
-    if names and not data_options:
-        name_outputs(opened, names)
-    data = inputs.open_data(data_options, inputs.channels_of(opened)) if data_options else None
-    print_export(model, exporting.export(opened, path, format=format, int8=asked.int8, data=data, program=program))
 
 
 def verify(

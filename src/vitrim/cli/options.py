@@ -180,26 +180,6 @@ class DataOptions:
         refuse_empty(self)
 
 
-@Parameter(name="*", group=OUTPUT)
-@dataclass(frozen=True, kw_only=True)
-class FileOptions:
-    """What an exported file is made for."""
-
-    int8: Annotated[bool, Parameter(help="quantise to int8, and measure its accuracy on --data (default: float32)")] = (
-        False
-    )
-    half: Annotated[bool, Parameter(help="weights, images and computation in float16 (default: float32)")] = False
-    batch: Annotated[
-        int | None, WHOLE, Parameter(help="number of images of each forward pass of the file (default: any number)")
-    ] = None
-    opset: Annotated[
-        int | None, WHOLE, Parameter(help="release of the ONNX operators, e.g. 18 (default: as PyTorch recommends)")
-    ] = None
-
-    def __post_init__(self) -> None:
-        refuse_empty(self)
-
-
 @Parameter(name="*", group=BUDGET)
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:

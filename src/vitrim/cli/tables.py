@@ -9,7 +9,6 @@ from vitrim.errors import counted, percent, visible
 
 if TYPE_CHECKING:
     from vitrim.evaluation import Difference, Evaluation
-    from vitrim.exporting.export import Exported
     from vitrim.planning import Proposal
     from vitrim.structure import BlockStructure, UnitGroup, ViTStructure
     from vitrim.verifying import Check
@@ -151,42 +150,6 @@ def print_checks(run: Path, checks: Sequence["Check"]) -> None:
     result = f"{counted(wrong, 'check')} of {len(checks)} {'does' if wrong == 1 else 'do'} not hold"
     result = result if wrong else f"{len(checks) - unknown} of {len(checks)} checks hold"
     print_line(result + (f"; {unknown} could not be made" if unknown else ""))
-
-
-def print_export(model: str, exported: "Exported") -> None:
-    """Print the size, the difference to the model and the latency of an exported file, and the accuracy of int8."""
-    from vitrim.costs.latency import ratio_text
-
-    accuracy, differences = exported.accuracy, exported.max_differences
-    header = [
-        "",
-        "size",
-        *(f"difference, batch of {size}" for size in differences),
-        f"latency, batch {exported.latency.batch_size}",
-    ]
-    rows = [
-        [model, "", *("" for _ in differences), f"{exported.eager.median_ms:.2f} ms"],
-        [
-            str(exported.path),
-            f"{exported.file_bytes / 1e6:.2f} MB",
-            *(f"{difference:.1e}" for difference in differences.values()),
-            ratio_text(exported.latency.ratio, exported.latency.ratio_low, exported.latency.ratio_high),
-        ],
-    ]
-    if accuracy:
-        header.append("top-1 [95 %]")
-        for row, found in zip(rows, (accuracy.float32, accuracy.int8), strict=True):
-            row.append(top1_interval(found))
-    print_table(f"{exported.format}, {exported.precision}", header, rows)
-    print_line(f"input `images`: {exported.input}; output: `{exported.output}`")
-    print_line("difference: largest difference of a logit on random images, as a fraction of the largest logit")
-    threads = counted(exported.latency.threads, "thread")
-    print_line(
-        f"latency: on the CPU, model and file timed in turns, {threads}; in brackets the 95 % interval of the ratio"
-    )
-    if accuracy:
-        images = f"{counted(accuracy.int8.num_images, 'validation image')}, one by one"
-        print_line(f"int8 against float32 on {images}: {paired_difference(accuracy.difference)}")
 
 
 def top1_interval(found: "Evaluation") -> str:

@@ -23,7 +23,8 @@ from vitrim.copying import copied
 from vitrim.errors import SettingError, counted, percent
 from vitrim.hooks import eval_mode
 from vitrim.models.wrappers import unwrapped
-from vitrim.programs.program import check_onnx, onnx_program, random_images
+from vitrim.programs.onnx import check_onnx, onnx_program
+from vitrim.programs.program import random_images
 from vitrim.runs.progress import track
 
 Runtime = Literal["model", "cpu", "cuda", "onnxruntime"]

@@ -2,80 +2,37 @@
 
 The file is written, read back, compared with the model, and timed. If its logits differ, it is deleted. The file is
 float32 and is compared on the CPU, whatever the precision and device of the model. A float16 file is compared with the
-model in float32. An int8 file differs on purpose; its accuracy is measured on images. `vitrim.programs.program` writes
-and runs the files.
+model in float32. An int8 file differs on purpose; its accuracy is measured on images. `vitrim.programs` writes and runs
+the files.
 """
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitrim.asking import within_memory
-from vitrim.checks import check_whole
 from vitrim.copying import copied
-from vitrim.costs.counting import count_cost
-from vitrim.costs.latency import Latency, LatencySettings, busy_note, time_in_rounds
-from vitrim.data.batches import eval_batches
+from vitrim.costs.latency import Latency, LatencySettings
 from vitrim.data.images import ImageData, ImageSet
-from vitrim.data.matching import match_labels, preprocessing_of
-from vitrim.data.preprocessing import Preprocessing
-from vitrim.errors import SettingError, UnsupportedModel
-from vitrim.evaluation import Difference, Evaluation, compare, evaluate
-from vitrim.models import describe, origin_of
+from vitrim.exporting.checking import check_settings, int8_kind
+from vitrim.exporting.comparing import Agreement, Int8Accuracy, agreement, int8_accuracy, timed
+from vitrim.exporting.images import Batches, LabelledImages, labelled_images
+from vitrim.exporting.metadata import metadata_of
 from vitrim.models.wrappers import unwrapped
-from vitrim.programs.program import (
-    DEFAULT,
-    MAX_ONNX_FILE,
-    OnnxProgram,
-    Program,
-    ProgramSettings,
-    check_onnx,
-    compare_logits,
-    failing_as,
-    is_export,
-    onnx_properties,
-    output_name,
-    random_images,
-    weight_bytes,
-    write_program,
-)
-from vitrim.runs.digests import Digests, Version, sha256_of
-from vitrim.runs.environment import versions
+from vitrim.programs.formats import FORMATS, Format
+from vitrim.programs.names import FormatName, Int8Kind
+from vitrim.programs.program import DEFAULT, AnyBatch, Exportable, ProgramSettings, compare_outputs, exportable
+from vitrim.runs.digests import Digests, Version, digest_of
 from vitrim.runs.files import writing, writing_folder
 from vitrim.runs.locks import lock_file
-from vitrim.runs.outputs import FileKind, output_file
 from vitrim.runs.progress import log
 
-MAX_OPSET = 100
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # of the largest logit: rounding in float32 is 1e-6, GELU with tanh instead of erf 1.6e-4
 HALF_TOLERANCE = 2e-2  # of the largest logit, for float16, which keeps 3 digits: 6e-4 in two blocks, more in many
-EVALUATION_BATCH = 64  # for float32, whose logits do not depend on the batch size
-
-Batches = Sequence[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Int8Accuracy:
-    """Accuracy of the model in float32 and of the int8 file, on the same images.
-
-    Attributes:
-        float32: the model.
-        int8: the file.
-        difference: paired, int8 minus float32.
-    """
-
-    float32: Evaluation
-    int8: Evaluation
-    difference: Difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,28 +41,45 @@ class Exported:
 
     Attributes:
         path: of the file.
-        format: `onnx` or `torch-export`.
-        file_bytes: size on disk. For ONNX models near 2 GB, it includes the second file, which has the weights.
-        max_differences: by batch size, the largest difference between the logits of file and model, as a fraction of
-            the model's largest logit.
-        eager: latency of the model on the CPU, timed in turns with the file.
-        latency: latency of the file; its `ratio` is relative to `eager`.
+        format: its name, such as `onnx`.
+        file_bytes: size on disk. It includes a second file, which has the weights: that of OpenVINO, and that of ONNX
+            models near 2 GB.
+        max_differences: by batch size, the largest difference between the logits of file and model on random images, as
+            a fraction of the model's largest logit. Empty if the file cannot be run on this machine.
+        eager: latency of the model on the CPU, timed in turns with the file; None if the file cannot be run here.
+        latency: latency of the file; its `ratio` is relative to `eager`. None if it cannot be run here.
+        agreement: what file and model predict for validation images; None without data.
         accuracy: for int8, else None.
         precision: of the weights: `float32`, `float16` or `int8`.
         input: the images that the file takes, such as `float32 (batch, 3, 224, 224)`.
         output: name of the output: `logits`, or `features` if the model has no classifier.
+        not_run: why the file was not run on this machine; empty if it was.
     """
 
     path: Path
     format: str
     file_bytes: int
     max_differences: dict[int, float]
-    eager: Latency
-    latency: Latency
+    eager: Latency | None
+    latency: Latency | None
+    agreement: Agreement | None = None
     accuracy: Int8Accuracy | None = None
     precision: str = "float32"
     input: str = ""
     output: str = "logits"
+    not_run: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is measured on a file that can be run; the attributes are those of `Exported`."""
+
+    max_differences: dict[int, float]
+    eager: Latency | None = None
+    latency: Latency | None = None
+    agreement: Agreement | None = None
+    accuracy: Int8Accuracy | None = None
+    not_run: str = ""
 
 
 @within_memory("export the model", "Lower the fixed batch (--batch), free memory, or export a smaller model.")
@@ -113,8 +87,8 @@ def export(
     model: nn.Module,
     path: str | Path,
     *,
-    format: str = "onnx",
-    int8: bool = False,
+    format: FormatName = "onnx",
+    int8: bool | Int8Kind = False,
     data: ImageData | ImageSet | Batches | None = None,
     latency: LatencySettings | None = None,
     tolerance: float | None = None,
@@ -122,15 +96,18 @@ def export(
 ) -> Exported:
     """Write a model as a program from normalised images `(B, channels, height, width)` to logits `(B, C)`.
 
-    The program runs on any batch size, unless `program` fixes one. The file also has classes, preprocessing,
-    architecture, cost and plan, as JSON: in ONNX as metadata properties, in `.pt2` as the extra file `vitrim.json`.
+    The program runs on any batch size, unless `program` or the format fixes one. The file also has classes,
+    preprocessing, architecture, cost and plan, as JSON.
 
     Args:
         model: is not changed.
-        path: a name that ends in `.onnx` or `.pt2`. An existing file is replaced; `check_place` refuses other files.
-        format: `onnx`, or `torch-export` for the format of PyTorch.
-        int8: quantise weights and, at run time, activations, by the range of the whole batch of images. ONNX only.
-        data: labelled images for the accuracy of int8, as for `evaluate`, in batches of `latency.batch_size`.
+        path: a name with the suffix of the format, such as `.onnx`. An existing file is replaced; `check_place` refuses
+            other files.
+        format: a key of `vitrim.programs.formats.FORMATS`.
+        int8: quantise weights and activations. `dynamic`, or True: the ranges of activations are found at run time, in
+            ONNX over the whole batch. `static`: they are found on training images of `data`.
+        data: labelled images, as for `evaluate`. Logits are compared on them too. For int8, the accuracy is measured on
+            them, in batches of `latency.batch_size`.
         latency: how both are timed; by default one image per forward pass.
         tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. By default
             `TOLERANCE`, and `HALF_TOLERANCE` for float16. Not for int8.
@@ -142,32 +119,41 @@ def export(
     """
     path, place = Path(path), Path(os.path.realpath(path))
     check_settings(path, format, int8=int8, has_data=data is not None, program=program)
-    timing = _timing(latency, program)
+    form, program, kind = FORMATS[format], _with_batch(program, format), int8_kind(int8)
     model = copied(unwrapped(model)).to("cpu", torch.float32).eval().requires_grad_(False)
-    _check_size(model, int8=int8)
-    batches, classes = _validation_batches(model, data)
-    metadata = {**_metadata(model, classes), **(about := _about(model, program, int8=int8))}
+    exported, images = exportable(model, program.batch), labelled_images(model, data)
+    if kind and form.check_int8:
+        form.check_int8(exported)
+    in_file = exported.in_half() if program.half and form.half == "all" else exported
+    about = _about(in_file, "int8" if kind else "float16" if program.half else "float32")
+    metadata = {**metadata_of(model, images.classes if images else ()), **about}
+    calibration = images.calibration(program.calibration_images) if images and kind == "static" else None
+    tolerance = (HALF_TOLERANCE if program.half else TOLERANCE) if tolerance is None else tolerance
     place.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(place), writing(place) as working, writing_folder(place) as folder:
         log(f"exporting to {path}")
-        run = write_program(copied(model).to(program.dtype), file := folder / place.name, format, metadata, program)
-        differences = compare_logits(model, run, _tolerance(tolerance, program), program)
-        if int8:  # made from the float32 file, after that file was compared
-            run = _write_int8(file, metadata)
-            differences = compare_logits(model, run, math.inf, program)
-        eager, exported = _time(model, run, timing)
-        found = Exported(
-            path=path,
-            format=format,
-            file_bytes=sum(part.stat().st_size for part in folder.iterdir()),
-            max_differences=differences,
-            eager=eager,
-            latency=exported,
-            accuracy=None if batches is None else _measure(model, run, batches, timing.batch_size),
-            **about,
-        )
-        _move(file, working, place)
+        form.write(in_file, file := folder / place.name, metadata, program)
+        measure = _Measuring(form, exported, images, _timing(latency, program), half=in_file is not exported)
+        if kind:  # made from the float32 file, which is compared before
+            measure.differences(file, tolerance)
+            form.int8[kind](file, exported, metadata, calibration)
+        measured = measure.all(file, math.inf if kind else tolerance, is_int8=bool(kind))
+        found = Exported(path=path, format=format, file_bytes=_bytes(form, file), **{**vars(measured), **about})
+        _move(form, file, working, place)
     return found
+
+
+def _about(in_file: Exportable, precision: str) -> dict[str, str]:
+    """What goes in and out of the file, and in which precision."""
+    return {"precision": precision, "input": in_file.text(), "output": in_file.output}
+
+
+def _with_batch(program: ProgramSettings, format: FormatName) -> ProgramSettings:
+    """The settings with a fixed batch of 1, if the format needs a fixed batch and none is given."""
+    if FORMATS[format].any_batch or program.batch:
+        return program
+    log(f"a file of {format} takes a fixed number of images: 1, unless --batch says another one")
+    return replace(program, batch=1)
 
 
 def _timing(latency: LatencySettings | None, program: ProgramSettings) -> LatencySettings:
@@ -175,188 +161,59 @@ def _timing(latency: LatencySettings | None, program: ProgramSettings) -> Latenc
     return replace(timing, batch_size=program.batch) if program.batch else timing
 
 
-def _tolerance(tolerance: float | None, program: ProgramSettings) -> float:
-    default = HALF_TOLERANCE if program.half else TOLERANCE
-    return default if tolerance is None else tolerance
+@dataclass(frozen=True)
+class _Measuring:
+    """What a file is compared with, and how."""
+
+    form: Format
+    exported: Exportable
+    images: LabelledImages | None
+    timing: LatencySettings
+    half: bool  # the file takes float16 images
+
+    def differences(self, file: Path, tolerance: float) -> dict[int, float]:
+        """By batch size, the largest difference of the logits on random images."""
+        run, examples = self.form.read(file), self.exported.checked_examples()
+        return compare_outputs(self.exported.module, run, examples, tolerance, half=self.half)
+
+    def all(self, file: Path, tolerance: float, *, is_int8: bool) -> _Measured:
+        """Everything that can be measured on this machine."""
+        if reason := self.form.cannot_run():
+            assert self.form.check_content is not None
+            self.form.check_content(self.exported, file)
+            return _Measured(max_differences={}, not_run=reason)
+        run = AnyBatch(self.form.read(file), self.exported.batch)
+        module, images, batch = self.exported.module, self.images, self.timing.batch_size
+        examples = self.exported.checked_examples()
+        differences = compare_outputs(module, run, examples, tolerance, half=self.half)
+        agreed = None
+        if images:
+            agreed = agreement(module, run, images.compared(batch), tolerance, half=self.half)
+        eager, latency = timed(self.exported, run, self.timing)
+        return _Measured(
+            max_differences=differences,
+            eager=eager,
+            latency=latency,
+            agreement=agreed,
+            accuracy=int8_accuracy(module, run, images, batch) if images and is_int8 else None,
+        )
 
 
-def _move(file: Path, working: Path, path: Path) -> None:
-    """Move a finished file to `working`, a second file with its weights beside `path`, and note their digests."""
-    for weights_file in set(file.parent.iterdir()) - {file}:  # the ONNX file refers to it by name
-        os.replace(weights_file, path.with_name(weights_file.name))
+def _bytes(form: Format, file: Path) -> int:
+    files = (one for part in form.parts(file) for one in ([*part.rglob("*")] if part.is_dir() else [part]))
+    return sum(one.stat().st_size for one in files if one.is_file())
+
+
+def _move(form: Format, file: Path, working: Path, place: Path) -> None:
+    """Move a finished file to `working`, and a second file beside `place`. In a model folder, note their digests."""
+    *second, _ = form.parts(place)
+    made = {part: new for part in (*second, place) if (new := file.with_name(part.name)).exists()}
+    digests = Digests(place.parent)
+    if digests.path.exists():
+        for part, new in made.items():
+            digests.note(part.name, Version(sha256=digest_of(new)))
+    for part in made.keys() - {place}:  # the file refers to it by name
+        os.replace(made[part], part)
+    if place.is_dir():
+        os.replace(place, file.with_name("replaced"))  # a folder is not moved over another one
     os.replace(file, working)
-    _note(path, working)
-
-
-def _note(path: Path, working: Path) -> None:
-    """Note the digests of the finished files, if their folder is one of a model."""
-    digests, weights_file = Digests(path.parent), path.with_name(f"{path.name}.data")
-    if not digests.path.exists():
-        return
-    for name, file in ((path.name, working), (weights_file.name, weights_file)):
-        if file.is_file():
-            digests.note(name, Version(sha256=sha256_of(file)))
-
-
-def check_place(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """Check that a file may be exported to, and return the place that it leads to, see `vitrim.runs.outputs`.
-
-    Args:
-        inputs: files and folders that the command reads.
-
-    Raises:
-        SettingError: there is something that `export` did not write, or nothing can be written there.
-    """
-    if path.is_dir():
-        example = f"{path / 'model'}{path.suffix or SUFFIXES['onnx']}"
-        raise SettingError(f"{path} is a folder; name the file to export to, such as {example}.")
-    return output_file(path, FileKind(form="file", content="exported model", is_ours=is_export), inputs)
-
-
-def check_settings(path: Path, format: str, *, int8: bool, has_data: bool, program: ProgramSettings = DEFAULT) -> None:
-    """Check the settings of `export`, before a model is opened and images are read.
-
-    Raises:
-        SettingError: a setting is unknown or contradicts another one, or an optional package is missing.
-    """
-    if format not in SUFFIXES:
-        raise SettingError(f"The format is {format!r}; expected one of {', '.join(SUFFIXES)}.")
-    if path.is_dir():
-        check_place(path)
-    if path.suffix != SUFFIXES[format]:
-        raise SettingError(
-            f"The file is {path}; expected a name that ends in {SUFFIXES[format]} for the format {format}."
-        )
-    if int8 and format != "onnx":
-        raise SettingError(f"The format is {format}; expected onnx, because only onnx supports int8.")
-    if int8 and not has_data:
-        raise SettingError(
-            "int8 lowers the accuracy, so it must be measured on labelled images. Name them with --data (in Python: "
-            "data)."
-        )
-    if has_data and not int8:
-        raise SettingError("data is only used with int8; a float32 file is compared with the model on random images.")
-    if program.opset is not None and format != "onnx":
-        raise SettingError(f"The format is {format}; opset (--opset) is only for onnx.")
-    if program.opset is not None:
-        check_whole("opset", program.opset, 1, MAX_OPSET)
-    if program.batch is not None and (type(program.batch) is not int or program.batch < 1):
-        raise SettingError(f"batch is {program.batch}; expected a number from 1, or none for any number of images.")
-    if int8 and program.half:
-        raise SettingError("int8 and half contradict each other; give one of them.")
-    if int8 and program.batch not in (None, 1):
-        raise SettingError(
-            f"batch is {program.batch} with int8; expected 1 or none, because accuracy is measured on single images."
-        )
-    if format == "onnx":
-        check_onnx()
-
-
-def _check_size(model: nn.Module, *, int8: bool) -> None:
-    """ONNX Runtime quantises only models in one file."""
-    weights = weight_bytes(model.state_dict())
-    if int8 and weights > MAX_ONNX_FILE:
-        raise SettingError(f"int8 is for models of at most {MAX_ONNX_FILE:,} bytes; this model has {weights:,}.")
-
-
-def _about(model: nn.Module, program: ProgramSettings, *, int8: bool) -> dict[str, str]:
-    """What goes in and out of the file, and in which precision."""
-    structure, dtype = describe(model), str(program.dtype).removeprefix("torch.")
-    shape = (program.batch or "batch", structure.in_chans, *structure.img_size)
-    return {
-        "precision": "int8" if int8 else dtype,
-        "input": f"{dtype} ({', '.join(map(str, shape))})",
-        "output": output_name(model),
-    }
-
-
-def _metadata(model: nn.Module, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The metadata of the file: how to prepare images, what the outputs are, and where the model comes from.
-
-    Args:
-        classes: names of the outputs; if empty, those that the model carries.
-    """
-    cost = count_cost(model)
-    built: dict[str, Any] = {}
-    with suppress(UnsupportedModel):  # how the model was built may be unknown; it can be exported nevertheless
-        origin = origin_of(model)
-        built = {
-            "classes": list(classes or origin.classes) or None,
-            "library": origin.library,
-            "architecture": origin.architecture,
-            "model_args": origin.model_args,
-            "plan": origin.plan.to_dict() if origin.plan else None,
-        }
-    try:
-        preprocessing = _prepared(preprocessing_of(model))
-    except SettingError as error:  # the file is right nevertheless
-        preprocessing = {"preprocessing": {"refused": str(error)}}
-    return {
-        **built,
-        **preprocessing,
-        "params": cost.params,
-        "macs": cost.macs,
-        "versions": versions(),
-    }
-
-
-def _prepared(preprocessing: Preprocessing) -> dict[str, Any]:
-    """How images are prepared, as values and in words, with the size of the images that are used as they are."""
-    size = preprocessing.unchanged_size
-    return {
-        "preprocessing": {**preprocessing.to_dict(), "unchanged_size": list(size) if size else None},
-        "preprocessing_in_words": f"{preprocessing.text()}; a pixel in 0..255 becomes (pixel / 255 - mean) / std",
-    }
-
-
-def _write_int8(file: Path, metadata: dict[str, Any]) -> Program:
-    """Quantise an ONNX file in place and read it back."""
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = file.with_name("prepared.onnx")
-    with failing_as("ONNX Runtime cannot quantise this model"):
-        quant_pre_process(str(file), str(prepared))
-        quantize_dynamic(str(prepared), str(file), per_channel=True)
-        prepared.unlink()
-        quantised = onnx.load(file)
-        onnx.helper.set_model_props(quantised, onnx_properties(metadata))
-        onnx.save(quantised, file)
-        return OnnxProgram(file)
-
-
-@torch.no_grad()
-def _time(model: nn.Module, run: Program, settings: LatencySettings) -> list[Latency]:
-    images = random_images(model, settings.batch_size)
-    if note := busy_note():
-        log(note)
-    return time_in_rounds([partial(model, images), partial(run, images)], settings, images.device)
-
-
-def _validation_batches(
-    model: nn.Module, data: ImageData | ImageSet | Batches | None
-) -> tuple[Callable[[int], Any] | None, tuple[str, ...]]:
-    """A function that makes the batches again for a batch size, so both models are evaluated on the same images.
-
-    Returns:
-        The function, or None without data; and the names of the outputs, if the data states them.
-    """
-    classes: tuple[str, ...] = ()
-    if isinstance(data, ImageData):
-        matched = match_labels(data, model)
-        data, classes = matched.validation, matched.classes
-    if data is None:
-        return None, classes
-    if not isinstance(data, ImageSet):
-        prepared = data
-        return lambda batch_size: prepared, classes
-    images = data
-    return lambda batch_size: eval_batches(images, preprocessing_of(model), batch_size=batch_size), classes
-
-
-def _measure(model: nn.Module, run: Program, batches: Callable[[int], Any], batch_size: int) -> Int8Accuracy:
-    assert isinstance(run, nn.Module)
-    before = evaluate(model, batches(EVALUATION_BATCH), description="evaluating float32")
-    after = evaluate(run, batches(batch_size), description="evaluating int8")
-    return Int8Accuracy(float32=before, int8=after, difference=compare(before, after))

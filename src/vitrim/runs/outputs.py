@@ -46,12 +46,14 @@ class FileKind:
     Attributes:
         form: of the file, such as `JSON file`.
         content: such as `plan`.
-        is_ours: whether a command of the same kind wrote an existing regular file.
+        is_ours: whether a command of the same kind wrote what exists.
+        is_folder: whether it is a folder, with one content. Else it is a regular file.
     """
 
     form: str
     content: str
     is_ours: Callable[[Path], bool]
+    is_folder: bool = False
 
 
 MAX_PLAN_BYTES = 100 * 2**20
@@ -84,10 +86,12 @@ def output_file(path: Path, kind: FileKind, inputs: Iterable[str | Path] = (), o
     """
     place, found = _followed(path, option)
     expected = f"expected the name of a {kind.form} for the {kind.content} after {option}"
-    if found is not None and stat.S_ISDIR(found.st_mode):
+    if found is not None and stat.S_ISDIR(found.st_mode) and not kind.is_folder:
         raise SettingError(f"{path} is a folder; {expected}.")
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        raise SettingError(f"{path} is {KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}; {expected}.")
+    is_expected = stat.S_ISDIR if kind.is_folder else stat.S_ISREG
+    if found is not None and not is_expected(found.st_mode):
+        other = "a file" if kind.is_folder and stat.S_ISREG(found.st_mode) else "no file"
+        raise SettingError(f"{path} is {KINDS.get(stat.S_IFMT(found.st_mode), other)}; {expected}.")
     for name in inputs:
         if is_same(place, Path(name)):
             raise SettingError(

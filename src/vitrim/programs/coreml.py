@@ -1,0 +1,143 @@
+"""Core ML: `.mlpackage` for Apple devices, a folder. It is written on any machine and runs on macOS only."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from vitrim.errors import ExportMismatch
+from vitrim.programs.failing import check_packages, failing_as
+from vitrim.programs.program import INPUT, Exportable, Program, ProgramSettings
+
+PACKAGES = ("coremltools",)
+KEY = "vitrim_metadata"  # of the user-defined metadata
+MODEL = Path("Data", "com.apple.CoreML", "model.mlmodel")  # in the folder
+WITH_WEIGHTS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+MIN_WEIGHTS = 1024  # Core ML keeps smaller tensors elsewhere
+ROUNDING = 1e-3  # relative; of float16
+
+
+def check() -> None:
+    """Raise `SettingError` if the package is missing."""
+    check_packages("Core ML", "coreml", PACKAGES)
+
+
+def cannot_run() -> str:
+    """Why files cannot be run on this machine; empty if they can."""
+    return "" if sys.platform == "darwin" else "Core ML runs on macOS only"
+
+
+def write(exported: Exportable, file: Path, metadata: Mapping[str, Any], settings: ProgramSettings) -> None:
+    """Write a folder for a fixed batch, for iOS 16, macOS 13 and later.
+
+    With `settings.half`, weights and computation are float16. Images and outputs stay float32.
+
+    Raises:
+        SettingError: the package is missing. ExportFailed: Core ML does not support this model.
+    """
+    check()
+    program = exported.traced_program()
+    with failing_as("Core ML cannot take this model"):
+        import coremltools
+
+        precision = coremltools.precision.FLOAT16 if settings.half else coremltools.precision.FLOAT32
+        converted = coremltools.convert(
+            program.run_decompositions({}),
+            outputs=[coremltools.TensorType(name=exported.output, dtype=np.float32)],
+            compute_precision=precision,
+            minimum_deployment_target=coremltools.target.iOS16,
+            skip_model_load=True,
+        )
+        converted.user_defined_metadata[KEY] = json.dumps(metadata)
+        converted.save(str(file))
+
+
+def read(file: Path) -> Program:
+    """Read a folder to run it on the CPU of a Mac.
+
+    Raises:
+        SettingError: the package is missing. ExportFailed: the folder cannot be read.
+    """
+    check()
+    with failing_as(f"Core ML cannot run {file.name}"):
+        import coremltools
+
+        model = coremltools.models.MLModel(str(file), compute_units=coremltools.ComputeUnit.CPU_ONLY)
+
+    def run(images: Tensor) -> Tensor:
+        (output,) = model.predict({INPUT: images.numpy()}).values()
+        return torch.from_numpy(np.array(output)).float()
+
+    return run
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """Read the metadata that `write` has stored. Raises as `read`."""
+    check()
+    with failing_as(f"{file} has no metadata of vitrim"):
+        import coremltools
+
+        return dict(json.loads(coremltools.models.MLModel(str(file), skip_model_load=True).user_defined_metadata[KEY]))
+
+
+def is_ours(file: Path) -> bool:
+    """Whether `write` has written a folder with metadata."""
+    try:
+        return KEY.encode() in (file / MODEL).read_bytes()
+    except OSError:
+        return False
+
+
+def check_content(exported: Exportable, file: Path) -> None:
+    """Compare a folder that cannot be run with the module: names and shapes, and the weights of its layers.
+
+    Raises:
+        ExportMismatch: they differ.
+    """
+    program = exported.traced_program()
+    with failing_as(f"Core ML cannot read {file.name}"):
+        import coremltools
+        from coremltools.optimize.coreml import get_weights_metadata
+
+        model = coremltools.models.MLModel(str(file), skip_model_load=True)
+        described = model.get_spec().description
+        found = {one.name: tuple(one.type.multiArrayType.shape) for one in (*described.input, *described.output)}
+        weights = [found.val for found in get_weights_metadata(model, weight_threshold=MIN_WEIGHTS).values()]
+        stored = {(value.size, *_sums(torch.from_numpy(np.array(value)))) for value in weights}
+    expected = {INPUT: exported.shape, exported.output: _output_shape(program)}
+    if found != expected:
+        raise ExportMismatch(f"The exported file takes and returns {found}; expected {expected}. No file was written.")
+    for name, weight in _weights(program):
+        if not any(
+            size == weight.numel() and np.allclose(sums, _sums(weight), rtol=ROUNDING) for size, *sums in stored
+        ):
+            raise ExportMismatch(
+                f"The exported file does not have the weights `{name}` of the model. No file was written."
+            )
+
+
+def _output_shape(program: ExportedProgram) -> tuple[int, ...]:
+    (name,) = program.graph_signature.user_outputs
+    return tuple(next(node for node in program.graph.nodes if node.name == name).meta["val"].shape)
+
+
+def _weights(program: ExportedProgram) -> Iterator[tuple[str, Tensor]]:
+    """The names and weights of linear layers and convolutions."""
+    names = program.graph_signature.inputs_to_parameters
+    for node in program.graph.nodes:
+        if node.target in WITH_WEIGHTS and (name := names.get(node.args[1].name)):
+            weight = program.state_dict[name]
+            if weight.numel() > MIN_WEIGHTS:
+                yield name.removeprefix("module.").removeprefix("model."), weight
+
+
+def _sums(weight: Tensor) -> tuple[float, float]:
+    """Two numbers that depend on all weights, in any order."""
+    weight = weight.double()
+    return float(weight.abs().sum()), float(weight.square().sum())
