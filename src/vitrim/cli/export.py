@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from vitrim.cli import inputs
 from vitrim.cli.options import OUTPUT, DataOptions, ModelName, ModelOptions
 from vitrim.cli.tables import paired_difference, print_line, print_table, top1_interval
-from vitrim.cli.values import WHOLE, refuse_empty
+from vitrim.cli.values import IMAGE_SIZE, WHOLE, ImageSize, refuse_empty
 from vitrim.errors import SettingError, counted
 from vitrim.programs.names import FormatName, Int8Kind
 
@@ -51,6 +51,21 @@ class FileOptions:
         Parameter(
             help="number of images of each forward pass of the file (default: any number; 1 for executorch, coreml and "
             "litert)"
+        ),
+    ] = None
+    with_preprocessing: Annotated[
+        bool,
+        Parameter(
+            help="put resizing, cropping, normalisation and softmax into the file: it takes pixels and returns "
+            "probabilities (default: normalised images and logits)"
+        ),
+    ] = False
+    image_size: Annotated[
+        ImageSize | None,
+        IMAGE_SIZE,
+        Parameter(
+            help="height x width of all images for --with-preprocessing, e.g. 480x640, or one number for both "
+            "(default: any size; for executorch, coreml and litert the size that evaluation only crops, e.g. 256)"
         ),
     ] = None
     opset: Annotated[
@@ -117,6 +132,8 @@ def export(
         batch=asked.batch,
         half=asked.half,
         calibration_images=CALIBRATION_IMAGES if asked.calibration_images is None else asked.calibration_images,
+        with_preprocessing=asked.with_preprocessing,
+        image_size=asked.image_size,
     )
     ending = f"{'.int8' if asked.int8 else '.half' if asked.half else ''}{checking.SUFFIXES[format]}"
     path = output or inputs.export_folder(model) / f"model{ending}"
@@ -160,7 +177,8 @@ def _explained(exported: "Exported") -> Iterator[str]:
     if exported.not_run:
         yield f"not run: {exported.not_run}. Inputs, outputs and weights were compared, but no prediction and no time."
     if exported.max_differences:
-        yield "difference: largest difference of a logit on random images, as a fraction of the largest logit"
+        what = {"logits": "logit", "probabilities": "probability"}.get(exported.output, "feature")
+        yield f"difference: largest difference of a {what} on random images, as a fraction of the largest {what}"
     if found := exported.agreement:
         yield (
             f"validation images: largest difference {found.max_difference:.1e}; the same class for {found.same:,} of "

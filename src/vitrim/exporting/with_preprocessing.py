@@ -6,15 +6,18 @@ product with two matrices, which are computed from the size of the image. `vitri
 Shapes: `H` and `W` height and width of the images, `h` and `w` of what the model takes, `C` classes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from vitrim.data.preprocessing import NOT_FOR_TENSORS, Preprocessing
+from vitrim.data.matching import preprocessing_of
+from vitrim.data.preprocessing import NOT_FOR_TENSORS, EvalTransform, Preprocessing, normalise
 from vitrim.data.processor import ProcessorSteps, resized
 from vitrim.errors import SettingError
 from vitrim.exporting.resampling import axis_weights, crop_offset, resized_size
 from vitrim.hooks import logits_of
-from vitrim.programs.program import output_name
+from vitrim.programs.program import Exportable, ProgramSettings, output_name
 
 
 class WithPreprocessing(nn.Module):
@@ -120,6 +123,78 @@ class WithPreprocessing(nn.Module):
             return pixels
         pixels = (pixels + 0.5).floor() if with_bytes else pixels.round()  # halves up, or to even numbers
         return pixels.clamp(0, 255)
+
+
+class AsInEvaluation(nn.Module):
+    """A model that takes pixels and prepares them with the code of evaluation. Exported files are compared with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.preprocessing = model, preprocessing_of(model)
+        self.transform = EvalTransform(self.preprocessing)
+        self.has_classes = output_name(model) == "logits"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute probabilities `(B, C)`, or features, from images `(B, H, W, channels)` uint8."""
+        pixels = normalise(self.transform(images.permute(0, 3, 1, 2).contiguous()), self.preprocessing)
+        output = logits_of(self.model(pixels))
+        return output.softmax(dim=-1) if self.has_classes else output
+
+
+def exportable_with_preprocessing(model: nn.Module, settings: ProgramSettings) -> Exportable:
+    """A model with its preprocessing as it is exported: from pixels `(B, H, W, channels)` to probabilities `(B, C)`.
+
+    Args:
+        model: in float32 on the CPU, in eval mode.
+        settings: a fixed batch and a fixed size of all images, if there is one.
+
+    Raises:
+        SettingError: vitrim cannot prepare images for the model, or they would not have the model's size.
+    """
+    preprocessing, size = preprocessing_of(model), settings.image_size
+    module = WithPreprocessing(model, preprocessing, size).eval().requires_grad_(False)
+    height, width = size or default_image_size(preprocessing)
+    sizes = ((height, width), (height + 13, 2 * width + 7), (height // 2 + 1, width + 5))  # also tall, wide and small
+    checked = zip((1, 3, 1), sizes, strict=True)
+    return Exportable(
+        module=module,
+        shape=(settings.batch or "batch", *(size or ("height", "width")), preprocessing.channels),
+        dtype=torch.uint8,
+        output="probabilities" if module.has_classes else "features",
+        traced={"batch": 2, "height": height + 13, "width": 2 * width + 7},
+        checked=[{"batch": batch, "height": height, "width": width} for batch, (height, width) in checked],
+    )
+
+
+def default_image_size(preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width of all images in a format that needs a fixed size: an image of this size is only cropped.
+
+    It is the size to which evaluation resizes an image with the aspect ratio of the model's input, such as 256x256 for
+    an input of 224x224 with a `crop_pct` of 0.875.
+    """
+    height, width = (torch.tensor(side) for side in preprocessing.img_size)
+    resized_height, resized_width = resized_size(height, width, preprocessing)
+    return int(resized_height), int(resized_width)
+
+
+def about_pixels(metadata: dict[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """The metadata of a file that prepares images itself.
+
+    Args:
+        metadata: of the file of the model alone, see `vitrim.exporting.metadata`.
+        image_size: height and width of all images; None for any.
+    """
+    size = f"of {_by(image_size)} pixels" if image_size else "of any size"
+    order = "grey" if len(metadata["preprocessing"]["mean"]) == 1 else "in the order RGB"
+    words = f"none is needed: give the pixels 0..255 of images {size}, {order}. In the file: "
+    return {
+        **metadata,
+        "with_preprocessing": True,
+        "image_size": list(image_size) if image_size else None,
+        "preprocessing": None,
+        "preprocessing_in_file": metadata["preprocessing"],
+        "preprocessing_in_words": words + metadata["preprocessing_in_words"],
+    }
 
 
 def check_preprocessing(preprocessing: Preprocessing, image_size: tuple[int, int] | None = None) -> None:

@@ -21,6 +21,7 @@ MAX_FILE = 1_500_000_000  # bytes of weights in one file; protobuf allows 2 GiB,
 PROPERTIES = {"params", "macs", "versions"}  # that only vitrim writes, all together
 QUANTISED = ["MatMul", "Gemm", "Conv"]  # layers with weights, and the two products of attention
 CALIBRATION_BATCH = 16
+SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx stores the names of the modules that a node belongs to
 
 
 def check_onnx() -> None:
@@ -164,8 +165,8 @@ def quantise_dynamic(file: Path, exported: Exportable, metadata: Mapping[str, An
     from onnxruntime.quantization import quantize_dynamic
 
     with failing_as("ONNX Runtime cannot quantise this model"):
-        prepared = _prepared(file)
-        quantize_dynamic(str(prepared), str(file), per_channel=True)
+        not_quantised, prepared = _resampling(file), _prepared(file)
+        quantize_dynamic(str(prepared), str(file), per_channel=True, nodes_to_exclude=not_quantised)
         _finish(prepared, file, metadata)
 
 
@@ -179,13 +180,14 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
 
     assert images is not None
     with failing_as("ONNX Runtime cannot quantise this model"):
-        prepared = _prepared(file)
+        not_quantised, prepared = _resampling(file), _prepared(file)
         quantize_static(
             str(prepared),
             str(file),
             _Reader(images, exported.batch or CALIBRATION_BATCH),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=not_quantised,
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -205,6 +207,18 @@ class _Reader:
         """The next batch; None after the last one."""
         batch = next(self.batches, None)
         return None if batch is None else {INPUT: batch.numpy()}
+
+
+def _resampling(file: Path) -> list[str]:
+    """Names of the products that resize pixels, in a file that prepares images itself: they are not in the model."""
+    import onnx
+
+    found = []
+    for node in onnx.load(file, load_external_data=False).graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "")
+        if node.op_type in QUANTISED and scopes and "'model'" not in scopes:
+            found.append(node.name)
+    return found
 
 
 def _prepared(file: Path) -> Path:

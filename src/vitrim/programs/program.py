@@ -37,12 +37,18 @@ class ProgramSettings:
             a fixed number.
         half: weights, images and computation in float16, as far as the format allows. Else in float32.
         calibration_images: number of training images for static int8, with equally many of each class.
+        with_preprocessing: the file takes the pixels of decoded images, prepares them itself, and returns
+            probabilities.
+        image_size: height and width of all images, for `with_preprocessing`. By default the file accepts any size; if
+            its format needs a fixed size, see `vitrim.exporting.with_preprocessing.default_image_size`.
     """
 
     opset: int | None = None
     batch: int | None = None
     half: bool = False
     calibration_images: int = CALIBRATION_IMAGES
+    with_preprocessing: bool = False
+    image_size: tuple[int, int] | None = None
 
 
 DEFAULT = ProgramSettings()
@@ -112,8 +118,8 @@ class Exportable:
         Raises:
             ExportFailed: torch.export fails on this module.
         """
-        batch_first = {axis: Dim(name, min=1) if axis == 0 else Dim.AUTO for axis, name in self.dynamic_axes.items()}
-        shapes = (batch_first,) if batch_first else None
+        axes = {axis: Dim(name, min=1) for axis, name in self.dynamic_axes.items()}
+        shapes = (axes,) if axes else None
         with failing_as("torch.export cannot take this model"):
             program = torch.export.export(
                 self.module, (self.example(self.traced),), dynamic_shapes=shapes, strict=False
