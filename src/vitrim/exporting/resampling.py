@@ -95,8 +95,8 @@ def crop_offset(resized: Tensor, crop: int, *, rounds_down: bool) -> Tensor:
         rounds_down: halves are rounded down, as transformers does, and not to even numbers, as torchvision does.
     """
     half = (resized - crop) / 2
-    rounded = half.trunc() if rounds_down else torch.where(half > 0, half.round(), half.trunc())
-    return rounded.long()
+    inside = half.floor() if rounds_down else half.round()
+    return torch.where(half > 0, inside, half.ceil()).long()
 
 
 def axis_weights(size: int, resized: Tensor, rows: Tensor, interpolation: str) -> Tensor:
@@ -134,7 +134,7 @@ def _box(columns: Tensor, rows: Tensor, total: Tensor, resized: Tensor) -> Tenso
     scale = total.double() / resized.double()
     width = scale.clamp(min=1)
     center = (rows.double() + 0.5) * scale
-    first, last = (center - width / 2 + 0.5).trunc(), (center + width / 2 + 0.5).trunc()
+    first, last = (center - width / 2 + 0.5).floor(), (center + width / 2 + 0.5).floor()
     x = (columns - center + 0.5) * (1 / width)
     return ((x > -0.5) & (x <= 0.5) & (columns >= first) & (columns < last)).float()
 
