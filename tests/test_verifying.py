@@ -15,6 +15,7 @@ from vitrim.cli import run as run_command
 from vitrim.errors import SettingError
 from vitrim.exporting.export import export
 from vitrim.pipeline import compress, fit
+from vitrim.programs.program import ProgramSettings
 from vitrim.recipe import TrainRecipe
 from vitrim.runs.digests import DIGESTS, Digests, Version, sha256_of
 from vitrim.saving.checkpoint import load, save
@@ -109,10 +110,13 @@ def test_stages_may_be_deleted_after_a_run(run: Path) -> None:
 def test_exported_files_are_compared_with_the_model_and_strange_ones_are_not_opened(run: Path) -> None:
     pytest.importorskip("onnxruntime")
     export(load(run / "model"), run / "model" / "model.onnx")
+    with_preprocessing = ProgramSettings(with_preprocessing=True)
+    export(load(run / "model"), run / "model" / "pixels.onnx", program=with_preprocessing)
     (run / "model" / "strange.pt2").write_bytes(b"anything")
     checks = {check.name: check for check in verify(run, digits())}
     assert checks["model/model.onnx"].holds is True
     assert "largest difference" in checks["model/model.onnx"].text
+    assert checks["model/pixels.onnx"].holds is True and "largest output" in checks["model/pixels.onnx"].text
     assert checks["model/strange.pt2"].holds is None
     (run / "model" / "model.onnx").write_bytes((run / "model" / "model.onnx").read_bytes()[:-9])
     assert {"files", "model/model.onnx"} <= set(failing(run))

@@ -1,6 +1,7 @@
 """Laws of a model with its preprocessing: it sees the pixels that evaluation gives the model, at any image size."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from builders.images import preprocessing
+from builders.images import preprocessing, save_image
 from builders.runs import digits_model
+from vitrim.costs.latency import LatencySettings
+from vitrim.data.images import ImageData
+from vitrim.data.loading import load_data
 from vitrim.data.preprocessing import INTERPOLATIONS, EvalTransform, Preprocessing, normalise
 from vitrim.data.processor import ProcessorSteps
 from vitrim.errors import SettingError
-from vitrim.exporting.with_preprocessing import WithPreprocessing, check_preprocessing
+from vitrim.exporting.checking import check_settings
+from vitrim.exporting.export import HALF_PIXELS_TOLERANCE, PIXELS_TOLERANCE, Exported, export
+from vitrim.exporting.with_preprocessing import WithPreprocessing, check_preprocessing, default_image_size
+from vitrim.programs.formats import FORMATS
+from vitrim.programs.names import FormatName
+from vitrim.programs.program import ProgramSettings
 
 SIZES = ((24, 24), (24, 36), (30, 41), (41, 30), (5, 5), (200, 40), (12, 90), (333, 256), (1, 9), (96, 31))
 # No image becomes one pixel wide: PyTorch 2.14 then resizes floats wrongly (17 levels from Pillow for 200x13 to 18x1).
 LEVEL = 1.01  # of 255: both round to bytes, and a sum in float32 may fall on the other side of a half
 TWO_LEVELS = 2.01  # torchvision resizes bytes with weights of 16 bits: up to 2 levels from Pillow, which has 22 bits
+QUICK = LatencySettings(rounds=2, warmup=1)
 BY_TIMM = [name for name in INTERPOLATIONS if name != "nearest-exact"]
 RESIZED = ({"height": 30, "width": 32}, {"shortest_edge": 28}, {"shortest_edge": 28, "longest_edge": 40})
 RESIZED = (*RESIZED, {"max_height": 28, "max_width": 30}, None)
@@ -156,7 +166,106 @@ def test_one_onnx_file_takes_images_of_every_size(crop_mode: str, tmp_path: Path
         np.testing.assert_allclose(found, probabilities(whole, images).numpy(), atol=2e-3)
 
 
+# Files
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    """Images of different sizes, four of each of two classes."""
+    root = tmp_path_factory.mktemp("photos")
+    for number in range(8):
+        save_image(root / ["cat", "dog"][number % 2] / f"{number}.png", seed=number, size=(20 + 9 * number, 50))
+    return load_data(root, split="all")
+
+
+def exported_for(photos: ImageData, path: Path, format: FormatName, **settings: Any) -> Exported:
+    """A file of a model that takes pixels and has the classes of the photos."""
+    model = digits_model(depth=1, num_classes=2)
+    kind, program = settings.pop("int8", False), ProgramSettings(with_preprocessing=True, **settings)
+    data = None if kind == "static" else photos
+    return export(model, path, format=format, int8=kind, data=data or both(photos), latency=QUICK, program=program)
+
+
+def both(photos: ImageData) -> ImageData:
+    """The photos as training images, too."""
+    return replace(photos, train=photos.validation)
+
+
+def test_a_file_takes_pixels_and_agrees_with_evaluation_on_photos_of_all_sizes(
+    photos: ImageData, tmp_path: Path
+) -> None:
+    found = exported_for(photos, tmp_path / "model.pt2", "torch-export")
+    assert (found.input, found.output) == ("uint8 (batch, height, width, 3)", "probabilities")
+    assert found.agreement is not None and found.agreement.num_images == 8 == found.agreement.same
+    assert found.agreement.max_difference <= PIXELS_TOLERANCE
+    about = FORMATS["torch-export"].read_metadata(found.path)
+    assert about["with_preprocessing"] is True and about["image_size"] is None and about["preprocessing"] is None
+    assert about["preprocessing_in_words"].startswith("none is needed: give the pixels 0..255 of images of any size")
+    assert about["preprocessing_in_file"]["img_size"] == [8, 8] and about["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"image_size": (30, 40)}, {"half": True}], ids=str)
+@pytest.mark.parametrize("kind", [False, "dynamic", "static"])
+def test_int8_does_not_quantise_the_resizing(
+    kind: Any, settings: dict[str, Any], photos: ImageData, tmp_path: Path
+) -> None:
+    import onnx
+
+    if kind and "half" in settings:
+        return
+    found = exported_for(photos, tmp_path / "model.onnx", "onnx", int8=kind, **settings)
+    assert found.agreement is not None and found.agreement.num_images == 8
+    products = [node for node in onnx.load(found.path).graph.node if node.op_type == "MatMul"]
+    assert {"node_matmul", "node_matmul_1"} <= {node.name for node in products}
+    if kind:
+        assert found.accuracy is not None and found.precision == "int8"
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("format", ["openvino", "executorch", "coreml", "litert"])
+def test_a_file_of_each_format_prepares_images_itself(
+    format: FormatName, half: bool, photos: ImageData, tmp_path: Path
+) -> None:
+    found = exported_for(photos, tmp_path / f"model{FORMATS[format].suffix}", format, half=half)
+    if FORMATS[format].cannot_run():
+        assert found.input == "RGB image (8, 8)" and found.not_run
+        return
+    assert found.agreement is not None and found.agreement.num_images == 8
+    assert found.agreement.max_difference <= (HALF_PIXELS_TOLERANCE if half else PIXELS_TOLERANCE)
+    size = "height, width" if FORMATS[format].any_size else "8, 8"
+    assert found.input == f"uint8 ({'batch' if FORMATS[format].any_batch else 1}, {size}, 3)"
+
+
+@pytest.mark.parametrize("side", [24, 224])
+@pytest.mark.parametrize("changes", [{"crop_pct": 0.875}, {"crop_pct": 0.9, "crop_mode": "squash"}, {}], ids=str)
+def test_an_image_of_the_default_size_is_only_cropped(side: int, changes: dict[str, Any]) -> None:
+    settings = preprocessing(side, **changes)
+    height, width = default_image_size(settings)
+    images = images_of(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    found = WithPreprocessing(digits_model(depth=1), settings, (height, width)).resize(images)
+    assert torch.equal(found, images.permute(0, 3, 1, 2)[..., top : top + side, left : left + side].float())
+
+
 # Refused
+
+
+SETTINGS: dict[str, tuple[FormatName, dict[str, Any], Any, str]] = {
+    "a size without preprocessing": ("onnx", {"image_size": (9, 9)}, False, "--with-preprocessing"),
+    "an empty image": ("onnx", {"with_preprocessing": True, "image_size": (9, 0)}, False, "image_size"),
+    "int8 of another format": ("openvino", {"with_preprocessing": True}, "static", "for onnx only"),
+    "several images for Core ML": ("coreml", {"with_preprocessing": True, "batch": 2}, False, "takes one image"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_contradict_each_other_are_refused(name: str, tmp_path: Path) -> None:
+    format, settings, kind, said = SETTINGS[name]
+    path = tmp_path / f"model{FORMATS[format].suffix}"
+    with pytest.raises(SettingError, match=said):
+        check_settings(path, format, int8=kind, has_data=True, program=ProgramSettings(**settings))
 
 
 WRONG: dict[str, tuple[dict[str, Any], tuple[int, int] | None, str]] = {
