@@ -93,7 +93,11 @@ def is_ours(file: Path) -> bool:
 
 
 def quantise_dynamic(file: Path, exported: Exportable, metadata: Mapping[str, Any], images: Tensor | None) -> None:
-    """Write a file again in which linear layers are int8; the ranges of their inputs are found at run time."""
+    """Write a file again in which linear layers are int8; the ranges of their inputs are found at run time.
+
+    Args:
+        images: not used; `(n, ...)` for static int8.
+    """
     _quantise(file, exported, metadata, exported.example({}), is_dynamic=True)
 
 

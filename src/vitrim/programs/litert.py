@@ -103,7 +103,11 @@ def is_ours(file: Path) -> bool:
 
 
 def quantise_dynamic(file: Path, exported: Exportable, metadata: Mapping[str, Any], images: Tensor | None) -> None:
-    """Quantise a file in place: weights now, and activations at run time."""
+    """Quantise a file in place: weights now, and activations at run time.
+
+    Args:
+        images: not used; `(n, ...)` for static int8.
+    """
     with failing_as("LiteRT cannot quantise this model"):
         from ai_edge_quantizer import recipe
 

@@ -161,7 +161,11 @@ def weights_file(file: Path) -> Path:
 
 
 def quantise_dynamic(file: Path, exported: Exportable, metadata: Mapping[str, Any], images: Tensor | None) -> None:
-    """Quantise an ONNX file in place: weights now, and activations at run time by the range of their batch."""
+    """Quantise an ONNX file in place: weights now, and activations at run time by the range of their batch.
+
+    Args:
+        images: not used; `(n, ...)` for static int8.
+    """
     from onnxruntime.quantization import quantize_dynamic
 
     with failing_as("ONNX Runtime cannot quantise this model"):
@@ -184,7 +188,7 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
         quantize_static(
             str(prepared),
             str(file),
-            _Reader(images, exported.batch or CALIBRATION_BATCH),
+            _Calibration(images, exported.batch or CALIBRATION_BATCH),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
             nodes_to_exclude=not_quantised,
@@ -196,7 +200,7 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
         _finish(prepared, file, metadata)
 
 
-class _Reader:
+class _Calibration:
     """Batches of images, as ONNX Runtime's calibration asks for them."""
 
     def __init__(self, images: Tensor, batch: int) -> None:

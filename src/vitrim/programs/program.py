@@ -218,7 +218,11 @@ def compare_outputs(
 
 
 def difference_of(expected: Tensor, found: Tensor, tolerance: float, *, half: bool = False) -> float:
-    """The largest difference of two outputs, as a fraction of the largest expected one. Raises as `compare_outputs`."""
+    """The largest difference of two outputs `(B, C)`, as a fraction of the largest expected one.
+
+    Raises:
+        ExportMismatch: as `compare_outputs`.
+    """
     if found.shape != expected.shape:
         raise ExportMismatch(
             f"The exported file returns logits of shape {tuple(found.shape)}; expected {tuple(expected.shape)}, as "
