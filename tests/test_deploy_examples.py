@@ -23,8 +23,8 @@ from vitrim.saving.checkpoint import load, save
 PAGE = Path(__file__).parent.parent / "docs" / "deploy.md"
 NOT_TESTED = "**Not tested**"
 CLASSES = ("cat", "dog", "owl")
-MAX_DIFFERENCE = 0.02  # of a probability; the photo is resized by other code, and printed with 3 digits
-MAX_RESIZED_DIFFERENCE = 0.1  # where the program resizes the photo first
+MAX_DIFFERENCE = 0.005  # of a probability; the photo is resized by other code, and 3 digits are printed
+MAX_CHANGED_DIFFERENCE = 0.1  # for int8, and where the program resizes the photo first
 WITHOUT = "import runpy, sys; sys.modules.update(dict.fromkeys(['vitrim', 'timm', 'torchvision', 'transformers']))\n"
 WITHOUT += "sys.argv = sys.argv[1:]; sys.path.insert(0, ''); runpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -64,6 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("examples")
     model = build(dtype=torch.float32, img_size=64, patch_size=16, num_classes=3)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": 0.9}
+    model.head.weight.data *= 2  # surer, so that other pixels change the probabilities more
     record_origin(model, replace(origin_of(model), classes=CLASSES))
     save(model, root / "runs" / "flowers-small" / "model")
     image_folder(root / "flowers", {"train": 6, "val": 2}, CLASSES)
@@ -86,7 +87,7 @@ def test_the_photo_tells_a_wrong_preprocessing_from_a_right_one(place: Path, exp
     photo = torch.from_numpy(np.array(Image.open(place / "photo.jpg").resize((64, 64))))[None]
     with torch.no_grad():
         squashed = model(photo)[0].numpy()
-    assert 0.5 < expected.max() < 0.95 and np.abs(squashed - expected).max() > MAX_DIFFERENCE
+    assert 0.5 < expected.max() < 0.95 and np.abs(squashed - expected).max() > 3 * MAX_DIFFERENCE
 
 
 def write_modules(place: Path) -> None:
@@ -122,8 +123,8 @@ def test_the_examples_predict_what_vitrim_predicts(
                 continue
             name, probability = answer_of(command, place)
             assert name == CLASSES[expected.argmax()], command
-            is_exact = "int8" not in command[2] and "dynamic" not in command[2] and "static" not in command[2]
-            allowed = MAX_DIFFERENCE if is_exact and "resize(" not in (place / command[1]).read_text() else 0.1
+            is_changed = re.search("int8|dynamic|static", command[2]) or command[1] == "classify_litert_pixels.py"
+            allowed = MAX_CHANGED_DIFFERENCE if is_changed else MAX_DIFFERENCE
             assert abs(probability - expected.max()) <= allowed, command
 
 
