@@ -131,6 +131,16 @@ def test_a_file_that_prepares_images_itself_is_compared_with_the_model(
     assert check.holds is True and "of the largest output" in check.text
 
 
+@pytest.mark.deploy
+def test_a_second_file_of_an_export_is_part_of_it(run: Path) -> None:
+    export(load(run / "model"), run / "model" / "model.xml", format="openvino")
+    check = {check.name: check for check in verify(run, digits())}["model/model.xml"]
+    assert check.holds is True and "largest difference" in check.text
+    weights = run / "model" / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
+    assert {"files", "model/model.xml"} <= set(failing(run))
+
+
 def test_code_in_a_file_of_torch_export_is_not_run(run: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[object, tuple[Path]]:

@@ -10,6 +10,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -105,11 +106,9 @@ def export(
 ) -> Exported:
     """Write a model as a program from normalised images `(B, channels, height, width)` to logits `(B, C)`.
 
-    With `program.with_preprocessing`, it is a program from pixels `(B, height, width, channels)` uint8 to
-    probabilities `(B, C)`.
-
-    The program runs on any batch size, unless `program` or the format fixes one. The file also has classes,
-    preprocessing, architecture, cost and plan, as JSON.
+    With `program.with_preprocessing`: from pixels `(B, height, width, channels)` uint8 to probabilities. The
+    program runs on any batch size, unless `program` or the format fixes one. The file also has classes, preprocessing,
+    architecture, cost and plan, as JSON.
 
     Args:
         model: is not changed.
@@ -123,8 +122,7 @@ def export(
         latency: how both are timed; by default one image per forward pass.
         tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. By default
             `default_tolerance`. Not for int8.
-        program: the opset of ONNX, a fixed batch size, float16, and whether the preprocessing is in the file
-            (`vitrim.programs.program.ProgramSettings`).
+        program: opset, batch, float16, preprocessing in the file (`vitrim.programs.program.ProgramSettings`).
 
     Raises:
         SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.
@@ -140,17 +138,14 @@ def export(
         form.check_int8(exported)
     in_file = exported.in_half() if program.half and form.half == "all" else exported
     about = _about(form, in_file, "int8" if kind else "float16" if program.half else "float32")
-    metadata = metadata_of(model, images.classes if images else ())
-    metadata = about_pixels(metadata, program.image_size) if program.with_preprocessing else metadata
-    metadata |= about
+    metadata = {**_metadata(model, images, program), **about}
     calibration = images.calibration(program.calibration_images) if images and kind == "static" else None
     tolerance = default_tolerance(program) if tolerance is None else tolerance
     place.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(place), writing(place) as working, writing_folder(place) as folder:
         log(f"exporting to {path}")
         form.write(in_file, file := folder / place.name, metadata, program)
-        half = in_file is not exported
-        measure = _Measuring(form, exported, images, reference, _timing(latency, program), half)
+        measure = _Measuring(form, exported, images, reference, _timing(latency, program), in_file is not exported)
         if kind:  # made from the float32 file, which is compared before
             measure.differences(file, tolerance)
             form.int8[kind](file, exported, metadata, calibration)
@@ -158,6 +153,11 @@ def export(
         found = Exported(path=path, format=format, file_bytes=_bytes(form, file), **{**vars(measured), **about})
         _move(form, file, working, place)
     return found
+
+
+def _metadata(model: nn.Module, images: LabelledImages | None, program: ProgramSettings) -> dict[str, Any]:
+    metadata = metadata_of(model, images.classes if images else ())
+    return about_pixels(metadata, program.image_size) if program.with_preprocessing else metadata
 
 
 def default_tolerance(program: ProgramSettings) -> float:

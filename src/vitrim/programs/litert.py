@@ -132,8 +132,7 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
                 regex=".*", operation_name=name, algorithm_key=recipe_manager.AlgorithmName.NO_QUANTIZE
             )
         found = manager.get_quantization_recipe()
-    batch = exported.batch or 1
-    _quantise(file, metadata, found, [part for part in images.split(batch) if len(part) == batch])
+    _quantise(file, metadata, found, exported.calibration_batches(images))
 
 
 def _half_recipe(scope: str) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
         quantize_static(
             str(prepared),
             str(file),
-            _Calibration(images, exported.batch or CALIBRATION_BATCH),
+            _Calibration(exported.calibration_batches(images, CALIBRATION_BATCH)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
             nodes_to_exclude=not_quantised,
@@ -203,9 +203,8 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
 class _Calibration:
     """Batches of images, as ONNX Runtime's calibration asks for them."""
 
-    def __init__(self, images: Tensor, batch: int) -> None:
-        full = len(images) // batch * batch or len(images)
-        self.batches: Iterator[Tensor] = iter(images[:full].split(batch))
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch; None after the last one."""

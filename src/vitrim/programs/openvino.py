@@ -118,7 +118,7 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
         import nncf
         import openvino
 
-        batches = [batch.numpy() for batch in images.split(exported.batch or 1) if len(batch) == (exported.batch or 1)]
+        batches = [batch.numpy() for batch in exported.calibration_batches(images)]
         quantised = nncf.quantize(
             openvino.Core().read_model(file),
             nncf.Dataset(batches),

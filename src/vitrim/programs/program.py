@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from vitrim.copying import copied
-from vitrim.errors import ExportMismatch
+from vitrim.errors import ExportMismatch, SettingError
 from vitrim.hooks import logits_of
 from vitrim.models import describe
 from vitrim.programs.failing import failing_as
@@ -105,6 +105,24 @@ class Exportable:
     def checked_examples(self) -> list[Tensor]:
         """The images on which a file is compared with the module."""
         return [self.example(sizes) for sizes in (self.checked if self.dynamic_axes else ({},))]
+
+    def calibration_batches(self, images: Tensor, batch: int = 1) -> list[Tensor]:
+        """Images `(n, ...)` in batches as the file takes them. If it takes a fixed number, the rest is left out.
+
+        Args:
+            batch: images of each batch, if the file takes any number.
+
+        Raises:
+            SettingError: there are fewer images than one batch.
+        """
+        parts = list(images.split(self.batch or batch))
+        full = [part for part in parts if self.batch in (None, len(part))]
+        if not full:
+            raise SettingError(
+                f"There are {len(images)} images to calibrate int8 on; expected at least {self.batch}, the number of "
+                "images of each forward pass (--batch)."
+            )
+        return full
 
     def in_half(self) -> "Exportable":
         """The same with weights, images and computation in float16. Pixels stay uint8."""
