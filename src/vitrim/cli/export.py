@@ -102,8 +102,8 @@ def export(
         Parameter(
             name=["-o", "--output"],
             group=OUTPUT,
-            help="file to write (default: model beside the model, with .int8 or .half and the suffix of the format: "
-            ".onnx, .pt2, .xml, .pte, .mlpackage or .tflite)",
+            help="file to write (default: model beside the model, with .pixels, .int8 or .half and the suffix of the "
+            "format: .onnx, .pt2, .xml, .pte, .mlpackage or .tflite)",
         ),
     ] = None,
     file_options: FileOptions | None = None,
@@ -135,7 +135,8 @@ def export(
         with_preprocessing=asked.with_preprocessing,
         image_size=asked.image_size,
     )
-    ending = f"{'.int8' if asked.int8 else '.half' if asked.half else ''}{checking.SUFFIXES[format]}"
+    kinds = {".pixels": asked.with_preprocessing, ".int8": asked.int8, ".half": asked.half}
+    ending = "".join(kind for kind, is_asked in kinds.items() if is_asked) + checking.SUFFIXES[format]
     path = output or inputs.export_folder(model) / f"model{ending}"
     checking.check_place(path, inputs.paths_read(model, data_options))
     checking.check_settings(path, format, int8=asked.int8, has_data=data_options is not None, program=program)
