@@ -15,6 +15,7 @@ from vitrim.cli import run as run_command
 from vitrim.errors import SettingError
 from vitrim.exporting.export import export
 from vitrim.pipeline import compress, fit
+from vitrim.programs.program import ProgramSettings
 from vitrim.recipe import TrainRecipe
 from vitrim.runs.digests import DIGESTS, Digests, Version, sha256_of
 from vitrim.saving.checkpoint import load, save
@@ -116,6 +117,28 @@ def test_exported_files_are_compared_with_the_model_and_strange_ones_are_not_ope
     assert checks["model/strange.pt2"].holds is None
     (run / "model" / "model.onnx").write_bytes((run / "model" / "model.onnx").read_bytes()[:-9])
     assert {"files", "model/model.onnx"} <= set(failing(run))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_size", [None, (30, 41)])
+def test_a_file_that_prepares_images_itself_is_compared_with_the_model(
+    run: Path, image_size: tuple[int, int] | None
+) -> None:
+    pytest.importorskip("onnxruntime")
+    settings = ProgramSettings(with_preprocessing=True, image_size=image_size)
+    export(load(run / "model"), run / "model" / "pixels.onnx", program=settings)
+    check = next(check for check in verify(run, digits()) if check.name == "model/pixels.onnx")
+    assert check.holds is True and "of the largest output" in check.text
+
+
+@pytest.mark.deploy
+def test_a_second_file_of_an_export_is_part_of_it(run: Path) -> None:
+    export(load(run / "model"), run / "model" / "model.xml", format="openvino")
+    check = {check.name: check for check in verify(run, digits())}["model/model.xml"]
+    assert check.holds is True and "largest difference" in check.text
+    weights = run / "model" / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
+    assert {"files", "model/model.xml"} <= set(failing(run))
 
 
 def test_code_in_a_file_of_torch_export_is_not_run(run: Path) -> None:

@@ -18,11 +18,12 @@ from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
 from vitrim.errors import CheckpointMismatch, ExportMismatch, SettingError, UserError, counted
 from vitrim.evaluation import Evaluation, evaluate
-from vitrim.exporting.export import HALF_TOLERANCE, TOLERANCE
+from vitrim.exporting.export import default_tolerance
+from vitrim.exporting.with_preprocessing import exportable_with_preprocessing
 from vitrim.models import origin_of
 from vitrim.plan import PruningPlan
 from vitrim.programs.formats import FORMATS, Format
-from vitrim.programs.program import AnyBatch, compare_outputs, exportable
+from vitrim.programs.program import AnyBatch, ProgramSettings, compare_outputs, exportable
 from vitrim.reports import report as reports
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import Digests, State
@@ -214,12 +215,22 @@ def _compare(file: Path, form: Format, model: nn.Module) -> str:
         return _compare_metadata(file, about, model, why_not)
     precision, batch = about.get("precision", "float32"), about.get("input", "").partition("(")[2].split(",")[0]
     takes_half = about.get("input", "").startswith("float16")
-    tolerance = math.inf if precision == "int8" else HALF_TOLERANCE if precision == "float16" else TOLERANCE
-    exported = exportable(copied(model).float().cpu().eval(), int(batch) if batch.isdigit() else None)
+    image_size = about.get("image_size")
+    settings = ProgramSettings(
+        batch=int(batch) if batch.isdigit() else None,
+        half=precision == "float16",
+        with_preprocessing=about.get("with_preprocessing", False),
+        image_size=(image_size[0], image_size[1]) if image_size else None,
+    )
+    tolerance = math.inf if precision == "int8" else default_tolerance(settings)
+    exact = copied(model).float().cpu().eval()
+    prepares = settings.with_preprocessing
+    exported = exportable_with_preprocessing(exact, settings) if prepares else exportable(exact, settings.batch)
     run, examples = AnyBatch(form.read(file), exported.batch), exported.checked_examples()
     largest = max(compare_outputs(exported.module, run, examples, tolerance, half=takes_half).values())
     why = " (int8 differs on purpose; `vitrim export` measured its accuracy)" if precision == "int8" else ""
-    return f"{precision}: largest difference {largest:.1e} of the largest logit{why}"
+    what = "logit" if exported.output == "logits" else "output"
+    return f"{precision}: largest difference {largest:.1e} of the largest {what}{why}"
 
 
 def _compare_metadata(file: Path, about: Mapping[str, Any], model: nn.Module, why_not: str) -> str:

@@ -259,6 +259,16 @@ def test_export_writes_float16_for_a_fixed_batch(place: CommandFolder, capsys: p
     assert (model / "model.half.pt2").exists()
 
 
+@pytest.mark.slow
+def test_export_writes_a_file_that_takes_pixels(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save(digits_model(depth=1), place.path / "model")
+    options = ["--format", "torch-export", "--with-preprocessing", "--image-size", "9x12"]
+    status, out, err = call(capsys, "export", model, *options)
+    assert status == 0, err
+    assert "uint8 (batch, 9, 12, 3)" in out and "`probabilities`" in out and "of a probability" in out
+    assert (model / "model.pixels.pt2").exists()
+
+
 def test_export_measures_the_accuracy_of_int8(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(digits_model(depth=1), place.path / "model")
     status, out, err = call(capsys, "export", model, "--int8", "--data", "digits")
@@ -276,6 +286,9 @@ def test_export_measures_the_accuracy_of_int8(place: CommandFolder, capsys: pyte
         (["-o", "model.pt2"], r"ends in \.onnx"),
         (["--format", "torch-export", "--opset", "18"], "--opset"),
         (["--batch", "0"], "batch is 0"),
+        (["--image-size", "300"], "add with_preprocessing"),
+        (["--with-preprocessing", "--image-size", "3x4x5"], "height and width such as 480x640"),
+        (["--with-preprocessing", "--image-size", "0x9"], "expected at least 1"),
         (["--int8", "--half", "--data", "digits"], "contradict"),
     ],
     ids=str,

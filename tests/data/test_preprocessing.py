@@ -62,3 +62,14 @@ def test_what_only_pillow_resizes_is_resized_as_timm_does(interpolation: str) ->
         input_size=(3, 16, 16), interpolation=interpolation, mean=model.mean, std=model.std, crop_pct=0.9
     )
     torch.testing.assert_close(found[0], theirs(Image.fromarray(pixels)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(41, 30), (20, 60), (16, 16)])
+def test_a_border_is_filled_with_the_mean_as_timm_does(size: tuple[int, int], interpolation: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    model = preprocessing(16, interpolation=interpolation, crop_mode="border")
+    found = EvalTransform(model)(torch.from_numpy(pixels).permute(2, 0, 1))
+    keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+    theirs = create_transform(input_size=(3, 16, 16), normalize=False, **{key: getattr(model, key) for key in keys})
+    assert (found.int() - theirs(Image.fromarray(pixels)).int()).abs().max() <= 1

@@ -192,7 +192,7 @@ main(sys.argv[1:])
 
 @pytest.mark.deploy
 @pytest.mark.parametrize("name", DEPLOYED)
-def test_the_command_is_quiet_and_leaves_nothing_else_behind(name: FormatName, tmp_path: Path) -> None:
+def test_the_command_is_quiet_and_writes_nothing_else(name: FormatName, tmp_path: Path) -> None:
     save_digits_model(tmp_path / "model")
     for folder in ("home", "work"):
         (tmp_path / folder).mkdir()

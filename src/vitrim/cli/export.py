@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from vitrim.cli import inputs
 from vitrim.cli.options import OUTPUT, DataOptions, ModelName, ModelOptions
 from vitrim.cli.tables import paired_difference, print_line, print_table, top1_interval
-from vitrim.cli.values import WHOLE, refuse_empty
+from vitrim.cli.values import IMAGE_SIZE, WHOLE, ImageSize, refuse_empty
 from vitrim.errors import SettingError, counted
 from vitrim.programs.names import FormatName, Int8Kind
 
@@ -53,6 +53,21 @@ class FileOptions:
             "litert)"
         ),
     ] = None
+    with_preprocessing: Annotated[
+        bool,
+        Parameter(
+            help="put resizing, cropping, normalisation and softmax into the file: it takes pixels and returns "
+            "probabilities (default: normalised images and logits)"
+        ),
+    ] = False
+    image_size: Annotated[
+        ImageSize | None,
+        IMAGE_SIZE,
+        Parameter(
+            help="height x width of all images for --with-preprocessing, e.g. 480x640, or one number for both "
+            "(default: any size; for executorch, coreml and litert the size that evaluation only crops, e.g. 256)"
+        ),
+    ] = None
     opset: Annotated[
         int | None, WHOLE, Parameter(help="release of the ONNX operators, e.g. 18 (default: as PyTorch recommends)")
     ] = None
@@ -87,8 +102,8 @@ def export(
         Parameter(
             name=["-o", "--output"],
             group=OUTPUT,
-            help="file to write (default: model beside the model, with .int8 or .half and the suffix of the format: "
-            ".onnx, .pt2, .xml, .pte, .mlpackage or .tflite)",
+            help="file to write (default: model beside the model, with .pixels, .int8 or .half and the suffix of the "
+            "format: .onnx, .pt2, .xml, .pte, .mlpackage or .tflite)",
         ),
     ] = None,
     file_options: FileOptions | None = None,
@@ -117,8 +132,11 @@ def export(
         batch=asked.batch,
         half=asked.half,
         calibration_images=CALIBRATION_IMAGES if asked.calibration_images is None else asked.calibration_images,
+        with_preprocessing=asked.with_preprocessing,
+        image_size=asked.image_size,
     )
-    ending = f"{'.int8' if asked.int8 else '.half' if asked.half else ''}{checking.SUFFIXES[format]}"
+    kinds = {".pixels": asked.with_preprocessing, ".int8": asked.int8, ".half": asked.half}
+    ending = "".join(kind for kind, is_asked in kinds.items() if is_asked) + checking.SUFFIXES[format]
     path = output or inputs.export_folder(model) / f"model{ending}"
     checking.check_place(path, inputs.paths_read(model, data_options))
     checking.check_settings(path, format, int8=asked.int8, has_data=data_options is not None, program=program)
@@ -160,7 +178,8 @@ def _explained(exported: "Exported") -> Iterator[str]:
     if exported.not_run:
         yield f"not run: {exported.not_run}. Inputs, outputs and weights were compared, but no prediction and no time."
     if exported.max_differences:
-        yield "difference: largest difference of a logit on random images, as a fraction of the largest logit"
+        what = {"logits": "logit", "probabilities": "probability"}.get(exported.output, "feature")
+        yield f"difference: largest difference of a {what} on random images, as a fraction of the largest {what}"
     if found := exported.agreement:
         yield (
             f"validation images: largest difference {found.max_difference:.1e}; the same class for {found.same:,} of "

@@ -17,7 +17,7 @@ from cyclopts import (
 
 from vitrim.checks import MAX_DIGITS
 from vitrim.cli.options import OPTIONS_OF_SETTING
-from vitrim.cli.values import Numbers
+from vitrim.cli.values import ImageSize, Numbers
 from vitrim.errors import SettingError, cut_name, shown
 from vitrim.known.meaning import advice_for, nearest, says_what_goes
 from vitrim.known.settings import recipe_settings
@@ -34,6 +34,7 @@ MAX_WORDS = 500
 MAX_SHOWN = 100  # characters of a wrong value
 WORDS: dict[Any, str] = {
     Numbers: "a number, or several with commas",
+    ImageSize: "height and width such as 480x640, or one number for both",
     int: "a whole number",
     float: "a number",
     bool: "true or false",

@@ -58,6 +58,23 @@ def words_of(kind: Any) -> tuple[str, ...]:
     return tuple(word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str))
 
 
+class ImageSize(tuple[int, int]):
+    """Height and width: `480x640`, or one number for both."""
+
+
+def image_size(kind: Any, tokens: Sequence[Token]) -> ImageSize:
+    """Convert the value of an option to a height and a width.
+
+    Raises:
+        ValueError: it is neither one whole number nor two with an `x`.
+    """
+    sides = [whole_in(part) for part in tokens[0].value.split("x")]
+    if len(sides) > 2 or any(side is None for side in sides):
+        raise ValueError("no size of an image")
+    return ImageSize(side for side in (sides * 2)[:2] if side is not None)
+
+
+IMAGE_SIZE = Parameter(converter=image_size, n_tokens=1, accepts_keys=False)
 WHOLE = Parameter(converter=whole_number)
 NUMBER = Parameter(converter=finite_number)
 NUMBERS = Parameter(converter=finite_numbers, n_tokens=1, accepts_keys=False)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,15 +165,7 @@ class EvalTransform:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing, self.img_size = preprocessing, preprocessing.img_size
         self.steps, self.interpolation = preprocessing.steps, preprocessing.interpolation
-        keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
-        self.transform: Any = None
-        if not self.steps:
-            self.transform = create_transform(
-                input_size=(preprocessing.channels, *preprocessing.img_size),
-                is_training=False,
-                normalize=False,  # only resize and crop here; `normalise` converts whole batches
-                **{key: getattr(preprocessing, key) for key in keys},
-            )
+        self.transforms = [] if self.steps else _timm_transforms(preprocessing)
 
     def __call__(self, images: Tensor, epoch: int = 0, index: int = 0) -> Tensor:
         """Return the resized and cropped images. `epoch` and `index` are for callers that also call `Augmenter`."""
@@ -181,10 +173,10 @@ class EvalTransform:
             return self._checked(apply_steps(images, self.steps, self.interpolation))
         if tuple(images.shape[-2:]) == self.preprocessing.unchanged_size:
             return images
-        if self.interpolation in NOT_FOR_TENSORS:
-            return self._with_pillow(images)
-        transformed: Tensor = self.transform(images)
-        return transformed
+        if len(self.transforms) == 1:
+            return self._transformed(images, self.transforms[0])
+        planes = [self._transformed(images[..., [i], :, :], own) for i, own in enumerate(self.transforms)]
+        return torch.cat(planes, dim=-3)
 
     def _checked(self, images: Tensor) -> Tensor:
         if tuple(images.shape[-2:]) != self.img_size:
@@ -195,7 +187,29 @@ class EvalTransform:
             )
         return images
 
-    def _with_pillow(self, images: Tensor) -> Tensor:
+    def _transformed(self, images: Tensor, transform: Callable[[Any], Tensor]) -> Tensor:
+        if self.interpolation not in NOT_FOR_TENSORS:
+            return transform(images)
         planes = images.cpu().reshape(-1, *images.shape[-2:]).numpy()
-        made = torch.cat([self.transform(Image.fromarray(plane)) for plane in planes])
+        made = torch.cat([transform(Image.fromarray(plane)) for plane in planes])
         return made.reshape(*images.shape[:-2], *self.img_size).to(images.device)
+
+
+def _timm_transforms(preprocessing: Preprocessing) -> list[Callable[[Any], Tensor]]:
+    """timm's transform for evaluation, without normalisation; one for each channel if the border has another value."""
+    has_border = preprocessing.crop_mode == "border"
+    means = [(mean,) for mean in preprocessing.mean] if has_border else [preprocessing.mean]
+    transforms = []
+    for mean in means:
+        transform = create_transform(
+            input_size=(len(mean), *preprocessing.img_size),
+            is_training=False,
+            normalize=False,  # only resize and crop here; `normalise` converts whole batches
+            mean=mean,
+            std=preprocessing.std[: len(mean)],
+            **{key: getattr(preprocessing, key) for key in ("interpolation", "crop_pct", "crop_mode")},
+        )
+        if has_border:  # timm gives a list, which torchvision does not accept for tensors
+            (transform.transforms[1].fill,) = transform.transforms[1].fill
+        transforms.append(transform)
+    return transforms

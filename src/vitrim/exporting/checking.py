@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from vitrim.checks import check_whole
+from vitrim.checks import MAX_IMG_SIZE, check_whole
 from vitrim.errors import SettingError
 from vitrim.programs.formats import FORMATS, Format, format_of, is_export
 from vitrim.programs.names import Int8Kind
@@ -73,7 +73,31 @@ def check_settings(
     if program.half and not form.half:
         others = ", ".join(name for name, other in FORMATS.items() if other.half)
         raise SettingError(f"The format is {format}, which does not support half (--half); expected one of {others}.")
+    _check_pixels(form, format, int8_kind(int8), program)
     form.check()
+
+
+def _check_pixels(form: Format, format: str, kind: Int8Kind | None, program: ProgramSettings) -> None:
+    """The settings of a file that prepares images itself."""
+    if not program.with_preprocessing:
+        if program.image_size:
+            raise SettingError(
+                "image_size (--image-size) is only for a file that prepares images itself; add with_preprocessing "
+                "(--with-preprocessing)."
+            )
+        return
+    for side in program.image_size or ():
+        check_whole("image_size", side, 1, MAX_IMG_SIZE)
+    if kind and format != "onnx":
+        raise SettingError(
+            f"int8 with the preprocessing in the file is for onnx only; the format is {format}. Leave out one of int8 "
+            "and with_preprocessing (--with-preprocessing)."
+        )
+    if form.image_text and (program.batch or 1) > 1:
+        raise SettingError(
+            f"batch is {program.batch}; expected 1 or none, because a file of {format} with the preprocessing takes "
+            "one image."
+        )
 
 
 def int8_kind(int8: bool | Int8Kind) -> Int8Kind | None:

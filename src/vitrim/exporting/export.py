@@ -10,6 +10,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +19,17 @@ from vitrim.asking import within_memory
 from vitrim.copying import copied
 from vitrim.costs.latency import Latency, LatencySettings
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.data.matching import preprocessing_of
 from vitrim.exporting.checking import check_settings, int8_kind
 from vitrim.exporting.comparing import Agreement, Int8Accuracy, agreement, int8_accuracy, timed
-from vitrim.exporting.images import Batches, LabelledImages, labelled_images
+from vitrim.exporting.images import Batches, LabelledImages, labelled_images, labelled_pixels
 from vitrim.exporting.metadata import metadata_of
+from vitrim.exporting.with_preprocessing import (
+    AsInEvaluation,
+    about_pixels,
+    default_image_size,
+    exportable_with_preprocessing,
+)
 from vitrim.models.wrappers import unwrapped
 from vitrim.programs.formats import FORMATS, Format
 from vitrim.programs.names import FormatName, Int8Kind
@@ -32,6 +40,8 @@ from vitrim.runs.locks import lock_file
 from vitrim.runs.progress import log
 
 TOLERANCE = 1e-4  # of the largest logit: rounding in float32 is 1e-6, GELU with tanh instead of erf 1.6e-4
+PIXELS_TOLERANCE = 2e-2  # of the largest probability, for pixels: each is rounded, and may differ by 1 or 2 of 255
+HALF_PIXELS_TOLERANCE = 1e-1  # of the largest probability; the exponential function enlarges differences of logits
 HALF_TOLERANCE = 2e-2  # of the largest logit, for float16, which keeps 3 digits: 6e-4 in two blocks, more in many
 
 
@@ -96,8 +106,9 @@ def export(
 ) -> Exported:
     """Write a model as a program from normalised images `(B, channels, height, width)` to logits `(B, C)`.
 
-    The program runs on any batch size, unless `program` or the format fixes one. The file also has classes,
-    preprocessing, architecture, cost and plan, as JSON.
+    With `program.with_preprocessing`: from pixels `(B, height, width, channels)` uint8 to probabilities. The
+    program runs on any batch size, unless `program` or the format fixes one. The file also has classes, preprocessing,
+    architecture, cost and plan, as JSON.
 
     Args:
         model: is not changed.
@@ -107,11 +118,11 @@ def export(
         int8: quantise weights and activations. `dynamic`, or True: the ranges of activations are found at run time, in
             ONNX over the whole batch. `static`: they are found on training images of `data`.
         data: labelled images, as for `evaluate`. Logits are compared on them too. For int8, the accuracy is measured on
-            them, in batches of `latency.batch_size`.
+            them, in batches of `latency.batch_size`. With `program.with_preprocessing`, they are given one by one.
         latency: how both are timed; by default one image per forward pass.
         tolerance: largest difference of the logits that is accepted, as a fraction of the largest logit. By default
-            `TOLERANCE`, and `HALF_TOLERANCE` for float16. Not for int8.
-        program: the opset of ONNX, a fixed batch size, float16 (`vitrim.programs.program.ProgramSettings`).
+            `default_tolerance`. Not for int8.
+        program: opset, batch, float16, preprocessing in the file (`vitrim.programs.program.ProgramSettings`).
 
     Raises:
         SettingError: see `check_settings`. ExportFailed: the exporter does not support the model.
@@ -121,19 +132,20 @@ def export(
     check_settings(path, format, int8=int8, has_data=data is not None, program=program)
     form, program, kind = FORMATS[format], _with_batch(program, format), int8_kind(int8)
     model = copied(unwrapped(model)).to("cpu", torch.float32).eval().requires_grad_(False)
-    exported, images = exportable(model, program.batch), labelled_images(model, data)
+    program = _with_image_size(program, format, model)
+    exported, images, reference = _with_images(model, data, program)
     if kind and form.check_int8:
         form.check_int8(exported)
     in_file = exported.in_half() if program.half and form.half == "all" else exported
-    about = _about(in_file, "int8" if kind else "float16" if program.half else "float32")
-    metadata = {**metadata_of(model, images.classes if images else ()), **about}
+    about = _about(form, in_file, "int8" if kind else "float16" if program.half else "float32")
+    metadata = {**_metadata(model, images, program), **about}
     calibration = images.calibration(program.calibration_images) if images and kind == "static" else None
-    tolerance = (HALF_TOLERANCE if program.half else TOLERANCE) if tolerance is None else tolerance
+    tolerance = default_tolerance(program) if tolerance is None else tolerance
     place.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(place), writing(place) as working, writing_folder(place) as folder:
         log(f"exporting to {path}")
         form.write(in_file, file := folder / place.name, metadata, program)
-        measure = _Measuring(form, exported, images, _timing(latency, program), half=in_file is not exported)
+        measure = _Measuring(form, exported, images, reference, _timing(latency, program), in_file is not exported)
         if kind:  # made from the float32 file, which is compared before
             measure.differences(file, tolerance)
             form.int8[kind](file, exported, metadata, calibration)
@@ -143,9 +155,43 @@ def export(
     return found
 
 
-def _about(in_file: Exportable, precision: str) -> dict[str, str]:
+def _metadata(model: nn.Module, images: LabelledImages | None, program: ProgramSettings) -> dict[str, Any]:
+    metadata = metadata_of(model, images.classes if images else ())
+    return about_pixels(metadata, program.image_size) if program.with_preprocessing else metadata
+
+
+def default_tolerance(program: ProgramSettings) -> float:
+    """The largest difference that is accepted, as a fraction of the largest logit or probability."""
+    if program.with_preprocessing:
+        return HALF_PIXELS_TOLERANCE if program.half else PIXELS_TOLERANCE
+    return HALF_TOLERANCE if program.half else TOLERANCE
+
+
+def _with_images(
+    model: nn.Module, data: ImageData | ImageSet | Batches | None, program: ProgramSettings
+) -> tuple[Exportable, LabelledImages | None, nn.Module]:
+    """What is written, the labelled images in the form that it takes, and what it is compared with on them."""
+    if not program.with_preprocessing:
+        exported = exportable(model, program.batch)
+        return exported, labelled_images(model, data), exported.module
+    size = default_image_size(preprocessing_of(model))
+    exported = exportable_with_preprocessing(model, program)
+    return exported, labelled_pixels(model, data, program.image_size, size), AsInEvaluation(model).eval()
+
+
+def _about(form: Format, in_file: Exportable, precision: str) -> dict[str, str]:
     """What goes in and out of the file, and in which precision."""
-    return {"precision": precision, "input": in_file.text(), "output": in_file.output}
+    takes = form.image_text(in_file) if form.image_text and in_file.dtype == torch.uint8 else in_file.text()
+    return {"precision": precision, "input": takes, "output": in_file.output}
+
+
+def _with_image_size(program: ProgramSettings, format: FormatName, model: nn.Module) -> ProgramSettings:
+    """The settings with a fixed size of images, if the format needs one and none is given."""
+    if FORMATS[format].any_size or program.image_size or not program.with_preprocessing:
+        return program
+    size = default_image_size(preprocessing_of(model))
+    log(f"a file of {format} takes images of one size: {size[0]}x{size[1]}, unless --image-size says another one")
+    return replace(program, image_size=size)
 
 
 def _with_batch(program: ProgramSettings, format: FormatName) -> ProgramSettings:
@@ -168,6 +214,7 @@ class _Measuring:
     form: Format
     exported: Exportable
     images: LabelledImages | None
+    reference: nn.Module  # what the file is compared with on labelled images
     timing: LatencySettings
     half: bool  # the file takes float16 images
 
@@ -188,14 +235,14 @@ class _Measuring:
         differences = compare_outputs(module, run, examples, tolerance, half=self.half)
         agreed = None
         if images:
-            agreed = agreement(module, run, images.compared(batch), tolerance, half=self.half)
+            agreed = agreement(self.reference, run, images.compared(batch), tolerance, half=self.half)
         eager, latency = timed(self.exported, run, self.timing)
         return _Measured(
             max_differences=differences,
             eager=eager,
             latency=latency,
             agreement=agreed,
-            accuracy=int8_accuracy(module, run, images, batch) if images and is_int8 else None,
+            accuracy=int8_accuracy(self.reference, run, images, batch) if images and is_int8 else None,
         )
 
 

@@ -1,20 +1,24 @@
 """The images of a data set that an exported file is compared and quantised with."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vitrim.data.batches import eval_batches
+from vitrim.data.files.decoding import BROKEN_IMAGE
 from vitrim.data.images import ImageData, ImageSet
+from vitrim.data.loading import read_image
 from vitrim.data.matching import match_labels, preprocessing_of
+from vitrim.data.processor import resize_with_pillow
 from vitrim.errors import SettingError
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 COMPARED_IMAGES = 256  # validation images on which the logits of file and model are compared
 SEED = 0  # of both samples
 READ_AT_ONCE = 64
+_InBatches = Callable[[ImageSet, int], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,49 @@ def labelled_images(model: nn.Module, data: ImageData | ImageSet | Batches | Non
     Args:
         data: a data set, images to evaluate on, or prepared batches of images and labels.
     """
+
+    def prepared(chosen: ImageSet, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        return eval_batches(chosen, preprocessing_of(model), batch_size=batch_size)
+
+    return _labelled(model, data, prepared, prepared)
+
+
+def labelled_pixels(
+    model: nn.Module,
+    data: ImageData | ImageSet | Batches | None,
+    image_size: tuple[int, int] | None,
+    calibration_size: tuple[int, int],
+) -> LabelledImages | None:
+    """The images of a data set as pixels `(1, H, W, channels)` uint8, one by one; None without data.
+
+    Args:
+        data: a data set, images to evaluate on, or batches of pixels and labels.
+        image_size: height and width to which Pillow resizes all images. By default each image has its own size.
+        calibration_size: the same for the images of calibration.
+    """
+
+    def resized(size: tuple[int, int] | None) -> Callable[[ImageSet, int], Iterable[tuple[Tensor, Tensor]]]:
+        return lambda chosen, batch_size: _pixels(chosen, size)
+
+    return _labelled(model, data, resized(image_size), resized(image_size or calibration_size))
+
+
+def _pixels(images: ImageSet, size: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels, one by one. A file that cannot be decoded is left out."""
+    for index, label in enumerate(images.labels.tolist()):
+        try:
+            stored = None if images.pixels is None else images.pixels[index].cpu()
+            pixels = read_image(images.files[index], images.pixel_format) if stored is None else stored
+        except BROKEN_IMAGE:
+            continue
+        if size and tuple(pixels.shape[-2:]) != size:
+            pixels = resize_with_pillow(pixels, size, "bilinear")
+        yield pixels.permute(1, 2, 0)[None].contiguous(), torch.tensor([label])
+
+
+def _labelled(
+    model: nn.Module, data: ImageData | ImageSet | Batches | None, in_batches: _InBatches, for_calibration: _InBatches
+) -> LabelledImages | None:
     train: ImageSet | None = None
     classes: tuple[str, ...] = ()
     if isinstance(data, ImageData):
@@ -52,13 +99,10 @@ def labelled_images(model: nn.Module, data: ImageData | ImageSet | Batches | Non
         return LabelledImages(batches=lambda _: prepared, compared=lambda _: prepared, calibration=_no_images)
     images = data
 
-    def in_batches(chosen: ImageSet, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        return eval_batches(chosen, preprocessing_of(model), batch_size=batch_size)
-
     def calibration(num_images: int) -> Tensor:
         if train is None or not len(train):
             return _no_images(num_images)
-        return torch.cat([part for part, _ in in_batches(train.sample(num_images, SEED), READ_AT_ONCE)])
+        return torch.cat([part for part, _ in for_calibration(train.sample(num_images, SEED), READ_AT_ONCE)])
 
     return LabelledImages(
         batches=lambda batch_size: in_batches(images, batch_size),

@@ -3,12 +3,14 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from vitrim.errors import ExportMismatch
@@ -42,13 +44,14 @@ def write(exported: Exportable, file: Path, metadata: Mapping[str, Any], setting
         SettingError: the package is missing. ExportFailed: Core ML does not support this model.
     """
     check()
-    program = exported.traced_program()
+    program = _of_planes(exported).traced_program()
     with failing_as("Core ML cannot take this model"):
         import coremltools
 
-        precision = coremltools.precision.FLOAT16 if settings.half else coremltools.precision.FLOAT32
+        precision = _half(exported) if settings.half else coremltools.precision.FLOAT32
         converted = coremltools.convert(
             program.run_decompositions({}),
+            inputs=[_image_type(exported)] if exported.dtype == torch.uint8 else None,
             outputs=[coremltools.TensorType(name=exported.output, dtype=np.float32)],
             compute_precision=precision,
             minimum_deployment_target=coremltools.target.iOS16,
@@ -71,10 +74,73 @@ def read(file: Path) -> Program:
         model = coremltools.models.MLModel(str(file), compute_units=coremltools.ComputeUnit.CPU_ONLY)
 
     def run(images: Tensor) -> Tensor:
-        (output,) = model.predict({INPUT: images.numpy()}).values()
+        is_image = images.dtype == torch.uint8
+        given = Image.fromarray(images[0].squeeze(-1).numpy()) if is_image else images.numpy()
+        (output,) = model.predict({INPUT: given}).values()
         return torch.from_numpy(np.array(output)).float()
 
     return run
+
+
+class _FromPlanes(nn.Module):
+    """A module for pixels `(B, channels, H, W)` float32, as Core ML gives those of an image."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images.permute(0, 2, 3, 1))
+
+
+def _of_planes(exported: Exportable) -> Exportable:
+    """The same for the pixels of an image, if it takes pixels."""
+    if exported.dtype != torch.uint8:
+        return exported
+    batch, height, width, channels = exported.shape
+    shape = (batch, channels, height, width)
+    return replace(exported, module=_FromPlanes(exported.module), shape=shape, dtype=torch.float32)
+
+
+def image_text(exported: Exportable) -> str:
+    """The image that a file takes, for a module that takes pixels: `RGB image (256, 256)`, with height and width."""
+    _, height, width, channels = exported.shape
+    return f"{'grey' if channels == 1 else 'RGB'} image ({height}, {width})"
+
+
+def _image_type(exported: Exportable) -> Any:
+    import coremltools
+
+    layout = coremltools.colorlayout.GRAYSCALE if exported.shape[-1] == 1 else coremltools.colorlayout.RGB
+    return coremltools.ImageType(name=INPUT, shape=_of_planes(exported).shape, color_layout=layout)
+
+
+def _half(exported: Exportable) -> Any:
+    """What computes in float16: all, but the preprocessing of pixels, which ends at the first convolution."""
+    import coremltools
+
+    if exported.dtype != torch.uint8:
+        return coremltools.precision.FLOAT16
+    known: dict[str, bool] = {}
+    return coremltools.transform.FP16ComputePrecision(op_selector=lambda op: _is_after_conv(op, known))
+
+
+def _is_after_conv(op: Any, known: dict[str, bool]) -> bool:
+    """Whether an operation is a convolution or depends on one."""
+    if op.name not in known:
+        lists = [given if isinstance(given, list | tuple) else [given] for given in op.inputs.values()]
+        sources = [value.op for given in lists for value in given if value.op is not None]
+        known[op.name] = op.op_type == "conv" or any([_is_after_conv(source, known) for source in sources])
+    return known[op.name]
+
+
+def _shape_of(described: Any) -> tuple[int, ...]:
+    """The shape of an input or output in the description of a file."""
+    if described.WhichOneof("Type") != "imageType":
+        return tuple(described.multiArrayType.shape)
+    image = described.imageType
+    channels = 1 if image.colorSpace == image.ColorSpace.Value("GRAYSCALE") else 3
+    return (1, channels, image.height, image.width)
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
@@ -100,6 +166,7 @@ def check_content(exported: Exportable, file: Path) -> None:
     Raises:
         ExportMismatch: they differ.
     """
+    exported = _of_planes(exported)
     program = exported.traced_program()
     with failing_as(f"Core ML cannot read {file.name}"):
         import coremltools
@@ -107,7 +174,7 @@ def check_content(exported: Exportable, file: Path) -> None:
 
         model = coremltools.models.MLModel(str(file), skip_model_load=True)
         described = model.get_spec().description
-        found = {one.name: tuple(one.type.multiArrayType.shape) for one in (*described.input, *described.output)}
+        found = {one.name: _shape_of(one.type) for one in (*described.input, *described.output)}
         weights = [found.val for found in get_weights_metadata(model, weight_threshold=MIN_WEIGHTS).values()]
         stored = {(value.size, *_sums(torch.from_numpy(np.array(value)))) for value in weights}
     expected = {INPUT: exported.shape, exported.output: _output_shape(program)}

@@ -15,6 +15,7 @@ from vitrim.programs.program import Exportable, Program, ProgramSettings
 
 PACKAGES = ("executorch.exir", "executorch.runtime")
 METHOD = "vitrim_metadata"  # of the program; it returns the metadata as JSON
+HALF = 5  # float16 among the dtypes of ExecuTorch
 IDENTIFIER = b"ET12"  # bytes 4 to 8 of each file of this format
 
 
@@ -59,7 +60,7 @@ def read(file: Path) -> Program:
         portable_lib._unsafe_reset_threadpool(torch.get_num_threads())
         program = Runtime.get().load_program(file)
         method = program.load_method("forward")
-        is_half = method.metadata.input_tensor_meta(0).dtype() == _HALF
+        is_half = method.metadata.input_tensor_meta(0).dtype() == HALF
 
     def run(images: Tensor) -> Tensor:
         assert program is not None  # it owns the memory of its methods
@@ -67,9 +68,6 @@ def read(file: Path) -> Program:
         return output.clone().float()
 
     return run
-
-
-_HALF = 5  # ScalarType.Half of ExecuTorch
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
@@ -93,7 +91,11 @@ def is_ours(file: Path) -> bool:
 
 
 def quantise_dynamic(file: Path, exported: Exportable, metadata: Mapping[str, Any], images: Tensor | None) -> None:
-    """Write a file again in which linear layers are int8; the ranges of their inputs are found at run time."""
+    """Write a file again in which linear layers are int8; the ranges of their inputs are found at run time.
+
+    Args:
+        images: not used; `(n, ...)` for static int8.
+    """
     _quantise(file, exported, metadata, exported.example({}), is_dynamic=True)
 
 
@@ -121,10 +123,9 @@ def _quantise(
 
         settings = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
         prepared = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(settings))
-        batch = exported.batch or 1
-        for part in images.split(batch):
-            if len(part) == batch:
-                prepared(part)
+        batches = exported.calibration_batches(images)
+        for part in batches:
+            prepared(part)
         converted = convert_pt2e(prepared)
-        program = torch.export.export(converted, (images[:batch],), strict=False)
+        program = torch.export.export(converted, (batches[0],), strict=False)
     _lower(program, file, metadata)

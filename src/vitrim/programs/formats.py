@@ -34,6 +34,7 @@ class Format:
         is_folder: whether it is a folder instead of a file.
         any_batch: whether a file may take any number of images. Else the number is fixed.
         any_size: whether images may have any height and width, for a file that prepares them itself.
+        image_text: describes the input of a file that prepares images itself, where it is an image and no tensor.
         half: what is float16 if it is asked for: weights, images and computation (`all`); weights and computation
             (`computation`); or the stored weights (`weights`). Empty if it is not supported.
         int8: by the kind of int8, a function that quantises a written file in place.
@@ -53,6 +54,7 @@ class Format:
     is_folder: bool = False
     any_batch: bool = True
     any_size: bool = True
+    image_text: Callable[[Exportable], str] | None = None
     half: Literal["all", "computation", "weights", ""] = ""
     int8: Mapping[Int8Kind, Quantise] = field(default_factory=dict)
     check_int8: Callable[[Exportable], None] | None = None
@@ -120,6 +122,7 @@ FORMATS: dict[FormatName, Format] = {
         is_folder=True,
         any_batch=False,
         any_size=False,
+        image_text=coreml.image_text,
         half="computation",
         cannot_run=coreml.cannot_run,
         check_content=coreml.check_content,

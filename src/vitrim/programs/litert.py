@@ -15,6 +15,7 @@ from vitrim.programs.program import INPUT, METADATA, Exportable, Program, Progra
 
 RUNTIME = ("ai_edge_litert.interpreter",)
 PACKAGES = ("litert_torch", *RUNTIME)
+IN_MODEL = "_model[/;]"  # in the names of the operations of a model, and not in those that prepare its images
 IDENTIFIER = b"TFL3"  # bytes 4 to 8 of each file of this format
 
 
@@ -47,7 +48,7 @@ def write(exported: Exportable, file: Path, metadata: Mapping[str, Any], setting
         converted = litert_torch.convert(_Named(exported).eval(), sample_kwargs={INPUT: exported.example({})})
         converted.export(str(file))
     if settings.half:
-        _quantise(file, metadata, _half_recipe())
+        _quantise(file, metadata, _half_recipe(IN_MODEL if exported.dtype == torch.uint8 else ".*"))
     else:
         _store(file, metadata)
 
@@ -102,7 +103,11 @@ def is_ours(file: Path) -> bool:
 
 
 def quantise_dynamic(file: Path, exported: Exportable, metadata: Mapping[str, Any], images: Tensor | None) -> None:
-    """Quantise a file in place: weights now, and activations at run time."""
+    """Quantise a file in place: weights now, and activations at run time.
+
+    Args:
+        images: not used; `(n, ...)` for static int8.
+    """
     with failing_as("LiteRT cannot quantise this model"):
         from ai_edge_quantizer import recipe
 
@@ -127,18 +132,17 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
                 regex=".*", operation_name=name, algorithm_key=recipe_manager.AlgorithmName.NO_QUANTIZE
             )
         found = manager.get_quantization_recipe()
-    batch = exported.batch or 1
-    _quantise(file, metadata, found, [part for part in images.split(batch) if len(part) == batch])
+    _quantise(file, metadata, found, exported.calibration_batches(images))
 
 
-def _half_recipe() -> Any:
-    """Weights in float16."""
+def _half_recipe(scope: str) -> Any:
+    """Weights in float16, of the operations whose name has the regular expression `scope`."""
     from ai_edge_quantizer import qtyping, recipe_manager
 
     manager = recipe_manager.RecipeManager()
     stored = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
     manager.add_quantization_config(
-        regex=".*",
+        regex=scope,
         operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
         op_config=qtyping.OpQuantizationConfig(
             weight_tensor_config=stored, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True

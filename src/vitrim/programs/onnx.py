@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ MAX_FILE = 1_500_000_000  # bytes of weights in one file; protobuf allows 2 GiB,
 PROPERTIES = {"params", "macs", "versions"}  # that only vitrim writes, all together
 QUANTISED = ["MatMul", "Gemm", "Conv"]  # layers with weights, and the two products of attention
 CALIBRATION_BATCH = 16
+SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx stores the names of the modules that a node belongs to
 
 
 def check_onnx() -> None:
@@ -160,12 +161,16 @@ def weights_file(file: Path) -> Path:
 
 
 def quantise_dynamic(file: Path, exported: Exportable, metadata: Mapping[str, Any], images: Tensor | None) -> None:
-    """Quantise an ONNX file in place: weights now, and activations at run time by the range of their batch."""
+    """Quantise an ONNX file in place: weights now, and activations at run time by the range of their batch.
+
+    Args:
+        images: not used; `(n, ...)` for static int8.
+    """
     from onnxruntime.quantization import quantize_dynamic
 
     with failing_as("ONNX Runtime cannot quantise this model"):
-        prepared = _prepared(file)
-        quantize_dynamic(str(prepared), str(file), per_channel=True)
+        not_quantised, prepared = _resampling(file), _prepared(file)
+        quantize_dynamic(str(prepared), str(file), per_channel=True, nodes_to_exclude=not_quantised)
         _finish(prepared, file, metadata)
 
 
@@ -179,13 +184,14 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
 
     assert images is not None
     with failing_as("ONNX Runtime cannot quantise this model"):
-        prepared = _prepared(file)
+        not_quantised, prepared = _resampling(file), _prepared(file)
         quantize_static(
             str(prepared),
             str(file),
-            _Reader(images, exported.batch or CALIBRATION_BATCH),
+            _Calibration(exported.calibration_batches(images, CALIBRATION_BATCH)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=not_quantised,
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -194,17 +200,28 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
         _finish(prepared, file, metadata)
 
 
-class _Reader:
+class _Calibration:
     """Batches of images, as ONNX Runtime's calibration asks for them."""
 
-    def __init__(self, images: Tensor, batch: int) -> None:
-        full = len(images) // batch * batch or len(images)
-        self.batches: Iterator[Tensor] = iter(images[:full].split(batch))
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch; None after the last one."""
         batch = next(self.batches, None)
         return None if batch is None else {INPUT: batch.numpy()}
+
+
+def _resampling(file: Path) -> list[str]:
+    """Names of the products that resize pixels, in a file that prepares images itself: they are not in the model."""
+    import onnx
+
+    found = []
+    for node in onnx.load(file, load_external_data=False).graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "")
+        if node.op_type in QUANTISED and scopes and "'model'" not in scopes:
+            found.append(node.name)
+    return found
 
 
 def _prepared(file: Path) -> Path:

@@ -44,7 +44,7 @@ def write(exported: Exportable, file: Path, metadata: Mapping[str, Any], setting
     with failing_as("OpenVINO cannot take this model"):
         import openvino
 
-        model = openvino.convert_model(program, share_weights=True)
+        model = openvino.convert_model(program)
         model.reshape([-1 if isinstance(size, str) else size for size in exported.shape])
         (given,), (result,) = model.inputs, model.outputs
         given.get_tensor().set_names({INPUT})
@@ -75,7 +75,7 @@ def read(file: Path) -> Program:
         request = openvino.Core().compile_model(file, "CPU", {**settings, **threads}).create_infer_request()
 
     def run(images: Tensor) -> Tensor:
-        (output,) = request.infer([images.numpy()], share_inputs=True).values()
+        (output,) = request.infer([images.numpy()]).values()
         return torch.from_numpy(np.array(output)).float()
 
     return run
@@ -118,7 +118,7 @@ def quantise_static(file: Path, exported: Exportable, metadata: Mapping[str, Any
         import nncf
         import openvino
 
-        batches = [batch.numpy() for batch in images.split(exported.batch or 1) if len(batch) == (exported.batch or 1)]
+        batches = [batch.numpy() for batch in exported.calibration_batches(images)]
         quantised = nncf.quantize(
             openvino.Core().read_model(file),
             nncf.Dataset(batches),

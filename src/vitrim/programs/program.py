@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from vitrim.copying import copied
-from vitrim.errors import ExportMismatch
+from vitrim.errors import ExportMismatch, SettingError
 from vitrim.hooks import logits_of
 from vitrim.models import describe
 from vitrim.programs.failing import failing_as
@@ -37,12 +37,18 @@ class ProgramSettings:
             a fixed number.
         half: weights, images and computation in float16, as far as the format allows. Else in float32.
         calibration_images: number of training images for static int8, with equally many of each class.
+        with_preprocessing: the file takes the pixels of decoded images, prepares them itself, and returns
+            probabilities.
+        image_size: height and width of all images, for `with_preprocessing`. By default the file accepts any size; if
+            its format needs a fixed size, see `vitrim.exporting.with_preprocessing.default_image_size`.
     """
 
     opset: int | None = None
     batch: int | None = None
     half: bool = False
     calibration_images: int = CALIBRATION_IMAGES
+    with_preprocessing: bool = False
+    image_size: tuple[int, int] | None = None
 
 
 DEFAULT = ProgramSettings()
@@ -100,6 +106,24 @@ class Exportable:
         """The images on which a file is compared with the module."""
         return [self.example(sizes) for sizes in (self.checked if self.dynamic_axes else ({},))]
 
+    def calibration_batches(self, images: Tensor, batch: int = 1) -> list[Tensor]:
+        """Images `(n, ...)` in batches as the file takes them. If it takes a fixed number, the rest is left out.
+
+        Args:
+            batch: images of each batch, if the file takes any number.
+
+        Raises:
+            SettingError: there are fewer images than one batch.
+        """
+        parts = list(images.split(self.batch or batch))
+        full = [part for part in parts if self.batch in (None, len(part))]
+        if not full:
+            raise SettingError(
+                f"There are {len(images)} images to calibrate int8 on; expected at least {self.batch}, the number of "
+                "images of each forward pass (--batch)."
+            )
+        return full
+
     def in_half(self) -> "Exportable":
         """The same with weights, images and computation in float16. Pixels stay uint8."""
         dtype = torch.float16 if self.dtype.is_floating_point else self.dtype
@@ -112,8 +136,8 @@ class Exportable:
         Raises:
             ExportFailed: torch.export fails on this module.
         """
-        batch_first = {axis: Dim(name, min=1) if axis == 0 else Dim.AUTO for axis, name in self.dynamic_axes.items()}
-        shapes = (batch_first,) if batch_first else None
+        axes = {axis: Dim(name, min=1) for axis, name in self.dynamic_axes.items()}
+        shapes = (axes,) if axes else None
         with failing_as("torch.export cannot take this model"):
             program = torch.export.export(
                 self.module, (self.example(self.traced),), dynamic_shapes=shapes, strict=False
@@ -212,7 +236,11 @@ def compare_outputs(
 
 
 def difference_of(expected: Tensor, found: Tensor, tolerance: float, *, half: bool = False) -> float:
-    """The largest difference of two outputs, as a fraction of the largest expected one. Raises as `compare_outputs`."""
+    """The largest difference of two outputs `(B, C)`, as a fraction of the largest expected one.
+
+    Raises:
+        ExportMismatch: as `compare_outputs`.
+    """
     if found.shape != expected.shape:
         raise ExportMismatch(
             f"The exported file returns logits of shape {tuple(found.shape)}; expected {tuple(expected.shape)}, as "

@@ -31,6 +31,9 @@ NO_MODEL = {  # names, or endings of names, of files that hold no weights that v
     ".pt2": "an exported program",
     ".ckpt.index": "a file of TensorFlow",
     ".gguf": "a file of llama.cpp",
+    ".xml": "a file of OpenVINO",
+    ".pte": "a file of ExecuTorch",
+    ".tflite": "a file of LiteRT",
 }
 SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin", ".safetensors", ".npz")
 FILES = "a file of weights ends in .safetensors, .pth, .pt, .bin, .ckpt, .tar or .npz"
