@@ -28,7 +28,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"importance", "recovery"},
     {"allocation", "evaluation", "class_accuracy", "paired_bound"},
     {"saving"},
-    {"losses"},
+    {"losses", "tracking"},
     {"training", "exporting"},
     {"recipe"},
     {"source"},

@@ -23,7 +23,7 @@ from vitrim.cli.options import (
     FileOptions,
     ModelName,
     ModelOptions,
-    RunFolderOption,
+    RunOptions,
 )
 from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.tables import (
@@ -68,7 +68,7 @@ def demo(
 def train(
     model: ModelName,
     *,
-    output: RunFolderOption = None,
+    run_options: RunOptions | None = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
     training: DenseTraining | None = None,
@@ -84,11 +84,14 @@ def train(
     """
     from vitrim.pipeline import fit
     from vitrim.runs.outputs import output_folder
+    from vitrim.tracking.backends import check_trackers
 
     data_options, training = data_options or DataOptions(), training or DenseTraining()
+    run_options = run_options or RunOptions()
+    trackers = check_trackers(run_options.log or [])
     inputs.check_data_named(data_options)
     read = inputs.paths_read(model, data_options, training.recipe, teacher)
-    output = output_folder(output, read) if output else None
+    output = output_folder(run_options.output, read) if run_options.output else None
     recipe = train_recipe(training, data_options.num_workers)
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
@@ -96,13 +99,13 @@ def train(
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
     output = output or output_folder(inputs.default_run_folder(data, model), read)
-    fit(dense, data, recipe, output, teacher=teachers)
+    fit(dense, data, recipe, output, teacher=teachers, trackers=trackers)
 
 
 def compress(
     model: ModelName,
     *,
-    output: RunFolderOption = None,
+    run_options: RunOptions | None = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
     budget: BudgetOptions | None = None,
@@ -128,11 +131,14 @@ def compress(
     from vitrim.importance.scores import Scores
     from vitrim.runs.outputs import output_folder
     from vitrim.source import Source, check
+    from vitrim.tracking.backends import check_trackers
 
     data_options, training = data_options or DataOptions(), training or CompressTraining()
+    run_options = run_options or RunOptions()
+    trackers = check_trackers(run_options.log or [])
     inputs.check_data_named(data_options)
     read = inputs.paths_read(model, data_options, training.recipe, scores, teacher)
-    output = output_folder(output, read) if output else None
+    output = output_folder(run_options.output, read) if run_options.output else None
     recipe = compress_recipe(budget or BudgetOptions(), training, data_options.num_workers)
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
@@ -141,7 +147,7 @@ def compress(
     data = inputs.open_data(data_options, inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     output = output or output_folder(inputs.default_run_folder(data, model, recipe), read)
-    result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
+    result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers, trackers=trackers)
     print_report(result.report, output)
 
 

@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from vitrim.errors import FolderInUse
 from vitrim.runs.environment import program
-from vitrim.runs.files import HOLDER, LOCK, delete_dead_partials, hidden_beside, write_text
-from vitrim.runs.folder import STAGES, delete_if_fresh
+from vitrim.runs.files import HOLDER, LOCK, STAGES, delete_dead_partials, hidden_beside, write_text
+from vitrim.runs.fresh import delete_if_fresh
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
 
