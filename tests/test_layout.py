@@ -36,7 +36,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"depth", "head_width"},
     {"reports", "forecast"},
     {"measured_once"},
-    {"compress_run", "verifying"},
+    {"compress_run", "verifying", "watching", "sharing"},
     {"sizes"},
     {"pipeline"},
     {"cli"},

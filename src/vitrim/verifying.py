@@ -67,7 +67,7 @@ def verify(run_dir: str | Path, data: ImageData) -> list[Check]:
         SettingError: the folder has no finished run.
     """
     folder = Path(run_dir)
-    _refuse_others(folder)
+    check_finished(folder)
     checks = [_files(folder)]
     try:
         model = load(folder / "model", device=this_process().device)
@@ -83,7 +83,12 @@ def verify(run_dir: str | Path, data: ImageData) -> list[Check]:
     return [*checks, *_exported(folder, model)]
 
 
-def _refuse_others(folder: Path) -> None:
+def check_finished(folder: Path) -> None:
+    """Refuse a folder without a finished run.
+
+    Raises:
+        SettingError: says what the folder is.
+    """
     if not folder.is_dir():
         raise SettingError(f"There is no folder {folder}; expected the folder of a finished run.")
     inside = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))

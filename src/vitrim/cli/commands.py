@@ -25,6 +25,7 @@ from vitrim.cli.options import (
     ModelOptions,
     RunOptions,
 )
+from vitrim.cli.push import push
 from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.tables import (
     print_checks,
@@ -36,6 +37,7 @@ from vitrim.cli.tables import (
     print_structure,
 )
 from vitrim.cli.values import WHOLE
+from vitrim.cli.watch import watch
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
@@ -340,4 +342,7 @@ def verify(
     return int(any(check.holds is False for check in checks))
 
 
-COMMANDS: tuple[Callable[..., int | None], ...] = (demo, train, compress, evaluate, inspect, plan, export, verify)
+COMMANDS: tuple[Callable[..., int | None], ...] = (
+    *(demo, train, compress, evaluate, inspect, plan, export, verify),
+    *(watch, push),
+)

@@ -30,6 +30,7 @@ FILE_SIZES = "file-sizes.safetensors"  # in a run folder: sizes of the image fil
 METRICS = "metrics.jsonl"  # in a run folder: one row for each epoch, and for each event
 TRACKING, TENSORBOARD = "tracking.json", "tensorboard"  # in a run folder: what was sent to trackers; files for one
 FORECAST = "forecast.json"  # in a run folder: its steps, and how long they were to take
+PAGE = "report.html"  # in a run folder: the report for people
 NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
     b"version https://": "a pointer of Git LFS; get the file itself with `git lfs pull`",
     b"<!doctype": "a web page; download the file itself",
