@@ -1,4 +1,7 @@
-"""A Hugging Face Hub on this machine: the part of its interface that an upload needs, over HTTP."""
+"""A Hugging Face Hub on this machine: the part of its interface that an upload needs, over HTTP.
+
+All files are stored in the commit. Large files go to another service of the Hub (Xet), whose protocol is not here.
+"""
 
 import base64
 import json
@@ -7,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-LARGE = (".safetensors", ".onnx", ".pt2")  # files that are stored as LFS objects
 
 
 class Hub:
@@ -26,7 +27,6 @@ class Hub:
         self.refusals: dict[str, int] = {}
         self.asked: list[tuple[str, str]] = []
         self.is_private: bool | None = None
-        self.objects: dict[str, bytes] = {}
         self.endpoint = ""
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
@@ -37,15 +37,12 @@ class Hub:
                 return status, {"error": "refused"}
         if path == "/api/repos/create":
             is_new = self.is_private is None
-            self.is_private = bool(json.loads(body).get("private")) if is_new else self.is_private
+            asked = json.loads(body)
+            if is_new:
+                self.is_private = bool(asked.get("private")) or asked.get("visibility") == "private"
             return (200 if is_new else 409), {"url": f"{self.endpoint}/me/small", "error": "exists"}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        if path.endswith("/info/lfs/objects/batch"):
-            return 200, {"transfer": "basic", "objects": [self._object(one) for one in json.loads(body)["objects"]]}
-        if method == "PUT":
-            self.objects[path.rpartition("/")[2]] = body
-            return 200, {}
         what, _, branch = path.removeprefix("/api/models/me/small").strip("/").partition("/")
         branch = branch.partition("?")[0]
         if what == "branch":
@@ -53,7 +50,7 @@ class Hub:
             return 200, {}
         if what == "preupload":
             files = [{"path": one["path"], "shouldIgnore": False} for one in json.loads(body)["files"]]
-            return 200, {"files": [{**one, "uploadMode": _mode(one["path"])} for one in files]}
+            return 200, {"files": [{**one, "uploadMode": "regular"} for one in files]}
         if what == "commit":
             self._commit(branch, body)
             return 200, {"commitUrl": f"{self.endpoint}/me/small/commit/1", "commitOid": "1" * 40, "success": True}
@@ -62,22 +59,15 @@ class Hub:
                 {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
                 for name, content in self.files[branch].items()
             ]
+        if self.is_private is None:
+            return 404, {"error": "Repository not found"}
         return 200, {"id": "me/small", "modelId": "me/small", "private": bool(self.is_private), "siblings": []}
-
-    def _object(self, one: dict[str, Any]) -> dict[str, Any]:
-        return {**one, "actions": {"upload": {"href": f"{self.endpoint}/objects/{one['oid']}"}}}
 
     def _commit(self, branch: str, body: bytes) -> None:
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
                 self.files[branch][value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                self.files[branch][value["path"]] = self.objects[value["oid"]]
-
-
-def _mode(name: str) -> str:
-    return "lfs" if name.endswith(LARGE) else "regular"
 
 
 @contextmanager
@@ -96,7 +86,7 @@ def hub_on_this_machine() -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = _any
+        do_GET = do_POST = _any
 
         def log_message(self, *arguments: Any) -> None:
             """Print nothing."""

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from vitrim.asking import reason
-from vitrim.errors import SettingError
+from vitrim.asking import asking, reason
+from vitrim.errors import SettingError, UserError
 from vitrim.runs.progress import log
 from vitrim.sharing.folder import files_in
 
@@ -79,7 +78,9 @@ def upload(folder: Path, to: Upload) -> str:
             )
         if to.branch != BRANCH:
             api.create_branch(to.repository, branch=to.branch, exist_ok=True)
-        api.upload_folder(repo_id=to.repository, folder_path=folder, commit_message=MESSAGE, revision=to.branch)
+        # one commit, so that an interrupted upload changes nothing; `upload_folder` may make several
+        operations = [CommitOperationAdd(name, folder / name) for name in files_in(folder)]
+        api.create_commit(to.repository, operations, commit_message=MESSAGE, revision=to.branch)
         there = api.list_repo_files(to.repository, revision=to.branch)
     if others := sorted(set(there) - set(files_in(folder)) - set(KEPT_BY_HUB)):
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
@@ -99,17 +100,16 @@ def _explained(repository: str) -> Iterator[None]:
     """A context in which the Hub is asked. Raises SettingError."""
     try:
         yield
+    except UserError:
+        raise
     except LocalTokenNotFoundError:
         raise SettingError(f"Nothing was uploaded: {why_not_now() or 'there is no token'}.") from None
     except HfHubHTTPError as problem:
         status = problem.response.status_code if problem.response is not None else 0
         raise SettingError(f"Nothing was uploaded: {_answer(status, repository, problem)}.") from problem
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as problem:
-        raise SettingError(
-            f"Nothing was uploaded: the Hugging Face Hub ({constants.ENDPOINT}) cannot be reached: {reason(problem)}."
-        ) from problem
-    except ValueError as problem:  # the Hub refuses the metadata of the card
-        raise SettingError(f"Nothing was uploaded: {reason(problem)}.") from problem
+    except Exception:  # of the network, in one of several packages, or the Hub refuses the metadata of the card
+        with asking("huggingface_hub", f"upload to {constants.ENDPOINT}"):
+            raise
 
 
 def _answer(status: int, repository: str, problem: HfHubHTTPError) -> str:
