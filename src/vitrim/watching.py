@@ -1,4 +1,4 @@
-"""Where a run stands, from the files of its folder while a process may write them. Nothing is written or locked."""
+"""Where a run stands, from the files of its folder while a process may write them. No file and no lock is changed."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -44,7 +44,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 class Recorder:
     """A tracker that cannot replace points, as wandb, trackio and mlflow."""
 
-    is_rewritable, place = False, "here"
+    is_rewritable, place, last_step = False, "here", None
     sent: ClassVar[list[tuple[int, dict[str, Any]]]] = []
     ids: ClassVar[list[str]] = []
 
@@ -57,6 +57,12 @@ class Recorder:
 
     def close(self, *, is_finished: bool) -> None:
         self.is_finished = is_finished
+
+
+class Forgetful(Recorder):
+    """A tracker that sends later: of a killed process, it has no point after step 10."""
+
+    last_step = 10
 
 
 class Broken(Recorder):
@@ -102,6 +108,13 @@ def test_a_continued_run_sends_no_row_twice_and_misses_none(tmp_path: Path, use:
     add(tmp_path, "width", range(3, 6))  # the checkpoint was older than the last row
     assert [step for step, _ in first + Recorder.sent] == [10, 20, 30, 40, 50]
     assert Recorder.ids == ["new"]
+
+
+def test_points_that_a_killed_process_did_not_deliver_are_sent_again(tmp_path: Path, use: Any) -> None:
+    use(Recorder).start(tmp_path, IDENTITY)
+    add(tmp_path, "width", range(1, 4))
+    use(Forgetful).start(tmp_path, IDENTITY)
+    assert [step for step, _ in Forgetful.sent] == [20, 30]
 
 
 def test_a_tracker_that_is_named_later_gets_all_rows(tmp_path: Path, use: Any) -> None:

@@ -34,11 +34,13 @@ class Opening:
         folder: of the run.
         settings: of the run, by keys with dots.
         id: of the run in the tracker, if it was opened before; else empty.
+        closed: the last step that was sent by a process that ended in order. Later ones may be lost.
     """
 
     folder: Path
     settings: Values
     id: str = ""
+    closed: int = 0
 
 
 class Tracker(Protocol):
@@ -48,11 +50,13 @@ class Tracker(Protocol):
         id: of the run in the tracker; empty if it needs none.
         place: where a person finds it, for a message.
         is_rewritable: whether points that were sent can be replaced: then everything is sent again when it is opened.
+        last_step: that it has; None if it has all that was sent. Some send later, so a killed process loses points.
     """
 
     id: str
     place: str
     is_rewritable: bool
+    last_step: int | None
 
     @abstractmethod
     def log(self, values: Values, step: int) -> None:
@@ -66,7 +70,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in the folder of the run. Each opening writes them anew, so they have exactly the rows of the run."""
 
-    id, is_rewritable = "", True
+    id, is_rewritable, last_step = "", True, None
 
     def __init__(self, opening: Opening) -> None:
         from accelerate.tracking import TensorBoardTracker
@@ -145,6 +149,7 @@ class Trackio:
         self.tracker = TrackioTracker(project, name=self.id, resume="allow", embed=False, auto_log_gpu=False)
         self.tracker.start()
         self.tracker.store_init_configuration(dict(opening.settings))
+        self.last_step = _last_step_in_trackio(project, self.id) if opening.id else None
         self.place = f"trackio show --project {project}, run {self.id}"
 
     def log(self, values: Values, step: int) -> None:
@@ -161,7 +166,7 @@ class Trackio:
 class MLflow:
     """A run of MLflow. Without `MLFLOW_TRACKING_URI`, it is in a database in the user's data folder."""
 
-    is_rewritable = False
+    is_rewritable, last_step = False, None
 
     def __init__(self, opening: Opening) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its default waits for minutes
@@ -244,6 +249,14 @@ def metric_name(text: str) -> str:
     return re.sub(r"[^\w./-]+", "-", text.replace("%", "percent"), flags=re.ASCII).strip("-") or "-"
 
 
+def _last_step_in_trackio(project: str, run: str) -> int | None:
+    """The last step of a run in the database of this machine; None if it is kept elsewhere."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    is_here = not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
+    return (SQLiteStorage.get_max_step_for_run(project, run) or 0) if is_here else None
+
+
 def _is_offline() -> bool:
     return os.environ.get("WANDB_MODE", "") in ("offline", "dryrun")
 
@@ -262,12 +275,14 @@ class Sent:
     Attributes:
         id: of the run in the tracker.
         step: the largest one that was sent.
+        closed: the last step when the tracker was closed.
         num_events: that were sent.
         report: digest of the numbers of the report, once they were sent.
     """
 
     id: str = ""
     step: int = 0
+    closed: int = 0
     num_events: int = 0
     report: str = ""
     written: list[tuple[str, int]] = field(default_factory=list, repr=False)

@@ -145,13 +145,15 @@ class Trackers:
         for name, tracker in list(self._open.items()):
             with self._surviving(name):
                 tracker.close(is_finished=self._is_finished)
+                self._sent[name].closed = self._sent[name].step
+        self._write()
         self._open.clear()
 
     def _begin(self, name: str) -> None:
         """Open one tracker. Raises SettingError if it cannot be opened."""
         assert self._folder is not None
         sent = self._sent.setdefault(name, Sent())
-        opening = Opening(folder=self._folder, settings=self._settings, id=sent.id)
+        opening = Opening(folder=self._folder, settings=self._settings, id=sent.id, closed=sent.closed)
         try:
             with quiet_output():
                 self._open[name] = TRACKERS[name](opening)
@@ -161,6 +163,8 @@ class Trackers:
                 f"--log {name} cannot begin: {reason(problem)}.{advice} Or leave out --log {name}."
             ) from problem
         sent.id, sent.written = self._open[name].id, []
+        if (last_step := self._open[name].last_step) is not None:
+            sent.step = min(sent.step, last_step)
 
     def _send(self) -> None:
         """Send the rows that trackers lack."""
