@@ -122,10 +122,11 @@ class WandB:
         )
         self.tracker.start()
         self.tracker.store_init_configuration(dict(opening.settings))
-        self.place = (
-            self.tracker.tracker.url
-            or f"offline in {folder}; `wandb sync` uploads it, after an interruption with --append"
-        )
+        run = self.tracker.tracker
+        self.last_step: int | None = opening.closed
+        if not _is_offline():
+            self.last_step = run.step - 1 if run.resumed else 0
+        self.place = run.url or f"offline in {folder}; `wandb sync` uploads it, after an interruption with --append"
 
     def log(self, values: Values, step: int) -> None:
         """As in `Tracker`."""
