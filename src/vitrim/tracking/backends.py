@@ -70,7 +70,8 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in the folder of the run. Each opening writes them anew, so they have exactly the rows of the run."""
 
-    id, is_rewritable, last_step = "", True, None
+    id, is_rewritable = "", True
+    last_step: int | None = None
 
     def __init__(self, opening: Opening) -> None:
         from accelerate.tracking import TensorBoardTracker
@@ -167,7 +168,8 @@ class Trackio:
 class MLflow:
     """A run of MLflow. Without `MLFLOW_TRACKING_URI`, it is in a database in the user's data folder."""
 
-    is_rewritable, last_step = False, None
+    is_rewritable = False
+    last_step: int | None = None
 
     def __init__(self, opening: Opening) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its default waits for minutes
