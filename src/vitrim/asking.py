@@ -34,6 +34,7 @@ OF_LIBRARY = {  # further exceptions of each library: the package and the class
     "timm": (*DOWNLOADS, *FILES),
     "torchvision": (*DOWNLOADS, *FILES),
     "transformers": (*DOWNLOADS, *FILES, "huggingface_hub.StrictDataclassError"),
+    "huggingface_hub": DOWNLOADS,
     "safetensors": FILES,
     "torch": FILES,
     "numpy": (*FILES, "tokenize.TokenError"),

@@ -49,6 +49,7 @@ from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import fingerprint, load, save
 from vitrim.source import Source, max_removed_blocks, narrows_heads
 from vitrim.surgery import prune
+from vitrim.tracking.trackers import active_trackers
 from vitrim.training.distillation import Teachers
 from vitrim.training.train import train
 
@@ -102,6 +103,7 @@ def open_folder(
     keep_record(source.data, folder.path)
     if is_main_process():
         write_text_noted(folder.path / "recipe.toml", to_toml(recipe))
+    active_trackers().start(folder.path, identity)
     return folder
 
 

@@ -28,6 +28,7 @@ from vitrim.recipe import Recipe
 from vitrim.runs.folder import find_result, in_stages
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import duration, log
+from vitrim.runs.steps import write_steps
 from vitrim.source import Source, head_widths, max_removed_blocks
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.state import updates_made
@@ -103,9 +104,9 @@ class Forecast:
             folder: of the run, which may have been interrupted; None if nothing was kept.
         """
         self.steps, self.folder = list(steps), folder
-        self.num_done = 0
-        self.expected = self.needed = 0.0  # seconds of the steps that were done
+        self.num_done, self.expected, self.needed = 0, 0.0, 0.0  # the last two: seconds of the steps that were done
         self.left = [step.left(folder) for step in self.steps]
+        self.title, self.took = "", list[float]()  # seconds of the steps that were done; 0 for those that were read
         self.began = time.monotonic()
 
     def announce(self, title: str) -> None:
@@ -114,6 +115,8 @@ class Forecast:
         Args:
             title: what the run is, such as `compress vit_small on flowers to 70 %`.
         """
+        self.title = title
+        self._note()
         if len(self.steps) == 1:
             more = " more" if self.left[0] < 1 else ""
             log(f"{title}: {self.steps[0].text}, about {duration(self._seconds_left())}{more} on this machine")
@@ -134,7 +137,9 @@ class Forecast:
         if not was_read and self.left[self.num_done] == 1:
             self.expected += step.seconds
             self.needed += now - self.began
+        self.took.append(0.0 if was_read else now - self.began)
         self.began, self.num_done = now, self.num_done + 1
+        self._note()
         left = self._seconds_left() * self._correction()
         if left:
             how = "read from the run folder" if was_read else "done"
@@ -148,6 +153,7 @@ class Forecast:
         """
         self.steps[self.num_done :] = steps
         self.left[self.num_done :] = [step.left(self.folder) for step in steps]
+        self._note()
         log(f"{why}; steps {self.num_done + 1} to {len(self.steps)} are:")
         self._list_steps()
 
@@ -156,6 +162,9 @@ class Forecast:
             if number > self.num_done:
                 time_left = f"about {duration(left * step.seconds)}" if left else "done before"
                 log(f"  {number}. {step.text}: {time_left}")
+
+    def _note(self) -> None:
+        write_steps(self.folder, self.title, list(map(vars, self.steps)), self.took, self._correction())
 
     def _seconds_left(self) -> float:
         pairs = list(zip(self.steps, self.left, strict=True))[self.num_done :]

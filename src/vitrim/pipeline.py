@@ -41,6 +41,7 @@ from vitrim.runs.progress import log
 from vitrim.sizes.max_drop import check_images, find_smallest
 from vitrim.sizes.several import compress_to_sizes
 from vitrim.source import Source, check, check_use_of_teachers, narrows_heads
+from vitrim.tracking.trackers import tracking
 from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
 from vitrim.training.metrics import add_note, notes_on_events
@@ -57,6 +58,7 @@ def compress(
     *,
     scores: Scores | None = None,
     teacher: nn.Module | Sequence[nn.Module] | None = None,
+    trackers: Sequence[str] = (),
 ) -> Compressed:
     """Compress `model` to `recipe.budget` and distil it. After a crash, the same call continues from the last result.
 
@@ -69,6 +71,8 @@ def compress(
         teacher: one model or several of the same classes. The mean of their softmax outputs is learned in the width and
             depth stages, instead of the dense model's. Scores, recovery, the search for the number of blocks and the
             loss on hidden states use the dense model. They are not changed.
+        trackers: `tensorboard`, `wandb`, `trackio` or `mlflow`, to which the epochs and the result are also sent. They
+            change no result.
 
     Raises:
         UnsupportedModel, SaveMismatch, SettingError, BudgetError, DataError: see `vitrim.source`.
@@ -76,9 +80,17 @@ def compress(
             differs.
         NonFiniteLoss: a loss became infinite or not a number.
     """
-    data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
-    source = Source.of(model, data, teacher)
-    check(source, recipe, scores)
+    with tracking(trackers) as opened:
+        data = as_in_run(data.with_num_workers(recipe.width_training.num_workers), run_dir)
+        source = Source.of(model, data, teacher)
+        check(source, recipe, scores)
+        result = _compress(source, recipe, run_dir, scores)
+        opened.finish(result.report)
+        return result
+
+
+def _compress(source: Source, recipe: Recipe, run_dir: str | Path, scores: Scores | None) -> Compressed:
+    """Compress to one size, to several, or to the smallest within a drop."""
     if recipe.search.max_drop:
         check_images(recipe.search.max_drop, len(source.data.validation))
         folder = open_folder(run_dir, source, "compress", recipe, scores)
@@ -176,6 +188,7 @@ def fit(
     run_dir: str | Path,
     *,
     teacher: nn.Module | Sequence[nn.Module] | None = None,
+    trackers: Sequence[str] = (),
 ) -> nn.Module:
     """Train a dense model in a run folder. After a crash, the same call continues from the last checkpoint.
 
@@ -184,6 +197,7 @@ def fit(
     Args:
         teacher: the model learns from it, or from several, as `recipe.training.distillation` says; by default it learns
             the labels.
+        trackers: as in `compress`.
 
     Returns:
         The trained model, in eval mode.
@@ -194,8 +208,16 @@ def fit(
         SaveMismatch, UnsupportedModel: the trained model could not be saved; see `find_changes`.
         FolderInUse: `run_dir` holds something else, or a run with another recipe, model, data or teacher.
     """
-    data = as_in_run(data.with_num_workers(recipe.training.num_workers), run_dir)
-    source = Source.of(model, data, teacher, learns=True)
+    with tracking(trackers) as opened:
+        data = as_in_run(data.with_num_workers(recipe.training.num_workers), run_dir)
+        source = Source.of(model, data, teacher, learns=True)
+        result, report = _fit(source, recipe, run_dir)
+        opened.finish(report)
+        return result
+
+
+def _fit(source: Source, recipe: TrainRecipe, run_dir: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained model and its report."""
     check_training(recipe.training, source.structure, source.data)
     check_use_of_teachers(source, [recipe.training])
     _ = source.changes  # refuses a model that could not be saved
@@ -223,8 +245,7 @@ def fit(
     _say_result(folder, evaluation)
     warn_of_classes("validation", evaluation, source.data)
     _say_what_went_wrong(source, folder, evaluation)
-    report_training(folder, source, recipe, result, evaluation)
-    return result
+    return result, report_training(folder, source, recipe, result, evaluation)
 
 
 def _say_result(folder: RunFolder, found: Evaluation) -> None:

@@ -27,8 +27,8 @@ from vitrim.programs.program import AnyBatch, ProgramSettings, compare_outputs, 
 from vitrim.reports import report as reports
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import Digests, State
-from vitrim.runs.files import RUN, read_json
-from vitrim.runs.folder import STAGES, find_result, in_stages, parsed
+from vitrim.runs.files import RUN, STAGES, read_json
+from vitrim.runs.folder import find_result, in_stages, parsed
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import file_bytes, load
 
@@ -68,7 +68,7 @@ def verify(run_dir: str | Path, data: ImageData) -> list[Check]:
         SettingError: the folder has no finished run.
     """
     folder = Path(run_dir)
-    _refuse_others(folder)
+    check_finished(folder)
     checks = [_files(folder)]
     try:
         model = load(folder / "model", device=this_process().device)
@@ -84,7 +84,12 @@ def verify(run_dir: str | Path, data: ImageData) -> list[Check]:
     return [*checks, *_exported(folder, model)]
 
 
-def _refuse_others(folder: Path) -> None:
+def check_finished(folder: Path) -> None:
+    """Refuse a folder without a finished run.
+
+    Raises:
+        SettingError: says what the folder is.
+    """
     if not folder.is_dir():
         raise SettingError(f"There is no folder {folder}; expected the folder of a finished run.")
     inside = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))

@@ -17,7 +17,8 @@ import pytest
 from vitrim.errors import FolderInUse
 from vitrim.runs import locks
 from vitrim.runs.files import HOLDER, LOCK, RUN, partial_path, unknown_files, write_text
-from vitrim.runs.folder import RunFolder, is_fresh
+from vitrim.runs.folder import RunFolder
+from vitrim.runs.fresh import is_fresh
 from vitrim.runs.locks import lock_file, lock_folder, locking
 
 WAIT = "import time\nprint('holds', flush=True)\ntime.sleep(100)"

@@ -24,8 +24,9 @@ from vitrim.cli.options import (
     DenseTraining,
     ModelName,
     ModelOptions,
-    RunFolderOption,
+    RunOptions,
 )
+from vitrim.cli.push import push
 from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.tables import (
     print_checks,
@@ -36,6 +37,7 @@ from vitrim.cli.tables import (
     print_structure,
 )
 from vitrim.cli.values import WHOLE
+from vitrim.cli.watch import watch
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def demo(
 def train(
     model: ModelName,
     *,
-    output: RunFolderOption = None,
+    run_options: RunOptions | None = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
     training: DenseTraining | None = None,
@@ -84,11 +86,14 @@ def train(
     """
     from vitrim.pipeline import fit
     from vitrim.runs.outputs import output_folder
+    from vitrim.tracking.backends import check_trackers
 
     data_options, training = data_options or DataOptions(), training or DenseTraining()
+    run_options = run_options or RunOptions()
+    trackers = check_trackers(run_options.log or [])
     inputs.check_data_named(data_options)
     read = inputs.paths_read(model, data_options, training.recipe, teacher)
-    output = output_folder(output, read) if output else None
+    output = output_folder(run_options.output, read) if run_options.output else None
     recipe = train_recipe(training, data_options.num_workers)
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
@@ -96,13 +101,13 @@ def train(
     dense = inputs.open_model_to_train(model, model_options or ModelOptions(), data, recipe.seed)
     inputs.log_batch_sizes(data, [recipe.training])
     output = output or output_folder(inputs.default_run_folder(data, model), read)
-    fit(dense, data, recipe, output, teacher=teachers)
+    fit(dense, data, recipe, output, teacher=teachers, trackers=trackers)
 
 
 def compress(
     model: ModelName,
     *,
-    output: RunFolderOption = None,
+    run_options: RunOptions | None = None,
     data_options: DataOptions | None = None,
     model_options: ModelOptions | None = None,
     budget: BudgetOptions | None = None,
@@ -128,11 +133,14 @@ def compress(
     from vitrim.importance.scores import Scores
     from vitrim.runs.outputs import output_folder
     from vitrim.source import Source, check
+    from vitrim.tracking.backends import check_trackers
 
     data_options, training = data_options or DataOptions(), training or CompressTraining()
+    run_options = run_options or RunOptions()
+    trackers = check_trackers(run_options.log or [])
     inputs.check_data_named(data_options)
     read = inputs.paths_read(model, data_options, training.recipe, scores, teacher)
-    output = output_folder(output, read) if output else None
+    output = output_folder(run_options.output, read) if run_options.output else None
     recipe = compress_recipe(budget or BudgetOptions(), training, data_options.num_workers)
     found = Scores.load(inputs.existing_file(scores)) if scores else None
     dense = inputs.open_trained_model(model, model_options or ModelOptions())
@@ -141,7 +149,7 @@ def compress(
     data = inputs.open_data(data_options, inputs.channels_of(dense))
     inputs.log_batch_sizes(data, [recipe.width_training, recipe.depth_training])
     output = output or output_folder(inputs.default_run_folder(data, model, recipe), read)
-    result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers)
+    result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers, trackers=trackers)
     print_report(result.report, output)
 
 
@@ -294,9 +302,9 @@ MAKE, EXAMINE, PASS_ON, LOOK_UP, GENERAL = (
     for position, name in enumerate(("Make a model", "Examine", "Pass on", "Look up", "General"))
 )
 GROUPS: Mapping[Group, Sequence[Callable[..., int | None]]] = {  # the order of `vitrim --help`
-    MAKE: (demo, train, compress),
+    MAKE: (demo, train, compress, watch),
     EXAMINE: (inspect, plan, evaluate, verify),
-    PASS_ON: (export,),
+    PASS_ON: (export, push),
     LOOK_UP: (models, datasets),
 }
 COMMANDS = tuple(command for commands in GROUPS.values() for command in commands)

@@ -60,15 +60,6 @@ ModelName = Annotated[
         help="timm name, folder of a model or run, or checkpoint file; `vitrim models` lists names",
     ),
 ]
-RunFolderOption = Annotated[
-    Path | None,
-    Parameter(
-        name=["-o", "--output"],
-        group=OUTPUT,
-        help="folder of the run; the same command continues an interrupted run (default: runs/DATA-MODEL, and for "
-        "compress also the budget)",
-    ),
-]
 
 
 TrainingBatch = Annotated[
@@ -182,6 +173,31 @@ class DataOptions:
             show_choices=False,
             help="processes that decode images that do not fit in memory; auto is one for each core, 0 decodes in the "
             "process of the command (default: auto, or as the recipe says)",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        refuse_empty(self)
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run is, and where its epochs are also sent."""
+
+    output: Annotated[
+        Path | None,
+        Parameter(
+            name=["-o", "--output"],
+            help="folder of the run; the same command continues an interrupted run (default: runs/DATA-MODEL, and for "
+            "compress also the budget)",
+        ),
+    ] = None
+    log: Annotated[
+        list[str] | None,
+        Parameter(
+            help="tracker to which epochs and result are also sent: tensorboard, wandb, trackio or mlflow; repeatable, "
+            "or with commas (default: none)"
         ),
     ] = None
 

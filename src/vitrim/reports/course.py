@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from vitrim.runs.folder import SECONDS, STAGES
+from vitrim.runs.files import STAGES
+from vitrim.runs.folder import SECONDS
+from vitrim.runs.metric_rows import epochs_of
 from vitrim.runs.seconds import read_seconds
-from vitrim.training.metrics import epochs_of
 
 SEARCH = "depth-search"  # prefix of the stages of trainings that only the search for the number of blocks makes
 MAX_ROWS = 400  # of one training; longer ones are thinned out

@@ -11,8 +11,9 @@ from vitrim.recipe import TrainRecipe, to_table
 from vitrim.reports import report as reports
 from vitrim.reports.details import details_of_training
 from vitrim.reports.verdict import with_verdict
-from vitrim.reports.writing import PAGE, write_pages
+from vitrim.reports.writing import write_pages
 from vitrim.runs.environment import command_line, environment
+from vitrim.runs.files import PAGE
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.progress import log
 from vitrim.source import Source

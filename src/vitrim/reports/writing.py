@@ -8,9 +8,10 @@ from vitrim.reports.details import read
 from vitrim.reports.page import to_html
 from vitrim.reports.report import to_markdown
 from vitrim.runs.digests import write_text_noted
+from vitrim.runs.files import PAGE
 from vitrim.runs.processes import is_main_process
 
-MARKDOWN, PAGE = "report.md", "report.html"
+MARKDOWN = "report.md"
 
 
 def write_pages_of_sizes(folder: Path, report: dict[str, Any], runs: Mapping[str, Path]) -> None:

@@ -24,9 +24,13 @@ from vitrim.runs.torch_files import read_torch_file
 from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
+STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
 UNREADABLE = "unreadable.json"  # in a run folder: images that could not be decoded
 FILE_SIZES = "file-sizes.safetensors"  # in a run folder: sizes of the image files when the run began
 METRICS = "metrics.jsonl"  # in a run folder: one row for each epoch, and for each event
+TRACKING, TENSORBOARD = "tracking.json", "tensorboard"  # in a run folder: what was sent to trackers; files for one
+FORECAST = "forecast.json"  # in a run folder: its steps, and how long they were to take
+PAGE = "report.html"  # in a run folder: the report for people
 NO_WEIGHTS = {  # the first bytes of what often lies in place of a checkpoint
     b"version https://": "a pointer of Git LFS; get the file itself with `git lfs pull`",
     b"<!doctype": "a web page; download the file itself",

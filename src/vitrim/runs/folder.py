@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,17 +22,13 @@ from vitrim.runs.digests import (
 )
 from vitrim.runs.files import (
     CHECKPOINT,
-    DIGESTS,
-    FILE_SIZES,
-    HOLDER,
-    LOCK,
-    METRICS,
     RUN,
-    UNREADABLE,
-    is_partial,
+    STAGES,
+    TRACKING,
     read_json,
     unknown_files,
 )
+from vitrim.runs.fresh import is_fresh
 from vitrim.runs.identity import differences, with_missing
 from vitrim.runs.processes import is_main_process, raise_on_all, wait_for_all
 from vitrim.runs.progress import log
@@ -42,7 +37,6 @@ from vitrim.runs.text_files import check_name
 
 Result = TypeVar("Result")
 SECONDS = "stages/seconds.json"
-STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
 
 
 class RunFolder:
@@ -107,6 +101,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self.digests.clear()  # of a run that ended before its first result
+                (self.path / TRACKING).unlink(missing_ok=True)  # its trackers may show other settings
             text = json.dumps(identity, indent=2) + "\n"
             write_text_noted(self.path / RUN, text, self.digests, keep_text=True)
         wait_for_all()
@@ -369,31 +364,3 @@ def find_result(folder: Path, name: str) -> Path:
     """
     old, path = folder / Path(name).name, folder / name
     return old if old.exists() and not path.exists() else path
-
-
-def is_fresh(folder: Path) -> bool:
-    """Whether a run folder has no result yet, so that it may be reused for another run."""
-    names = {path.name for path in folder.iterdir() if not is_partial(path.name)}
-    names = {name for name in names if not name.endswith((UNREADABLE, DIGESTS))}
-    if STAGES in names and not any((folder / STAGES).iterdir()):  # made for a result that was not written
-        names.remove(STAGES)
-    return names <= {RUN, "recipe.toml", FILE_SIZES, METRICS} and not _has_epochs(folder / METRICS)
-
-
-def _has_epochs(metrics: Path) -> bool:
-    """Whether a training has finished an epoch. One that failed before has only rows about what went wrong."""
-    if not metrics.is_file():
-        return False
-    return any('"event"' not in line for line in metrics.read_text("utf-8", errors="replace").splitlines())
-
-
-def delete_if_fresh(folder: Path, keep: Collection[str]) -> None:
-    """Delete what a run left in its folder, if it has ended before its first result.
-
-    Args:
-        keep: names of files that are not deleted.
-    """
-    with suppress(OSError):
-        if is_fresh(folder) and not (folder / METRICS).exists():  # which says what went wrong
-            for path in [path for path in folder.iterdir() if path.name not in {*keep, LOCK, HOLDER}]:
-                path.rmdir() if path.is_dir() else path.unlink()

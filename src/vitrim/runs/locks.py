@@ -14,18 +14,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import psutil
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from vitrim.errors import FolderInUse
 from vitrim.runs.environment import program
-from vitrim.runs.files import HOLDER, LOCK, delete_dead_partials, hidden_beside, write_text
-from vitrim.runs.folder import STAGES, delete_if_fresh
+from vitrim.runs.files import HOLDER, LOCK, STAGES, delete_dead_partials, hidden_beside, write_text
+from vitrim.runs.fresh import delete_if_fresh
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
 
@@ -34,6 +36,7 @@ Result = TypeVar("Result")
 NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)  # a folder, a link or a socket in its place
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # of a file system without flock
 TRIES, SECONDS_BETWEEN_TRIES = 5, 0.02  # a lock file, or its folder, may be deleted by the process that releases it
+CLOCK_SECONDS = 5  # by which the start of a process may seem to be after its note
 MAX_SHOWN = 200  # characters of the command of another process
 
 _held: dict[tuple[int, int], int] = {}  # the thread that works in a folder, by its device and inode
@@ -231,15 +234,52 @@ def _note_holder(file: Path) -> None:
         write_text(file, json.dumps(about) + "\n")
 
 
-def _in_use(place: Path, holder: Path) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that works in a folder, as it has noted itself. A killed process leaves its note.
+
+    Attributes:
+        is_alive: None for a process of another machine.
+    """
+
+    pid: str
+    host: str
+    since: str
+    command: str
+    is_alive: bool | None
+
+    def text(self) -> str:
+        """Who it is, for a message."""
+        return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
+
+
+def read_holder(folder: Path) -> Holder | None:
+    """Which process works in a folder, or was killed there; None if no process does. The lock is not touched."""
+    return _read_holder(folder / HOLDER)
+
+
+def _read_holder(file: Path) -> Holder | None:
     about: Any = None
     with suppress(OSError, ValueError):
-        about = json.loads(holder.read_text(encoding="utf-8"))
+        about = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(about, dict):
-        who = "another process"
-    else:
-        shown = {key: _shown(about.get(key, "?")) for key in ("pid", "host", "since", "command")}
-        who = f"process {shown['pid']} on {shown['host']} since {shown['since']} ({shown['command']})"
+        return None
+    shown = {key: _shown(about.get(key, "?")) for key in ("pid", "host", "since", "command")}
+    return Holder(**shown, is_alive=_is_alive(about) if about.get("host") == platform.node() else None)
+
+
+def _is_alive(about: dict[str, Any]) -> bool:
+    """Whether the process of a note runs on this machine. A later process may have its number."""
+    with suppress(psutil.Error, KeyError, TypeError, ValueError, OverflowError):
+        process = psutil.Process(about["pid"])
+        since = datetime.strptime(about["since"], "%Y-%m-%d %H:%M:%S").timestamp()
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < since + CLOCK_SECONDS
+    return False
+
+
+def _in_use(place: Path, holder: Path) -> str:
+    found = _read_holder(holder)
+    who = found.text() if found else "another process"
     return (
         f"{place} is in use by {who}. Wait until it ends or end it, or choose another place with -o (in Python: "
         "another folder)."

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from vitrim.errors import PlanMismatch, SettingError
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import CONFIG, FILE_SIZES, RUN, UNREADABLE, WEIGHTS
-from vitrim.runs.folder import STAGES
+from vitrim.runs.files import CONFIG, FILE_SIZES, RUN, STAGES, UNREADABLE, WEIGHTS
 
 KINDS = {  # of files that are no regular files
     stat.S_IFIFO: "a named pipe",

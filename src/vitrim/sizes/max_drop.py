@@ -27,7 +27,8 @@ from vitrim.reports import report as reports
 from vitrim.reports.details import total_seconds
 from vitrim.reports.writing import write_pages_of_sizes
 from vitrim.runs.digests import digest_of_data, write_text_noted
-from vitrim.runs.folder import STAGES, RunFolder, in_stages
+from vitrim.runs.files import STAGES
+from vitrim.runs.folder import RunFolder, in_stages
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
 from vitrim.sizes.several import CompressOnce

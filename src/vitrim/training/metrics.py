@@ -9,7 +9,9 @@ from typing import Any
 from vitrim.errors import counted
 from vitrim.runs.digests import IS_DAMAGED, Digests, State, Version, write_text_noted
 from vitrim.runs.files import METRICS
+from vitrim.runs.metric_rows import row_in, rows_in
 from vitrim.runs.progress import log
+from vitrim.tracking.trackers import active_trackers
 from vitrim.training.faults import Event
 
 NUM_LOG_LINES = 10  # of one training
@@ -60,6 +62,7 @@ class Metrics:
         with self.file.open("ab") as file:
             file.write(line.encode())
         digests.landed(self.file.name)
+        active_trackers().update(self.file.parent, self._stage)
 
     def delete_after(self, step: int, num_events: int = 0) -> None:
         """Delete the rows of this training that were written after `step`, and lines that are not complete rows.
@@ -79,7 +82,7 @@ class Metrics:
             if Digests(self.file.parent).compare(self.file.name).state is State.DAMAGED:
                 log(f"{self.file} {IS_DAMAGED}; lines that cannot be read are deleted")
             lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
-            rows = [(_row(line), line) for line in lines if line]
+            rows = [(row_in(line), line) for line in lines if line]
             if unreadable := sum(row is None for row, _ in rows):
                 log(f"{self.file}: {counted(unreadable, 'line')} could not be read and will be deleted")
             seen = 0
@@ -91,17 +94,7 @@ class Metrics:
                 kept += f"{line}\n" if row else ""
             write_text_noted(self.file, kept)
         self._sha256 = hashlib.sha256(kept.encode())
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    """A row of the file; None if the line is not one."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_row = isinstance(row, dict) and isinstance(row.get("stage"), str)
-    is_row = is_row and ("event" in row or isinstance(row.get("step"), int))
-    return row if is_row and "\ufffd" not in line else None
+        active_trackers().update(self.file.parent, self._stage)
 
 
 def add_note(folder: Path, stage: str, event: str, note: str) -> None:
@@ -111,19 +104,7 @@ def add_note(folder: Path, stage: str, event: str, note: str) -> None:
     write_text_noted(file, before + json.dumps({"stage": stage, "event": event, "note": note}) + "\n")
 
 
-def epochs_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the epochs of each training of a run, by its stage, from its `metrics.jsonl`."""
-    file, found = folder / METRICS, dict[str, list[dict[str, Any]]]()
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
-    for row in filter(None, map(_row, lines)):
-        if "event" not in row and isinstance(row.get("epoch"), int):
-            found.setdefault(row["stage"], []).append(row)
-    return found
-
-
 def notes_on_events(folder: Path) -> list[str]:
     """What went wrong in the trainings of a run, one sentence for each event, from its `metrics.jsonl`."""
-    file = folder / METRICS
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
-    rows = [row for row in map(_row, lines) if row and "event" in row]
+    rows = [row for row in rows_in(folder) if "event" in row]
     return [f"{row['stage']}: {row['note']}" for row in rows if isinstance(row.get("note"), str)]

@@ -21,7 +21,8 @@ from vitrim.data.images import ImageData, ImageSet
 from vitrim.errors import CheckpointMismatch, counted
 from vitrim.runs.digests import IS_DAMAGED, Digests, State, read_kept_text, write_text_noted, writing_noted
 from vitrim.runs.files import DIGESTS, FILE_SIZES, UNREADABLE, save_tensors
-from vitrim.runs.folder import is_fresh, parsed
+from vitrim.runs.folder import parsed
+from vitrim.runs.fresh import is_fresh
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 

@@ -43,6 +43,13 @@ def downloading(name: str, *, pretrained: bool) -> AbstractContextManager[None]:
     return from_network(name, config.url, advice, cached=cached)
 
 
+def published_weights(name: str) -> tuple[str, str]:
+    """The repository on the Hub and the license of timm's weights of an architecture; empty where timm does not say."""
+    with asking("timm", f"find {name!r}"):
+        found = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    return ((found.hf_hub_id or "", (found.license or "").lower())) if found else ("", "")
+
+
 def _passed(name: str) -> str:
     return f"Pass this file in place of the name, with --arch {name} and without --pretrained"
 
