@@ -1,6 +1,8 @@
 # make demo         run `vitrim demo`
 # make test         run the tests
 # make browser-test  run the tests of the report's page in Chromium; they are also part of make test
+# make docs         build the site of the documentation into site/; open it with python3 -m http.server -d site
+# make docs-test    run the code of all pages with small models, build the site and follow its links
 # make fuzz         try the readers of recipes, plans and other files with 20,000 inputs for each test
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
 # make speed-smoke  run every section of the measurement of costs on tiny models
@@ -9,7 +11,7 @@
 # make torture      the same, over a thousand times, an hour or more; a rerun goes on; not part of CI
 # make lint         check format and lint
 # make types        check types
-# make check        all that CI does: tests, the smoke runs of the benchmarks, torture-quick, format, lint, types
+# make check        all that CI does: tests, the documentation, the smoke runs of the benchmarks, torture-quick, format, lint, types
 # make test-lowest  run the tests with the oldest packages that pyproject.toml allows
 # make test-newest  run the tests with the newest packages of the package index
 #
@@ -29,7 +31,7 @@ UV ?= .venv-uv/bin/uv
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PRINT_VERSIONS := import platform, torch, timm; print("Python", platform.python_version(), "torch", torch.__version__, "timm", timm.__version__)
 
-.PHONY: demo test browser-test fuzz bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
+.PHONY: demo test browser-test docs docs-test fuzz bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -40,6 +42,12 @@ test: $(INSTALLED)
 
 browser-test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 0 -m browser tests/browser
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $(BIN)/python -m mkdocs build --quiet --strict
+
+docs-test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m docs tests/docs
 
 fuzz: $(INSTALLED)
 	VITRIM_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
@@ -73,7 +81,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-check: test bench-smoke speed-smoke timebox-smoke torture-quick lint types
+check: test docs-test bench-smoke speed-smoke timebox-smoke torture-quick lint types
 
 test-lowest test-newest: test-%: $(UV)
 	test -e .venv-$*-$(PYTHON_VERSION) || $(PYTHON) -m venv .venv-$*-$(PYTHON_VERSION)
