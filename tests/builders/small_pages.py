@@ -186,8 +186,8 @@ def backbone(path: Path) -> None:
 
 
 def model_and_data() -> dict[str, object]:
-    """What the page about models and images calls `model` and `data`."""
-    return {"model": tiny_vit(num_classes=10), "data": vitrim.load_data("digits", limit_per_class=2)}
+    """What the page about models and images does not define itself."""
+    return {"vitrim": vitrim, "model": tiny_vit(num_classes=10), "data": vitrim.load_data("digits", limit_per_class=2)}
 
 
 NAMES_OF_PAGES = {"docs/your-model-your-images.md": model_and_data}
