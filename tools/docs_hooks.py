@@ -5,6 +5,7 @@
 * CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages.
 * A file outside `docs/` that a page links to, such as `../src/vitrim/losses.py`, becomes a page that shows it.
 * A link to the README leads to the start page, where the site has no section of that name.
+* A notebook becomes a page with the outputs that are stored in it.
 * Formulas in TeX become MathML, so the pages need no script for them.
 * `<!-- recipe: NAME -->` becomes the settings of that recipe.
 
@@ -20,11 +21,13 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
 TOP_PAGES = {name: f"{name.lower()}" for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.S)
+STARTED_AS_MODULE = re.compile(r" -m mkdocs(?= \[)")  # cyclopts takes `python -m mkdocs` for the name of the program
 RECIPE = re.compile(r"<!-- recipe: ([\w-]+) -->")
 LANGUAGES = {".py": "python", ".toml": "toml", ".md": "markdown", ".yml": "yaml", ".cff": "yaml", ".jinja": "jinja"}
 
@@ -51,6 +54,8 @@ def target_on_site(source: str, link: str) -> str | None:
         return "index.md"
     if target.startswith("docs/"):
         inside = target.removeprefix("docs/")
+        if inside.endswith(".ipynb"):
+            return f"{inside.removesuffix('.ipynb')}.md"
         return None if source.startswith("docs/") else inside
     return f"files/{target}.md" if (ROOT / target).is_file() else None
 
@@ -76,10 +81,23 @@ def page_of_file(path: str) -> str:
     return f"# {path}\n\nThis file of the repository is shown as it is.\n\n{fence}{language}\n{text}{fence}\n"
 
 
+def add_notebook(path: Path, files: Files, config: MkDocsConfig) -> None:
+    """Add a page that shows a notebook as it is stored, and its pictures. Nothing is executed."""
+    name = path.relative_to(config.docs_dir).with_suffix("").as_posix()
+    body, resources = MarkdownExporter().from_filename(str(path), resources={"unique_key": name})
+    for picture, content in resources["outputs"].items():
+        files.append(File.generated(config, picture, content=content))
+    body = body.replace("![png](", "![the chart that the code above draws](")
+    note = f"[The notebook as a file]({path.name}){{ download }}"
+    files.append(File.generated(config, f"{name}.md", content=f"{body.rstrip()}\n\n{note}\n"))
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the top folder, and a page for each file that a page links to."""
+    """Add the pages of the top folder, the notebooks, and a page for each file that a page links to."""
     for name, target in TOP_PAGES.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / name)))
+    for path in sorted(Path(config.docs_dir).rglob("*.ipynb")):
+        add_notebook(path, files, config)
     linked = set()
     for file in [*files.documentation_pages()]:
         if file.src_uri.endswith(".md"):
@@ -96,6 +114,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Rewrite links that lead out of `docs/`, and put in the settings of recipes."""
     if page.file.src_uri.startswith("files/"):
         return markdown
+    markdown = STARTED_AS_MODULE.sub("", markdown)
     markdown = RECIPE.sub(lambda match: recipe_text(match[1]), markdown)
     return with_links_of_site(markdown, place_in_repository(page.file.src_uri), page.file.src_uri)
 
