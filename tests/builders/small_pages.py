@@ -44,10 +44,10 @@ PARSED_ONLY = {  # patterns in a command, and why it cannot run with a small mod
     r"--latency min\b": "a model this small has no faster size: calls take its time; tests/sizes runs this search",
 }
 REPLACEMENTS: list[tuple[str, str]] = [  # patterns in a command of the shell, and what takes their place
-    (r"torchrun .*-m vitrim ", "vitrim "),  # tests/training/test_job.py runs several processes
+    (r"torchrun .*-m vitrim ", "vitrim "),  # tests/runs/test_processes.py starts several
     (r"^python3? -m vitrim ", "vitrim "),
     (
-        r"\bvit_(tiny|small|base)_patch(16_224|14_dinov2\S*|16_clip\S*|16_siglip\S*)(?= (?!.*embed_dim))",
+        r"\bvit_(tiny|small|base)_patch(16_224|14_dinov2\S*|16_clip\S*|16_siglip\S*)(?!\S)(?!.*embed_dim)",
         rf"vit_tiny_patch16_224 {TINY}",
     ),
     (r" --pretrained\b", ""),
