@@ -2,6 +2,8 @@
 # make test         run the tests
 # make browser-test  run the tests of the report's page in Chromium; they are also part of make test
 # make deploy-test  run the tests of the export formats, which need their runtimes
+# make docs         build the site of the documentation into site/; open it with python3 -m http.server -d site
+# make docs-test    run the code of all pages with small models, build the site and follow its links
 # make fuzz         try the readers of recipes, plans and other files with 20,000 inputs for each test
 # make bench-smoke  run every arm of the benchmark on a tiny cell, and make its tables
 # make speed-smoke  run every section of the measurement of costs on tiny models
@@ -10,7 +12,7 @@
 # make torture      the same, over a thousand times, an hour or more; a rerun goes on; not part of CI
 # make lint         check format and lint
 # make types        check types
-# make check        all that CI does: tests, deploy-test, the smoke runs of the benchmarks, torture-quick, format, lint, types
+# make check        all that CI does: tests, deploy-test, docs-test, the smoke runs of the benchmarks, torture-quick, format, lint, types
 # make test-lowest  run the tests with the oldest packages that pyproject.toml allows
 # make test-newest  run the tests with the newest packages of the package index
 #
@@ -30,7 +32,7 @@ UV ?= .venv-uv/bin/uv
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 PRINT_VERSIONS := import platform, torch, timm; print("Python", platform.python_version(), "torch", torch.__version__, "timm", timm.__version__)
 
-.PHONY: demo test browser-test deploy-test fuzz bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
+.PHONY: demo test browser-test deploy-test docs docs-test fuzz bench-smoke speed-smoke timebox-smoke torture torture-quick lint types check test-lowest test-newest
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)
@@ -43,7 +45,13 @@ browser-test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 deploy-test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy tests/programs tests/test_verifying.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy tests/programs tests/exporting tests/test_verifying.py tests/test_deploy_examples.py
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $(BIN)/python -m mkdocs build --quiet --strict
+
+docs-test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m docs tests/docs
 
 fuzz: $(INSTALLED)
 	VITRIM_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
@@ -77,7 +85,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-check: test deploy-test bench-smoke speed-smoke timebox-smoke torture-quick lint types
+check: test deploy-test docs-test bench-smoke speed-smoke timebox-smoke torture-quick lint types
 
 test-lowest test-newest: test-%: $(UV)
 	test -e .venv-$*-$(PYTHON_VERSION) || $(PYTHON) -m venv .venv-$*-$(PYTHON_VERSION)

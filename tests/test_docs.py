@@ -14,7 +14,7 @@ from builders.models import build
 from vitrim.cli import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 README, DESIGN = (ROOT / name for name in ("README.md", "docs/design.md"))
 COMMAND = re.compile(r"^    (?:torchrun .* -m )?(vitrim .+)$", re.M)
 
@@ -82,12 +82,12 @@ def test_the_readme_shows_every_command() -> None:
     assert shown | {"demo"} == {name for name in app if not name.startswith("-")}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     assert [link for link in links(page) if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_a_place_in_a_page_lead_to_it(page: Path) -> None:
     found = re.findall(r"\]\(([^)\s:]*\.md|)#([^)\s]+)\)", text_of(page))
     assert [(link, place) for link, place in found if place not in anchors(page.parent / link if link else page)] == []

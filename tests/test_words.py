@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "tests", "benchmarks", "tools")
 SOURCES = [path for top in FOLDERS for path in sorted((ROOT / top).rglob("*.py")) if "fixtures" not in path.parts]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS += [*sorted((ROOT / "src").rglob("*.jinja")), *sorted((ROOT / "benchmarks").rglob("*.jinja"))]
 DOCUMENTS += [*sorted((ROOT / "src").rglob("*.toml")), *sorted((ROOT / "benchmarks").rglob("*.toml"))]
 
