@@ -86,7 +86,9 @@ def timm_rows(pattern: str, page: str) -> Iterator[KnownModel]:
         try:
             structure = describe(model)
         except UnsupportedModel:
-            continue  # it has neither heads nor MLPs
+            if name in exceptions:
+                yield KnownModel(library="timm", name=name, cls=cls, weights=weights, problem=exceptions[name][1])
+            continue  # else it has neither heads nor MLPs
         problem = f"not tried: {exceptions[name][1]}" if name in exceptions else ""
         yield known("timm", name, cls, weights, structure, problem)
 
