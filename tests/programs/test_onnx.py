@@ -36,6 +36,19 @@ def test_weights_are_int8_and_ranges_of_activations_are_constants(static: tuple[
     assert {node.op_type for node in graph.node}.isdisjoint({"DynamicQuantizeLinear"})
 
 
+def test_layers_with_weights_take_int8_and_the_products_of_attention_take_float32(
+    static: tuple[nn.Module, Exported],
+) -> None:
+    model, found = static
+    graph = onnx.load(found.path).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    layers = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    quantised = [node for node in layers if {made_by.get(name) for name in node.input} == {"DequantizeLinear"}]
+    products = [node for node in layers if node not in quantised]
+    assert len(quantised) == sum(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules())
+    assert len(products) == 2 and all("DequantizeLinear" not in map(made_by.get, one.input) for one in products)
+
+
 def test_the_accuracy_is_that_of_the_file_and_the_metadata_says_int8(static: tuple[nn.Module, Exported]) -> None:
     _, found = static
     assert found.accuracy is not None and found.agreement is not None

@@ -50,7 +50,7 @@ def write(exported: Exportable, file: Path, metadata: Mapping[str, Any], setting
 
         precision = _half(exported) if settings.half else coremltools.precision.FLOAT32
         converted = coremltools.convert(
-            program.run_decompositions({}),
+            _without_aliases(program.run_decompositions({})),
             inputs=[_image_type(exported)] if exported.dtype == torch.uint8 else None,
             outputs=[coremltools.TensorType(name=exported.output, dtype=np.float32)],
             compute_precision=precision,
@@ -59,6 +59,17 @@ def write(exported: Exportable, file: Path, metadata: Mapping[str, Any], setting
         )
         converted.user_defined_metadata[KEY] = json.dumps(metadata)
         converted.save(str(file))
+
+
+def _without_aliases(program: ExportedProgram) -> ExportedProgram:
+    """Remove operations that return their input, which coremltools does not know. The program itself is changed."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target == torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def read(file: Path) -> Program:

@@ -64,7 +64,7 @@ def read(file: Path) -> Program:
 
     def run(images: Tensor) -> Tensor:
         assert program is not None  # it owns the memory of its methods
-        (output,) = method.execute([images.half() if is_half else images])
+        (output,) = method.execute([(images.half() if is_half else images).contiguous()])  # it ignores strides
         return output.clone().float()
 
     return run
