@@ -43,7 +43,7 @@ browser-test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 deploy-test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy tests/programs tests/test_verifying.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy tests/programs tests/exporting tests/test_verifying.py tests/test_deploy_examples.py
 
 fuzz: $(INSTALLED)
 	VITRIM_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
