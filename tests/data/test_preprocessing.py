@@ -73,3 +73,8 @@ def test_a_border_is_filled_with_the_mean_as_timm_does(size: tuple[int, int], in
     keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
     theirs = create_transform(input_size=(3, 16, 16), normalize=False, **{key: getattr(model, key) for key in keys})
     assert (found.int() - theirs(Image.fromarray(pixels)).int()).abs().max() <= 1
+
+
+def test_an_interpolation_that_only_image_processors_have_is_refused_without_one() -> None:
+    with pytest.raises(SettingError, match="nearest without an image processor"):
+        Preprocessing(img_size=(8, 8), mean=(0.5,), std=(0.5,), interpolation="nearest-exact")

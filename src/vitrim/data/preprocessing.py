@@ -65,6 +65,8 @@ class Preprocessing:
             self.interpolation,
             f"one of {', '.join(INTERPOLATIONS)}",
         )
+        of_processors = self.interpolation == "nearest-exact" and self.steps is None  # timm's transform lacks it
+        check_setting(not of_processors, "interpolation", self.interpolation, "nearest without an image processor")
         is_possible = MIN_CROP_PCT <= checked(self.crop_pct, float, "crop_pct") <= MAX_CROP_PCT
         check_setting(is_possible, "crop_pct", self.crop_pct, f"from {MIN_CROP_PCT} to {MAX_CROP_PCT}")
         crop_modes = ("center", "squash", "border")
