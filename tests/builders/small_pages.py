@@ -23,6 +23,7 @@ NOT_RUN_PAGES = {  # by their name, with the reason; their commands still must p
     "docs/performance.md": "written by benchmarks.speed; tests/benchmarks runs it with small models",
     "docs/gpu.md": "needs a GPU; tests/benchmarks/timebox runs the same programs on the CPU",
     "docs/add-a-model.md": "changes the sources; tests/test_extending.py makes such changes",
+    "docs/deploy.md": "needs the runtimes of the formats; tests/test_deploy_examples.py runs all of its blocks",
     "docs/log.md": "a record of what was run",
 }
 
