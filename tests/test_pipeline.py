@@ -291,7 +291,7 @@ def test_fit_trains_once_and_then_reads_the_model(tmp_path: Path, monkeypatch: p
     trained = fit(model, digits(), recipe, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     reports = ["report.html", "report.json", "report.md"]
-    own = ["evaluation.json", "metrics.jsonl", "model", "recipe.toml"]
+    own = ["evaluation.json", "forecast.json", "metrics.jsonl", "model", "recipe.toml"]
     assert names == ["details.json", "digests.json", *own, *reports, "run.json"]
     monkeypatch.setattr(pipeline, "train", stop)
     assert same_tensors(trained, fit(model, digits(), recipe, tmp_path))

@@ -80,16 +80,17 @@ def timm_rows(pattern: str, page: str) -> Iterator[KnownModel]:
             model = timm.create_model(name)
         weights = sum(entry.partition(".")[0] == name for entry in timm.list_pretrained(f"{name}*"))
         cls = type(model).__name__
-        if name in exceptions and exceptions[name][0] != "not tried":
-            yield KnownModel(library="timm", name=name, cls=cls, weights=weights, problem=exceptions[name][1])
+        status, reason = exceptions.get(name, ("", ""))
+        problem = f"not tried: {reason}" if status == "not tried" else reason
+        if problem and status != "not tried":
+            yield KnownModel(library="timm", name=name, cls=cls, weights=weights, problem=problem)
             continue
         try:
             structure = describe(model)
         except UnsupportedModel:
-            if name in exceptions:
-                yield KnownModel(library="timm", name=name, cls=cls, weights=weights, problem=exceptions[name][1])
+            if problem:
+                yield KnownModel(library="timm", name=name, cls=cls, weights=weights, problem=problem)
             continue  # else it has neither heads nor MLPs
-        problem = f"not tried: {exceptions[name][1]}" if name in exceptions else ""
         yield known("timm", name, cls, weights, structure, problem)
 
 

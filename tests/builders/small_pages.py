@@ -51,6 +51,7 @@ REPLACEMENTS: list[tuple[str, str]] = [  # patterns in a command of the shell, a
         r"\bvit_(tiny|small|base)_patch(16_224|14_dinov2\S*|16_clip\S*|16_siglip\S*)(?!\S)(?!.*embed_dim)",
         rf"vit_tiny_patch16_224 {TINY}",
     ),
+    (r"^(vitrim push \S+ \S+)$", r"\1 -o hub"),  # writes the files and uploads nothing
     (r" --pretrained\b", ""),
     (r" --img-size 224\b", ""),
     (r"--arch vit_small_patch16_224\b", f"--arch vit_tiny_patch16_224 {SHAPE}"),

@@ -112,8 +112,8 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
     text = text_of(site, "reference/command-line.html")
     for name in app:
         if not name.startswith("-"):
-            assert f"vitrim {name} [OPTIONS]" in text
             options = {one.name for one in app[name].assemble_argument_collection() if one.show and one.parse}
+            assert (f"vitrim {name} [OPTIONS]" if options else f"vitrim {name}") in text
             assert [option for option in sorted(options) if option not in text] == []
 
 

@@ -44,6 +44,8 @@ def models(
     """
     from vitrim.known.models import known_models, matching, similar
 
+    if pattern is not None and not pattern.strip():
+        raise SettingError("The pattern is empty; expected part of a name, or no pattern for a table of the classes.")
     rows = [row for row in matching(pattern or EVERYTHING) if row.weights or not pretrained]
     if not rows:
         near = similar(pattern or "")
@@ -115,16 +117,18 @@ def _most(values: Sequence[str]) -> str:
 
 
 def _print_models(rows: "Sequence[KnownModel]") -> None:
-    works = [row for row in rows if not row.problem]
+    classes = [[row.name] for row in rows if row.library == "transformers"]
     lines = []
-    for row in works:
-        if row.library == "transformers":
-            lines.append([f"{row.argument} ({row.name})", *[""] * (len(NAMED) - 1)])
+    for row in rows:
+        if row.library == "transformers" or row.problem:
             continue
         costs = [f"{row.params / 1e6:,.1f} M", f"{row.macs / 1e9:,.2f} G", f"{row.img_size}"]
         lines.append([row.argument, *costs, f"{row.weights or ''}", row.heads, row.neurons, row.blocks])
     if lines:
         print_table(counted(len(lines), "model"), NAMED, lines)
+    if classes:
+        title = f"{len(classes)} model classes of transformers: checkpoints of theirs are named transformers:USER/NAME"
+        print_table(title, ["class"], classes)
     for row in (row for row in rows if row.problem):
         print_line(f"not pruned: {row.argument}: {row.problem}")
 

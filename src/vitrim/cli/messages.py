@@ -104,6 +104,8 @@ def _unknown_option(command: str, problem: UnknownOptionError) -> str:
     found = f"{command} has no option {cut_name(option)}."
     if new := RENAMED.get((command, option)):
         return f"{found} Use {new} instead."
+    if sentence := advice_for(option):
+        return f"{found} {sentence}"
     options = _options(problem)
     settings: dict[str, list[str]] = {}  # by the last part of the key
     for key in recipe_settings(RECIPES[command]) if command in RECIPES else ():
@@ -112,9 +114,8 @@ def _unknown_option(command: str, problem: UnknownOptionError) -> str:
     if near is not None and near in options:
         goes = near == "--keep" and says_what_goes(option)
         note = " It is what stays: to remove 30 %, write --keep 0.7." if goes else ""
-        return f"{found} Did you mean {near} ({re.split(r' [(]default|[;:]', options[near])[0]})?{note}"
-    if sentence := advice_for(option):
-        return f"{found} {sentence}"
+        text = re.split(r" [(]default|[;:]|, or ", options[near])[0]
+        return f"{found} Did you mean {near} ({text})?{note}"
     if near:
         return f"{found} It is a setting of the recipe: {' '.join(f'--set {key}=VALUE' for key in settings[near][:2])}."
     return found
@@ -139,8 +140,16 @@ def _about(problem: CycloptsError) -> str:
     if isinstance(problem, RepeatArgumentError):
         return f"{problem.token.keyword} was given twice."
     if isinstance(problem, UnusedCliTokensError) and problem.unused_tokens:
-        return f"Cannot use {' '.join(problem.unused_tokens)}: one MODEL is expected, and options."
+        return f"Cannot use {' '.join(problem.unused_tokens)}: {_expected_words(problem)}."
     return _one_line(problem)
+
+
+def _expected_words(problem: UnusedCliTokensError) -> str:
+    """What a command takes besides options: `expected MODEL and options`."""
+    assert problem.app is not None
+    arguments = problem.app.assemble_argument_collection()
+    names = [_name(argument) for argument in arguments if argument.field_info.is_positional]
+    return f"expected {' '.join(names)} and options" if names else "the command takes no such word"
 
 
 def _missing(problem: MissingArgumentError) -> str:

@@ -66,14 +66,14 @@ ALIASES: Mapping[str, str] = {  # phrases, separated by commas
     "std": "norm std, image std, variance",
     "crop-pct": "crop, center crop, crop ratio",
     "interpolation": "resample, resize mode, filter",
-    "int8": "quantize, quant, quantise, quantization, ptq, 8bit, i8, qdq, dynamic quantization",
+    "int8": "static quantization, quantize, quant, quantise, quantization, ptq, 8bit, i8, qdq, dynamic quantization",
     "half": "fp16, float16, f16, half precision",
-    "batch": "dynamic, fixed batch, static batch, batch size, bs, max batch",
+    "batch": "fixed batch, static batch, batch size, bs, max batch",
     "opset": "onnx version, opset version, target opset",
     "format": "to, type, include, target, f, export format",
     "with-preprocessing": "preprocess, end to end, e2e, include preprocessing, normalize, embed preprocessing, softmax",
     "image-size": "resolution, imgsz, img size, input size",
-    "private": "visibility, public",
+    "private": "visibility, is private",
     "license": "licence",
     "weight_decay": "wd, l2, decay",
     "warmup_epochs": "warmup, warmup steps, lr warmup",
@@ -127,10 +127,11 @@ REMOVED = re.compile(r"sparsity|prun|remov|reduc|compression|drop|amount")  # of
 
 # What no option does, by what people look for.
 ADVICE: Mapping[str, str] = {
-    "device, gpu, gpus, cuda, device id, gpu id, cpu, no cuda, mps, local rank": (
-        "vitrim uses a GPU if there is one. The variable CUDA_VISIBLE_DEVICES selects one, or none if it is empty; "
-        "torchrun uses several."
+    "device, gpu, gpus, cuda, device id, gpu id, cpu, no cuda, mps, local rank, use cpu": (
+        "vitrim trains on a GPU if there is one, and exports on the CPU. With the variable ACCELERATE_USE_CPU=true it "
+        "uses the CPU; CUDA_VISIBLE_DEVICES selects a GPU; torchrun uses several."
     ),
+    "public": "A repository is public unless --private is given.",
     "resume, continue, resume from checkpoint, auto resume, ckpt, load from, restart, checkpoint": (
         "The same command continues an interrupted run."
     ),

@@ -28,13 +28,15 @@ def this_process() -> "PartialState":
     """The state of this process: its rank, the number of processes, and its device.
 
     `torchrun` or `accelerate launch` start several processes. Otherwise there is one. If there are GPUs of Nvidia, each
-    process has its own GPU as device; on a Mac with a GPU, the device is `mps`; else it is the CPU.
+    process has its own GPU as device; on a Mac with a GPU, the device is `mps`; else it is the CPU. With the variable
+    `ACCELERATE_USE_CPU=true`, it is the CPU.
 
     Raises:
         PartnerMissing: there are several processes, and not all of them have started.
     """
     import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     # Trap: on a machine without GPUs, accelerate makes no group without `cpu=True`. Each process then works alone.
     # The timeout is long because one process may work for hours while the others wait for its result.
@@ -42,7 +44,8 @@ def this_process() -> "PartialState":
     if is_one_of_several() and not PartialState._shared_state:
         partners = join()
         options |= {"store": partners.store, "rank": partners.rank, "world_size": partners.count}
-    return PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()), **options)
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return PartialState(cpu=not has_gpu or parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
 
 
 @cache
