@@ -1,6 +1,5 @@
 """`vitrim push`: puts the model of a finished run on the Hugging Face Hub."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,13 @@ def push(
     base_model: Annotated[
         str | None, Parameter(help="USER/NAME of the base weights (default: as the commands of the runs say)")
     ] = None,
-    exports: Annotated[bool, Parameter(help="also upload the exported files beside the model (default: yes)")] = True,
+    exports: Annotated[
+        bool,
+        Parameter(
+            negative="--no-exports",
+            help="also upload the exported files beside the model (default: yes)",
+        ),
+    ] = True,
     branch: Annotated[str, Parameter(help="branch; it is created if it does not exist (default: main)")] = "main",
     output: Annotated[
         Path | None,
@@ -35,7 +40,7 @@ def push(
     Paths of your machine and images are left out. Without a network or a token, the files are written to RUN-hub.
     """
     from vitrim.cli.tables import print_line
-    from vitrim.sharing.folder import Sharing, write_folder
+    from vitrim.sharing.folder import Sharing, remove_folder, write_folder
     from vitrim.sharing.push import Upload, check_repository, upload, upload_command, why_not_now
 
     check_repository(repository)
@@ -55,4 +60,4 @@ def push(
         print_line(f"uploaded to {upload(folder, to)}")
     except SettingError as problem:
         raise SettingError(f"{problem} The files are in {folder}. Upload them later: {command}") from None
-    shutil.rmtree(folder)
+    remove_folder(folder)
