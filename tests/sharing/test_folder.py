@@ -45,13 +45,24 @@ def test_the_folder_is_complete_and_can_be_checked(run: Path, tmp_path: Path) ->
 def test_no_path_and_no_image_of_the_machine_is_in_it(run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(run, tmp_path / "copy"))
     write_text_noted(run / "details.json", json.dumps(details_of()))
+    report = json.loads((run / "report.json").read_text())
+    note = "skipped 2 files that are not readable images: --- owl/patient-broken.jpg, cat/patient.jpg"
+    write_text_noted(run / "report.json", json.dumps({**report, "notes": [note]}))
     assert "data:image/" in (run / "details.json").read_text()
     folder = write_folder(run, tmp_path / "hub", SHARING)
     for file in folder.iterdir():
         content = file.read_bytes()
-        for private in (b"alice", b"secret", str(tmp_path).encode(), str(Path.home()).encode() + b"/"):
+        for private in (
+            b"alice",
+            b"secret",
+            b"patient",
+            b"owl",
+            str(tmp_path).encode(),
+            str(Path.home()).encode() + b"/",
+        ):
             assert private not in content, (file, private)
     assert "vitrim compress dense --data photos -o run" in (folder / "README.md").read_text()
+    assert "skipped 2 files that are not readable images\n" in (folder / "report.md").read_text()
     images = [image for image in details_of()["changed"]["images"] if image["file"] and image["thumbnail"]]
     page = (folder / "report.html").read_text()
     assert images and not any(image["thumbnail"] in page or image["file"] in page for image in images)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vitrim.data.files.unreadable import without_file_names
 from vitrim.errors import CheckpointMismatch, FolderInUse, SettingError, visible
 from vitrim.reports import details as details_of_runs
 from vitrim.reports import report as reports
@@ -156,12 +157,22 @@ def _check_undamaged(run: Path) -> None:
 
 
 def _report(run: Path) -> dict[str, Any]:
-    """The report of a run, without paths."""
+    """The report of a run, without paths and without names of image files."""
     if not (run / "report.json").is_file():
         raise SettingError(f"The run in {run} has no report.json. Repeat its command, which writes it.")
     report = reports.read(run / "report.json")
+    report = {key: _without_file_names(value) for key, value in report.items()}
     found = {key: without_paths(value) if key in WITH_PATHS else value for key, value in report.items()}
     return {**found, "command": command_without_paths(str(report.get("command") or ""))}
+
+
+def _without_file_names(value: Any) -> Any:
+    """The same plain data; its notes on image files say only how many there are."""
+    if isinstance(value, dict):
+        return {key: _without_file_names(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_file_names(item) for item in value]
+    return without_file_names(value) if isinstance(value, str) else value
 
 
 def _copy_files(run: Path, folder: Path, *, exports: bool) -> Iterator[str]:
