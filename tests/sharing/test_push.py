@@ -16,7 +16,7 @@ from builders.runs import finish_run
 from builders.standalone import modeling_of
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import write_text_noted
-from vitrim.sharing.push import check_repository
+from vitrim.sharing.push import check_branch, check_repository
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,22 @@ def test_a_public_repository_is_not_used_for_a_private_model(
 def test_wrong_names_are_refused(name: str) -> None:
     with pytest.raises(vitrim.UserError, match="no name of a repository"):
         check_repository(name)
+
+
+@pytest.mark.parametrize("name", ["main", "v2", "feature/a.b", "HEADS", "a@b"])
+def test_names_of_branches_are_those_of_git(name: str) -> None:
+    assert check_branch(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a..b", "/a", "a/", "-a", ".a", "a/.b", "a.lock/b", "a b", "@", "a@{b", "a:b", ""]
+)
+def test_wrong_branches_are_refused(name: str) -> None:
+    with pytest.raises(vitrim.UserError, match="no name of a branch"):
+        check_branch(name)
+
+
+@pytest.mark.parametrize("option", ["--branch", "--license", "--base-model", "-o"])
+def test_empty_texts_are_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capsys, "push", tmp_path, "me/small", option, "")
+    assert status == 2 and "empty" in error_line(err)

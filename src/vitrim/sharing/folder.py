@@ -66,6 +66,7 @@ def write_folder(run: Path, folder: Path, sharing: Sharing) -> Path:
             run is damaged. FolderInUse: the folder has other files, or files that were changed.
     """
     check_finished(run)
+    folder = folder.absolute()  # `.` has no name, which the partial folder needs
     _check_target(folder)
     license = check_license(sharing.license) if sharing.license else None
     report = _report(run)
