@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builders.command_line import call, error_line
+from builders.command_line import call, call_in_new_process, error_line
 from builders.runs import RECIPES, digits, digits_model, files_in, finish_run
 from vitrim import pipeline
 from vitrim.errors import SettingError
@@ -130,6 +130,14 @@ def test_a_real_run_that_was_interrupted_names_its_steps(tmp_path: Path, monkeyp
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def test_to_watch_imports_no_torch(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", 2)
+    spy = "import atexit, sys\n"
+    spy += "atexit.register(lambda: print('torch' in sys.modules, 'accelerate' in sys.modules, file=sys.stderr))"
+    status, out, err = call_in_new_process(["watch", str(folder)], spy)
+    assert status == 0 and "epoch 2" in out and err.split()[-2:] == ["False", "False"]
 
 
 def test_a_folder_without_a_run_is_refused_and_names_runs_near_it(
