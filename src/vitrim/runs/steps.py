@@ -91,10 +91,14 @@ def read_steps(folder: Path) -> NotedSteps | None:
     except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
     texts = [noted.title, noted.command, *(text for step in steps for text in (step.text, step.stage, step.result))]
-    numbers = [noted.began, noted.correction, *(number for step in steps for number in (step.seconds, _or_zero(step.took)))]
-    counts = [step.num_updates for step in steps]
-    is_whole = all(isinstance(text, str) for text in texts) and all(isinstance(count, int) for count in counts)
-    return noted if is_whole and all(map(is_number, (*numbers, *counts))) else None
+    numbers = [
+        noted.began,
+        noted.correction,
+        *(number for step in steps for number in (step.seconds, step.num_updates)),
+    ]
+    numbers += [step.took for step in steps if step.took is not None]
+    is_whole = all(isinstance(text, str) for text in texts) and all(map(is_number, numbers))
+    return noted if is_whole and all(isinstance(step.num_updates, int) for step in steps) else None
 
 
 def is_number(value: Any) -> bool:
