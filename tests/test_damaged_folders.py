@@ -147,6 +147,7 @@ def _names(which: str) -> list[str]:
         "metrics.jsonl",
         "run.json",
         "recipe.toml",
+        "forecast.json",
     ]
     files += ["width.kept-epoch.json", "depth.kept-epoch.json", "digests.json", "model/digests.json"]
     if which == "finished":

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from builders.command_line import call, error_line
-from builders.runs import RECIPES, digits, digits_model, files_in, finish_run
+from builders.command_line import call, call_in_new_process, error_line
+from builders.runs import RECIPES, digits, digits_model, files_in, finish_run, short_training
 from vitrim import pipeline
 from vitrim.errors import SettingError
+from vitrim.recipe import TrainRecipe
 from vitrim.runs.files import FORECAST, HOLDER, METRICS, RUN
 from vitrim.runs.steps import write_steps
 from vitrim.watching import watch
@@ -111,12 +112,18 @@ def test_a_real_run_is_finished_and_nothing_in_it_is_changed(
     before = files_in(run.folder)
     found = watch(run.folder)
     assert found.status == "finished" and found.result == run.result.report["verdict"]
-    assert all(step.state == "done" for step in found.steps) and len(found.steps) >= 4
+    assert all(step.state == "done" and step.seconds > 0 for step in found.steps) and len(found.steps) >= 4
     status, out, _ = call(capsys, "watch", run.folder)
     assert status == 0 and found.result in out and f"report: {run.folder / 'report.html'}" in out
     status, out, _ = call(capsys, "watch", run.folder, "--json")
     assert status == 0 and json.loads(out)["status"] == "finished"
     assert files_in(run.folder) == before
+
+
+def test_a_training_that_has_ended_shows_its_time(tmp_path: Path) -> None:
+    pipeline.fit(digits_model(), digits(), TrainRecipe(training=short_training()), tmp_path / "run")
+    (step,) = watch(tmp_path / "run").steps
+    assert step.state == "done" and step.seconds > 0
 
 
 def test_a_real_run_that_was_interrupted_names_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +137,14 @@ def test_a_real_run_that_was_interrupted_names_its_steps(tmp_path: Path, monkeyp
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def test_to_watch_imports_no_torch(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", 2)
+    spy = "import atexit, sys\n"
+    spy += "atexit.register(lambda: print('torch' in sys.modules, 'accelerate' in sys.modules, file=sys.stderr))"
+    status, out, err = call_in_new_process(["watch", str(folder)], spy)
+    assert status == 0 and "epoch 2" in out and err.split()[-2:] == ["False", "False"]
 
 
 def test_a_folder_without_a_run_is_refused_and_names_runs_near_it(

@@ -335,6 +335,7 @@ class CompressRun:
         made_from |= self.folder.digests_of(SCORES)
         details = details_of_compress(self.folder, self.source, made_from)
         write_pages(self.folder.path, report, {_name(report): details})
+        self.finish_step()
         for sentence in missed_latency(report["latency"]) if report["latency"] else ():
             log(f"latency: {sentence}")
         self.folder.delete_checkpoints()

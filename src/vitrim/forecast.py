@@ -25,7 +25,8 @@ from vitrim.errors import counted
 from vitrim.hooks import eval_mode, logits_of
 from vitrim.precision import autocast
 from vitrim.recipe import Recipe
-from vitrim.runs.folder import find_result, in_stages
+from vitrim.runs.files import find_result
+from vitrim.runs.folder import in_stages
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import duration, log
 from vitrim.runs.steps import write_steps

@@ -222,9 +222,11 @@ def _fit(source: Source, recipe: TrainRecipe, run_dir: str | Path) -> tuple[nn.M
     check_use_of_teachers(source, [recipe.training])
     _ = source.changes  # refuses a model that could not be saved
     folder = open_folder(run_dir, source, "train", recipe)
+    forecast = Forecast([])
     if not (folder.path / "model").exists():
         steps = train_steps(source, recipe.training, measure_pace(source, recipe.training))
-        Forecast(steps, folder.path).announce(f"train {source.structure.model} on {source.data.name}")
+        forecast = Forecast(steps, folder.path)
+        forecast.announce(f"train {source.structure.model} on {source.data.name}")
     provenance = {"trained_on": source.data.name, **about_teachers(source), "recipe": to_table(recipe)}
 
     def trained() -> nn.Module:
@@ -241,6 +243,7 @@ def _fit(source: Source, recipe: TrainRecipe, run_dir: str | Path) -> tuple[nn.M
         on_all_processes=True,
         made_from=folder.digests_of("model"),
     )
+    forecast.finish_step()
     folder.delete_checkpoints()
     _say_result(folder, evaluation)
     warn_of_classes("validation", evaluation, source.data)

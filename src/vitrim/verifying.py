@@ -27,8 +27,8 @@ from vitrim.programs.program import AnyBatch, ProgramSettings, compare_outputs, 
 from vitrim.reports import report as reports
 from vitrim.runs.damage import check_folder
 from vitrim.runs.digests import Digests, State
-from vitrim.runs.files import RUN, STAGES, read_json
-from vitrim.runs.folder import find_result, in_stages, parsed
+from vitrim.runs.files import RUN, STAGES, find_result, read_json
+from vitrim.runs.folder import in_stages, parsed
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import file_bytes, load
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitrim.errors import SettingError, UserError
-from vitrim.runs.files import METRICS, PAGE, RUN, read_json
-from vitrim.runs.folder import find_result
+from vitrim.runs.files import METRICS, PAGE, RUN, find_result, read_json
 from vitrim.runs.locks import Holder, read_holder
 from vitrim.runs.metric_rows import epochs_of, rows_in
-from vitrim.runs.steps import NotedStep, NotedSteps, read_steps
+from vitrim.runs.steps import NotedStep, NotedSteps, is_number, read_steps
 
 Status = Literal["finished", "running", "interrupted"]
 MAX_NAMED = 8  # runs in an error
@@ -161,9 +160,15 @@ def _result(folder: Path) -> str:
 def _current(noted: NotedSteps, folder: Path) -> NotedStep | None:
     """The first step that is not done: not by its process, and not before."""
     for step in noted.steps:
-        if step.took is None and not (step.result and find_result(folder, step.result).exists()):
+        if step.took is None and not (step.result and _is_there(folder, step.result)):
             return step
     return None
+
+
+def _is_there(folder: Path, result: str) -> bool:
+    with suppress(OSError, ValueError):  # no path, in a damaged file
+        return find_result(folder, result).exists()
+    return False
 
 
 def _steps(noted: NotedSteps, current: NotedStep | None, *, is_done: bool, now: float) -> tuple[Step, ...]:
@@ -189,7 +194,7 @@ def _training(folder: Path, current: NotedStep | None) -> Training | None:
     if not rows or (current is not None and not current.num_updates):
         return None
     last = rows[-1]
-    evaluated = [row for row in rows if isinstance(row.get("top1"), int | float)]
+    evaluated = [row for row in rows if is_number(row.get("top1"))]
     best = max(evaluated, key=lambda row: (row["top1"], row["epoch"]), default=None)
     num_updates = current.num_updates if current else 0
     return Training(
@@ -207,12 +212,12 @@ def _training(folder: Path, current: NotedStep | None) -> Training | None:
 
 def _is_whole(row: dict[str, Any]) -> bool:
     numbers = (row.get(name) for name in ("epoch", "step", "loss", "images_per_second"))
-    return all(isinstance(number, int | float) for number in numbers) and row["step"] > 0 and row["epoch"] > 0
+    return all(map(is_number, numbers)) and row["step"] > 0 and isinstance(row["epoch"], int) and row["epoch"] > 0
 
 
 def _seconds_of_rest(rows: Sequence[dict[str, Any]], num_updates: int) -> float | None:
     """The time of the updates that are left, at the speed of the last epochs, with their evaluations."""
-    timed = [row for row in rows[-SPEED_EPOCHS:] if isinstance(row.get("seconds"), int | float)]
+    timed = [row for row in rows[-SPEED_EPOCHS:] if is_number(row.get("seconds"))]
     if not timed or not num_updates:
         return None
     updates_per_epoch = rows[-1]["step"] / rows[-1]["epoch"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from builders.runs import digits_model
+from vitrim.cli import app
 from vitrim.saving.checkpoint import fingerprint, load, save
-from vitrim.sharing.origins import Base, base_of, data_set_of
+from vitrim.sharing.origins import FLAGS, Base, base_of, data_set_of
 
 
 def noted_run(folder: Path, command: str, weights: str = "") -> Path:
@@ -25,6 +26,11 @@ def noted_run(folder: Path, command: str, weights: str = "") -> Path:
         ("vitrim compress timm:hf-hub:me/dense --data x", "me/dense"),
         ("vitrim compress transformers:google/vit-base-patch16-224 --data x", "google/vit-base-patch16-224"),
         ("vitrim compress no_such_model --pretrained", ""),
+        ("vitrim train --data x --pretrained deit_tiny_patch16_224", "timm/deit_tiny_patch16_224.fb_in1k"),
+        ("vitrim train --strict --model=deit_tiny_patch16_224 --pretrained", "timm/deit_tiny_patch16_224.fb_in1k"),
+        ("vitrim compress -o runs/a --seed -1 -- timm:hf-hub:me/dense@v1", "me/dense"),
+        ("vitrim compress transformers:./clip --data x", ""),
+        ("vitrim compress transformers:/clip --data x", ""),
         ("train.py", ""),
         ("", ""),
     ],
@@ -49,7 +55,26 @@ def test_a_run_that_starts_from_another_has_its_base_model_if_the_weights_are_th
 
 @pytest.mark.parametrize(
     ("option", "expected"),
-    [("--data cifar10", "uoft-cs/cifar10"), ("--data=hf:me/flowers", "me/flowers"), ("--data ./flowers", ""), ("", "")],
+    [("--data cifar10", "uoft-cs/cifar10"), ("--data=hf:me/flowers", "me/flowers"), ("--data ./flowers", ""), ("", "")]
+    + [(f"--data hf:{name}", "") for name in ("/xrays", "./xrays", "../xrays", "~/xrays", "me/a..b", "a/b/c", "me/")]
+    + [("--data x --data=hf:me/b -o --data", "me/b"), ("--pretrained --data hf:me/b", "me/b")],
 )
 def test_the_data_set_is_named_only_if_the_hub_has_it(option: str, expected: str, tmp_path: Path) -> None:
     assert data_set_of(noted_run(tmp_path, f"vitrim compress dense {option}")) == expected
+
+
+def test_a_folder_beside_the_run_is_no_data_set_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "scans" / "xrays").mkdir(parents=True)
+    assert data_set_of(noted_run(tmp_path / "run", "vitrim train vit --data hf:scans/xrays")) == ""
+
+
+def test_the_options_without_a_value_are_those_of_the_commands() -> None:
+    found = {
+        name
+        for command in ("train", "compress")
+        for option in app[command].assemble_argument_collection()
+        if option.parse and option.hint is bool
+        for name in option.names
+        if not name.startswith("--no-")
+    }
+    assert found == set(FLAGS)

@@ -15,7 +15,8 @@ from builders.hub import Hub, hub_on_this_machine
 from builders.runs import finish_run
 from builders.standalone import modeling_of
 from vitrim.runs.damage import check_folder
-from vitrim.sharing.push import check_repository
+from vitrim.runs.digests import write_text_noted
+from vitrim.sharing.push import check_branch, check_repository
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,28 @@ def test_to_push_again_replaces_the_files_and_names_others(
         status, _, err = call(capsys, "push", run, "me/small")
         assert status == 0 and "old.onnx" in err and ".gitattributes" not in err
     assert hub.files["main"]["README.md"].startswith(b"---\n") and "old.onnx" in hub.files["main"]
+
+
+def test_exported_files_are_left_out_on_request(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_text_noted(run / "model" / "model.txt", "exported")
+    for options, is_there in (((), True), (("--no-exports",), False)):
+        status, _, err = call(capsys, "push", run, "me/small", "-o", tmp_path / "hub", *options)
+        assert status == 0 and (tmp_path / "hub" / "model.txt").exists() == is_there, err
+
+
+def test_files_of_the_user_in_the_folder_stay(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.parent / "run-hub"
+
+    def upload(*_: object) -> str:
+        (folder / "notes.txt").write_text("precious")
+        return "there"
+
+    monkeypatch.setattr("vitrim.sharing.push.upload", upload)
+    assert call(capsys, "push", run, "me/small")[0] == 0 and (folder / "notes.txt").is_file()
+    assert "it has notes.txt" in error_line(call(capsys, "push", run, "me/small")[2])
+    shutil.rmtree(folder)
 
 
 def test_a_branch_is_created(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,3 +142,22 @@ def test_a_public_repository_is_not_used_for_a_private_model(
 def test_wrong_names_are_refused(name: str) -> None:
     with pytest.raises(vitrim.UserError, match="no name of a repository"):
         check_repository(name)
+
+
+@pytest.mark.parametrize("name", ["main", "v2", "feature/a.b", "HEADS", "a@b"])
+def test_names_of_branches_are_those_of_git(name: str) -> None:
+    assert check_branch(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a..b", "/a", "a/", "-a", ".a", "a/.b", "a.lock/b", "a b", "@", "a@{b", "a:b", ""]
+)
+def test_wrong_branches_are_refused(name: str) -> None:
+    with pytest.raises(vitrim.UserError, match="no name of a branch"):
+        check_branch(name)
+
+
+@pytest.mark.parametrize("option", ["--branch", "--license", "--base-model", "-o"])
+def test_empty_texts_are_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capsys, "push", tmp_path, "me/small", option, "")
+    assert status == 2 and "empty" in error_line(err)

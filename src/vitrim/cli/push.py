@@ -1,11 +1,12 @@
 """`vitrim push`: puts the model of a finished run on the Hugging Face Hub."""
 
-import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from vitrim.cli.values import refuse_empty
 from vitrim.errors import SettingError
 
 
@@ -21,10 +22,16 @@ def push(
     base_model: Annotated[
         str | None, Parameter(help="USER/NAME of the base weights (default: as the commands of the runs say)")
     ] = None,
-    exports: Annotated[bool, Parameter(help="also upload the exported files beside the model (default: yes)")] = True,
+    exports: Annotated[
+        bool,
+        Parameter(
+            negative="--no-exports",
+            help="also upload the exported files beside the model (default: yes)",
+        ),
+    ] = True,
     branch: Annotated[str, Parameter(help="branch; it is created if it does not exist (default: main)")] = "main",
     output: Annotated[
-        Path | None,
+        str | None,
         Parameter(name=["-o", "--output"], help="write the files to this folder, and upload nothing (default: upload)"),
     ] = None,
 ) -> None:
@@ -35,16 +42,18 @@ def push(
     Paths of your machine and images are left out. Without a network or a token, the files are written to RUN-hub.
     """
     from vitrim.cli.tables import print_line
-    from vitrim.sharing.folder import Sharing, write_folder
-    from vitrim.sharing.push import Upload, check_repository, upload, upload_command, why_not_now
+    from vitrim.sharing.folder import Sharing, remove_folder, write_folder
+    from vitrim.sharing.push import Upload, check_branch, check_repository, upload, upload_command, why_not_now
 
+    refuse_empty(SimpleNamespace(license=license, base_model=base_model, branch=branch, output=output))
     check_repository(repository)
+    check_branch(branch)
     if base_model:
         check_repository(base_model)
     to = Upload(repository=repository, private=private, branch=branch)
     default = run.resolve().with_name(f"{run.resolve().name}-hub")
     sharing = Sharing(repository=repository, license=license, base=base_model, exports=exports)
-    folder = write_folder(run, output or default, sharing)
+    folder = write_folder(run, Path(output) if output else default, sharing)
     command = upload_command(folder, to)
     if output:
         print_line(f"files written to {output}; upload them with: {command}")
@@ -55,4 +64,4 @@ def push(
         print_line(f"uploaded to {upload(folder, to)}")
     except SettingError as problem:
         raise SettingError(f"{problem} The files are in {folder}. Upload them later: {command}") from None
-    shutil.rmtree(folder)
+    remove_folder(folder)

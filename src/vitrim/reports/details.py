@@ -18,8 +18,8 @@ from vitrim.reports.course import curve_rows, second_rows
 from vitrim.reports.predictions import Judged, Predictions, class_rows, confusion_rows, judged
 from vitrim.reports.removed import block_rows, scores_in_dense
 from vitrim.runs.damage import check_file
-from vitrim.runs.files import read_json
-from vitrim.runs.folder import SECONDS, RunFolder, find_result, in_stages, parsed, read_plan
+from vitrim.runs.files import find_result, read_json
+from vitrim.runs.folder import SECONDS, RunFolder, in_stages, parsed, read_plan
 from vitrim.runs.seconds import read_seconds
 from vitrim.source import Source
 

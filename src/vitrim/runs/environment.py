@@ -6,9 +6,10 @@ import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def versions() -> dict[str, str]:
@@ -31,8 +32,10 @@ def command_line() -> str:
     return name if name.endswith(".py") else ""
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """The model name of a GPU or of the CPU, such as `AMD EPYC 7763`; on other systems than Linux, less exact."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -46,12 +49,14 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """Hardware, number of threads and versions, as plain data for `report.json`.
 
     Args:
         device: on which the model was trained and evaluated.
     """
+    import torch
+
     return {
         "device": "cpu" if device.type == "cpu" else device_name(device),
         "cpu": device_name(torch.device("cpu")),

@@ -1,6 +1,7 @@
 """Reads and writes files: JSON, text and tensors.
 
-A file is written completely or not at all. Reading a checkpoint runs no pickled code.
+A file is written completely or not at all. Reading a checkpoint runs no pickled code. torch is imported only where
+tensors are read or written: `vitrim watch` needs none.
 """
 
 import os
@@ -10,18 +11,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from vitrim.asking import UNFORESEEN, is_out_of_memory, reason
 from vitrim.errors import CheckpointMismatch, NotEnoughMemory
 from vitrim.runs.text_files import MAX_JSON_BYTES, parse_json, read_text
-from vitrim.runs.torch_files import read_torch_file
-from vitrim.runs.training_checkpoints import TrainingCheckpoint, find_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitrim.runs.training_checkpoints import TrainingCheckpoint
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
@@ -156,7 +158,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, str]) -> None:
     """Write a safetensors file completely or not at all.
 
     Args:
@@ -171,12 +173,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         save_tensors(working, tensors, about)
 
 
-def save_tensors(working: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+def save_tensors(working: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, str]) -> None:
     """As `write_tensors`, inside a block of `writing`."""
+    import safetensors.torch
+
     safetensors.torch.save_file(_apart(tensors), working, metadata=dict(about))
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _apart(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """Make tensors contiguous on the CPU. Tensors with common memory are copied, because safetensors refuses them."""
     found: dict[str, Tensor] = {}
     addresses: set[int] = set()
@@ -228,7 +232,7 @@ def check_depth(value: Any, source: str) -> None:
     raise CheckpointMismatch(f"{source} is nested too deeply; expected at most {MAX_NESTING} levels.")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> "dict[str, Tensor]":
     """Read a state dict from a checkpoint, on the CPU.
 
     The dictionary around it that many training scripts write, and the prefix `module.`, are removed.
@@ -243,7 +247,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
-def read_checkpoint(path: Path) -> TrainingCheckpoint:
+def read_checkpoint(path: Path) -> "TrainingCheckpoint":
     """Read the weights of a checkpoint and what it says about them, on the CPU. No pickled code is run.
 
     Args:
@@ -252,6 +256,9 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
     Raises:
         CheckpointMismatch: there is no such file, it is damaged, or it has no state dict.
     """
+    from vitrim.runs.torch_files import read_torch_file
+    from vitrim.runs.training_checkpoints import find_weights
+
     if not path.is_file():
         raise CheckpointMismatch(f"There is no file {path}.")
     with path.open("rb") as file:
@@ -265,12 +272,14 @@ def read_checkpoint(path: Path) -> TrainingCheckpoint:
     return find_weights(_read_safetensors(path), str(path))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> "dict[str, Tensor]":
     """Read a safetensors file, on the CPU.
 
     Raises:
         CheckpointMismatch: it is damaged. NotEnoughMemory: its tensors do not fit the memory.
     """
+    import safetensors.torch
+
     try:
         return safetensors.torch.load_file(path)
     except OF_SAFETENSORS as problem:
@@ -299,6 +308,17 @@ def unknown_files(folder: Path) -> list[str]:
     """The names in a folder, without digests, the lock and the partial files of an interrupted write by vitrim."""
     names = (path.name for path in folder.iterdir())
     return [name for name in names if not is_partial(name) and not name.endswith(DIGESTS)]
+
+
+def find_result(folder: Path, name: str) -> Path:
+    """The path of a result. Runs of version 0.1.0 have it in the folder of the run itself.
+
+    Args:
+        folder: of the run.
+        name: path below the folder, from `in_stages` if the result is a stage's.
+    """
+    old, path = folder / Path(name).name, folder / name
+    return old if old.exists() and not path.exists() else path
 
 
 def _remove(path: Path) -> None:

@@ -25,6 +25,7 @@ from vitrim.runs.files import (
     RUN,
     STAGES,
     TRACKING,
+    find_result,
     read_json,
     unknown_files,
 )
@@ -353,14 +354,3 @@ def read_plan(path: Path) -> PruningPlan:
 def in_stages(name: str) -> str:
     """The path, below the folder of a run, of a result that only continues the run."""
     return f"{STAGES}/{name}"
-
-
-def find_result(folder: Path, name: str) -> Path:
-    """The path of a result. Runs of version 0.1.0 have it in the folder of the run itself.
-
-    Args:
-        folder: of the run.
-        name: path below the folder, from `in_stages` if the result is a stage's.
-    """
-    old, path = folder / Path(name).name, folder / name
-    return old if old.exists() and not path.exists() else path

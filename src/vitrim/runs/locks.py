@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import psutil
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from vitrim.errors import FolderInUse
@@ -85,6 +84,8 @@ def working_in(folder: Path) -> Iterator[None]:
             except (FolderInUse, OSError) as found:
                 problem = found
         if this_process().num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
             problem = broadcast_object_list([problem])[0]
         if problem is not None:
             raise problem

@@ -18,6 +18,7 @@ from vitrim.runs.files import FORECAST, read_json
 from vitrim.runs.processes import is_main_process
 
 FORMAT = 1
+MAX_NUMBER = 1e12  # of what is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,22 @@ def read_steps(folder: Path) -> NotedSteps | None:
     try:
         found: Any = read_json(folder / FORECAST)
         steps = tuple(NotedStep(**step) for step in found.pop("steps"))
-        if found.pop("format") != FORMAT or not all(isinstance(step.seconds, int | float) for step in steps):
+        if found.pop("format") != FORMAT:
             return None
-        return NotedSteps(**found, steps=steps)
+        noted = NotedSteps(**found, steps=steps)
     except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
+    texts = [noted.title, noted.command, *(text for step in steps for text in (step.text, step.stage, step.result))]
+    numbers = [
+        noted.began,
+        noted.correction,
+        *(number for step in steps for number in (step.seconds, step.num_updates)),
+    ]
+    numbers += [step.took for step in steps if step.took is not None]
+    is_whole = all(isinstance(text, str) for text in texts) and all(map(is_number, numbers))
+    return noted if is_whole and all(isinstance(step.num_updates, int) for step in steps) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number with which times can be computed: neither negative, nor above 1e12."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER

@@ -7,16 +7,17 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vitrim.data.files.unreadable import without_file_names
 from vitrim.errors import CheckpointMismatch, FolderInUse, SettingError, visible
 from vitrim.reports import details as details_of_runs
 from vitrim.reports import report as reports
 from vitrim.reports.page import to_html
 from vitrim.reports.writing import MARKDOWN
 from vitrim.runs.damage import check_folder
-from vitrim.runs.digests import MODEL, Digests, Version, digest_of, sha256_of
+from vitrim.runs.digests import MODEL, Digests, Version, digest_of, is_left_out, sha256_of
 from vitrim.runs.files import CONFIG, MODELING, PAGE, PROCESSOR, RUN, WEIGHTS, partial_path, read_json
 from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load
@@ -54,7 +55,7 @@ def write_folder(run: Path, folder: Path, sharing: Sharing) -> Path:
 
     Args:
         run: folder of a finished run of `train` or `compress`, or of one of its sizes.
-        folder: which does not exist, is empty, or was written here before: then it is replaced.
+        folder: which does not exist, is empty, or has only files that were written here: then it is replaced.
         sharing: how the run is shared.
 
     Returns:
@@ -62,9 +63,10 @@ def write_folder(run: Path, folder: Path, sharing: Sharing) -> Path:
 
     Raises:
         SettingError: the run is not finished, or an option has no possible value. CheckpointMismatch: a file of the
-            run is damaged. FolderInUse: the folder has other files.
+            run is damaged. FolderInUse: the folder has other files, or files that were changed.
     """
     check_finished(run)
+    folder = folder.absolute()  # `.` has no name, which the partial folder needs
     _check_target(folder)
     license = check_license(sharing.license) if sharing.license else None
     report = _report(run)
@@ -89,6 +91,7 @@ def write_folder(run: Path, folder: Path, sharing: Sharing) -> Path:
         (working / CARD).write_text(model_card(facts), encoding="utf-8")
         _note_digests(working)
         _say_what_is_unknown(facts)
+        _check_target(folder)  # something may have been added meanwhile
         if folder.exists():
             shutil.rmtree(folder)
         working.rename(folder)
@@ -99,14 +102,43 @@ def write_folder(run: Path, folder: Path, sharing: Sharing) -> Path:
 
 
 def _check_target(folder: Path) -> None:
-    """Refuse a folder that was not written here."""
-    if folder.exists() and not folder.is_dir():
-        raise FolderInUse(f"{folder} is a file; expected a folder after -o.")
+    """Refuse a folder that was not written here, or in which something was added or changed since."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FolderInUse(f"{folder} is a {'link' if folder.is_symlink() else 'file'}; expected a folder after -o.")
     if (folder / RUN).exists():
         raise FolderInUse(f"{folder} is the folder of a run; choose another one with -o.")
-    is_ours = CARD in Digests(folder).names() if folder.is_dir() else False
-    if folder.is_dir() and any(folder.iterdir()) and not is_ours:
-        raise FolderInUse(f"{folder} is not empty, and `vitrim push` did not write it; choose another one with -o.")
+    if other := first_other_file(folder):
+        raise FolderInUse(
+            f"{folder} is not empty: it has {other}, and `vitrim push` did not write it, or it was changed since. Move "
+            "it away, or choose another folder with -o."
+        )
+
+
+def first_other_file(folder: Path) -> str:
+    """The name of a file that `write_folder` did not write into a folder, or that was changed since; empty if none."""
+    digests = Digests(folder)
+    expected = dict[str, str]()
+    for name in digests.names() if digests.is_readable() else ():
+        newest = digests.versions(name)[0].sha256
+        files = {"": newest} if isinstance(newest, str) else newest
+        expected |= {(PurePosixPath(name) / file).as_posix(): digest for file, digest in files.items()}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_dir():
+            is_ours = name in expected and path.is_file() and not path.is_symlink()
+            if not (is_ours and sha256_of(path) == expected[name]) and (path != digests.path or not expected):
+                return name
+        elif not any(file.startswith(f"{name}/") for file in expected):
+            return f"{name}/"
+    return ""
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that `write_folder` has written. It is kept if something was added or changed since."""
+    if other := first_other_file(folder):
+        log(f"{folder} is kept: it has {other}, and `vitrim push` did not write it, or it was changed since")
+    else:
+        shutil.rmtree(folder)
 
 
 def _check_undamaged(run: Path) -> None:
@@ -126,12 +158,22 @@ def _check_undamaged(run: Path) -> None:
 
 
 def _report(run: Path) -> dict[str, Any]:
-    """The report of a run, without paths."""
+    """The report of a run, without paths and without names of image files."""
     if not (run / "report.json").is_file():
         raise SettingError(f"The run in {run} has no report.json. Repeat its command, which writes it.")
     report = reports.read(run / "report.json")
+    report = {key: _without_file_names(value) for key, value in report.items()}
     found = {key: without_paths(value) if key in WITH_PATHS else value for key, value in report.items()}
     return {**found, "command": command_without_paths(str(report.get("command") or ""))}
+
+
+def _without_file_names(value: Any) -> Any:
+    """The same plain data; its notes on image files say only how many there are."""
+    if isinstance(value, dict):
+        return {key: _without_file_names(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_file_names(item) for item in value]
+    return without_file_names(value) if isinstance(value, str) else value
 
 
 def _copy_files(run: Path, folder: Path, *, exports: bool) -> Iterator[str]:
@@ -154,9 +196,16 @@ def _copy_files(run: Path, folder: Path, *, exports: bool) -> Iterator[str]:
         if _names_home(model / name):
             log(f"{name} is left out: it has the name of your home folder in it")
             continue
-        copy = shutil.copytree if (model / name).is_dir() else shutil.copyfile
-        copy(model / name, folder / name)
+        if (model / name).is_dir():
+            shutil.copytree(model / name, folder / name, ignore=_without_digests)
+        else:
+            shutil.copyfile(model / name, folder / name)
         yield name
+
+
+def _without_digests(_: str, names: list[str]) -> list[str]:
+    """The names of hidden files, which have no digest."""
+    return [name for name in names if is_left_out(name)]
 
 
 def _private_config(config: dict[str, Any]) -> dict[str, Any]:

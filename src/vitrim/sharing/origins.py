@@ -5,11 +5,13 @@ which its dense model comes. What they do not say is left out.
 """
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from vitrim.errors import UserError
 from vitrim.models.timm.downloads import published_weights
@@ -18,6 +20,7 @@ from vitrim.saving.checkpoint import fingerprint, load
 
 MAX_RUNS = 8  # one from the other
 DATA_SETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "tiny-imagenet": "zh-plus/tiny-imagenet"}
+FLAGS = ("--pretrained", "--strict")  # the options of train and compress without a value
 HUB_PREFIXES = ("timm:hf-hub:", "timm:hf_hub:", "hf-hub:", "hf_hub:", "transformers:")
 
 
@@ -37,9 +40,9 @@ class Base:
 def base_of(run: Path) -> Base:
     """The published weights from which the model of a run comes; empty for random weights, or if it is not known."""
     for _ in range(MAX_RUNS):
-        words = _words(run)
-        name = words[2] if len(words) > 2 and words[1] in ("train", "compress") else ""
-        if not name or name.startswith("-"):
+        command = _command(run)
+        name = command.model
+        if not name:
             return Base()
         before = _run_of(Path(name))
         if before is not None:
@@ -48,9 +51,10 @@ def base_of(run: Path) -> Base:
             run = before
             continue
         for prefix in HUB_PREFIXES:
-            if name.startswith(prefix) and name.count("/") == 1:
-                return Base(id=name.removeprefix(prefix).partition("@")[0])
-        if "--pretrained" in words and "/" not in name and ":" not in name:
+            repository = name.removeprefix(prefix).partition("@")[0]
+            if name.startswith(prefix) and _is_on_hub(repository, run):
+                return Base(id=repository)
+        if "--pretrained" in command.options and "/" not in name and ":" not in name:
             repository, license = published_weights(name)
             return Base(id=repository, license=license)
         return Base()
@@ -59,25 +63,54 @@ def base_of(run: Path) -> Base:
 
 def data_set_of(run: Path) -> str:
     """The data set of a run on the Hub, such as `uoft-cs/cifar10`; empty for a folder of images, or if unknown."""
-    words = _words(run)
-    values = [word.partition("=")[2] for word in words if word.startswith("--data=")]
-    values += [value for word, value in pairwise(words) if word == "--data"]
-    if not values:
-        return ""
-    name = values[-1]
-    if name.startswith("hf:") and not Path(name[3:]).exists() and name.count("/") == 1:
+    name = _command(run).options.get("--data", "")
+    if name.startswith("hf:") and _is_on_hub(name[3:], run):
         return name[3:]
     return DATA_SETS.get(name, "")
 
 
-def _words(run: Path) -> Sequence[str]:
-    """The words of the command that made a run; none if they are not known."""
+def _is_on_hub(name: str, run: Path) -> bool:
+    """Whether a name is USER/NAME of the Hub, and not that of a folder here, or beside a folder with the run in it."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    is_here = any((folder / name).exists() for folder in (Path(), *run.resolve().parents))
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not is_here
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Command:
+    """What a command of `train` or `compress` names.
+
+    Attributes:
+        model: empty if it is not known.
+        options: the values by name; of an option that is given twice, the last one; of a flag, an empty text.
+    """
+
+    model: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def _command(run: Path) -> _Command:
+    """The command that made a run; empty if it is not known."""
     try:
         report: Any = read_json(run / "report.json")
-        words = shlex.split(report.get("command") or "")
+        program, name, *words = shlex.split(report.get("command") or "")
     except (UserError, OSError, AttributeError, ValueError, TypeError):
-        return ()
-    return words if words and words[0] == "vitrim" else ()
+        return _Command()
+    if program != "vitrim" or name not in ("train", "compress"):
+        return _Command()
+    positional, options, rest = list[str](), dict[str, str](), iter(words)
+    for word in rest:
+        if word == "--":
+            positional += rest
+        elif not word.startswith("-") or word == "-":
+            positional.append(word)
+        else:
+            option, equals, value = word.partition("=")
+            options[option] = value if equals or option in FLAGS else next(rest, "")
+    return _Command(model=options.get("--model") or next(iter(positional), ""), options=options)
 
 
 def _run_of(path: Path) -> Path | None:

@@ -8,10 +8,22 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-# A drive or a network folder of Windows, a home folder, or a path from the root. No address and no fraction begins so.
+_REST = r"[^\s'\"`,;:|<>()\[\]{}]"  # a character of a path
+# A part with spaces goes on to the next separator, over two more words at most: `/home/al ice/my new photos/x`.
+_SPACES = r"(?: (?!(?:and|or|of|in|to|from) )[^\s'\"`,;:|<>()\[\]{}/\\~]+){1,3}[\\/]" + _REST + "*"
+# A path begins with a drive or a network folder of Windows, a home folder, or the root. No fraction begins so.
+_START = r"(?:/*[A-Za-z]:[\\/]|\\\\|~[\w.-]*[\\/]|(?:\.\.[\\/])+|/)"
+# Addresses stay. In quotes, a path goes to their end. `file:` or the prefix of a library may stand before a path.
 _PATH = re.compile(
-    r"(?<![\w:/.~\\-])(?:[A-Za-z]:[\\/]|\\\\|~[\w.-]*[\\/]|(?:\.\.[\\/])+|/)(?:[^\s'\"`,;:|<>()\[\]{}]+)"
+    r"(?P<address>\b(?!file:)[A-Za-z][\w+.-]+://\S*)"
+    rf"|(?<=['\"`])(?P<quoted>{_START}[^'\"`]+)(?=['\"`])"
+    r"|(?<![\w/.~\\-])(?:file:(?://[\w.-]*(?=/))?)?"
+    rf"(?P<path>{_START}{_REST}+(?:{_SPACES})*|~[A-Za-z_][\w.-]*)"
 )
+_HOME = re.compile(
+    r"(?:/*[A-Za-z]:|/mnt/[a-z])?[\\/]+(?:export[\\/]+)?(?:home|users)[\\/]+[^\\/]+[\\/]*", re.IGNORECASE
+)
+_PREFIX = re.compile(r"(?:-{1,2}[\w-]+=)?(?:[\w.-]+=)?(?:[\w.-]{2,}:(?!//))*(?:file:/*(?=/))?")
 
 
 def without_paths(value: Any) -> Any:
@@ -33,22 +45,23 @@ def command_without_paths(command: str) -> str:
 
 
 def _word(word: str) -> str:
-    """A word of a command; `--data=/a/b` becomes `--data=b`."""
-    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{option}{equals}{_name(value)}" if _is_private(value) else _reduced(word)
-
-
-def _is_private(text: str) -> bool:
-    return bool(_PATH.match(text)) or text.startswith(("..\\", "../"))
+    """A word of a command; `--data=/a/b` becomes `--data=b`, and `hf:/a/b` becomes `hf:b`."""
+    found = _PREFIX.match(word)
+    prefix = found[0] if found else ""
+    value = word[len(prefix) :]
+    start = _PATH.match(value)
+    return prefix + _name(value) if start and start["path"] else _reduced(word)
 
 
 def _reduced(text: str) -> str:
     for home in {str(Path.home()), str(Path.cwd())} - {"/", ""}:  # they may have spaces
         text = re.sub(rf"{re.escape(home)}(?=[\\/]|$|\W)", "~", text)
-    return _PATH.sub(lambda found: _name(found[0]), text)
+    return _PATH.sub(lambda found: found["address"] or _name(found["quoted"] or found["path"]), text)
 
 
 def _name(path: str) -> str:
-    """The last name of a path, also of one with dots at its end."""
+    """The last name of a path, also of one with dots at its end; `~` for the home folder of someone."""
+    if _HOME.fullmatch(path) or re.fullmatch(r"~[\w.-]*[\\/]*", path):
+        return "~"
     names = [name for name in re.split(r"[\\/]+", path) if name not in ("", ".", "..")]
     return names[-1] if names else "..."

@@ -1,5 +1,6 @@
 """Uploads the folder of a repository to the Hugging Face Hub. What can go wrong there becomes one sentence."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from vitrim.sharing.folder import files_in
 MESSAGE = "Upload a model of vitrim"
 KEPT_BY_HUB = (".gitattributes",)
 BRANCH = "main"
+NO_BRANCH = re.compile(r"^[-/]|^@?$|^HEAD$|[/.]$|//|\.\.|@\{|[\x00-\x20\x7f~^:?*\[\\]")  # what git refuses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,17 @@ def check_repository(name: str) -> str:
         raise SettingError(f"{name!r} is no name of a repository: {reason(problem)}.") from None
     if name.count("/") != 1:
         raise SettingError(f"{name!r} is no name of a repository; expected USER/NAME.")
+    return name
+
+
+def check_branch(name: str) -> str:
+    """Return the name of a branch, which git must accept (`git help check-ref-format`).
+
+    Raises:
+        SettingError: git has no branches of such a name.
+    """
+    if NO_BRANCH.search(name) or any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
+        raise SettingError(f"--branch is {name!r}, which is no name of a branch; expected a name such as main or v2.")
     return name
 
 

@@ -224,10 +224,13 @@ class Trackers:
         """Read what was sent before. Without this file, all trainings of the folder are found."""
         assert self._folder is not None
         try:
-            found = json.loads(read_kept_text(self._folder / TRACKING) or "{}")
+            found = json.loads(read_kept_text(self._folder / TRACKING) or json.dumps({"format": FORMAT}))
+            if found["format"] != FORMAT:
+                raise ValueError("of another version")
             self._sent = {name: Sent(**values) for name, values in found.get("trackers", {}).items()}
             self._trainings = [str(name) for name in found.get("trainings", [])]
-        except (UserError, AttributeError, TypeError, ValueError):
+        except (UserError, AttributeError, KeyError, TypeError, ValueError):
+            self._sent, self._trainings = {}, []
             log(f"{self._folder / TRACKING} cannot be read; trackers get a new run")
         files = sorted(self._folder.rglob(METRICS), key=lambda file: file.stat().st_mtime)
         for file in files:

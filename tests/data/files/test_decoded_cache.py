@@ -14,6 +14,7 @@ import torch
 from builders.damage import DAMAGES
 from builders.images import image_folder, save_image
 from vitrim.data.files import decoded_cache, decoding
+from vitrim.data.files.unreadable import without_file_names
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
 from vitrim.errors import DataError
@@ -170,6 +171,7 @@ def test_broken_files_are_remembered(load: Load, decoded: list[int], root: Path)
     found, again = load(), load()
     assert decoded == [12, 3] and same(found, again)
     assert found.notes == (f"skipped 1 file that is not a readable image: {os.path.join('cat', '01.png')}",)
+    assert without_file_names(found.notes[0]) == "skipped 1 file that is not a readable image"
     with pytest.raises(DataError, match=r"01\.png cannot be decoded"):
         load(strict=True)
     assert len(decoded) == 2

@@ -1,12 +1,13 @@
 """Laws of unreadable files: each is named once, and its size is the one before it was damaged."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from builders.images import file_set
 from builders.logs import logged
-from vitrim.data.files.unreadable import Unreadable, replaced_note
+from vitrim.data.files.unreadable import Unreadable, not_counted_note, replaced_note, without_file_names
 
 
 def test_a_file_is_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,3 +34,12 @@ def test_a_note_counts_all_files_and_names_three() -> None:
     note = replaced_note([f"/x/train/cat/{i}.png" for i in range(5)])
     assert note.startswith("5 training images could not be decoded")
     assert note.endswith(", ".join([*(str(Path("cat", f"{i}.png")) for i in range(3)), "..."]))
+
+
+def test_notes_on_files_are_published_without_the_names() -> None:
+    files = ["/data/--- owl/patient: broken.jpg", "/data/b/jane.png"]
+    for note in (replaced_note(files), f"width: {not_counted_note(files, 9)}"):
+        assert "jane" in note and "patient" in note
+        assert note.startswith(without_file_names(note)) and "2 " in without_file_names(note)
+        assert not re.search("jane|patient|owl", without_file_names(note))
+    assert without_file_names("class folders: a, b") == "class folders: a, b"

@@ -5,6 +5,7 @@ them is in `run_record`.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
 
 MAX_NAMES = 3  # in a message
+_NAMES_OF_FILES = re.compile(  # and what stands before them, in each note on files
+    r"(readable images?|were used instead|are not counted|not used until it ends): .*", re.DOTALL
+)
 
 
 class Unreadable:
@@ -90,6 +94,11 @@ def short_names(files: Sequence[str]) -> str:
     names = sorted(set(files))
     shown = [os.path.join(*os.path.normpath(name).split(os.sep)[-2:]) for name in names[:MAX_NAMES]]
     return ", ".join(shown) + (", ..." if len(names) > MAX_NAMES else "")
+
+
+def without_file_names(note: str) -> str:
+    """A note about image files without their names: only their number stays. Other notes do not change."""
+    return _NAMES_OF_FILES.sub(r"\1", note)
 
 
 def _size(file: str) -> int:
