@@ -130,7 +130,7 @@ def test_the_file_has_metadata(case: Case) -> None:
     assert metadata["model_args"] == origin.model_args
     assert PruningPlan.from_dict(metadata["plan"]) == origin.plan
     assert (metadata["params"], metadata["macs"]) == (cost.params, cost.macs)
-    assert metadata["precision"] == "float32"
+    assert (metadata["precision"], metadata["batch"], metadata["int8"]) == ("float32", None, None)
 
 
 def test_the_model_and_the_process_are_not_changed(case: Case) -> None:
@@ -354,7 +354,8 @@ def test_the_accuracy_of_int8_is_that_of_the_file(
     assert np.array_equal(found.accuracy.int8.correct, right.numpy())
     assert np.array_equal(found.accuracy.float32.correct, evaluate(model, digits()).correct)
     assert found.accuracy.difference == compare(found.accuracy.float32, found.accuracy.int8)
-    assert metadata["precision"] == "int8" and metadata["architecture"] == origin_of(model).architecture
+    assert (metadata["precision"], metadata["int8"]) == ("int8", "dynamic")
+    assert metadata["architecture"] == origin_of(model).architecture
 
 
 def test_int8_weights_are_integers_and_change_the_logits(int8: tuple[nn.Module, Exported]) -> None:

@@ -138,7 +138,7 @@ def export(
         form.check_int8(exported)
     in_file = exported.in_half() if program.half and form.half == "all" else exported
     about = _about(form, in_file, "int8" if kind else "float16" if program.half else "float32")
-    metadata = {**_metadata(model, images, program), **about}
+    metadata = {**_metadata(model, images, program), **about, "batch": in_file.batch, "int8": kind}
     calibration = images.calibration(program.calibration_images) if images and kind == "static" else None
     tolerance = default_tolerance(program) if tolerance is None else tolerance
     place.parent.mkdir(parents=True, exist_ok=True)
