@@ -252,7 +252,11 @@ def _bytes(form: Format, file: Path) -> int:
 
 
 def _move(form: Format, file: Path, working: Path, place: Path) -> None:
-    """Move a finished file to `working`, and a second file beside `place`. In a model folder, note their digests."""
+    """Move a finished file to `working`, and a second file beside `place`. In a model folder, note their digests.
+
+    An earlier file is deleted before a second file is replaced. So an interruption leaves no file with the weights of
+    another one.
+    """
     *second, _ = form.parts(place)
     made = {part: new for part in (*second, place) if (new := file.with_name(part.name)).exists()}
     digests = Digests(place.parent)
@@ -260,6 +264,7 @@ def _move(form: Format, file: Path, working: Path, place: Path) -> None:
         for part, new in made.items():
             digests.note(part.name, Version(sha256=digest_of(new)))
     for part in made.keys() - {place}:  # the file refers to it by name
+        place.unlink(missing_ok=True)
         os.replace(made[part], part)
     if place.is_dir():
         os.replace(place, file.with_name("replaced"))  # a folder is not moved over another one
