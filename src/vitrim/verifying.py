@@ -19,6 +19,7 @@ from vitrim.data.images import ImageData
 from vitrim.errors import CheckpointMismatch, ExportMismatch, SettingError, UserError, counted
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.exporting.export import default_tolerance
+from vitrim.exporting.metadata import batch_of
 from vitrim.exporting.with_preprocessing import exportable_with_preprocessing
 from vitrim.models import origin_of
 from vitrim.plan import PruningPlan
@@ -218,11 +219,10 @@ def _compare(file: Path, form: Format, model: nn.Module) -> str:
     about = form.read_metadata(file)
     if why_not:
         return _compare_metadata(file, about, model, why_not)
-    precision, batch = about.get("precision", "float32"), about.get("input", "").partition("(")[2].split(",")[0]
-    takes_half = about.get("input", "").startswith("float16")
+    precision, takes_half = about.get("precision", "float32"), about.get("input", "").startswith("float16")
     image_size = about.get("image_size")
     settings = ProgramSettings(
-        batch=int(batch) if batch.isdigit() else None,
+        batch=batch_of(about),
         half=precision == "float16",
         with_preprocessing=about.get("with_preprocessing", False),
         image_size=(image_size[0], image_size[1]) if image_size else None,

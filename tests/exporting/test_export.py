@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from vitrim.data.matching import preprocessing_of
 from vitrim.errors import ExportFailed, ExportMismatch, SettingError, UserError
 from vitrim.evaluation import compare, evaluate
 from vitrim.exporting import export as exporting
-from vitrim.exporting.checking import SUFFIXES
+from vitrim.exporting.checking import SUFFIXES, check_place
 from vitrim.exporting.export import TOLERANCE, Exported, export
 from vitrim.models import describe, origin_of, record_origin
 from vitrim.plan import PruningPlan
@@ -130,7 +131,7 @@ def test_the_file_has_metadata(case: Case) -> None:
     assert metadata["model_args"] == origin.model_args
     assert PruningPlan.from_dict(metadata["plan"]) == origin.plan
     assert (metadata["params"], metadata["macs"]) == (cost.params, cost.macs)
-    assert metadata["precision"] == "float32"
+    assert (metadata["precision"], metadata["batch"], metadata["int8"]) == ("float32", None, None)
 
 
 def test_the_model_and_the_process_are_not_changed(case: Case) -> None:
@@ -209,6 +210,29 @@ def test_a_model_too_large_for_one_onnx_file_gets_a_second_file_for_its_weights(
         assert torch.allclose(run(images), model(images), atol=1e-5)
     with pytest.raises(SettingError, match="int8 is for models of at most"):
         export(model, tmp_path / "int8.onnx", int8=True, data=digits())
+
+
+@pytest.mark.parametrize("failing", ["model.onnx.data", "model.onnx"])
+def test_an_interrupted_export_of_two_files_leaves_no_file_with_the_weights_of_another_one(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs_onnx, "MAX_FILE", 0)
+    place, replace_file = tmp_path / "model.onnx", os.replace
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / name).write_bytes(b"of an earlier export")
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(source).name == failing and Path(target).parent == tmp_path:  # torch.onnx moves files elsewhere
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(small_model(), place, latency=QUICK)
+    assert files_in(tmp_path) == {"model.onnx.data"}
+    monkeypatch.undo()
+    with pytest.raises(SettingError, match="of an interrupted export"):
+        check_place(place)
 
 
 # Refused files
@@ -354,7 +378,8 @@ def test_the_accuracy_of_int8_is_that_of_the_file(
     assert np.array_equal(found.accuracy.int8.correct, right.numpy())
     assert np.array_equal(found.accuracy.float32.correct, evaluate(model, digits()).correct)
     assert found.accuracy.difference == compare(found.accuracy.float32, found.accuracy.int8)
-    assert metadata["precision"] == "int8" and metadata["architecture"] == origin_of(model).architecture
+    assert (metadata["precision"], metadata["int8"]) == ("int8", "dynamic")
+    assert metadata["architecture"] == origin_of(model).architecture
 
 
 def test_int8_weights_are_integers_and_change_the_logits(int8: tuple[nn.Module, Exported]) -> None:

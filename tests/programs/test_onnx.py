@@ -54,7 +54,8 @@ def test_the_accuracy_is_that_of_the_file_and_the_metadata_says_int8(static: tup
     assert found.accuracy is not None and found.agreement is not None
     assert found.accuracy.int8.num_images == found.agreement.num_images == 50
     assert 0 < found.agreement.max_difference < 1 and found.agreement.same >= 25
-    assert read_metadata(found.path)["precision"] == found.precision == "int8"
+    about = read_metadata(found.path)
+    assert about["precision"] == found.precision == "int8" and about["int8"] == "static"
 
 
 def test_static_int8_needs_training_images(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_a_file_has_the_opset_the_batch_the_precision_and_the_name_of_the_output
     assert found.input.startswith("float16 (2, 3, ")
     properties = {entry.key: json.loads(entry.value) for entry in made.metadata_props}
     assert (properties["precision"], properties["output"], properties["input"]) == ("float16", "features", found.input)
+    assert properties["batch"] == 2
 
 
 def test_a_classifier_that_was_replaced_by_nothing_leaves_features() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -78,11 +79,40 @@ class FileOptions:
 
 def with_kind(words: Sequence[str]) -> list[str]:
     """Write `--int8` without a value as `--int8=dynamic`, so that the next word is not taken as its value."""
-    kinds = get_args(Int8Kind)
-    return [
-        f"{INT8}=dynamic" if word == INT8 and following not in kinds else word
-        for word, following in zip(words, [*words[1:], ""], strict=True)
-    ]
+    found: list[str] = []
+    for word in words:
+        if not found or found[-1] != INT8:
+            found.append(word)
+        elif _is_kind(word, words):
+            found[-1] = f"{INT8}={word}"
+        else:
+            found[-1:] = [f"{INT8}=dynamic", word]
+    return [f"{INT8}=dynamic" if word == INT8 else word for word in found]
+
+
+def _is_kind(word: str, words: Sequence[str]) -> bool:
+    """Whether a word after `--int8` is meant as its value: another word would be the model.
+
+    It is one if the model is given before, or if it resembles a value and is no path. So the message on a wrong value
+    names the right ones.
+    """
+    if word.startswith("-"):
+        return False
+    has_model = len(words) > 1 and not words[1].startswith("-")
+    return has_model or bool(get_close_matches(word, get_args(Int8Kind), cutoff=0.75) and not Path(word).exists())
+
+
+def file_name(format: FormatName, options: FileOptions) -> str:
+    """The name of an exported file, unless `--output` gives one."""
+    from vitrim.programs.formats import FORMATS
+
+    kinds = {
+        ".pixels": options.with_preprocessing,
+        ".int8": options.int8 and options.int8 != "static",
+        ".int8-static": options.int8 == "static",
+        ".half": options.half,
+    }
+    return f"model{''.join(kind for kind, is_asked in kinds.items() if is_asked)}{FORMATS[format].suffix}"
 
 
 def export(
@@ -102,8 +132,8 @@ def export(
         Parameter(
             name=["-o", "--output"],
             group=OUTPUT,
-            help="file to write (default: model beside the model, with .pixels, .int8 or .half and the suffix of the "
-            "format: .onnx, .pt2, .xml, .pte, .mlpackage or .tflite)",
+            help="file to write (default: model beside the model, with .pixels, .int8, .int8-static or .half and the "
+            "suffix of the format: .onnx, .pt2, .xml, .pte, .mlpackage or .tflite)",
         ),
     ] = None,
     file_options: FileOptions | None = None,
@@ -135,9 +165,7 @@ def export(
         with_preprocessing=asked.with_preprocessing,
         image_size=asked.image_size,
     )
-    kinds = {".pixels": asked.with_preprocessing, ".int8": asked.int8, ".half": asked.half}
-    ending = "".join(kind for kind, is_asked in kinds.items() if is_asked) + checking.SUFFIXES[format]
-    path = output or inputs.export_folder(model) / f"model{ending}"
+    path = output or inputs.export_folder(model) / file_name(format, asked)
     checking.check_place(path, inputs.paths_read(model, data_options))
     checking.check_settings(path, format, int8=asked.int8, has_data=data_options is not None, program=program)
     opened = inputs.open_named_model(model, model_options or ModelOptions())

@@ -36,8 +36,8 @@ def check_place(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
     for part in form.parts(place)[:-1] if form else ():
         if part.exists() and not place.exists():
             raise SettingError(
-                f"{part} exists without {place.name}, so vitrim has not exported it and does not replace it. Name "
-                "another file with -o, or delete this one."
+                f"{part} exists without {place.name}, so it is of an interrupted export or of another program, and is "
+                "not replaced. Name another file with -o, or delete this one."
             )
     return place
 

@@ -138,7 +138,7 @@ def export(
         form.check_int8(exported)
     in_file = exported.in_half() if program.half and form.half == "all" else exported
     about = _about(form, in_file, "int8" if kind else "float16" if program.half else "float32")
-    metadata = {**_metadata(model, images, program), **about}
+    metadata = {**_metadata(model, images, program), **about, "batch": in_file.batch, "int8": kind}
     calibration = images.calibration(program.calibration_images) if images and kind == "static" else None
     tolerance = default_tolerance(program) if tolerance is None else tolerance
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,11 @@ def _bytes(form: Format, file: Path) -> int:
 
 
 def _move(form: Format, file: Path, working: Path, place: Path) -> None:
-    """Move a finished file to `working`, and a second file beside `place`. In a model folder, note their digests."""
+    """Move a finished file to `working`, and a second file beside `place`. In a model folder, note their digests.
+
+    An earlier file is deleted before a second file is replaced. So an interruption leaves no file with the weights of
+    another one.
+    """
     *second, _ = form.parts(place)
     made = {part: new for part in (*second, place) if (new := file.with_name(part.name)).exists()}
     digests = Digests(place.parent)
@@ -260,6 +264,7 @@ def _move(form: Format, file: Path, working: Path, place: Path) -> None:
         for part, new in made.items():
             digests.note(part.name, Version(sha256=digest_of(new)))
     for part in made.keys() - {place}:  # the file refers to it by name
+        place.unlink(missing_ok=True)
         os.replace(made[part], part)
     if place.is_dir():
         os.replace(place, file.with_name("replaced"))  # a folder is not moved over another one

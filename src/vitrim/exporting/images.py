@@ -1,7 +1,9 @@
 """The images of a data set that an exported file is compared and quantised with."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,8 @@ from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.loading import read_image
 from vitrim.data.matching import match_labels, preprocessing_of
 from vitrim.data.processor import resize_with_pillow
-from vitrim.errors import SettingError
+from vitrim.errors import SettingError, counted
+from vitrim.runs.progress import log
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 COMPARED_IMAGES = 256  # validation images on which the logits of file and model are compared
@@ -65,23 +68,35 @@ def labelled_pixels(
         calibration_size: the same for the images of calibration.
     """
 
+    said: set[str] = set()
+
     def resized(size: tuple[int, int] | None) -> Callable[[ImageSet, int], Iterable[tuple[Tensor, Tensor]]]:
-        return lambda chosen, batch_size: _pixels(chosen, size)
+        return lambda chosen, batch_size: _pixels(chosen, size, said)
 
     return _labelled(model, data, resized(image_size), resized(image_size or calibration_size))
 
 
-def _pixels(images: ImageSet, size: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels, one by one. A file that cannot be decoded is left out."""
+def _pixels(images: ImageSet, size: tuple[int, int] | None, said: set[str]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels, one by one. Files that cannot be decoded are left out, and a line of the log says how many.
+
+    Args:
+        said: files that an earlier line has counted. It is extended.
+    """
+    broken: list[str] = []
     for index, label in enumerate(images.labels.tolist()):
         try:
             stored = None if images.pixels is None else images.pixels[index].cpu()
             pixels = read_image(images.files[index], images.pixel_format) if stored is None else stored
         except BROKEN_IMAGE:
+            broken.append(images.files[index])
             continue
         if size and tuple(pixels.shape[-2:]) != size:
             pixels = resize_with_pillow(pixels, size, "bilinear")
         yield pixels.permute(1, 2, 0)[None].contiguous(), torch.tensor([label])
+    if new := [file for file in broken if file not in said]:
+        said.update(new)
+        names = ", ".join(os.path.join(*Path(file).parts[-2:]) for file in new[:3]) + (", ..." if len(new) > 3 else "")
+        log(f"left out {counted(len(new), 'image')} that cannot be decoded: {names}")
 
 
 def _labelled(

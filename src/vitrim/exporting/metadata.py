@@ -1,5 +1,7 @@
 """The metadata of an exported file: how to prepare images, what the outputs are, and where the model comes from."""
 
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -41,6 +43,20 @@ def metadata_of(model: nn.Module, classes: tuple[str, ...]) -> dict[str, Any]:
         "macs": cost.macs,
         "versions": versions(),
     }
+
+
+def batch_of(metadata: Mapping[str, Any]) -> int | None:
+    """The fixed number of images of each forward pass of a file; None for any number.
+
+    Files of earlier versions have no `batch` in their metadata, but an `input` such as `float32 (8, 3, 224, 224)`. An
+    `input` such as `RGB image (256, 256)` is one image.
+    """
+    if "batch" in metadata:
+        batch: int | None = metadata["batch"]
+        return batch
+    text = str(metadata.get("input", ""))
+    fixed = re.match(r"(?:float32|float16|uint8) \((\d+),", text)
+    return int(fixed[1]) if fixed else 1 if " image (" in text else None
 
 
 def _prepared(preprocessing: Preprocessing) -> dict[str, Any]:

@@ -12,16 +12,21 @@ from vitrim.asking import is_out_of_memory
 from vitrim.errors import ExportFailed, NotEnoughMemory, SettingError, UserError
 
 OUTPUTS = (1, 2)  # file descriptors of standard output and error, to which code in C++ writes
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"  # ONNX Runtime reads it when it is imported; else it writes to the user's cache
 
 
 def check_packages(format: str, extra: str, packages: Iterable[str]) -> None:
-    """Raise `SettingError` if a package that a format needs is missing.
+    """Import the packages that a format needs, without the telemetry of ONNX Runtime, which onnxscript and NNCF import.
 
     Args:
         format: as the message names it, such as `ONNX`.
         extra: of vitrim, which installs the packages.
         packages: names of their modules.
+
+    Raises:
+        SettingError: one is missing.
     """
+    os.environ.setdefault(NO_TELEMETRY, "1")
     for package in packages:
         try:
             with quiet():

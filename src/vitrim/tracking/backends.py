@@ -174,6 +174,7 @@ class MLflow:
     def __init__(self, opening: Opening) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its default waits for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else it sends usage data and writes to ~/.config
         import mlflow
         from accelerate.tracking import MLflowTracker
 
