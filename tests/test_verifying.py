@@ -5,6 +5,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,10 @@ def test_other_images_are_found(run: Path) -> None:
     checks = verify(run, digits(num_validation=40))
     assert [check.name for check in checks if check.holds is False] == ["images"]
     assert "top-1" not in {check.name for check in checks}
+    data = digits()
+    others = replace(data, classes=tuple(f"class {name}" for name in data.classes))
+    check = next(check for check in verify(run, others) if check.name == "images")
+    assert check.holds is False and "had as many, but its classes have other names" in check.text
 
 
 def test_stages_may_be_deleted_after_a_run(run: Path) -> None:

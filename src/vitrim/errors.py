@@ -132,9 +132,9 @@ def shown(value: object) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, for messages: `1 file`, `2 files`, `3 classes`."""
+    """Return a number with its noun, for messages: `1 file`, `2,160 files`, `3 classes`."""
     plural = noun if number == 1 else noun + ("es" if noun.endswith(("s", "x", "tch", "nch")) else "s")
-    return f"{number} {plural}"
+    return f"{number:,} {plural}"
 
 
 def percent(fraction: float, decimals: int = 0, *, sign: bool = False) -> str:

@@ -163,10 +163,7 @@ def _accuracy(folder: Path, model: nn.Module, data: ImageData, said: Mapping[str
     same = about.get("fingerprint") == data.fingerprint()
     text = f"{data.name}: {len(data.train):,} training and {len(data.validation):,} validation images"
     if not same:
-        had = (
-            f"{about.get('training images', 0):,} training and {about.get('validation images', 0):,} validation images"
-        )
-        yield Check(name="images", holds=False, text=f"{text}; the run had others: {about.get('name')}, {had}")
+        yield Check(name="images", holds=False, text=f"{text}; {_other_images(about, data)}")
         return
     yield Check(name="images", holds=True, text=text)
     found = evaluate(model, data)
@@ -179,6 +176,17 @@ def _accuracy(folder: Path, model: nn.Module, data: ImageData, said: Mapping[str
     if others:
         text += f"; the run says {float(said['top1']):.2f} %, and {counted(round(others), 'image')} differ"
     yield Check(name="top-1", holds=holds, text=text)
+
+
+def _other_images(about: Mapping[str, Any], data: ImageData) -> str:
+    """Say how the images of a run differ from `data`."""
+    numbers = [about.get(f"{name} images", 0) for name in ("training", "validation")]
+    if numbers == [len(data.train), len(data.validation)]:
+        return (
+            f"the run on {about.get('name')} had as many, but its classes have other names, its images have other "
+            "labels, or its files have other names, sizes or pixels"
+        )
+    return "the run had others: {}, {:,} training and {:,} validation images".format(about.get("name"), *numbers)
 
 
 def _noted(folder: Path) -> Evaluation | None:

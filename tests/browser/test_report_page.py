@@ -22,6 +22,9 @@ SEEN = """nodes => nodes.filter(node => node.checkVisibility({contentVisibilityA
     && !(node.closest('details:not([open])') && !node.matches('details:not([open]) > summary'))).length"""
 FOCUSED = """() => [[...document.querySelectorAll("a, summary, [tabindex]")].indexOf(document.activeElement),
     getComputedStyle(document.activeElement).outlineStyle]"""
+WIDER_THAN_SEEN = "nodes => nodes.filter(one => one.scrollWidth > one.clientWidth).map(one => one.ariaLabel)"
+WORDS_AND_LINES = """nodes => nodes.map(node => [node.innerText,
+    Math.round(node.offsetHeight / parseFloat(getComputedStyle(node).lineHeight))])"""
 CUT = """() => [...document.querySelectorAll('body *')].filter(node => !node.closest('svg, .scroll, .skip, .hidden')
     && node.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
     .map(node => node.outerHTML.slice(0, 99))"""
@@ -113,6 +116,17 @@ def test_a_page_is_accessible_quiet_and_as_wide_as_its_window(
         assert opened.complaints == []
         assert opened.requests == [pages[name].as_uri()]
         assert page.evaluate("[...document.images].filter(one => !one.complete || !one.naturalWidth).length") == 0
+
+
+def test_on_a_phone_tables_of_classes_fit_and_no_option_of_the_command_is_broken(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    with Opened(browser, pages["photos"], WIDTHS["narrow"]) as opened:
+        tables = opened.page.locator(".pair > .scroll")  # of classes and of pairs of classes
+        assert tables.count() == 2 and tables.evaluate_all(WIDER_THAN_SEEN) == []
+        words = opened.page.locator("pre bdi").evaluate_all(WORDS_AND_LINES)
+        assert "--data" in dict(words) and {lines for _, lines in words} == {1}
+        assert opened.page.locator("pre").inner_text() == photo_run()[0]["command"]
 
 
 @pytest.mark.parametrize("name", ["photos", "digits", "train"])

@@ -11,7 +11,7 @@ from builders.fake_gpu import fake_gpu
 from builders.images import image_data, image_folder, memory_set, save_image
 from builders.runs import digits_model, short_recipe
 from vitrim.data import images as module
-from vitrim.data.images import ImageSet
+from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.loading import load_data
 from vitrim.pipeline import compress
 
@@ -145,3 +145,9 @@ def test_subsets_and_samples_are_taken_where_the_pixels_are() -> None:
         for part in (images.subset([3, 1]), images.sample(9, seed=0)):
             assert part.pixels.is_cuda and len(part.pixels) == len(part.labels)
     assert counts.bytes_to_device == 8 * (2 + 9)
+
+
+def test_the_summary_has_commas_in_all_numbers() -> None:
+    images = memory_set(2160)
+    data = ImageData(name="photos", classes=("a", "b", "c", "d"), train=images, validation=images.subset(range(1200)))
+    assert data.summary() == ["photos: 4 classes, 2,160 training and 1,200 validation images"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from builders.images import image_folder, save_image, table
+from builders.images import folders, image_folder, save_image, table
 from vitrim.data import loading
 from vitrim.data.listing.layouts import Found
 from vitrim.data.loading import load_data, read_image
@@ -32,6 +32,19 @@ def test_missing_validation_images_are_held_out_from_training(tmp_path: Path, sp
     assert not set(loaded.train.files) & set(loaded.validation.files)
     note = "no validation split found: 10 % of the training images of each class held out, seed 0"
     assert loaded.notes == (note,)
+
+
+def test_classes_without_validation_images_are_named(tmp_path: Path) -> None:
+    folders(tmp_path, "lemon", count=20)
+    folders(tmp_path, "zitrone", count=1)
+    loaded = load_data(tmp_path, memory_bytes=0)
+    assert torch.bincount(loaded.validation.labels, minlength=2).tolist() == [2, 0]
+    assert loaded.notes[-1] == "zitrone has no validation image, so its accuracy is not measured"
+    names = [f"rare{number}" for number in range(7)]
+    folders(tmp_path, *names, count=1)
+    few = "8 classes have no validation image, so their accuracy is not measured: rare0, rare1, rare2, rare3, rare4 and"
+    assert load_data(tmp_path, memory_bytes=0).notes[-1] == f"{few} 3 more"
+    assert not any("no validation image" in note for note in load_data(tmp_path, split="auto").notes)
 
 
 def test_holdout_replaces_the_validation_images_and_the_limit_applies_to_the_others(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sizes that no machine could build are refused at once, without memory and without a change of the random numbers."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from vitrim.errors import NotEnoughMemory, SettingError
-from vitrim.models.sizes import check_memory, check_numbers, check_sizes, short, shown
+from vitrim.models.sizes import check_memory, check_numbers, check_sizes, short, shown, unused_pixels
 from vitrim.saving.opening import open_model
 
 
@@ -68,3 +69,34 @@ def test_values_are_shortened_in_messages() -> None:
     assert short([10**5000]) == "a list that has no text"
     assert shown({"depth": 2, "name": "a"}) == "depth=2, name='a'"
     assert len(shown({f"a{index}": "x" * 99 for index in range(99)})) == 300
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        ((48, 48), ""),
+        (
+            (60, 60),
+            "12 pixels at the right and at the bottom are not used; of images of 48 and 64 pixels, all are used",
+        ),
+        ((49, 49), "images of 49 pixels are no multiple of the patches of 16 pixels: 1 pixel at the right and at the"),
+        ((48, 60), "images of 48 x 60 pixels .* of 16 x 16 pixels: 0 at the bottom and 12 at the right are not used"),
+    ],
+)
+def test_pixels_that_no_patch_has_are_named_and_the_model_does_not_use_them(
+    sides: tuple[int, int], expected: str
+) -> None:
+    model = open_model("vit_tiny_patch16_224", model_args={"img_size": sides, "embed_dim": 12, "depth": 1})
+    found = unused_pixels(model, sides)
+    assert re.search(expected, found) if expected else not found
+    images = torch.rand(1, 3, *sides)
+    rest = sides[1] % 16
+    changed = images.clone()
+    changed[..., sides[1] - (rest or 16) :] += 1
+    assert torch.equal(model(images), model(changed)) == bool(rest)
+
+
+def test_a_model_that_pads_images_uses_all_pixels() -> None:
+    sizes = {"embed_dim": 12, "depth": 1, "dynamic_img_pad": True}
+    model = open_model("vit_tiny_patch16_224", img_size=60, model_args=sizes)
+    assert unused_pixels(model, (60, 60)) == ""

@@ -65,7 +65,7 @@ def test_the_same_numbers_make_the_same_bytes_also_with_other_settings_of_matplo
 
 def test_numbers_are_shown_under_the_pointer() -> None:
     svg = charts()[0].svg
-    assert "<title>original: 96.2" in svg and "<title>70 %: 95.80\u00a0%, 15.17\u00a0M</title>" in svg
+    assert "<title>original: 96.2" in svg and "<title>70 % kept: 95.80\u00a0%, 15.17\u00a0M</title>" in svg
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_name_is_neither_a_formula_nor_markup_nor_a_mark(name: str) -> None:
 def test_labels_of_points_that_are_close_do_not_cover_each_other() -> None:
     chart = accuracy_chart("a", digits_demo()[0]["models"], "params")
     assert chart
-    place = r'<text[^>]*text-anchor: middle[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>(original[^<]*|\d+ %)<'
+    place = r'<text[^>]*text-anchor: middle[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>(original[^<]*|\d+ % kept)<'
     labels = [(float(x), float(y), LETTER * len(name)) for x, y, name in re.findall(place, chart.svg)]
     assert len(labels) == len(digits_demo()[0]["models"])
     for (x, y, width), (other_x, other_y, other_width) in combinations(labels, 2):

@@ -1,7 +1,14 @@
 """Laws of the part about one model: the map, the changed images and the sentences."""
 
 from builders.reports import blocks, calibration, image
-from vitrim.reports.model_section import block_map, calibration_section, changed_images, seconds_table, tiles
+from vitrim.reports.model_section import (
+    block_map,
+    calibration_section,
+    changed_images,
+    model_section,
+    seconds_table,
+    tiles,
+)
 
 
 def test_the_map_has_every_block_and_head_and_its_table_says_the_same() -> None:
@@ -33,6 +40,17 @@ def test_a_map_without_importance_or_groups_is_drawn() -> None:
     assert found and not found["has_importance"]
     assert found["rows"][0]["strips"][0]["tip"] == "Head 0, head 1 (removed), head 2."
     assert found["rows"][1]["strips"] == []
+
+
+def test_classes_without_images_are_counted_and_are_not_the_smallest_class() -> None:
+    classes = [{"name": "lemon", "num_images": 30, "dense_top1": 90.0}]
+    report = {"models": [{"name": "dense"}], "data": {"num_classes": 2}}
+    said = model_section("model1", "dense", report, {"classes": classes})["about_classes"]
+    assert "smallest of the classes with validation images has 30 validation images" in said and "3.3 points" in said
+    assert "1 class has no validation image, so its accuracy is not measured and it is not in the table." in said
+    report["data"] = {"num_classes": 1}
+    said = model_section("model1", "dense", report, {"classes": classes})["about_classes"]
+    assert said == "The smallest class has 30 validation images, so one image changes its accuracy by 3.3 points."
 
 
 def test_every_picture_has_a_text_and_a_sign() -> None:

@@ -85,9 +85,18 @@ def test_the_page_shows_what_the_report_says() -> None:
         "from 21.67 M", "30.40 ms", "width_training.epochs 40 20", "seed 3 0",
         "vit_base_patch16_224", "timm 1.0.31", "AMD EPYC 7763", "Measured 33 ms, 10 % above the limit of 30 ms",
         "7 were right before, 5 are right now", "now wrong", "now right", "4.5 points away",
-        "One block was removed as a whole", "Score heads and neurons 12 s", "Heads and neurons removed",
+        "One block was removed as a whole", "Score heads and neurons 12 s", "Heads and neurons reduced",
     ):  # fmt: skip
         assert " ".join(said.split()) in text, said
+
+
+def test_the_settings_say_where_the_epochs_of_the_depth_stage_went_if_no_block_was_removed() -> None:
+    report, details = photo_run()
+    assert "No block was removed, so" not in text_of((report, details))
+    report["recipe"]["width_training"]["epochs"] = report["recipe"]["depth_training"]["epochs"] = 3
+    report["stages"] = [row for row in report["stages"] if not row["name"].startswith("depth")]
+    note = "No block was removed, so the epochs of the depth stage were added to those of the width stage"
+    assert f"{note}: 3 + 3 = 6." in text_of((report, details))
 
 
 def test_p_values_are_in_the_part_for_statisticians_only() -> None:

@@ -125,10 +125,20 @@ def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
     """
     from vitrim.data.matching import preprocessing_of
     from vitrim.runs.progress import log
+
+    model = _opened(name, options)
+    if preprocessing_settings(options):
+        log(f"{name}: images are prepared as stated: {preprocessing_of(model).text()}")
+    if unused := _unused_pixels(model):
+        log(f"{name}: {unused}")
+    return model
+
+
+def _opened(name: str, options: ModelOptions) -> "nn.Module":
+    """As `open_named_model`, without lines on standard error."""
     from vitrim.saving.opening import open_model
 
-    stated = preprocessing_settings(options)
-    model = open_model(
+    return open_model(
         name,
         arch=options.arch,
         pretrained=options.pretrained,
@@ -136,11 +146,20 @@ def open_named_model(name: str, options: ModelOptions) -> "nn.Module":
         img_size=options.img_size,
         patch_size=options.patch_size,
         model_args=model_args(options.model_arg or []),
-        preprocessing=stated,
+        preprocessing=preprocessing_settings(options),
     )
-    if stated:
-        log(f"{name}: images are prepared as stated: {preprocessing_of(model).text()}")
-    return model
+
+
+def _unused_pixels(model: "nn.Module") -> str:
+    """As `models.sizes.unused_pixels`; empty for a model that cannot be described, which is refused later."""
+    from vitrim.errors import UnsupportedModel
+    from vitrim.models import describe
+    from vitrim.models.sizes import unused_pixels
+
+    try:
+        return unused_pixels(model, describe(model).img_size)
+    except UnsupportedModel:
+        return ""
 
 
 def channels_of(model: "nn.Module") -> int:
@@ -166,7 +185,7 @@ def channels_to_train_on(name: str, options: ModelOptions) -> int:
         return found
     is_repository = ":" in name and "/" in name
     if Path(name).exists() or is_repository:
-        return channels_of(open_named_model(name, options))
+        return channels_of(_opened(name, options))
     return RGB_CHANNELS
 
 

@@ -27,6 +27,9 @@ def train_recipe(options: DenseTraining, num_workers: int | str | None = None) -
     """
     from vitrim.recipe import TrainRecipe, load_recipe
 
+    if options.epochs is not None and options.epochs < 1:
+        raise SettingError(f"--epochs is {options.epochs}; expected at least 1.")
+
     named = {
         "training.epochs": options.epochs,
         "training.batch_size": options.batch_size,
@@ -34,7 +37,10 @@ def train_recipe(options: DenseTraining, num_workers: int | str | None = None) -
         "training.num_workers": num_workers,
         "seed": options.seed,
     }
-    return load_recipe(options.recipe, [*_changes(named), *(options.settings or [])], kind=TrainRecipe)
+    recipe = load_recipe(options.recipe, [*_changes(named), *(options.settings or [])], kind=TrainRecipe)
+    if recipe.training.epochs == 0:
+        raise SettingError("training.epochs is 0; expected at least 1, because a model is trained.")
+    return recipe
 
 
 def compress_recipe(

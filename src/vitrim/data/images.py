@@ -187,7 +187,7 @@ class ImageData:
 
     def summary(self) -> list[str]:
         """Return lines for the user: the name, the numbers of classes and images, and the notes."""
-        sizes = f"{len(self.train)} training and {counted(len(self.validation), 'validation image')}"
+        sizes = f"{len(self.train):,} training and {counted(len(self.validation), 'validation image')}"
         sizes = sizes if len(self.train) else counted(len(self.validation), "image")
         return [f"{self.name}: {counted(len(self.classes), 'class')}, {sizes}", *(f"  {note}" for note in self.notes)]
 

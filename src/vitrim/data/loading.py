@@ -31,6 +31,7 @@ from vitrim.known.datasets import SOURCES
 from vitrim.runs.text_files import valid_text
 
 MAX_DECODED_AT_START = 50_000  # if there are more files, only headers are checked: decoding could take hours
+MAX_NAMED = 5  # classes in a note
 
 
 class FolderOptions(TypedDict, total=False):
@@ -228,6 +229,7 @@ def _read(data: ImageData, reading: _Reading, not_images: Sequence[str]) -> Imag
     absent = (torch.bincount(train.labels, minlength=len(data.classes)) == 0) & (num_before > 0)
     for label in absent.nonzero().flatten().tolist()[:1]:
         raise DataError(f"Class {data.classes[label]!r} has no readable training image; add some or remove the class.")
+    notes += _not_measured(data.classes, train, validation)
     skipped = [*not_images, *broken, *more_broken]
     if skipped:
         names = ", ".join(_short_path(file) for file in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
@@ -235,6 +237,19 @@ def _read(data: ImageData, reading: _Reading, not_images: Sequence[str]) -> Imag
         notes.append(f"skipped {len(skipped)} {kind}: {names}")
     left_out = tuple(Path(file).relative_to(root).as_posix() for file in (*broken, *more_broken))
     return replace(data, train=train, validation=validation, notes=tuple(notes), root=root, left_out=left_out)
+
+
+def _not_measured(classes: Sequence[str], train: ImageSet, validation: ImageSet) -> list[str]:
+    """Name the classes that have training images, but no validation image."""
+    num_train, num_validation = (
+        torch.bincount(images.labels, minlength=len(classes)) for images in (train, validation)
+    )
+    names = [classes[label] for label in ((num_train > 0) & (num_validation == 0)).nonzero().flatten().tolist()]
+    if len(names) < 2:
+        return [f"{name} has no validation image, so its accuracy is not measured" for name in names]
+    more = len(names) - MAX_NAMED
+    listed = ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [f"{len(names)} classes have no validation image, so their accuracy is not measured: {listed}"]
 
 
 # Channels

@@ -1,10 +1,12 @@
 """Refuses sizes of an architecture that no machine could build, before memory is taken or a loop begins.
 
+Also says which pixels of an image a model does not use.
+
 A system may grant more memory than there is, and end the process when it is used. So a model that may be large is first
 built without data, and its size is compared with the memory that is free.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -85,6 +87,38 @@ def check_memory(what: str, model: nn.Module) -> None:
             f"There is not enough memory to build {what}: its weights are {needed / 1e9:.3g} GB, and {free / 1e9:.3g} "
             "GB are free. Use a smaller architecture, or smaller sizes (--model-arg, --img-size, --num-classes)."
         )
+
+
+def unused_pixels(model: nn.Module, img_size: tuple[int, int]) -> str:
+    """Say which pixels are not used because images are no multiple of the patches; empty if all are used.
+
+    Patches are those of a convolution on the image whose kernels do not overlap. Models that pad images use all pixels.
+
+    Args:
+        model: as its library builds it.
+        img_size: height and width of its images.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            pads = getattr(parent, "dynamic_img_pad", False) or hasattr(parent, "maybe_pad")  # of timm, of transformers
+            is_patches = module.kernel_size == module.stride and module.padding == (0, 0)
+            return "" if pads or not is_patches else _unused(img_size, module.stride)
+    return ""
+
+
+def _unused(img_size: Sequence[int], patch_size: Sequence[int]) -> str:
+    rests = [side % patch for side, patch in zip(img_size, patch_size, strict=True)]
+    if not any(rests):
+        return ""
+    if len(set(img_size)) == len(set(patch_size)) == 1:
+        side, patch, rest = img_size[0], patch_size[0], rests[0]
+        used = " and ".join(str(size) for size in (side - rest, side - rest + patch) if size)
+        where = f"{rest} {'pixel' if rest == 1 else 'pixels'} at the right and at the bottom are not used"
+        sizes = f"images of {side} pixels are no multiple of the patches of {patch} pixels"
+        return f"{sizes}: {where}; of images of {used} pixels, all are used"
+    sizes = "images of {} x {} pixels are no multiple of the patches of {} x {} pixels".format(*img_size, *patch_size)
+    return f"{sizes}: {rests[0]} at the bottom and {rests[1]} at the right are not used"
 
 
 def _sizes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

@@ -176,7 +176,7 @@ def accuracy_chart(name: str, models: Sequence[dict[str, Any]], key: str) -> Cha
                 "color": DENSE if is_dense else SMALL,
                 "marker": "s" if row is models[0] else "D" if is_dense else "o",
             }
-            called = formats.short(formats.model_name(row, models), 60)
+            called = formats.short(_called(row, models), 60)
             tip = f"{called}: {formats.percents(row['top1'], 2)}, {text_of(row[key])}"
             low, high = _ends(row)
             axes.plot([row[key] / unit] * 2, [low, high], color=look["color"], linewidth=1.6)
@@ -186,14 +186,20 @@ def accuracy_chart(name: str, models: Sequence[dict[str, Any]], key: str) -> Cha
         spread = max(max(ends) - min(ends), 0.5)
         axes.set_ylim(min(ends) - 0.2 * spread, min(max(ends) + 0.12 * spread, MAX_PERCENT))
         axes.set_xlabel(what)
-        _label_bars(drawing, axes, [(row[key] / unit, *_ends(row), formats.model_name(row, models)) for row in shown])
+        _label_bars(drawing, axes, [(row[key] / unit, *_ends(row), _called(row, models)) for row in shown])
         svg = drawing.svg(name, title, caption)
     header = ["Model", "Time for one batch" if in_ms else "Parameters", "Accuracy", "Likely range"]
     rows = [
-        [formats.model_name(row, models), text_of(row[key]), formats.percents(row["top1"], 2), between(*_ends(row))]
+        [_called(row, models), text_of(row[key]), formats.percents(row["top1"], 2), between(*_ends(row))]
         for row in shown
     ]
     return Chart(title=title, caption=caption, svg=svg, table=Table(caption=title, header=header, rows=rows))
+
+
+def _called(row: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
+    """What a chart calls a model. A name that is only a percentage is the kept fraction, and no accuracy."""
+    name = formats.model_name(row, models)
+    return f"{name} kept" if re.fullmatch(r"[\d.]+ %", name) else name
 
 
 def _unit(largest: float) -> tuple[float, str]:
@@ -235,8 +241,8 @@ def stages_chart(name: str, stages: Sequence[dict[str, Any]]) -> Chart | None:
         return None
     title = "Accuracy after each stage"
     caption = (
-        "The stages follow each other from top to bottom: removing parts costs accuracy, and training brings it back. "
-        "The horizontal axis does not start at 0."
+        "The stages follow each other from top to bottom. Each point is the accuracy after a stage: further right is "
+        "more accurate. The horizontal axis does not start at 0."
     )
     values = [row["top1"] for row in shown]
     names = [formats.stage_name(row.get("name", "")) for row in shown]
@@ -352,7 +358,8 @@ def reliability_chart(name: str, calibration: dict[str, Any]) -> Chart | None:
     title = "Stated confidence and accuracy"
     caption = (
         "Images are grouped by how sure the model says it is; larger marks stand for more images. On the dashed line, "
-        "the confidence is honest; below it, the model is too sure."
+        "the model is right as often as it says. Below the line, it is right less often: it is too sure. Above the "
+        "line, it is right more often: it is not sure enough."
     )
     with _drawing(height=280) as drawing:
         axes = drawing.axes(38, above="Right (%)")

@@ -15,7 +15,7 @@ CONTROL = "dense control"  # a benchmark's name of the dense model after as many
 NAMES_OF_STAGES = {  # names in `report.json`, and plain words for them
     "dense": "Original model",
     "larger size": "Next larger size",
-    "width cut": "Heads and neurons removed",
+    "width cut": "Heads and neurons reduced",
     "width recover": "Weights refitted",
     "width distil": "Trained by the original",
     "depth cut": "Blocks removed",

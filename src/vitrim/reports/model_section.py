@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vitrim.errors import visible
+from vitrim.errors import counted, visible
 from vitrim.reports import charts, formats
 from vitrim.reports.stages import LARGER
-from vitrim.reports.tables import Table, class_tables, confusion_table
+from vitrim.reports.tables import MAX_CLASSES, Table, class_tables, confusion_table
 
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 MAX_BLOCK_NAME = 40  # characters in the map; the table has the whole name
@@ -50,14 +50,35 @@ def model_section(ident: str, name: str, report: dict[str, Any], details: dict[s
         "map": block_map(details.get("blocks") or ()),
         "training": [chart for chart in training if chart],
         "classes": class_tables(details.get("classes") or ()),
-        "num_classes": len(details.get("classes") or ()),
-        "smallest": min((row.get("num_images") or 0 for row in details.get("classes") or ()), default=0),
+        "about_classes": _about_classes(details.get("classes") or (), report.get("data") or {}),
         "confusions": confusion_table(details.get("confusions") or ()),
         "changed": changed_images(details.get("changed") or {}, details.get("num_images")),
         "mistakes": tiles(details.get("mistakes") or ()),
         "calibration": calibration_section(f"{ident}-calibration", calibration),
         "seconds": seconds_table(details.get("seconds") or ()),
     }
+
+
+def _about_classes(classes: Sequence[dict[str, Any]], data: dict[str, Any]) -> str:
+    """Say how many images the smallest class has, and which classes are not in the tables."""
+    smallest = min((row.get("num_images") or 0 for row in classes), default=0)
+    num_absent = max(0, (data.get("num_classes") or 0) - len(classes))
+    sentences = []
+    if smallest:
+        which = "smallest of the classes with validation images" if num_absent else "smallest class"
+        sentences.append(
+            f"The {which} has {counted(smallest, 'validation image')}, so one image changes its accuracy by "
+            f"{formats.decimal(100 / smallest)} points."
+        )
+    if num_absent:
+        has, its, it_is = ("has", "its", "it is") if num_absent == 1 else ("have", "their", "they are")
+        sentences.append(
+            f"{counted(num_absent, 'class')} {has} no validation image, so {its} accuracy is not measured and {it_is} "
+            "not in the table."
+        )
+    if len(classes) > MAX_CLASSES:
+        sentences.append(f"Of {len(classes):,} classes, only the two ends of the list are shown.")
+    return " ".join(sentences)
 
 
 def _facts(row: dict[str, Any]) -> str:

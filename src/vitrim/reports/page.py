@@ -17,6 +17,7 @@ from vitrim.reports import charts, formats, tables
 from vitrim.reports.latency import latency_lines
 from vitrim.reports.model_section import model_section
 from vitrim.reports.report import zero_lines
+from vitrim.reports.stages import LARGER
 from vitrim.reports.tables import Table
 from vitrim.runs.progress import duration
 
@@ -99,7 +100,7 @@ def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict
         ],
         "command": str(report.get("command") or ""),
         "took": duration(report["seconds"]) if formats.is_number(report.get("seconds")) else "",
-        "settings": _settings(report.get("recipe") or {}),
+        "settings": _settings(report),
         "machine": _machine(report.get("environment") or {}),
         "versions": [
             (str(key), str(value)) for key, value in (report.get("environment") or {}).get("versions", {}).items()
@@ -174,8 +175,9 @@ def _figures_note(report: dict[str, Any]) -> str:
     return f"{bars} Latency is the time in which {runtime}{on} computes a batch of {batch}.".strip()
 
 
-def _settings(recipe: dict[str, Any]) -> dict[str, Any] | None:
+def _settings(report: dict[str, Any]) -> dict[str, Any] | None:
     """The settings that differ from the shipped recipe of the command; None if the report has no recipe."""
+    recipe = report.get("recipe") or {}
     if not recipe:
         return None
     name = "train" if "training" in recipe else "default"
@@ -189,7 +191,21 @@ def _settings(recipe: dict[str, Any]) -> dict[str, Any] | None:
         if default.get(key) != value
     ]
     caption = f"Settings of this run that differ from the recipe {name}"
-    return {"name": name, "table": Table(caption=caption, header=["Setting", "This run", "Recipe"], rows=rows)}
+    table = Table(caption=caption, header=["Setting", "This run", "Recipe"], rows=rows)
+    return {"name": name, "table": table, "note": _note_on_epochs(report)}
+
+
+def _note_on_epochs(report: dict[str, Any]) -> str:
+    """Say that the width stage had the epochs of both stages, if no block was removed; empty if it had not."""
+    stages = [str(row.get("name", "")) for row in report.get("stages") or ()]
+    if "width distil" not in stages or any(name.startswith("depth") for name in stages):
+        return ""
+    epochs = [report["recipe"].get(f"{stage}_training", {}).get("epochs") for stage in ("width", "depth")]
+    if not all(map(formats.is_number, epochs)) or not epochs[1]:
+        return ""
+    note = "No block was removed, so the epochs of the depth stage were added to those of the width stage"
+    is_alone = stages.count("width distil") == 1 and LARGER not in stages  # else a size may have had fewer
+    return f"{note}: {epochs[0]} + {epochs[1]} = {sum(epochs)}." if is_alone else f"{note}."
 
 
 def _value(value: Any) -> str:

@@ -58,13 +58,19 @@ def as_in_run(data: ImageData, run_dir: str | Path | None) -> ImageData:
     train, validation = (_without(images, data.root, repaired) for images in (data.train, data.validation))
     notes = data.notes
     if repaired:
-        note = f"{counted(len(repaired), 'file')} could not be decoded when this run began, and not used until it ends"
+        it_is = "it is" if len(repaired) == 1 else "they are"
+        began = f"{counted(len(repaired), 'file')} could not be decoded when this run began"
+        note = f"{began}, so {it_is} not used until it ends"
         notes = (*notes, f"{note}: {short_names(repaired)}")
         log(notes[-1])
     sizes = {os.path.join(data.root, name): size for name, size in record.replaced.items()}
     if changed := _changed_sizes(folder, train, validation, sizes):
-        note = "with another size than when this run began, and not used any more"
-        log(f"{counted(len(changed), 'file')} {note}: {short_names(list(changed))}")
+        has = (
+            "has another size than when this run began, so it is"
+            if len(changed) == 1
+            else ("have another size than when this run began, so they are")
+        )
+        log(f"{counted(len(changed), 'file')} {has} not used any more: {short_names(list(changed))}")
     before = (data.train.unreadable, data.validation.unreadable)
     unreadable = Unreadable.for_run(sizes | changed, before)
     return replace(
