@@ -1,7 +1,6 @@
 """What a run will do, and about how long it will take: printed before the work begins, and after each stage.
 
-The model is timed on a few images. The recipe and the number of images say how often it runs. Nothing here changes the
-result of a run.
+The model is timed on a few images. The recipe and the number of images say how often it runs. No result depends on it.
 """
 
 import math

@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "no model": (lambda p: ["inspect"], r"vitrim: MODEL is missing\. `vitrim inspect --help` shows an example\.$"),
     "no value": (lambda p: ["compress", str(p.dense), "-o"], r"vitrim: -o has no value\."),
     "an option twice": (lambda p: p.compress("--keep", "0.5", "--keep", "0.6"), "vitrim: --keep was given twice"),
-    "two models": (lambda p: ["inspect", "vit_a", "vit_b"], "Cannot use vit_b: one MODEL is expected"),
+    "two models": (lambda p: ["inspect", "vit_a", "vit_b"], "Cannot use vit_b: expected MODEL and options"),
     "unknown recipe": (lambda p: p.compress("--recipe", "defualt"), r"no recipe defualt; did you mean default\?"),
     "recipe of train": (lambda p: p.compress("--recipe", "train"), "The recipe train is for `vitrim train`; compress"),
     "unknown setting": (lambda p: p.compress("--set", "width_training.epoch=3"), "did you mean width_training.epochs"),

@@ -30,8 +30,9 @@ class FileOptions:
         bool | Int8Kind,
         Parameter(
             show_choices=False,
-            help="quantise to int8, and measure its accuracy on --data: dynamic finds the ranges of activations at run "
-            "time, static beforehand on training images of --data (default: float32; without a value: dynamic)",
+            help="quantise to int8: dynamic finds the ranges of activations at run time, static finds them before, on "
+            "training images; needs labelled images, on which the accuracy is measured (default: float32; without a "
+            "value: dynamic)",
         ),
     ] = False
     calibration_images: Annotated[
@@ -65,7 +66,7 @@ class FileOptions:
         ImageSize | None,
         IMAGE_SIZE,
         Parameter(
-            help="height x width of all images for --with-preprocessing, e.g. 480x640, or one number for both "
+            help="height x width of the images of a file that prepares them itself, e.g. 480x640, or one number for both "
             "(default: any size; for executorch, coreml and litert the size that evaluation only crops, e.g. 256)"
         ),
     ] = None
