@@ -66,7 +66,7 @@ class FileOptions:
         ImageSize | None,
         IMAGE_SIZE,
         Parameter(
-            help="height x width of the images of a file that prepares them itself, e.g. 480x640, or one number for both "
+            help="height x width of the images that the file prepares itself, e.g. 480x640, or one number for both "
             "(default: any size; for executorch, coreml and litert the size that evaluation only crops, e.g. 256)"
         ),
     ] = None
