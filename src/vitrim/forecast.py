@@ -394,7 +394,6 @@ def _seconds_to_decode(images: ImageSet, preprocessing: Preprocessing) -> float:
     """The time to read one image in one process; 0 if the pixels are in memory."""
     if images.pixels is not None or not len(images):
         return 0.0
-    few = images.subset(range(min(len(images), 2 * FEW_IMAGES)))
-    began = time.perf_counter()
+    few, began = images.subset(range(min(len(images), 2 * FEW_IMAGES))), time.perf_counter()
     num_read = sum(len(batch) for batch, _ in eval_batches(few, preprocessing, batch_size=len(few), num_workers=0))
     return (time.perf_counter() - began) / max(1, num_read)

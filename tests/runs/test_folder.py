@@ -13,7 +13,9 @@ from builders.models import build, random_plan, same_tensors
 from vitrim.errors import CheckpointMismatch, FolderInUse
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import DIGESTS, RUN, read_json
+from vitrim.runs.damage import check_folder
+from vitrim.runs.digests import write_text_noted
+from vitrim.runs.files import DIGESTS, FORECAST, RUN, read_json
 from vitrim.runs.folder import RunFolder
 from vitrim.saving.checkpoint import load, save
 
@@ -70,6 +72,19 @@ def test_a_failed_stage_writes_nothing_and_is_computed_again(tmp_path: Path) -> 
         run.once_json("stage", lambda: {}["nothing"])
     assert names(tmp_path) == [DIGESTS, RUN]
     assert run.once_json("stage", lambda: 2) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_text("{}"), Path.unlink])
+def test_a_damaged_forecast_is_dropped_because_nothing_is_computed_from_it(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    RunFolder(tmp_path, IDENTITY).once_json("stage", lambda: 1)
+    write_text_noted(tmp_path / FORECAST, "{ }")
+    RunFolder(tmp_path, IDENTITY)
+    assert (tmp_path / FORECAST).is_file()
+    damage(tmp_path / FORECAST)
+    RunFolder(tmp_path, IDENTITY)
+    assert not (tmp_path / FORECAST).exists() and check_folder(tmp_path) == []
 
 
 def test_partial_files_of_a_killed_run_are_replaced(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from vitrim.errors import SettingError
 from vitrim.pipeline import compress, fit
 from vitrim.recipe import TrainRecipe
 from vitrim.runs.damage import check_folder
+from vitrim.runs.digests import write_text_noted
 from vitrim.runs.files import METRICS, TENSORBOARD, TRACKING
 from vitrim.runs.fresh import is_fresh
 from vitrim.tracking import trackers as module
@@ -108,6 +109,20 @@ def test_a_continued_run_sends_no_row_twice_and_misses_none(tmp_path: Path, use:
     add(tmp_path, "width", range(3, 6))  # the checkpoint was older than the last row
     assert [step for step, _ in first + Recorder.sent] == [10, 20, 30, 40, 50]
     assert Recorder.ids == ["new"]
+
+
+@pytest.mark.parametrize("changes", [{"format": 2}, {"format": None}, {"trackers": {"mlflow": {"later": 1}}}])
+def test_a_record_of_another_version_begins_again(
+    changes: dict[str, Any], tmp_path: Path, use: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(Recorder).start(tmp_path, IDENTITY)
+    add(tmp_path, "width", range(1, 3))
+    found = json.loads((tmp_path / TRACKING).read_text())
+    write_text_noted(tmp_path / TRACKING, json.dumps({**found, **changes}), keep_text=True)
+    use(Recorder).start(tmp_path, IDENTITY)
+    assert "tracking.json cannot be read; trackers get a new run" in capsys.readouterr().err
+    assert [step for step, _ in Recorder.sent] == [10, 20] and Recorder.ids == [""]
+    assert json.loads((tmp_path / TRACKING).read_text())["format"] == 1
 
 
 def test_points_that_a_killed_process_did_not_deliver_are_sent_again(tmp_path: Path, use: Any) -> None:

@@ -22,6 +22,7 @@ from vitrim.runs.digests import (
 )
 from vitrim.runs.files import (
     CHECKPOINT,
+    FORECAST,
     RUN,
     STAGES,
     TRACKING,
@@ -105,6 +106,7 @@ class RunFolder:
                 (self.path / TRACKING).unlink(missing_ok=True)  # its trackers may show other settings
             text = json.dumps(identity, indent=2) + "\n"
             write_text_noted(self.path / RUN, text, self.digests, keep_text=True)
+            self._drop_damaged(FORECAST)
         wait_for_all()
 
     def once(
@@ -266,6 +268,14 @@ class RunFolder:
                 raise CheckpointMismatch(f"{problem} To make it again, delete {path} and repeat the command.") from None
             self._say(f"{problem} It is made again.")
             return None
+
+    def _drop_damaged(self, name: str) -> None:
+        """Delete a file from which nothing is computed if it is damaged. A finished run does not write it again."""
+        if self.digests.compare(name).state is State.DAMAGED:
+            self._say(f"{self.path / name} {IS_DAMAGED}; it begins again")
+            (self.path / name).unlink()
+        if not (self.path / name).exists():
+            self.digests.remove(name)
 
     def _mend_digests(self, folder: Path) -> None:
         """Write the digests of a model folder again if they are damaged or missing. The folder itself is not."""
