@@ -104,7 +104,7 @@ def test_other_images_are_found(run: Path) -> None:
     data = digits()
     others = replace(data, classes=tuple(f"class {name}" for name in data.classes))
     check = next(check for check in verify(run, others) if check.name == "images")
-    assert check.holds is False and "had as many, but its classes have other names" in check.text
+    assert check.holds is False and "had as many images of digits, but other names of classes" in check.text
 
 
 def test_stages_may_be_deleted_after_a_run(run: Path) -> None:

@@ -183,8 +183,8 @@ def _other_images(about: Mapping[str, Any], data: ImageData) -> str:
     numbers = [about.get(f"{name} images", 0) for name in ("training", "validation")]
     if numbers == [len(data.train), len(data.validation)]:
         return (
-            f"the run on {about.get('name')} had as many, but its classes have other names, its images have other "
-            "labels, or its files have other names, sizes or pixels"
+            f"the run had as many images of {about.get('name')}, but other names of classes, other labels, or files "
+            "with other names, sizes or pixels"
         )
     return "the run had others: {}, {:,} training and {:,} validation images".format(about.get("name"), *numbers)
 

@@ -77,7 +77,7 @@ def test_values_are_shortened_in_messages() -> None:
         ((48, 48), ""),
         (
             (60, 60),
-            "12 pixels at the right and at the bottom are not used; of images of 48 and 64 pixels, all are used",
+            "12 pixels at the right and at the bottom are not used; with images of 48 or 64 pixels, all are",
         ),
         ((49, 49), "images of 49 pixels are no multiple of the patches of 16 pixels: 1 pixel at the right and at the"),
         ((48, 60), "images of 48 x 60 pixels .* of 16 x 16 pixels: 0 at the bottom and 12 at the right are not used"),

@@ -9,13 +9,16 @@ from builders.runs import FinishedRun
 from vitrim.costs.budget import Budget
 from vitrim.costs.counting import count_cost
 from vitrim.models import describe
+from vitrim.reports.page import to_html
 from vitrim.reports.report import (
+    changed_sizes,
     in_markdown,
     kept_text,
     table_rows,
     to_markdown,
     zero_lines,
 )
+from vitrim.saving.opening import open_model
 
 
 @pytest.mark.parametrize("name", ["depth", pytest.param("auto", marks=pytest.mark.slow)])
@@ -36,6 +39,30 @@ def test_the_report_has_the_keys_of_the_format(name: str, finished_run: Any) -> 
     names = [stage["name"] for stage in report["stages"]]
     assert names[:4] == ["dense", "width cut", "width recover", "width distil"]
     assert names[4:] in ([], ["depth cut", "depth recover", "depth distil"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"img_size": 32, "embed_dim": 12}, "img_size=32, embed_dim=12"),
+        ({"img_size": 224, "patch_size": 16}, ""),
+        (
+            {"img_size": [32, 48], "patch_size": 8, "num_classes": 3, "qkv_bias": False},
+            "img_size=[32, 48], patch_size=8",
+        ),
+    ],
+)
+def test_sizes_that_the_name_of_a_model_does_not_have_are_stated(arguments: dict[str, Any], expected: str) -> None:
+    model = open_model("vit_tiny_patch16_224", model_args=arguments)
+    assert changed_sizes(model) == expected
+
+
+def test_the_title_says_that_sizes_were_changed_and_the_page_states_them(finished_run: Any) -> None:
+    report = finished_run("depth").result.report
+    assert report["title"].startswith(f"{report['architecture']} with changed sizes on ")
+    assert "embed_dim=" in report["changed_sizes"]
+    assert f"{report['architecture']} with {report['changed_sizes']}" in to_markdown(report)
+    assert f"{report['architecture']} with {report['changed_sizes']}" in to_html(report, {})
 
 
 def test_the_text_has_every_model_stage_and_difference(finished_run: Any) -> None:

@@ -113,10 +113,10 @@ def _unused(img_size: Sequence[int], patch_size: Sequence[int]) -> str:
         return ""
     if len(set(img_size)) == len(set(patch_size)) == 1:
         side, patch, rest = img_size[0], patch_size[0], rests[0]
-        used = " and ".join(str(size) for size in (side - rest, side - rest + patch) if size)
+        used = " or ".join(str(size) for size in (side - rest, side - rest + patch) if size)
         where = f"{rest} {'pixel' if rest == 1 else 'pixels'} at the right and at the bottom are not used"
         sizes = f"images of {side} pixels are no multiple of the patches of {patch} pixels"
-        return f"{sizes}: {where}; of images of {used} pixels, all are used"
+        return f"{sizes}: {where}; with images of {used} pixels, all are used"
     sizes = "images of {} x {} pixels are no multiple of the patches of {} x {} pixels".format(*img_size, *patch_size)
     return f"{sizes}: {rests[0]} at the bottom and {rests[1]} at the right are not used"
 

@@ -65,7 +65,7 @@ def _about_classes(classes: Sequence[dict[str, Any]], data: dict[str, Any]) -> s
     num_absent = max(0, (data.get("num_classes") or 0) - len(classes))
     sentences = []
     if smallest:
-        which = "smallest of the classes with validation images" if num_absent else "smallest class"
+        which = "smallest class that was measured" if num_absent else "smallest class"
         sentences.append(
             f"The {which} has {counted(smallest, 'validation image')}, so one image changes its accuracy by "
             f"{formats.decimal(100 / smallest)} points."

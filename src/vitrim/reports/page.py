@@ -115,7 +115,8 @@ def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict
 def _about(report: dict[str, Any]) -> str:
     """One line below the title: model, data, and on how many images the accuracy was measured."""
     data = report.get("data") or {}
-    parts = [str(report.get("architecture") or "")]
+    sizes = report.get("changed_sizes")
+    parts = [f"{report.get('architecture') or ''}{f' with {sizes}' if sizes else ''}"]
     if data.get("num_classes"):
         parts.append(f"{data.get('name', '')}, {counted(data['num_classes'], 'class')}")
     if data.get("num_validation"):

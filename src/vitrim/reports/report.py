@@ -3,6 +3,7 @@
 A new section needs a key in `build` and a paragraph in `templates/report.md.jinja`. Nothing is measured here.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from vitrim.data.images import ImageData
 from vitrim.data.matching import device_of
 from vitrim.errors import counted, percent, visible
 from vitrim.evaluation import Evaluation, compare
-from vitrim.models import describe
+from vitrim.models import describe, origin_of
+from vitrim.models.sizes import shown
 from vitrim.recipe import Recipe, to_table
 from vitrim.reports.formats import with_prefix
 from vitrim.reports.latency import latency_columns, latency_lines, latency_row
@@ -81,8 +83,9 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     small["kept"] = kept_text(source.structure, describe(outcome.student))
     latency = _latency_section(recipe, outcome)
     report = {
-        "title": f"{source.structure.model} on {data.name}: {_with_measured(name, latency)}",
+        "title": f"{model_title(source)} on {data.name}: {_with_measured(name, latency)}",
         "architecture": source.structure.model,
+        "changed_sizes": changed_sizes(source.model),
         "models": [dense, {**small, **difference_to(outcome.before, outcome.after)}],
         "stages": list(outcome.stages),
         "data": about_data(data),
@@ -95,6 +98,41 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         "command": command_line(),
     }
     return with_verdict(report)
+
+
+def model_title(source: Source) -> str:
+    """What a title calls the dense model of a run: its architecture, and whether it has other sizes."""
+    return source.structure.model + (" with changed sizes" if changed_sizes(source.model) else "")
+
+
+def changed_sizes(model: nn.Module) -> str:
+    """The sizes that a model of timm was built with and that its name does not have; empty if there are none.
+
+    Models of other libraries state all of their arguments, so it is not known which ones were changed.
+
+    Returns:
+        The arguments, such as `img_size=64, embed_dim=96`.
+    """
+    origin = origin_of(model)
+    if origin.library != "timm":
+        return ""
+    in_name = {  # such as vit_tiny_patch16_224
+        "img_size": re.findall(r"_(\d+)", origin.architecture),
+        "patch_size": re.findall(r"patch(\d+)", origin.architecture),
+    }
+    sizes = {
+        key: value
+        for key, value in origin.model_args.items()
+        if key != "num_classes" and _is_size(value) and str(value) not in in_name.get(key, ())
+    }
+    return shown(sizes)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether an argument is a whole number, or several."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_is_size, value))
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def about_data(data: ImageData) -> dict[str, Any]:

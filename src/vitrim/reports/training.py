@@ -57,8 +57,9 @@ def _build(
     row["classes_at_zero"] = classes_at_zero(evaluation, data).to_dict()
     notes = [*([f"train: {kept.sentence()}"] if kept else []), *notes_on_events(folder.path), *data.all_notes()]
     report = {
-        "title": f"{source.structure.model} trained on {data.name}",
+        "title": f"{reports.model_title(source)} trained on {data.name}",
         "architecture": source.structure.model,
+        "changed_sizes": reports.changed_sizes(source.model),
         "models": [row],
         "stages": [],
         "data": reports.about_data(data),

@@ -173,7 +173,7 @@ def _joined_report(
         busy = busy_note()
         latencies = measure_latencies([source.model, *(one.model for one in results.values())], recipe.latency)
         labels = ", ".join(report["models"][-1]["name"] for report in found)
-        default = f"{source.structure.model} on {source.data.name}: {labels}"
+        default = f"{reports.model_title(source)} on {source.data.name}: {labels}"
         report = joined.join(found, latencies, recipe=recipe, title=title or default, busy=busy)
         return {**report, "seconds": total_seconds(folder.path, [folder.path / name for name in results])}
 
