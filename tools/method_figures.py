@@ -19,24 +19,14 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor, nn
 
 import vitrim
+from tools.readme_picture import COMPRESSED as AFTER
+from tools.readme_picture import DENSE as BEFORE
+from tools.readme_picture import STYLE as PLAIN_STYLE
+from tools.readme_picture import TEXT
 from vitrim.rotation import measure_rotation, narrowable_attentions, rotate
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-TEXT, BEFORE, AFTER = "#7d8590", "#9aa4af", "#d9661f"  # each is readable on white and on black
-STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "vitrim",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "axes.edgecolor": TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
+STYLE: Any = {**PLAIN_STYLE, "xtick.color": TEXT, "axes.spines.bottom": True, "legend.frameon": False}
 STAGES = (
     ("score", "heads and neurons,\nfirst order"),
     ("rotate", "each head,\nexactly"),

@@ -1,17 +1,16 @@
 """The page in a browser: it asks for nothing, shows no error, fits a phone, and can be used without a mouse."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.browsers import BROWSER, chromium
 from builders.reports import CONTENTS, photo_run
 from vitrim.reports.page import to_html
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not BROWSER and not os.environ.get("CI"), reason="no Chromium: apt-get install chromium"),
@@ -32,13 +31,8 @@ CUT = """() => [...document.querySelectorAll('body *')].filter(node => !node.clo
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    assert BROWSER, "Chromium was not found; apt-get install chromium"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
