@@ -105,5 +105,6 @@ $(INSTALLED): pyproject.toml
 	@echo "Installing into $(VENV): torch (with CUDA on Linux), torchvision, timm, accelerate and tools."
 	@echo "About 6 GB on disk and 3 GB of downloads; one to two minutes besides the downloads."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --no-cache --compile-bytecode --python $(BIN)/python --editable '.[dev]'
 	@touch $@
