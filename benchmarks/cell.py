@@ -1,7 +1,7 @@
 """The folder of a cell: paths, locks, working times and the dense model.
 
     OUT/run.json                        identity of the cell; the folder refuses another cell
-    OUT/seed-S/dense/                   the dense model, as `vitrim train` writes it
+    OUT/seed-S/dense/                   the dense model, as `vitrim train` writes it; with `dense_seed`, of that seed
     OUT/seed-S/dense-control/           the arm without a fraction to keep
     OUT/seed-S/keep-K/ARM/arm.json      record of one arm, written last
     OUT/seed-S/keep-K/ARM.times.jsonl   start and end of each time that the arm was worked on
@@ -83,12 +83,17 @@ class Cell:
         seed = self.out / f"seed-{job.seed}"
         return seed / job.arm if job.arm == CONTROL else seed / f"keep-{job.keep:g}" / job.arm
 
+    def dense_seed(self, seed: int) -> int:
+        """Return the seed of the dense model of a seed of the students."""
+        return seed if self.config.dense_seed is None else self.config.dense_seed
+
     def dense_folder(self, seed: int) -> Path:
         """Return the folder of the dense model of a seed."""
-        return self.out / f"seed-{seed}" / "dense"
+        return self.out / f"seed-{self.dense_seed(seed)}" / "dense"
 
     def dense(self, seed: int) -> nn.Module:
         """Return the dense model of a seed. It is trained if its folder has none. The last one stays in memory."""
+        seed = self.dense_seed(seed)
         if seed not in self._models:
             model = model_to_train(self.config, len(self.data.classes), seed)
             self._check(model)
@@ -101,6 +106,7 @@ class Cell:
 
     def dense_logits(self, seed: int) -> Tensor:
         """Return the logits of the dense model on the test images, `(N, C)`. Those of the last seed stay in memory."""
+        seed = self.dense_seed(seed)
         if seed not in self._logits:
             self._logits.clear()
             self._logits[seed] = logits_on(self.dense(seed), self.data.validation)
@@ -138,7 +144,7 @@ def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str)
         FolderInUse: the folder holds something else, or a cell with other settings or images.
     """
     with lock_folder(out):
-        RunFolder(out, identity(config, data), {"recipes": _KEPT_LAST})
+        RunFolder(out, identity(config, data), {"config": {"dense_seed": None}, "recipes": _KEPT_LAST})
     data = data.to(this_process().device)  # once for all arms
     return Cell(config=config, data=data, out=out, command=command, commit=commit())
 

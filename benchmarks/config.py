@@ -84,6 +84,7 @@ class CellConfig:
         keeps: fractions of the parameters and multiply-adds to keep.
         arms: the methods to compare, see `ARMS`.
         student_epochs: training epochs of each arm, the sum over all its stages.
+        dense_seed: seed of the one dense model that all seeds share. None trains one dense model for each seed.
         tuning_share: above 0, validate on this fraction of each class's training images. The official validation
             images are then not used.
         data: the images.
@@ -103,6 +104,7 @@ class CellConfig:
     keeps: list = field(default_factory=lambda: [0.7])
     arms: list = field(default_factory=lambda: list(ARMS))
     student_epochs: int = 0
+    dense_seed: int | None = None
     tuning_share: float = 0.0
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -284,6 +286,8 @@ def _check_lists(config: CellConfig) -> None:
     fractions = all(type(keep) is float and 0 < keep < 1 for keep in config.keeps)
     if not config.keeps or not fractions or len({f"{keep:g}" for keep in config.keeps}) < len(config.keeps):
         raise SettingError(f"keeps are {config.keeps}; expected different fractions between 0 and 1, such as 0.7.")
+    if config.dense_seed is not None and config.dense_seed < 0:
+        raise SettingError(f"dense_seed is {config.dense_seed}; expected a whole number of at least 0.")
     for arm in config.arms:
         if arm not in ARMS:
             near = difflib.get_close_matches(str(arm), ARMS, n=1)

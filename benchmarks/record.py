@@ -66,6 +66,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "keep": job.keep,
         "arm": job.arm,
         "seed": job.seed,
+        "dense_seed": cell.dense_seed(job.seed),
         "student_epochs": config.student_epochs,
         "search_epochs": _search_epochs(rows, cell),
         "dense_epochs": dense_recipe(config, job.seed).training.epochs,

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from benchmarks.cell import commit, load_images, lock_folder, seconds_in
+from benchmarks.cell import Cell, commit, load_images, lock_folder, seconds_in
 from builders.cells import cell_config
 
 
@@ -55,3 +55,12 @@ def test_a_copy_of_the_code_without_git_tells_its_commit(tmp_path, monkeypatch):
     assert commit() != "abc1234"
     file.write_text("abc1234\n")
     assert commit() == "abc1234"
+
+
+def test_one_dense_model_serves_all_seeds_if_the_cell_says_so(tmp_path):
+    folders, data = {}, load_images(cell_config(), None)
+    for dense_seed in (None, 1):
+        cell = Cell(config=cell_config(dense_seed=dense_seed), data=data, out=tmp_path, command="", commit="")
+        folders[dense_seed] = [cell.dense_folder(seed) for seed in (0, 1, 2)]
+    assert folders[1] == [tmp_path / "seed-1" / "dense"] * 3
+    assert len(set(folders[None])) == 3

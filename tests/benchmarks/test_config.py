@@ -31,6 +31,7 @@ from vitrim.structure import ViTStructure
         ({"keeps": [1.5]}, "fractions between 0 and 1"),
         ({"seeds": [0, 0]}, "different whole numbers"),
         ({"student_epochs": 3}, "at most half of the dense model's 4"),
+        ({"dense_seed": -1}, "dense_seed is -1"),
         ({"tuning_share": 1.0}, "tuning_share is 1"),
         ({"student": {"learningrate": 1}}, "did you mean student.learning_rate?"),
         ({"student": {"distillation": {"soft": 0.5}}}, "student.distillation cannot be set"),
