@@ -30,7 +30,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"saving"},
     {"losses", "tracking"},
     {"training", "exporting"},
-    {"recipe"},
+    {"recipe", "earlier_versions"},
     {"source"},
     {"planning"},
     {"depth", "head_width"},

@@ -17,6 +17,7 @@ from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
 from vitrim.depth import ROTATION, SCORES, choose_num_blocks, plan_sources, plan_width, read_proposal
+from vitrim.earlier_versions import CHANGED_DEFAULTS, SETTINGS_OF_0_1, epoch_choices, settings_before
 from vitrim.errors import FolderInUse, counted
 from vitrim.evaluation import Evaluation, evaluate
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
@@ -26,11 +27,8 @@ from vitrim.measured_once import Shared, device_times_of
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import (
-    CHANGED_DEFAULTS,
-    SETTINGS_OF_0_1,
     Recipe,
     changeable_keys,
-    epoch_choices,
     to_table,
     to_toml,
 )
@@ -85,12 +83,9 @@ def open_folder(
     Raises:
         FolderInUse: it holds something else, or a run made from something else.
     """
-    choices = epoch_choices(recipe)
-    before: dict[str, Any] = {
-        **choices,
-        "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]},
-    }
-    identity = {**choices, **source.identity(command, recipe)}
+    before = settings_before(recipe)
+    before["recipe"] |= SETTINGS_OF_0_1 if command == "compress" else {}
+    identity = {**epoch_choices(recipe), **source.identity(command, recipe)}
     before["model"] = source.construction()  # earlier versions did not note it
     if command == "compress":
         identity |= {"searches": True} if recipe.search.max_drop else {}  # the drop itself may change

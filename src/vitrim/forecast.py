@@ -348,11 +348,11 @@ def measure_pace(source: Source, settings: TrainingSettings) -> Pace:
         teachers = [
             _seconds_for_an_image(teacher.model, teacher.preprocessing, settings, device) for teacher in source.teachers
         ]
-    num_processes = this_process().num_processes
+    num_processes, passes = this_process().num_processes, 2 if settings.distillation.flip else 1
     return Pace(
         forward=forward / num_processes,
         training=training / num_processes,
-        teachers=(sum(teachers) if teachers else forward) / num_processes,
+        teachers=passes * (sum(teachers) if teachers else forward) / num_processes,
         decoding=_seconds_to_decode(images, preprocessing) / num_cores(),
         overlaps=device.type == "cuda",
     )

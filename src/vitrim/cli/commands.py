@@ -94,6 +94,8 @@ def train(
     inputs.check_data_named(data_options)
     read = inputs.paths_read(model, data_options, training.recipe, teacher)
     output = output_folder(run_options.output, read) if run_options.output else None
+    if training.teacher_flip and not teacher:
+        raise SettingError("--teacher-flip needs a teacher; name one with --teacher.")
     recipe = train_recipe(training, data_options.num_workers)
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())

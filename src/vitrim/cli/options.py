@@ -32,6 +32,7 @@ OPTIONS_OF_SETTING = {
     "depth_training.batch_size": ("--batch-size",),
     "training.batch_size": ("--batch-size",),
     "training.epochs": ("--epochs",),
+    **{f"{name}.distillation.flip": ("--teacher-flip",) for name in ("width_training", "depth_training", "training")},
     "training.learning_rate": ("--learning-rate",),
     "seed": ("--seed",),
     "batch_size": ("--batch-size", "--eval-batch"),
@@ -70,6 +71,10 @@ TrainingBatch = Annotated[
         help="images of one training update, over all processes; auto is 128 to 1024, by the number of training images "
         "(default: 128, from the recipe)",
     ),
+]
+TeacherFlip = Annotated[
+    bool,
+    Parameter(help="learn a teacher's mean output for an image and its mirror image (default: no, from the recipe)"),
 ]
 TEACHER_HELP = (
     "trained model whose outputs are learned, written like MODEL; a name loads its pretrained weights; repeatable, the "
@@ -315,6 +320,7 @@ class CompressTraining:
         ),
     ] = None
     batch_size: TrainingBatch = None
+    teacher_flip: TeacherFlip = False
     seed: Annotated[
         int | None,
         WHOLE,
@@ -345,6 +351,7 @@ class DenseTraining:
         int | None, WHOLE, Parameter(help="passes over the training images (default: 100, from the recipe)")
     ] = None
     batch_size: TrainingBatch = None
+    teacher_flip: TeacherFlip = False
     learning_rate: Annotated[
         float | None, NUMBER, Parameter(help="peak of the learning rate (default: 0.001, from the recipe)")
     ] = None

@@ -60,8 +60,9 @@ class _Running:
 class SoftLabels:
     """The teachers of a training on its device, as a function from the student's images to soft labels.
 
-    Each teacher runs once for each batch. Where the training computes in bf16, it holds bf16 weights, which autocast
-    would convert in each step.
+    Each teacher runs once for each batch. With `distillation.flip`, a teacher whose outputs are learned runs before on
+    the mirror images: hooks then hold the hidden states of the images themselves. Where the training computes in bf16,
+    the teachers hold bf16 weights, which autocast would convert in each step.
 
     Attributes:
         compared: the model whose hidden states and relations are compared; None if there is none.
@@ -77,7 +78,7 @@ class SoftLabels:
         """
         self._sharding = sharding
         assert job.loss is not None
-        self.temperature = job.loss.settings.temperature
+        self.temperature, self.flip = job.loss.settings.temperature, job.loss.settings.flip
         self.in_bf16 = computes_in_bf16(device, job.settings.precision)
         self.device, self.student = device, preprocessing_of(job.model)
         self.compared: nn.Module | None = None
@@ -100,8 +101,14 @@ class SoftLabels:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The soft labels of a batch, as logits `(B, C)`; images `(B, channels, h, w)` are prepared for the student."""
-        found = [(one.is_learned, one(images)) for one in self._running]
-        return mean_logits([logits for is_learned, logits in found if is_learned], self.temperature)
+        mirrored, found = images.flip(-1) if self.flip else None, []
+        for one in self._running:
+            if mirrored is not None and one.is_learned:
+                found.append(one(mirrored))
+            logits = one(images)  # last, because hooks record it
+            if one.is_learned:
+                found.append(logits)
+        return mean_logits(found, self.temperature)
 
     def _start(
         self, model: nn.Module, preprocessing: Preprocessing, outputs: tuple[int, ...] | None, is_learned: bool
