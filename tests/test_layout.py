@@ -26,7 +26,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"surgery", "silencing", "rotation"},
     {"costs", "data"},
     {"importance", "recovery"},
-    {"allocation", "evaluation", "class_accuracy", "paired_bound"},
+    {"allocation", "evaluation", "ensembles", "judging", "class_accuracy", "paired_bound"},
     {"saving"},
     {"losses", "tracking"},
     {"training", "exporting"},

@@ -363,7 +363,10 @@ def test_other_teachers_give_the_labels_and_the_dense_model_the_hidden_states(tm
     for found in (record, result.report, read_json(tmp_path / "run" / "model" / "config.json")["vitrim"]["provenance"]):
         assert [teacher["name"] for teacher in found["teachers"]] == names
         assert found["teachers"][1]["weights"] == fingerprint(teachers[1])
-    assert "* resnet10t (weights " in (tmp_path / "run" / "report.md").read_text()
+    text = (tmp_path / "run" / "report.md").read_text()
+    target = result.report["target"]
+    assert "* resnet10t (weights " in text and target["sentence"] in text and target["control"] in text
+    assert target["num_teachers"] == 2 and target["control"] in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(FolderInUse, match="teachers was"):
         compress(dense, digits(), recipe, tmp_path / "run", teacher=teachers[:1])
 

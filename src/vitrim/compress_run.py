@@ -23,7 +23,7 @@ from vitrim.evaluation import Evaluation, evaluate
 from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.scores import Scores
-from vitrim.measured_once import Shared, device_times_of
+from vitrim.measured_once import Shared, device_times_of, target_of
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import (
@@ -126,6 +126,7 @@ class CompressRun:
         self.of_dense = shared if shared and not source.larger else None  # what was measured on the model that is cut
         self.data = source.data
         self.stages = StageResults()
+        self.target: dict[str, Any] = {}
         self.pace: Pace | None = None
         self.forecast = Forecast([])
         larger = source.larger and {"starts from": fingerprint(source.larger.model)}
@@ -242,6 +243,8 @@ class CompressRun:
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
         if stage == "dense":
             warn_of_classes(stage, evaluation, self.data)
+            shared = self.shared
+            self.target = shared.target if shared else target_of(self.folder, self.source, self.recipe, evaluation)
         return evaluation
 
     def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, planner: Planner) -> nn.Module:
@@ -349,6 +352,7 @@ class CompressRun:
             busy=busy,
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
+            target=self.target,
         )
         return reports.build(self.source, self.recipe, outcome)
 

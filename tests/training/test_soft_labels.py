@@ -19,7 +19,7 @@ from vitrim.models import describe
 from vitrim.training.distillation import loss_between
 from vitrim.training.job import TrainingJob
 from vitrim.training.loop import TrainingLoop
-from vitrim.training.soft_labels import SoftLabels, mean_logits
+from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.teachers import Teacher
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -109,11 +109,6 @@ def test_the_compared_model_gives_no_labels_where_others_do() -> None:
     teacher, dense = cnn().eval(), digits_model()
     assert torch.equal(soft_labels(teacher, compared=dense), soft_labels(teacher))
     assert torch.equal(soft_labels(dense, compared=dense), soft_labels(dense))
-
-
-def test_one_teacher_keeps_its_own_logits_bit_for_bit() -> None:
-    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
-    assert mean_logits([logits], 2.0) is logits
 
 
 def test_a_teacher_from_elsewhere_sends_nothing_to_a_gpu_and_never_waits_for_it(

@@ -107,6 +107,7 @@ def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict
         ],
         "remarks": _remarks(report),
         "teachers": report.get("teachers") or [],
+        "target": report.get("target"),
         "statistics": tables.statistics_table(models),
         "search_statistics": search if search.get("num_looks") else None,
     }

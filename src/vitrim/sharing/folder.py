@@ -164,6 +164,8 @@ def _report(run: Path) -> dict[str, Any]:
     report = reports.read(run / "report.json")
     report = {key: _without_file_names(value) for key, value in report.items()}
     found = {key: without_paths(value) if key in WITH_PATHS else value for key, value in report.items()}
+    if target := report.get("target"):
+        found["target"] = {**target, "control": command_without_paths(str(target.get("control") or ""))}
     return {**found, "command": command_without_paths(str(report.get("command") or ""))}
 
 

@@ -3,42 +3,22 @@
 What must hold before is checked in `teachers`.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitrim.copying import copied
 from vitrim.data.matching import preprocessing_of
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.data.views import view_between
+from vitrim.ensembles import mean_logits
 from vitrim.precision import computes_in_bf16, with_bf16_products
 from vitrim.training.job import TrainingJob
 from vitrim.training.sharding import shard
 from vitrim.training.teachers import dtype_of, logits_in, structure_if_known
-
-
-def mean_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
-    """Logits whose softmax at this temperature is the mean of the teachers' softmax outputs at this temperature.
-
-    The mean of softmax(z/T) is T-softened already; T times its logarithm are logits of it. So every term that reads the
-    teacher's logits works with several teachers.
-
-    Args:
-        logits: `(B, C)` of each teacher.
-        temperature: T.
-
-    Returns:
-        `(B, C)`; of one teacher, its own logits.
-    """
-    if len(logits) == 1:
-        return logits[0]
-    logs = torch.stack([F.log_softmax(values / temperature, dim=-1) for values in logits])  # (teachers, B, C)
-    return temperature * (logs.logsumexp(dim=0) - math.log(len(logits)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
