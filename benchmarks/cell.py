@@ -44,7 +44,7 @@ RECORD = "arm.json"
 _TRAINING_BEFORE = {"keep_epoch": "last", "distillation": {"flip": False}}
 _RECIPES_BEFORE = {  # what cells of earlier versions did, which had no such settings
     **{key: {"width_training": _TRAINING_BEFORE, "depth_training": _TRAINING_BEFORE} for key in ("vitrim", "paper")},
-    "dense": {"training": _TRAINING_BEFORE},
+    "dense": {"training": _TRAINING_BEFORE, "snapshots": 1},
 }
 COMMIT_FILE = ROOT / "COMMIT"  # in a copy of the code without git
 

@@ -34,7 +34,7 @@ LAYERS = (  # from the bottom: an entry imports from its own layer and from the 
     {"source"},
     {"planning"},
     {"depth", "head_width"},
-    {"reports", "forecast"},
+    {"reports", "forecast", "pace"},
     {"measured_once"},
     {"compress_run", "verifying", "watching", "sharing"},
     {"sizes"},

@@ -20,10 +20,11 @@ from vitrim.depth import ROTATION, SCORES, choose_num_blocks, plan_sources, plan
 from vitrim.earlier_versions import CHANGED_DEFAULTS, SETTINGS_OF_0_1, epoch_choices, settings_before
 from vitrim.errors import FolderInUse, counted
 from vitrim.evaluation import Evaluation, evaluate
-from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
+from vitrim.forecast import Forecast, compress_steps, last_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.scores import Scores
 from vitrim.measured_once import Shared, device_times_of, target_of
+from vitrim.pace import Pace, measure_pace
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import (

@@ -5,6 +5,7 @@ How two identities of a run are compared is in `runs.identity`.
 
 from typing import Any
 
+from vitrim.recipe import TrainRecipe
 from vitrim.training.settings import TrainingSettings
 
 SETTINGS_OF_0_1 = {  # what versions did that had no such settings
@@ -43,4 +44,4 @@ def settings_before(recipe: Any) -> dict[str, Any]:
     """What earlier versions did that lacked settings of a recipe, in the form of the identity of a run."""
     choices = epoch_choices(recipe)
     trainings = {name: {**value, "distillation": {"flip": False}} for name, value in choices["recipe"].items()}
-    return {**choices, "recipe": trainings}
+    return {**choices, "recipe": {**trainings, **({"snapshots": 1} if isinstance(recipe, TrainRecipe) else {})}}

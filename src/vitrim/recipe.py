@@ -22,7 +22,7 @@ from vitrim.checks import MAX_EPOCHS, MAX_SEED, check_types, checked, number_in,
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
 from vitrim.costs.sizes import SearchSettings, SizeSettings
-from vitrim.errors import SettingError, UserError, cut_name, shown
+from vitrim.errors import SettingError, UserError, counted, cut_name, shown
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.known.meaning import nearest
 from vitrim.recovery.recover import RecoverySettings
@@ -151,13 +151,16 @@ class TrainRecipe:
 
     Attributes:
         seed: seed of the initial weights, batches and augmentation.
+        snapshots: number of cycles that the epochs are split into, each with the whole schedule of the learning rate
+            (Huang et al. 2017, arXiv:1704.00109). The model at the end of each cycle is kept, as a teacher.
         training: the training. `distillation` is used with a teacher only; without, the labels are learned.
 
     Raises:
-        SettingError: the seed is out of range.
+        SettingError: a value is out of range, or there are fewer epochs than snapshots.
     """
 
     seed: int = 0
+    snapshots: int = 1
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
             epochs=100, learning_rate=1e-3, drop_path=0.1, warmup_epochs=5, keep_epoch="best"
@@ -165,7 +168,15 @@ class TrainRecipe:
     )
 
     def __post_init__(self) -> None:
+        check_types(self, snapshots=MAX_EPOCHS)
         _check_recipe(self)
+        if self.snapshots < 1:
+            raise SettingError(f"snapshots is {self.snapshots}; expected at least 1.")
+        if self.snapshots > max(1, self.training.epochs):
+            raise SettingError(
+                f"snapshots is {self.snapshots}, but there are {counted(self.training.epochs, 'epoch')}; expected at "
+                "least one epoch for each snapshot."
+            )
 
 
 def _check_recipe(recipe: "Recipe | TrainRecipe") -> None:

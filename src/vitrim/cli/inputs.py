@@ -102,7 +102,8 @@ def warn_of_training_images(name: str, data: "ImageData") -> None:
     from vitrim.runs.folder import identity_in
     from vitrim.runs.progress import log
 
-    file = next((file for file in (Path(name) / RUN, Path(name).parent / RUN) if file.is_file()), None)
+    folders = (Path(name), Path(name).parent, Path(name).parent.parent)  # the last is that of a snapshot
+    file = next((folder / RUN for folder in folders if (folder / RUN).is_file()), None)
     if data.only != "all" or file is None:
         return
     try:

@@ -35,6 +35,7 @@ OPTIONS_OF_SETTING = {
     **{f"{name}.distillation.flip": ("--teacher-flip",) for name in ("width_training", "depth_training", "training")},
     "training.learning_rate": ("--learning-rate",),
     "seed": ("--seed",),
+    "snapshots": ("--snapshots",),
     "batch_size": ("--batch-size", "--eval-batch"),
     "limit_per_class": ("--limit-per-class",),
     "holdout": ("--holdout",),
@@ -349,6 +350,14 @@ class DenseTraining:
     ] = None
     epochs: Annotated[
         int | None, WHOLE, Parameter(help="passes over the training images (default: 100, from the recipe)")
+    ] = None
+    snapshots: Annotated[
+        int | None,
+        WHOLE,
+        Parameter(
+            help="number of cycles that the epochs are split into; the model of each cycle is kept as a teacher "
+            "(default: 1, from the recipe)"
+        ),
     ] = None
     batch_size: TrainingBatch = None
     teacher_flip: TeacherFlip = False

@@ -32,6 +32,7 @@ def train_recipe(options: DenseTraining, num_workers: int | str | None = None) -
 
     named = {
         "training.epochs": options.epochs,
+        "snapshots": options.snapshots,
         "training.batch_size": options.batch_size,
         "training.learning_rate": options.learning_rate,
         "training.num_workers": num_workers,

@@ -20,9 +20,12 @@ from vitrim.training.settings import TrainingSettings
 
 MIN_GAIN = 1.0  # percentage points of the target above the dense model, below which it rarely helps
 FLAGS = ("--pretrained", "--strict", "--teacher-flip")  # options of `compress` without a value
-KEPT = (  # options that the control has in common with the command, besides the settings of the training
+OF_IMAGES = (  # options of the images
     *("--data", "--train-dir", "--val-dir", "--image-column", "--label-column", "--data-dir", "--limit-per-class"),
     *("--holdout", "--strict", "--class-names", "--value-range", "--num-workers"),
+)
+KEPT = (  # options that the control has in common with the command, besides the settings of the training
+    *OF_IMAGES,
     *("--arch", "--pretrained", "--num-classes", "--img-size", "--patch-size", "--model-arg"),
     *("--mean", "--std", "--crop-pct", "--interpolation"),
     *("--teacher", "--teacher-flip"),
@@ -94,8 +97,18 @@ def control_command(settings: TrainingSettings, words: Sequence[str], *, seed: i
     return shlex.join(["vitrim", "train", model, *kept, "--epochs", epochs, *changes, *seeds, "-o", folder])
 
 
-def _parts(words: Sequence[str]) -> tuple[str, list[str], str]:
-    """The model that a command names, its options that the control has too, and its folder."""
+def data_options(words: Sequence[str]) -> list[str]:
+    """The options of the images in a command; `--data DATA` if it was called from Python.
+
+    Args:
+        words: of the command, after the program.
+    """
+    found = _parts(words[1:], OF_IMAGES)[1] if program() == "vitrim" else []
+    return found or ["--data", "DATA"]
+
+
+def _parts(words: Sequence[str], options: Sequence[str] = KEPT) -> tuple[str, list[str], str]:
+    """The model that a command names, those of its options that are among `options`, and its folder."""
     model, kept, output, rest = "", list[str](), "", iter(words)
     for word in rest:
         name, has_value, value = word.partition("=")
@@ -103,7 +116,7 @@ def _parts(words: Sequence[str]) -> tuple[str, list[str], str]:
             model = model or word
             continue
         own = [word] if has_value or name in FLAGS else [word, next(rest, "")]
-        if name in KEPT:
+        if name in options:
             kept += own
         if name in ("-o", "--output"):
             output = value or own[-1]
