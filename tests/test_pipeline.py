@@ -377,7 +377,9 @@ def test_training_with_snapshots_resumes_bit_for_bit_and_keeps_models_that_teach
     report = read_json(tmp_path / "run" / "report.json")
     assert report["snapshots"]["top1"] == evaluate_ensemble(models, digits()).top1
     assert report["snapshots"]["command"] in (tmp_path / "run" / "report.md").read_text()
-    stages = [(row["stage"], row["epoch"]) for row in read_lines(tmp_path / "whole" / "metrics.jsonl") if "epoch" in row]
+    stages = [
+        (row["stage"], row["epoch"]) for row in read_lines(tmp_path / "whole" / "metrics.jsonl") if "epoch" in row
+    ]
     assert stages == [("snapshot-1", 1), ("train", 1), ("train", 2)]
     assert all(check.holds is not False for check in verify(tmp_path / "run", digits()))
 
