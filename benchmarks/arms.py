@@ -19,10 +19,11 @@ from benchmarks.record import Outcome, write_record
 from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, match_labels
+from vitrim.earlier_versions import settings_before
 from vitrim.evaluation import evaluate
 from vitrim.pipeline import compress
 from vitrim.plan import PruningPlan
-from vitrim.recipe import Recipe, epoch_choices
+from vitrim.recipe import Recipe
 from vitrim.runs.files import read_json
 from vitrim.runs.folder import RunFolder, find_result, in_stages
 from vitrim.runs.processes import this_process
@@ -186,7 +187,7 @@ def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
     """Open the folder of an arm with one training stage."""
     recipe = replace(arm.recipe, width_training=settings)
     identity = Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe)
-    return RunFolder(arm.folder, identity, epoch_choices(recipe))
+    return RunFolder(arm.folder, identity, settings_before(recipe))
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,10 @@ from vitrim.training.job import check_training
 ROOT = Path(__file__).parent.parent
 NAMED_DATA = ("cifar10", "cifar100", "tiny-imagenet")  # data sets with a separate setting for their folder
 RECORD = "arm.json"
-_LAST = {"keep_epoch": "last"}
-_KEPT_LAST = {  # what cells of earlier versions did, which had no such setting
-    **{key: {"width_training": _LAST, "depth_training": _LAST} for key in ("vitrim", "paper")},
-    "dense": {"training": _LAST},
+_TRAINING_BEFORE = {"keep_epoch": "last", "distillation": {"flip": False}}
+_RECIPES_BEFORE = {  # what cells of earlier versions did, which had no such settings
+    **{key: {"width_training": _TRAINING_BEFORE, "depth_training": _TRAINING_BEFORE} for key in ("vitrim", "paper")},
+    "dense": {"training": _TRAINING_BEFORE, "snapshots": 1},
 }
 COMMIT_FILE = ROOT / "COMMIT"  # in a copy of the code without git
 
@@ -144,7 +144,7 @@ def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str)
         FolderInUse: the folder holds something else, or a cell with other settings or images.
     """
     with lock_folder(out):
-        RunFolder(out, identity(config, data), {"config": {"dense_seed": None}, "recipes": _KEPT_LAST})
+        RunFolder(out, identity(config, data), {"config": {"dense_seed": None}, "recipes": _RECIPES_BEFORE})
     data = data.to(this_process().device)  # once for all arms
     return Cell(config=config, data=data, out=out, command=command, commit=commit())
 

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from builders.runs import digits, digits_model, short_recipe, short_training
 from vitrim import depth
 from vitrim.costs.latency import LatencySettings
-from vitrim.forecast import Forecast, Pace, Step, last_steps, measure_pace, train_steps
+from vitrim.forecast import Forecast, Step, last_steps, train_steps
+from vitrim.pace import Pace, measure_pace
 from vitrim.pipeline import compress
 from vitrim.planning import Planner
 from vitrim.source import Source
+from vitrim.training.snapshots import cycles_of
 
 PACE = Pace(forward=1.0, training=3.0, teachers=1.0)
 
@@ -101,7 +103,7 @@ def test_a_run_says_its_steps_and_plans_once_if_no_block_is_removed(
 
 
 def test_a_training_says_its_epochs_and_its_time_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = train_steps(source(), short_training(epochs=20, evaluate_every=5), PACE)
+    steps = train_steps(source(), cycles_of(short_training(epochs=20, evaluate_every=5), 1, 0), PACE)
     assert steps[0].seconds == 20 * 60 * 3.0 + 5 * 50 * 1.0  # 60 training and 50 validation images
     Forecast(steps).announce("train vit on digits")
     assert "train vit on digits: 20 epochs of 60 images, about 1 h 4 min on this machine" in capsys.readouterr().err

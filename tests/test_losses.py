@@ -180,10 +180,11 @@ def test_a_block_is_compared_with_the_last_of_the_removed_blocks_that_follow_it(
         {"temperature": 0.0},
         {"temperature": -1.0},
         {"relation_heads": 0},
+        {"soft": 0.0, "flip": True},
     ],
     ids=str,
 )
-def test_bad_settings_are_refused(changes: dict[str, float]) -> None:
+def test_bad_settings_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         DistillationSettings(**changes)
 

@@ -103,6 +103,13 @@ def test_the_predicted_latency_of_an_old_plan_reaches_the_report(runs: Path, dat
     assert result.report["latency"]["predicted_ms"] == result.report["latency"]["promised_ms"] == noted
 
 
+def test_an_old_run_goes_on_without_mirror_images_and_not_with_them(runs: Path, data: ImageData) -> None:
+    recipe = recipe_in(runs / "finished")
+    flipped = replace(recipe.width_training, distillation=replace(recipe.width_training.distillation, flip=True))
+    with pytest.raises(ValueError, match=r"recipe.width_training.distillation.flip was false, now true"):
+        compress(load(runs / "dense"), data, replace(recipe, width_training=flipped), runs / "finished")
+
+
 def test_an_old_run_is_still_refused_for_another_recipe(runs: Path, data: ImageData) -> None:
     recipe = recipe_in(runs / "finished")
     with pytest.raises(ValueError, match=r"recipe.seed was 0, now 1"):

@@ -17,20 +17,19 @@ from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.data.files.run_record import explain_unreadable, keep_record
 from vitrim.data.images import ImageData
 from vitrim.depth import ROTATION, SCORES, choose_num_blocks, plan_sources, plan_width, read_proposal
+from vitrim.earlier_versions import CHANGED_DEFAULTS, SETTINGS_OF_0_1, epoch_choices, settings_before
 from vitrim.errors import FolderInUse, counted
 from vitrim.evaluation import Evaluation, evaluate
-from vitrim.forecast import Forecast, Pace, compress_steps, last_steps, measure_pace
+from vitrim.forecast import Forecast, compress_steps, last_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.scores import Scores
-from vitrim.measured_once import Shared, device_times_of
+from vitrim.measured_once import Shared, device_times_of, target_of
+from vitrim.pace import Pace, measure_pace
 from vitrim.plan import PruningPlan
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import (
-    CHANGED_DEFAULTS,
-    SETTINGS_OF_0_1,
     Recipe,
     changeable_keys,
-    epoch_choices,
     to_table,
     to_toml,
 )
@@ -85,12 +84,9 @@ def open_folder(
     Raises:
         FolderInUse: it holds something else, or a run made from something else.
     """
-    choices = epoch_choices(recipe)
-    before: dict[str, Any] = {
-        **choices,
-        "recipe": {**(SETTINGS_OF_0_1 if command == "compress" else {}), **choices["recipe"]},
-    }
-    identity = {**choices, **source.identity(command, recipe)}
+    before = settings_before(recipe)
+    before["recipe"] |= SETTINGS_OF_0_1 if command == "compress" else {}
+    identity = {**epoch_choices(recipe), **source.identity(command, recipe)}
     before["model"] = source.construction()  # earlier versions did not note it
     if command == "compress":
         identity |= {"searches": True} if recipe.search.max_drop else {}  # the drop itself may change
@@ -131,6 +127,7 @@ class CompressRun:
         self.of_dense = shared if shared and not source.larger else None  # what was measured on the model that is cut
         self.data = source.data
         self.stages = StageResults()
+        self.target: dict[str, Any] = {}
         self.pace: Pace | None = None
         self.forecast = Forecast([])
         larger = source.larger and {"starts from": fingerprint(source.larger.model)}
@@ -247,6 +244,8 @@ class CompressRun:
         log(f"{stage}: top-1 {evaluation.top1:.2f} %")
         if stage == "dense":
             warn_of_classes(stage, evaluation, self.data)
+            shared = self.shared
+            self.target = shared.target if shared else target_of(self.folder, self.source, self.recipe, evaluation)
         return evaluation
 
     def cut_and_recover(self, stage: str, model: nn.Module, plan: PruningPlan, planner: Planner) -> nn.Module:
@@ -354,6 +353,7 @@ class CompressRun:
             busy=busy,
             predicted_ms=predicted_ms,
             dense_ms=timings.dense_ms,
+            target=self.target,
         )
         return reports.build(self.source, self.recipe, outcome)
 

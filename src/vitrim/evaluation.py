@@ -6,9 +6,10 @@ Shapes: `B` batch, `C` classes, `n` all images.
 """
 
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,22 @@ import torch
 from accelerate.utils import gather_object
 from scipy import stats
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vitrim.asking import is_out_of_memory, within_memory
+from vitrim.asking import within_memory
 from vitrim.data.batches import Part, eval_batches
 from vitrim.data.files.unreadable import not_counted_note
 from vitrim.data.images import ImageData, ImageSet
 from vitrim.data.matching import device_of, match_labels, preprocessing_of
+from vitrim.data.preprocessing import Preprocessing
 from vitrim.data.workers import NumWorkers
-from vitrim.errors import DataError, NotEnoughMemory, UnsupportedModel
-from vitrim.hooks import eval_mode, logits_of
+from vitrim.errors import DataError, UnsupportedModel
+from vitrim.hooks import eval_mode
+from vitrim.judging import judge_all, model_logits
 from vitrim.models import origin_of
 from vitrim.models.wrappers import unwrapped
 from vitrim.paired_bound import CONFIDENCE, paired_interval
-from vitrim.precision import in_float64
 from vitrim.runs.processes import this_process
-from vitrim.runs.progress import log, track
+from vitrim.runs.progress import log
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,41 +145,86 @@ def evaluate(
             classes is unclear.
     """
     model = unwrapped(model)
-    if isinstance(data, ImageData | ImageSet):
-        _check_classifier(model)
+    predict = partial(model_logits, model)
+    if not isinstance(data, ImageData | ImageSet):
+        with eval_mode(model):
+            return _summarise(judge_all(predict, (((images,), labels) for images, labels in data), description))
+    check_classifier(model)
     matched = match_labels(replace(data, outputs=()), model) if isinstance(data, ImageData) else data
-    images = matched.validation if isinstance(matched, ImageData) else matched
-    batches: Iterable[tuple[Tensor, Tensor]]
-    num_batches, divided, max_label = None, isinstance(images, ImageSet), None
-    unreadable: list[int] = []
-    if isinstance(images, ImageSet):
-        part = Part(index=this_process().process_index, count=this_process().num_processes)
-        batches = eval_batches(
+    with eval_mode(model):
+        found = evaluate_outputs(
+            predict,
+            matched.validation if isinstance(matched, ImageData) else matched,
+            [preprocessing_of(model)],
+            device=device_of(model),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            description=description,
+        )
+    return with_classes(found, matched.outputs) if isinstance(matched, ImageData) else found
+
+
+def evaluate_outputs(
+    predict: Callable[..., Tensor],
+    images: ImageSet,
+    preprocessings: Sequence[Preprocessing],
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    num_workers: NumWorkers = "auto",
+    description: str = "evaluating",
+) -> Evaluation:
+    """Measure the accuracy of any function of images. If several processes run, each evaluates a part of them.
+
+    Args:
+        predict: returns logits `(b, C)` float32. Its arguments are batches `(b, channels, h, w)` of the same images,
+            one for each of `preprocessings`.
+        images: with labels that are columns of the logits.
+        preprocessings: how the images are prepared.
+        device: of the images.
+        batch_size: images in each batch of a process.
+        num_workers: as for `evaluate`.
+        description: as for `evaluate`.
+
+    Returns:
+        The evaluation. Its predicted classes are columns of the logits.
+
+    Raises:
+        DataError: there are no images, most of them cannot be decoded, or a label has no column.
+    """
+    process, unreadable = this_process(), list[int]()
+    part = Part(index=process.process_index, count=process.num_processes)
+    views = [
+        eval_batches(
             images,
-            preprocessing_of(model),
+            preprocessing,
             batch_size=batch_size,
             part=part,
-            device=device_of(model),
+            device=device,
             num_workers=num_workers,
-            on_unreadable=unreadable.append,
+            on_unreadable=(lambda index: None) if number else unreadable.append,
         )
-        num_batches = math.ceil(len(images) / (batch_size * part.count))
-        max_label = int(images.labels.max()) if len(images) else None
-    else:
-        batches = images
-    judge = _Judge(model, max_label)
-    with eval_mode(model):
-        judged = [part for batch in track(batches, description, num_batches) for part in judge(*batch)]
-    results = [tuple(values.cpu() for values in batch) for batch in judged]  # after all batches: each copy waits
-    if divided and this_process().num_processes > 1:
+        for number, preprocessing in enumerate(preprocessings)
+    ]
+    batches = ((tuple(view for view, _ in batch), batch[0][1]) for batch in zip(*views, strict=True))
+    num_batches = math.ceil(len(images) / (batch_size * part.count))
+    max_label = int(images.labels.max()) if len(images) else None
+    results = judge_all(predict, batches, description, num_batches, max_label)
+    if process.num_processes > 1:
         results, unreadable = gather_object(results), gather_object(unreadable)
-    if isinstance(images, ImageSet) and unreadable:
+    if unreadable:
         _report_unreadable(images, unreadable, description)
-    if not results:
-        raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
-    found = _summarise(*(torch.cat(column) for column in zip(*results, strict=True)))
-    predicted = _classes_of(found.predicted, matched.outputs if isinstance(matched, ImageData) else ())
-    return replace(found, predicted=predicted, not_counted=tuple(sorted(unreadable)))
+    return replace(_summarise(results), not_counted=tuple(sorted(unreadable)))
+
+
+def with_classes(found: Evaluation, output_of_class: Sequence[int]) -> Evaluation:
+    """The evaluation with classes of a data set as predictions, in place of outputs of a model.
+
+    Args:
+        found: its predictions are outputs.
+        output_of_class: the output of each class of the data set; empty if they have the same numbers.
+    """
+    return replace(found, predicted=_classes_of(found.predicted, output_of_class))
 
 
 def _classes_of(outputs: np.ndarray | None, output_of_class: Sequence[int]) -> np.ndarray | None:
@@ -263,7 +309,7 @@ def _counted_without(evaluation: Evaluation, dropped: Set[int]) -> np.ndarray:
     return evaluation.correct[~np.isin(counted, sorted(dropped))]
 
 
-def _check_classifier(model: nn.Module) -> None:
+def check_classifier(model: nn.Module) -> None:
     """Refuse a model that returns features. Their largest value would be taken for the class."""
     with suppress(UnsupportedModel):  # a model that does not tell how it was made
         if origin_of(model).model_args["num_classes"] == 0:
@@ -273,64 +319,11 @@ def _check_classifier(model: nn.Module) -> None:
             )
 
 
-class _Judge:
-    """Evaluates batches. A batch that does not fit into memory is divided, and so are all batches after it."""
-
-    def __init__(self, model: nn.Module, max_label: int | None) -> None:
-        self.model, self.max_label = model, max_label
-        self.max_images = math.inf  # of one pass
-
-    def __call__(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, ...]]:
-        """Evaluate images `(B, channels, H, W)` with labels `(B,)`; returns what `_judge` returns, for each part."""
-        while True:
-            size = int(min(self.max_images, max(1, len(images))))
-            try:
-                parts = zip(images.split(size), labels.split(size), strict=True)
-                return [_judge(self.model, *part, self.max_label) for part in parts]
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise NotEnoughMemory(
-                        f"Out of memory on {images.device.type} while evaluating one image. Use a smaller model or "
-                        "smaller images, or free memory."
-                    ) from None
-            self.max_images = (size + 1) // 2  # after the error is dropped, which holds what the pass has in memory
-            log(f"evaluating: the memory is not enough for {size} images in one pass; trying {self.max_images}")
-            if images.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-
-def _judge(model: nn.Module, images: Tensor, labels: Tensor, max_label: int | None) -> tuple[Tensor, ...]:
-    """Evaluate one batch.
-
-    Args:
-        images: `(B, channels, H, W)`.
-        labels: `(B,)` int64.
-        max_label: of all batches; None if it is not known. Then it is read from the device, which takes time.
-
-    Returns:
-        Whether top-1 is right, whether top-5 is right (NaN for fewer than six outputs), the loss, the top-1 output and
-        its softmax value, `(B,)` each, on the model's device.
-    """
-    dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
-    logits = logits_of(model(images.to(dtype))).float()
-    max_label = int(labels.max()) if max_label is None else max_label
-    if max_label >= logits.shape[-1]:
-        raise DataError(
-            f"The data has the label {max_label}, but the model has outputs 0..{logits.shape[-1] - 1}. "
-            "Use a model with an output for each class of the data set."
-        )
-    best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices  # (B, 5), or fewer columns
-    hits = best == labels[:, None]
-    loss = F.cross_entropy(logits, labels, reduction="none")
-    top5 = in_float64(hits).sum(dim=1) if logits.shape[-1] > 5 else in_float64(torch.full_like(loss, torch.nan))
-    confidence = logits.softmax(dim=-1).gather(1, best[:, :1])[:, 0]
-    return hits[:, 0], top5, in_float64(loss), best[:, 0], in_float64(confidence)
-
-
-def _summarise(top1: Tensor, top5: Tensor, loss: Tensor, predicted: Tensor, confidence: Tensor) -> Evaluation:
-    """Average what `_judge` returned for all images, `(n,)` each."""
+def _summarise(judged: Sequence[tuple[Tensor, ...]]) -> Evaluation:
+    """Average what `judge_all` returned for all batches."""
+    if not judged:
+        raise DataError("There is no image to evaluate on; expected at least one. Is the data set or iterable empty?")
+    top1, top5, loss, predicted, confidence = (torch.cat(column) for column in zip(*judged, strict=True))  # (n,) each
     count, right = len(top1), int(top1.sum())
     interval = stats.binomtest(right, count).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Evaluation(

@@ -1,6 +1,7 @@
 """What a run will do, and about how long it will take: printed before the work begins, and after each stage.
 
-The model is timed on a few images. The recipe and the number of images say how often it runs. No result depends on it.
+How long one image takes is measured in `pace`. The recipe and the number of images say how often it runs. No result
+depends on it.
 """
 
 import math
@@ -9,20 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from vitrim.copying import copied
 from vitrim.costs.latency_table import MAX_TABLE_ROUNDS, SECONDS_PER_MODEL
-from vitrim.data.batches import eval_batches, num_train_steps
-from vitrim.data.files.decoding import num_cores
-from vitrim.data.images import ImageSet
-from vitrim.data.matching import preprocessing_of
-from vitrim.data.preprocessing import Preprocessing
+from vitrim.data.batches import num_train_steps
 from vitrim.depth import MAX_HELD_OUT
 from vitrim.errors import counted
-from vitrim.hooks import eval_mode, logits_of
-from vitrim.precision import autocast
+from vitrim.pace import Pace
 from vitrim.recipe import Recipe
 from vitrim.runs.files import find_result
 from vitrim.runs.folder import in_stages
@@ -31,39 +23,14 @@ from vitrim.runs.progress import duration, log
 from vitrim.runs.steps import write_steps
 from vitrim.source import Source, head_widths, max_removed_blocks
 from vitrim.training.settings import TrainingSettings
+from vitrim.training.snapshots import Cycle
 from vitrim.training.state import updates_made
 
-FEW_IMAGES, MORE_IMAGES = 2, 16  # timed together; more only where they take less than `QUICK_SECONDS`
-ON_GPU = (16, 16, 128, 128, 512, 512)  # small batches do not fill a GPU; the first of each size loads its kernels
-QUICK_SECONDS = 0.5
 MIN_SECONDS = 5.0  # that the steps which are done were to take; shorter ones say little about the others
 # What stages need for each image, in passes of the dense model. Measured, see docs/log.md, 2026-11-27.
 SCORING = 0.6  # forward and backward passes; the gradients of weights are not needed
 RECOVERY, JOINT_CHOICE = 3.2, 2.3  # forward passes
 TABLE_MODELS = 18  # that are timed for a latency table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Seconds for one image on this machine.
-
-    Attributes:
-        forward: a forward pass of the dense model.
-        training: a forward and a backward pass of a model of its size.
-        teachers: the forward passes of all models that teach.
-        decoding: reading an image, divided by the number of cores; 0 if the pixels are in memory.
-        overlaps: whether images are read while the model runs, because it runs on a GPU.
-    """
-
-    forward: float
-    training: float
-    teachers: float = 0.0
-    decoding: float = 0.0
-    overlaps: bool = False
-
-    def seconds(self, num_images: float, compute: float) -> float:
-        """The time for so many images, if the models need `compute` seconds for each."""
-        return num_images * (max(compute, self.decoding) if self.overlaps else compute + self.decoding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +141,21 @@ class Forecast:
         return self.needed / self.expected if self.expected >= MIN_SECONDS else 1.0
 
 
-def train_steps(source: Source, settings: TrainingSettings, pace: Pace) -> list[Step]:
-    """The one step of `train`."""
-    teachers = pace.teachers if source.teachers else 0.0
-    seconds = settings.epochs * pace.seconds(len(source.data.train), pace.training + teachers)
-    evaluations = _num_evaluations(settings, settings.epochs) + 1  # and one of the result
-    seconds += evaluations * pace.seconds(len(source.data.validation), pace.forward)
-    updates = _num_updates(source, settings, settings.epochs)
-    text = _epochs(settings.epochs, source)
-    return [Step(text=text, seconds=seconds, result="model", stage="train", num_updates=updates)]
+def train_steps(source: Source, cycles: Sequence[Cycle], pace: Pace) -> list[Step]:
+    """The steps of `train`: one for each cycle."""
+    teachers, steps = pace.teachers if source.teachers else 0.0, []
+    for cycle in cycles:
+        settings, is_last = cycle.settings, cycle is cycles[-1]
+        seconds = settings.epochs * pace.seconds(len(source.data.train), pace.training + teachers)
+        evaluations = _num_evaluations(settings, settings.epochs)
+        if is_last:
+            evaluations += 1 + (len(cycles) if len(cycles) > 1 else 0)  # of the result, and of all snapshots together
+        seconds += evaluations * pace.seconds(len(source.data.validation), pace.forward)
+        text = _epochs(settings.epochs, source)
+        text = f"snapshot {cycle.number} of {len(cycles)}, {text}" if len(cycles) > 1 else text
+        updates = _num_updates(source, settings, settings.epochs)
+        steps.append(Step(text=text, seconds=seconds, result=cycle.result, stage=cycle.stage, num_updates=updates))
+    return steps
 
 
 def plan_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
@@ -197,7 +170,8 @@ def compress_steps(source: Source, recipe: Recipe, pace: Pace) -> list[Step]:
     """The steps of `compress`, before the number of blocks to remove is known."""
     structure, cut = source.structure, _CutSeconds.of(source, recipe, pace)
     text = f"evaluate the dense model on {_images(len(source.data.validation))}"
-    steps = [Step(text=text, seconds=cut.evaluation, result=in_stages("evaluation-dense.json"))]
+    target = pace.seconds(len(source.data.validation), pace.teachers) if source.teachers else 0.0
+    steps = [Step(text=text, seconds=cut.evaluation + target, result=in_stages("evaluation-dense.json"))]
     steps += _first_steps(source, recipe, pace)
     if recipe.depth.blocks != "auto":
         return [*steps, *last_steps(source, recipe, pace, recipe.depth.blocks)]
@@ -335,65 +309,3 @@ def _images(number: int) -> str:
 
 def _epochs(epochs: int, source: Source) -> str:
     return f"{counted(epochs, 'epoch')} of {_images(len(source.data.train))}"
-
-
-def measure_pace(source: Source, settings: TrainingSettings) -> Pace:
-    """Time the dense model and the teachers on a few images. Models and random state are not changed."""
-    device, images = source.device, source.data.train
-    preprocessing = preprocessing_of(source.model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        forward = _seconds_for_an_image(source.model, preprocessing, settings, device)
-        trained = copied(source.model).requires_grad_(True)
-        training = _seconds_for_an_image(trained, preprocessing, settings, device, backward=True)
-        teachers = [
-            _seconds_for_an_image(teacher.model, teacher.preprocessing, settings, device) for teacher in source.teachers
-        ]
-    num_processes = this_process().num_processes
-    return Pace(
-        forward=forward / num_processes,
-        training=training / num_processes,
-        teachers=(sum(teachers) if teachers else forward) / num_processes,
-        decoding=_seconds_to_decode(images, preprocessing) / num_cores(),
-        overlaps=device.type == "cuda",
-    )
-
-
-def _seconds_for_an_image(
-    model: nn.Module,
-    preprocessing: Preprocessing,
-    settings: TrainingSettings,
-    device: torch.device,
-    *,
-    backward: bool = False,
-) -> float:
-    """The time of one image in the largest batch that is quick and fits. The first batch prepares the device."""
-    model, seconds = model.to(device), 0.0
-    larger = ON_GPU if device.type == "cuda" else (MORE_IMAGES,)
-    for number, count in enumerate((FEW_IMAGES, FEW_IMAGES, *larger)):
-        if number >= 2 and seconds * count > QUICK_SECONDS:
-            break
-        shape = (count, preprocessing.channels, *preprocessing.img_size)
-        images = torch.zeros(shape, device=device, dtype=next(model.parameters()).dtype)
-        began = time.perf_counter()
-        try:
-            with eval_mode(model), torch.set_grad_enabled(backward), autocast(device, settings.precision):
-                logits = logits_of(model(images)).float()
-                if backward:
-                    logits.square().mean().backward()
-        except torch.OutOfMemoryError:
-            if not seconds:
-                raise
-            break
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = (time.perf_counter() - began) / count
-    return seconds
-
-
-def _seconds_to_decode(images: ImageSet, preprocessing: Preprocessing) -> float:
-    """The time to read one image in one process; 0 if the pixels are in memory."""
-    if images.pixels is not None or not len(images):
-        return 0.0
-    few, began = images.subset(range(min(len(images), 2 * FEW_IMAGES))), time.perf_counter()
-    num_read = sum(len(batch) for batch, _ in eval_batches(few, preprocessing, batch_size=len(few), num_workers=0))
-    return (time.perf_counter() - began) / max(1, num_read)

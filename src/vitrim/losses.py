@@ -27,6 +27,7 @@ class DistillationSettings:
     Attributes:
         soft: divergence from the teacher's output distribution, T^2 KL(teacher/T || student/T).
         temperature: T of the soft term.
+        flip: the soft term learns the mean of the teacher's softmax outputs, at T, for an image and its mirror image.
         hidden: mean squared error of the hidden states after matched blocks, relative to the teacher's variance.
         relations: divergence of the tokens' query-query, key-key and value-value relations, last block (MiniLMv2).
         relation_heads: number of parts that queries, keys and values are split into for the relations. It must divide
@@ -34,11 +35,12 @@ class DistillationSettings:
         hard: cross entropy with the labels, mixed and smoothed as the augmentation made them.
 
     Raises:
-        SettingError: a weight is negative, all weights are 0, or a setting is out of range.
+        SettingError: a weight is negative, all weights are 0, a setting is out of range, or `flip` would not be used.
     """
 
     soft: float = 1.0
     temperature: float = 1.0
+    flip: bool = False
     hidden: float = 1.0
     relations: float = 0.0
     relation_heads: int = 8
@@ -52,6 +54,8 @@ class DistillationSettings:
             raise SettingError(f"{values}; expected no weight below 0 and one above 0.")
         if self.temperature <= 0:
             raise SettingError(f"temperature is {self.temperature:g}; expected a number above 0.")
+        if self.flip and not needs_teacher_logits(self):
+            raise SettingError("flip is true, but no teacher's output is learned; set soft above 0, or flip to false.")
         if self.relation_heads < 1:
             raise SettingError(f"relation_heads is {self.relation_heads}; expected at least 1.")
 

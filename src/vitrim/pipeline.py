@@ -23,18 +23,21 @@ from vitrim.compress_run import (
 )
 from vitrim.data.files.run_record import as_in_run
 from vitrim.data.images import ImageData
+from vitrim.ensembles import evaluate_ensemble
 from vitrim.evaluation import Evaluation, evaluate, worse_than_before
-from vitrim.forecast import Forecast, measure_pace, plan_steps, train_steps
+from vitrim.forecast import Forecast, plan_steps, train_steps
 from vitrim.head_width import choose_head_width, compare_head_widths
 from vitrim.importance.blocks import rank_blocks_for_removal
 from vitrim.importance.scores import Scores
 from vitrim.measured_once import Shared, device_times_of
+from vitrim.pace import measure_pace
 from vitrim.planning import Planner, Proposal
 from vitrim.recipe import Recipe, TrainRecipe, to_table
 from vitrim.reports.stages import LARGER
 from vitrim.reports.training import report_training
 from vitrim.rotation import RotationStatistics
-from vitrim.runs.folder import RunFolder
+from vitrim.runs.files import SNAPSHOTS
+from vitrim.runs.folder import RunFolder, in_stages
 from vitrim.runs.locks import locking
 from vitrim.runs.processes import is_main_process, wait_for_all
 from vitrim.runs.progress import log
@@ -45,6 +48,7 @@ from vitrim.tracking.trackers import tracking
 from vitrim.training.distillation import Teachers
 from vitrim.training.job import check_training
 from vitrim.training.metrics import add_note, notes_on_events
+from vitrim.training.snapshots import Cycle, cycles_of
 from vitrim.training.train import train
 from vitrim.training.validation import KeptEpoch
 
@@ -192,7 +196,8 @@ def fit(
 ) -> nn.Module:
     """Train a dense model in a run folder. After a crash, the same call continues from the last checkpoint.
 
-    The folder then holds `metrics.jsonl`, `model/`, `evaluation.json` and the report.
+    The folder then holds `metrics.jsonl`, `model/`, `evaluation.json` and the report. With `recipe.snapshots` above 1,
+    the models of the first cycles are in `snapshots/1`, `snapshots/2` and so on, and that of the last in `model`.
 
     Args:
         teacher: the model learns from it, or from several, as `recipe.training.distillation` says; by default it learns
@@ -222,20 +227,17 @@ def _fit(source: Source, recipe: TrainRecipe, run_dir: str | Path) -> tuple[nn.M
     check_use_of_teachers(source, [recipe.training])
     _ = source.changes  # refuses a model that could not be saved
     folder = open_folder(run_dir, source, "train", recipe)
+    cycles = cycles_of(recipe.training, recipe.snapshots, recipe.seed)
     forecast = Forecast([])
     if not (folder.path / "model").exists():
-        steps = train_steps(source, recipe.training, measure_pace(source, recipe.training))
-        forecast = Forecast(steps, folder.path)
+        forecast = Forecast(train_steps(source, cycles, measure_pace(source, recipe.training)), folder.path)
         forecast.announce(f"train {source.structure.model} on {source.data.name}")
-    provenance = {"trained_on": source.data.name, **about_teachers(source), "recipe": to_table(recipe)}
-
-    def trained() -> nn.Module:
-        teachers = Teachers(labels=source.teachers) if source.teachers else None
-        options: dict[str, Any] = {"run_dir": folder.path, "stage": "train", "seed": recipe.seed}
-        return train(source.model, source.data, recipe.training, teacher=teachers, **options)
-
-    write = partial(save_with, classes=source.data.classes, provenance=provenance)
-    result = folder.once("model", trained, write, load_on_own_device, on_all_processes=True)
+    result = source.model
+    for cycle in cycles:
+        num_made = folder.num_made
+        result = _trained(folder, source, recipe, cycle, result)
+        if cycle is not cycles[-1]:
+            forecast.finish_step(was_read=folder.num_made == num_made)
     evaluation: Evaluation = folder.once_json(
         "evaluation.json",
         lambda: evaluate(result, source.data).to_dict(),
@@ -243,12 +245,56 @@ def _fit(source: Source, recipe: TrainRecipe, run_dir: str | Path) -> tuple[nn.M
         on_all_processes=True,
         made_from=folder.digests_of("model"),
     )
+    mean = _evaluate_snapshots(folder, source, cycles, result)
     forecast.finish_step()
     folder.delete_checkpoints()
     _say_result(folder, evaluation)
     warn_of_classes("validation", evaluation, source.data)
     _say_what_went_wrong(source, folder, evaluation)
-    return result, report_training(folder, source, recipe, result, evaluation)
+    return result, report_training(folder, source, recipe, result, evaluation, mean)
+
+
+def _trained(folder: RunFolder, source: Source, recipe: TrainRecipe, cycle: Cycle, start: nn.Module) -> nn.Module:
+    """The model at the end of a cycle, trained or read.
+
+    Args:
+        start: the model at the end of the cycle before, or the model of the run.
+    """
+    provenance = {"trained_on": source.data.name, **about_teachers(source), "recipe": to_table(recipe)}
+    made_from = folder.digests_of(f"{SNAPSHOTS}/{cycle.number - 1}")  # nothing for the first cycle
+
+    def trained() -> nn.Module:
+        if made_from:
+            folder.begin_training(cycle.stage, made_from)
+        teachers = Teachers(labels=source.teachers) if source.teachers else None
+        options: dict[str, Any] = {"run_dir": folder.path, "stage": cycle.stage, "seed": cycle.seed}
+        return train(start, source.data, cycle.settings, teacher=teachers, **options)
+
+    write = partial(save_with, classes=source.data.classes, provenance=provenance)
+    return folder.once(
+        cycle.result, trained, write, load_on_own_device, on_all_processes=True, made_from=made_from or None
+    )
+
+
+def _evaluate_snapshots(
+    folder: RunFolder, source: Source, cycles: Sequence[Cycle], last: nn.Module
+) -> Evaluation | None:
+    """Evaluate the mean of the softmax outputs of all snapshots; None if there is only one."""
+    if len(cycles) == 1:
+        return None
+
+    def mean() -> dict[str, Any]:
+        models = [load_on_own_device(folder.path / cycle.result) for cycle in cycles[:-1]]
+        return evaluate_ensemble([*models, last], source.data, description="evaluating the snapshots").to_dict()
+
+    found: Evaluation = folder.once_json(
+        in_stages("evaluation-snapshots.json"),
+        mean,
+        Evaluation.from_dict,
+        on_all_processes=True,
+        made_from=folder.digests_of("model", f"{SNAPSHOTS}/*"),
+    )
+    return found
 
 
 def _say_result(folder: RunFolder, found: Evaluation) -> None:

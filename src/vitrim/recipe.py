@@ -22,7 +22,7 @@ from vitrim.checks import MAX_EPOCHS, MAX_SEED, check_types, checked, number_in,
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import LatencySettings
 from vitrim.costs.sizes import SearchSettings, SizeSettings
-from vitrim.errors import SettingError, UserError, cut_name, shown
+from vitrim.errors import SettingError, UserError, counted, cut_name, shown
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.known.meaning import nearest
 from vitrim.recovery.recover import RecoverySettings
@@ -32,36 +32,6 @@ from vitrim.training.settings import TrainingSettings
 
 Kind = TypeVar("Kind")
 SHIPPED = Path(__file__).parent / "recipes"
-SETTINGS_OF_0_1 = {  # what versions did that had no such settings
-    "heads": {"width": "full", "multiple_of": "auto"},
-    "importance": {"joint": False},
-    "sizes": {"keeps": [], "latencies_ms": [], "later_epochs": 0.5},
-    "search": {
-        "max_drop": 0.0,
-        "objective": "keep",
-        "smallest": 0.25,
-        "largest": 0.95,
-        "step": 0.05,
-        "short_epochs": 0.2,
-    },
-}
-
-CHANGED_DEFAULTS = {  # default of version 0.1.0, and today's; a run of one is continued with the other
-    "recipe.budget.multiple_of": (1, "auto"),
-}
-
-
-def epoch_choices(recipe: Any) -> dict[str, Any]:
-    """What decides which epoch each training of a recipe keeps, in the form of the identity of a run.
-
-    A run of an earlier version has none of these keys.
-    """
-    trainings = {name: value for name, value in vars(recipe).items() if isinstance(value, TrainingSettings)}
-    intervals = {name: value.evaluation_interval for name, value in trainings.items() if value.chooses_epoch}
-    return {
-        "recipe": {name: {"keep_epoch": value.keep_epoch} for name, value in trainings.items()},
-        **({"epochs_between_evaluations": intervals} if intervals else {}),
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +151,16 @@ class TrainRecipe:
 
     Attributes:
         seed: seed of the initial weights, batches and augmentation.
+        snapshots: number of cycles that the epochs are split into, each with the whole schedule of the learning rate
+            (Huang et al. 2017, arXiv:1704.00109). The model at the end of each cycle is kept, as a teacher.
         training: the training. `distillation` is used with a teacher only; without, the labels are learned.
 
     Raises:
-        SettingError: the seed is out of range.
+        SettingError: a value is out of range, or there are fewer epochs than snapshots.
     """
 
     seed: int = 0
+    snapshots: int = 1
     training: TrainingSettings = field(
         default_factory=lambda: TrainingSettings(
             epochs=100, learning_rate=1e-3, drop_path=0.1, warmup_epochs=5, keep_epoch="best"
@@ -195,7 +168,15 @@ class TrainRecipe:
     )
 
     def __post_init__(self) -> None:
+        check_types(self, snapshots=MAX_EPOCHS)
         _check_recipe(self)
+        if self.snapshots < 1:
+            raise SettingError(f"snapshots is {self.snapshots}; expected at least 1.")
+        if self.snapshots > max(1, self.training.epochs):
+            raise SettingError(
+                f"snapshots is {self.snapshots}, but there are {counted(self.training.epochs, 'epoch')}; expected at "
+                "least one epoch for each snapshot."
+            )
 
 
 def _check_recipe(recipe: "Recipe | TrainRecipe") -> None:

@@ -58,6 +58,7 @@ REPLACEMENTS: list[tuple[str, str]] = [  # patterns in a command of the shell, a
     (r" --epochs \d+", ""),
     (r" --data digits\b", " --data digits --limit-per-class 8"),
     (r"^(vitrim train .*)$", r"\1 --epochs 1"),
+    (r"(--snapshots \d+ .*)--epochs 1$", r"\1--epochs 3"),
     (r"^(vitrim (?:compress|plan) .*)$", rf"\1 --epochs 2 {SETTINGS}"),
     (r"--max-drop [\d.]+", "--max-drop 99 --set search.smallest=0.8 --set search.step=0.1"),
     (r"--keep [\d.]+,[\d.,]+", "--keep 0.9,0.6"),

@@ -14,7 +14,9 @@ from vitrim.surgery import prune
 from vitrim.training.loop import TrainingLoop
 
 STEPS_PER_EPOCH = 3  # 60 images, 20 a step
-ALL_TERMS = DistillationSettings(soft=1.0, hard=0.5, hidden=0.5, relations=0.5, relation_heads=4, temperature=2.0)
+ALL_TERMS = DistillationSettings(
+    soft=1.0, hard=0.5, hidden=0.5, relations=0.5, relation_heads=4, temperature=2.0, flip=True
+)
 EVERYTHING = short_training(
     epochs=3,
     warmup_epochs=1,

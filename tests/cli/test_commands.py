@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,33 @@ def test_evaluate_prints_the_paired_difference(place: CommandFolder, capsys: pyt
     assert status == 0
     assert "450 validation images" in out and "paired, 95 %" in out and "McNemar p" in out
     assert call(capsys, "evaluate", *arguments, "--eval-batch", "30")[1] == out
+
+
+def test_evaluate_measures_the_mean_of_several_models(place: CommandFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    other = save(digits_model(seed=1), place.path / "other")
+    arguments = [place.dense, "--ensemble", other, "--flip", "--against", place.dense, *SMALL_DIGITS]
+    status, out, _ = call(capsys, "evaluate", *arguments)
+    assert status == 0 and "with mirror images" in out and "McNemar p" in out
+    status, _, err = call(capsys, "evaluate", place.dense, "--ensemble", place.path / "missing", *SMALL_DIGITS)
+    assert status == 2 and "--ensemble " in err
+
+
+@pytest.mark.slow
+def test_compress_prints_the_command_of_the_control_and_the_command_runs(
+    place: CommandFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = save(digits_model(seed=1), place.path / "my teacher")
+    options = ["--recipe", place.recipe, *SMALL_DIGITS, "--keep", "0.7", "--depth", "0", "-o", place.out]
+    words = ["compress", place.dense, *options, "--teacher", teacher, "--teacher-flip"]
+    monkeypatch.setattr(sys, "argv", ["vitrim", *map(str, words)])
+    status, _, err = call(capsys, *words)
+    target = read_json(place.out / "report.json")["target"]
+    assert status == 0 and target["control"] in err and target["flip"] and target["num_teachers"] == 1
+    words = shlex.split(target["control"])
+    assert call(capsys, *words[1:])[0] == 0
+    run = read_json(Path(f"{place.out}-control") / "run.json")
+    assert run["recipe"]["training"]["epochs"] == 2 and run["recipe"]["training"]["warmup_epochs"] == 0
+    assert run["recipe"]["training"]["distillation"]["flip"] and len(run["teachers"]) == 1
 
 
 def test_evaluate_and_compress_name_the_classes_that_are_never_recognised(

@@ -42,6 +42,11 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "epochs -2 in training": (lambda p: p.train("--epochs", "-2"), "--epochs is -2; expected at least 1"),
     "no epoch of training": (lambda p: p.train("--epochs", "0"), "--epochs is 0; expected at least 1"),
     "no epoch in the recipe": (lambda p: p.train("--set", "training.epochs=0"), "epochs is 0; expected at least 1"),
+    "flip without a teacher": (lambda p: p.train("--teacher-flip"), "--teacher-flip needs a teacher; name one"),
+    "flip of nothing": (
+        lambda p: p.compress("--teacher-flip", "--set", "width_training.distillation.soft=0"),
+        "flip is true, but no teacher's output is learned; set soft above 0",
+    ),
     "seed -1": (lambda p: p.compress("--seed", "-1"), "--seed is -1; expected a whole number from 0"),
     "odd batch": (lambda p: p.compress("--batch-size", "7"), "--batch-size is 7; expected a multiple of 2"),
     "batch of one": (lambda p: p.compress("--batch-size", "1"), "--batch-size is 1; expected a multiple of 2"),

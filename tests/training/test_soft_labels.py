@@ -13,10 +13,13 @@ from builders.runs import digits, digits_model, short_training
 from builders.teachers import Wrapped, cnn
 from vitrim.data.matching import preprocessing_of
 from vitrim.data.preprocessing import normalise
+from vitrim.hooks import recorded_states
 from vitrim.losses import DistillationLoss, DistillationSettings
+from vitrim.models import describe
+from vitrim.training.distillation import loss_between
 from vitrim.training.job import TrainingJob
 from vitrim.training.loop import TrainingLoop
-from vitrim.training.soft_labels import SoftLabels, mean_logits
+from vitrim.training.soft_labels import SoftLabels
 from vitrim.training.teachers import Teacher
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -27,8 +30,10 @@ def pixels() -> Tensor:
     return torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def soft_labels(*models: nn.Module, compared: nn.Module | None = None, **changes: Any) -> Tensor:
-    """The soft labels for `pixels`, as the student's training computes them."""
+def soft_labels(
+    *models: nn.Module, compared: nn.Module | None = None, mirrored: bool = False, **changes: Any
+) -> Tensor:
+    """The soft labels for `pixels`, or their mirror images, as the student's training computes them."""
     student = digits_model()
     settings = short_training(distillation=DistillationSettings(hidden=0.0, **changes))
     job = TrainingJob(
@@ -40,7 +45,24 @@ def soft_labels(*models: nn.Module, compared: nn.Module | None = None, **changes
         soft_labels=tuple(Teacher.of(model, student, DIGITS) for model in models),
     )
     with torch.no_grad():
-        return SoftLabels(job, torch.device("cpu"))(normalise(pixels(), preprocessing_of(student)))
+        images = normalise(pixels(), preprocessing_of(student))
+        return SoftLabels(job, torch.device("cpu"))(images.flip(-1) if mirrored else images)
+
+
+class Symmetric(nn.Module):
+    """The mean of a model's logits for an image and its mirror image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
+        return logits
+
+
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    return (logits / temperature).softmax(dim=-1)
 
 
 def alone(model: Any) -> Tensor:
@@ -89,11 +111,6 @@ def test_the_compared_model_gives_no_labels_where_others_do() -> None:
     assert torch.equal(soft_labels(dense, compared=dense), soft_labels(dense))
 
 
-def test_one_teacher_keeps_its_own_logits_bit_for_bit() -> None:
-    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
-    assert mean_logits([logits], 2.0) is logits
-
-
 def test_a_teacher_from_elsewhere_sends_nothing_to_a_gpu_and_never_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -112,3 +129,50 @@ def test_a_teacher_from_elsewhere_sends_nothing_to_a_gpu_and_never_waits_for_it(
             sent, calls = counts.bytes_to_device, counts.calls
             assert teach(images).shape == (4, 10)
     assert counts.calls > calls + 20 and counts.bytes_to_device == sent
+
+
+def test_with_flip_the_mean_over_images_and_mirror_images_is_learned_from_one_teacher_and_from_several() -> None:
+    teachers = [digits_model(seed=1), cnn().eval(), Wrapped(digits_model(seed=2), order=BACKWARDS)]
+    temperature, means = 2.0, []
+    for teacher in teachers:
+        plain, mirrored = (soft_labels(teacher, mirrored=mirrored) for mirrored in (False, True))
+        assert not torch.allclose(plain, mirrored, atol=1e-3)
+        means.append((softened(plain, temperature) + softened(mirrored, temperature)) / 2)
+        found = soft_labels(teacher, temperature=temperature, flip=True)
+        assert torch.allclose(softened(found, temperature), means[-1], atol=1e-5)
+    found = soft_labels(*teachers, temperature=temperature, flip=True)
+    assert torch.allclose(softened(found, temperature), torch.stack(means).mean(dim=0), atol=1e-5)
+
+
+def test_a_teacher_that_sees_no_side_teaches_the_same_with_and_without_flip() -> None:
+    teacher = Symmetric(digits_model(seed=1))
+    plain, flipped = soft_labels(teacher), soft_labels(teacher, flip=True)
+    assert torch.allclose(plain.softmax(dim=-1), flipped.softmax(dim=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("has_others", [False, True])
+def test_hidden_states_of_the_images_themselves_are_recorded_and_a_compared_teacher_runs_once(has_others: bool) -> None:
+    student, dense, passes = digits_model(), digits_model(seed=1), 0
+
+    def count(*unused: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    settings = short_training(distillation=DistillationSettings(flip=True))
+    job = TrainingJob(
+        model=student,
+        data=digits(),
+        settings=settings,
+        loss=loss_between(student, dense, None, settings.distillation),
+        teacher=dense,
+        soft_labels=(Teacher.of(cnn(), student, DIGITS),) if has_others else (),
+    )
+    images = normalise(pixels(), preprocessing_of(student))
+    names = [block.name for block in describe(dense).blocks]
+    with torch.no_grad(), recorded_states(dense, names) as expected:
+        dense.eval()(images)
+    dense.register_forward_hook(count)
+    with TrainingLoop(job).forward_functions() as (_, teach), torch.no_grad(), recorded_states(dense, names) as found:
+        teach(images)
+    assert passes == (1 if has_others else 2)
+    assert all(torch.equal(found[name], expected[name]) for name in names)

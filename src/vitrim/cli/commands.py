@@ -41,6 +41,8 @@ from vitrim.cli.watch import watch
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vitrim.data.images import ImageData
     from vitrim.evaluation import Evaluation
     from vitrim.recipe import Recipe
@@ -94,6 +96,8 @@ def train(
     inputs.check_data_named(data_options)
     read = inputs.paths_read(model, data_options, training.recipe, teacher)
     output = output_folder(run_options.output, read) if run_options.output else None
+    if training.teacher_flip and not teacher:
+        raise SettingError("--teacher-flip needs a teacher; name one with --teacher.")
     recipe = train_recipe(training, data_options.num_workers)
     teachers = inputs.open_teachers(teacher)
     channels = inputs.channels_to_train_on(model, model_options or ModelOptions())
@@ -161,6 +165,17 @@ def evaluate(
     against: Annotated[
         str | None, Parameter(group=MODEL, help="second model, compared on the same images (default: none)")
     ] = None,
+    ensemble: Annotated[
+        list[str] | None,
+        Parameter(
+            group=MODEL,
+            help="another model, written like --teacher; the mean softmax output with MODEL is evaluated; repeatable "
+            "(default: none)",
+        ),
+    ] = None,
+    flip: Annotated[
+        bool, Parameter(group=MODEL, help="evaluate the mean over an image and its mirror image (default: no)")
+    ] = False,
     split: Annotated[
         Literal["train", "val", "test"] | None,
         Parameter(
@@ -176,10 +191,11 @@ def evaluate(
 
     Example: `vitrim evaluate runs/flowers-small --data ./flowers --against runs/flowers`
 
-    With --against, the paired difference of two models is also tested.
+    With --against, the paired difference of two models is also tested. --ensemble and --flip change only the first.
     """
     from vitrim import evaluation
     from vitrim.class_accuracy import classes_at_zero
+    from vitrim.ensembles import evaluate_ensemble
     from vitrim.models import origin_of
 
     data_options = data_options or DataOptions()
@@ -187,26 +203,38 @@ def evaluate(
     loaded: dict[int, ImageData] = {}  # by the number of channels
     warnings: list[str] = []
 
-    def measure(name: str, options: ModelOptions) -> "Evaluation":
-        opened = inputs.on_training_device(inputs.open_trained_model(name, options))
+    def images_for(name: str, opened: "nn.Module") -> "ImageData":
         channels = inputs.channels_of(opened)
         if channels not in loaded:
             loaded[channels] = inputs.open_data(data_options, channels, split=split or "auto")
-        data = loaded[channels]
-        inputs.warn_of_training_images(name, data)
-        # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
-        images = replace(data, class_names=None) if name == against and origin_of(opened).classes else data
-        measured = evaluation.evaluate(opened, images, batch_size=eval_batch)
-        if sentence := classes_at_zero(measured, data).sentence():
-            warnings.append(f"{name}: {sentence}")
-        return measured
+        inputs.warn_of_training_images(name, loaded[channels])
+        return loaded[channels]
 
-    found = [(model, measure(model, model_options or ModelOptions()))]
+    def measured(name: str, found: "Evaluation", data: "ImageData") -> "tuple[str, Evaluation]":
+        if sentence := classes_at_zero(found, data).sentence():
+            warnings.append(f"{name}: {sentence}")
+        return name, found
+
+    others = inputs.open_models("--ensemble", ensemble) or []
+    first = inputs.on_training_device(inputs.open_trained_model(model, model_options or ModelOptions()))
+    data = images_for(model, first)
+    if others or flip:
+        members = [first, *map(inputs.on_training_device, others)]
+        for name in ensemble or ():
+            inputs.warn_of_training_images(name, data)
+        found = evaluate_ensemble(members, data, flip=flip, batch_size=eval_batch)
+    else:
+        found = evaluation.evaluate(first, data, batch_size=eval_batch)
+    rows = [measured(inputs.ensemble_name([model, *(ensemble or ())], flip=flip), found, data)]
     if against is not None:
         are_files = Path(model).is_file() and Path(against).is_file()  # two checkpoints of one architecture
         options = model_options if model_options and are_files else ModelOptions()
-        found.append((against, measure(against, options)))
-    print_evaluations(found, next(iter(loaded.values())).only)
+        second = inputs.on_training_device(inputs.open_trained_model(against, options))
+        images = images_for(against, second)
+        # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
+        own = replace(images, class_names=None) if origin_of(second).classes else images
+        rows.append(measured(against, evaluation.evaluate(second, own, batch_size=eval_batch), images))
+    print_evaluations(rows, next(iter(loaded.values())).only)
     for warning in warnings:
         print_line(warning)
 

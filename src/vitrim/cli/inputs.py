@@ -102,7 +102,8 @@ def warn_of_training_images(name: str, data: "ImageData") -> None:
     from vitrim.runs.folder import identity_in
     from vitrim.runs.progress import log
 
-    file = next((file for file in (Path(name) / RUN, Path(name).parent / RUN) if file.is_file()), None)
+    folders = (Path(name), Path(name).parent, Path(name).parent.parent)  # the last is that of a snapshot
+    file = next((folder / RUN for folder in folders if (folder / RUN).is_file()), None)
     if data.only != "all" or file is None:
         return
     try:
@@ -203,9 +204,17 @@ def open_trained_model(name: str, options: ModelOptions) -> "nn.Module":
 def open_teachers(
     names: Sequence[str] | None, opened: "Mapping[str, nn.Module] | None" = None
 ) -> "list[nn.Module] | None":
-    """Load the models of `--teacher` on the CPU; None if there are none. A name loads its pretrained weights.
+    """As `open_models`, for `--teacher`."""
+    return open_models("--teacher", names, opened)
+
+
+def open_models(
+    option: str, names: Sequence[str] | None, opened: "Mapping[str, nn.Module] | None" = None
+) -> "list[nn.Module] | None":
+    """Load the models of an option on the CPU; None if there are none. A name loads its pretrained weights.
 
     Args:
+        option: that names them, for errors.
         names: of models.
         opened: folders that were opened before, with their models. These need not run twice.
 
@@ -229,9 +238,21 @@ def open_teachers(
             models.append(open_model(name, pretrained=not path.exists()))
         except UserError as problem:
             needs_arch = path.is_file() or "--arch" in str(problem)
-            hint = " --arch belongs to MODEL: save the teacher to a folder with vitrim.save." if needs_arch else ""
-            raise type(problem)(f"--teacher {name}: {problem}{hint}") from None
+            kind = "teacher" if option == "--teacher" else "model"
+            hint = f" --arch belongs to MODEL: save the {kind} to a folder with vitrim.save." if needs_arch else ""
+            raise type(problem)(f"{option} {name}: {problem}{hint}") from None
     return models or None
+
+
+def ensemble_name(names: Sequence[str], *, flip: bool) -> str:
+    """What is evaluated, such as `mean of runs/a and runs/b, with mirror images`.
+
+    Args:
+        names: of the models.
+        flip: whether the mean is also over mirror images.
+    """
+    models = names[0] if len(names) == 1 else f"mean of {', '.join(names[:-1])} and {names[-1]}"
+    return f"{models}, with mirror images" if flip else models
 
 
 def log_batch_sizes(data: "ImageData", trainings: "Sequence[TrainingSettings]") -> None:

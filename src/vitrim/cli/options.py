@@ -32,8 +32,10 @@ OPTIONS_OF_SETTING = {
     "depth_training.batch_size": ("--batch-size",),
     "training.batch_size": ("--batch-size",),
     "training.epochs": ("--epochs",),
+    **{f"{name}.distillation.flip": ("--teacher-flip",) for name in ("width_training", "depth_training", "training")},
     "training.learning_rate": ("--learning-rate",),
     "seed": ("--seed",),
+    "snapshots": ("--snapshots",),
     "batch_size": ("--batch-size", "--eval-batch"),
     "limit_per_class": ("--limit-per-class",),
     "holdout": ("--holdout",),
@@ -70,6 +72,10 @@ TrainingBatch = Annotated[
         help="images of one training update, over all processes; auto is 128 to 1024, by the number of training images "
         "(default: 128, from the recipe)",
     ),
+]
+TeacherFlip = Annotated[
+    bool,
+    Parameter(help="learn a teacher's mean output for an image and its mirror image (default: no, from the recipe)"),
 ]
 TEACHER_HELP = (
     "trained model whose outputs are learned, written like MODEL; a name loads its pretrained weights; repeatable, the "
@@ -315,6 +321,7 @@ class CompressTraining:
         ),
     ] = None
     batch_size: TrainingBatch = None
+    teacher_flip: TeacherFlip = False
     seed: Annotated[
         int | None,
         WHOLE,
@@ -344,7 +351,16 @@ class DenseTraining:
     epochs: Annotated[
         int | None, WHOLE, Parameter(help="passes over the training images (default: 100, from the recipe)")
     ] = None
+    snapshots: Annotated[
+        int | None,
+        WHOLE,
+        Parameter(
+            help="number of cycles that the epochs are split into; the model of each cycle is kept as a teacher "
+            "(default: 1, from the recipe)"
+        ),
+    ] = None
     batch_size: TrainingBatch = None
+    teacher_flip: TeacherFlip = False
     learning_rate: Annotated[
         float | None, NUMBER, Parameter(help="peak of the learning rate (default: 0.001, from the recipe)")
     ] = None

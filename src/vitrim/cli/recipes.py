@@ -32,9 +32,11 @@ def train_recipe(options: DenseTraining, num_workers: int | str | None = None) -
 
     named = {
         "training.epochs": options.epochs,
+        "snapshots": options.snapshots,
         "training.batch_size": options.batch_size,
         "training.learning_rate": options.learning_rate,
         "training.num_workers": num_workers,
+        "training.distillation.flip": "true" if options.teacher_flip else None,
         "seed": options.seed,
     }
     recipe = load_recipe(options.recipe, [*_changes(named), *(options.settings or [])], kind=TrainRecipe)
@@ -56,6 +58,7 @@ def compress_recipe(
 
     if training.epochs is not None and training.epochs < 0:
         raise SettingError(f"--epochs is {training.epochs}; expected at least 0.")
+    flip = "true" if training.teacher_flip else None
     named = {
         **_limits(budget),
         "budget.multiple_of": budget.multiple_of,
@@ -68,6 +71,8 @@ def compress_recipe(
         "depth_training.batch_size": training.batch_size,
         "width_training.num_workers": num_workers,
         "depth_training.num_workers": num_workers,
+        "width_training.distillation.flip": flip,
+        "depth_training.distillation.flip": flip,
         "seed": training.seed,
     }
     if training.epochs is not None:

@@ -9,6 +9,7 @@ from vitrim.runs.metric_rows import epochs_of
 from vitrim.runs.seconds import read_seconds
 
 SEARCH = "depth-search"  # prefix of the stages of trainings that only the search for the number of blocks makes
+SNAPSHOT = "snapshot-"  # prefix of the stages of a training in cycles, before the last one
 MAX_ROWS = 400  # of one training; longer ones are thinned out
 COLUMNS = ("loss", "validation_loss", "top1")
 STEPS = {  # in the order of a run: the name of a step, and the beginnings of the names of its results
@@ -69,10 +70,13 @@ def second_rows(folder: Path) -> list[dict[str, Any]]:
         step = _step_of(name.removeprefix(f"{STAGES}/"))
         if step:
             found[step] = found.get(step, 0.0) + seconds
+    trained: dict[str, float] = {}
     for stage, rows in epochs_of(folder).items():
         whole = sum(_number(row.get("seconds")) or 0.0 for row in rows)
-        if stage in TRAININGS and whole:
-            found[TRAININGS[stage]] = whole
+        training = TRAININGS.get("train" if stage.startswith(SNAPSHOT) else stage)
+        if training and whole:
+            trained[training] = trained.get(training, 0.0) + whole
+    found |= trained
     order = ("train", *STEPS)
     rows_of_steps = [{"name": step, "seconds": round(found[step], 2)} for step in order if step in found]
     return [row for row in rows_of_steps if row["seconds"]]

@@ -132,5 +132,5 @@ def flat(table: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 def training_name(stage: Any, num_stages: int) -> str:
     """Return the name of a training for a title; empty if there is only one."""
-    known = {"width": "first stage, heads and neurons", "depth": "second stage, blocks"}
+    known = {"width": "first stage, heads and neurons", "depth": "second stage, blocks", "train": "last snapshot"}
     return "" if num_stages < 2 else known.get(stage, short(stage, 40))

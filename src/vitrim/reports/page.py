@@ -107,9 +107,16 @@ def _page(report: dict[str, Any], details: Mapping[str, dict[str, Any]]) -> dict
         ],
         "remarks": _remarks(report),
         "teachers": report.get("teachers") or [],
+        "commands": _commands(report),
         "statistics": tables.statistics_table(models),
         "search_statistics": search if search.get("num_looks") else None,
     }
+
+
+def _commands(report: dict[str, Any]) -> list[dict[str, str]]:
+    """Sentences about teachers that end with a command: the control of a target, and the use of snapshots."""
+    found = [(report.get("target") or {}, "control"), (report.get("snapshots") or {}, "command")]
+    return [{"sentence": str(row["sentence"]), "command": str(row[key])} for row, key in found if key in row]
 
 
 def _about(report: dict[str, Any]) -> str:

@@ -4,8 +4,8 @@ A new section needs a key in `build` and a paragraph in `templates/report.md.jin
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Outcome:
         busy: says that the machine was busy when latencies were measured; empty if it was not.
         predicted_ms: milliseconds of the student, as its plan predicted; 0 without a budget in milliseconds.
         dense_ms: milliseconds of the dense model when the plan was made; 0 without a budget in milliseconds.
+        target: the entry `target`; empty if the output of the dense model is learned.
     """
 
     student: nn.Module
@@ -60,6 +61,7 @@ class Outcome:
     busy: str = ""
     predicted_ms: float = 0.0
     dense_ms: float = 0.0
+    target: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def build(source: Source, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
         "data": about_data(data),
         "latency": latency,
         **about_teachers(source),
+        **({"target": dict(outcome.target)} if outcome.target else {}),
         "busy": outcome.busy,
         "notes": [*outcome.notes, *data.all_notes()],
         "environment": environment(device_of(outcome.student)),

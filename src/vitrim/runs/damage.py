@@ -7,7 +7,7 @@ from typing import Literal
 
 from vitrim.errors import CheckpointMismatch
 from vitrim.runs.digests import IS_DAMAGED, MODEL, Compared, Digests, State
-from vitrim.runs.files import CONFIG, DIGESTS, RUN, WEIGHTS
+from vitrim.runs.files import CONFIG, DIGESTS, RUN, SNAPSHOTS, WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ def check_model_folder(folder: Path) -> None:
     compared = Compared(state=State.DAMAGED) if missing else digests.compare(MODEL, only=(CONFIG, WEIGHTS))
     if compared.state is not State.DAMAGED:
         return
-    is_of_run = folder.name == "model" and (folder.parent / RUN).is_file()
+    run = folder.parent.parent if folder.parent.name == SNAPSHOTS else folder.parent
+    is_of_run = (folder.name == "model" or run != folder.parent) and (run / RUN).is_file()
     remedy = "Repeat the command of its run, which writes it again" if is_of_run else "Get the folder again"
     files = " and ".join(map(str, compared.changed))
     damage = f"{files} {'are' if len(compared.changed) > 1 else 'is'} damaged: the content is not what was saved"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, MODELING, RUN = "config.json", "model.safetensors", "modeling.py", "run.json"
 STAGES = "stages"  # subfolder of a run for what only continues it; docs/run-folder.md lists all files
+SNAPSHOTS = "snapshots"  # subfolder of a run of `train` for the models of its first cycles
 UNREADABLE = "unreadable.json"  # in a run folder: images that could not be decoded
 FILE_SIZES = "file-sizes.safetensors"  # in a run folder: sizes of the image files when the run began
 METRICS = "metrics.jsonl"  # in a run folder: one row for each epoch, and for each event

@@ -13,6 +13,7 @@ from vitrim.runs.files import (
     LOCK,
     METRICS,
     RUN,
+    SNAPSHOTS,
     STAGES,
     TENSORBOARD,
     TRACKING,
@@ -27,8 +28,9 @@ def is_fresh(folder: Path) -> bool:
     """Whether a run folder has no result yet, so that it may be reused for another run."""
     names = {path.name for path in folder.iterdir() if not is_partial(path.name)}
     names = {name for name in names if not name.endswith((UNREADABLE, DIGESTS))}
-    if STAGES in names and not any((folder / STAGES).iterdir()):  # made for a result that was not written
-        names.remove(STAGES)
+    for name in names & {STAGES, SNAPSHOTS}:
+        if not any((folder / name).iterdir()):  # made for a result that was not written
+            names.remove(name)
     return names <= NO_RESULTS and not _has_epochs(folder / METRICS)
 
 

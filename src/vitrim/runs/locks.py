@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from vitrim.errors import FolderInUse
 from vitrim.runs.environment import program
-from vitrim.runs.files import HOLDER, LOCK, STAGES, delete_dead_partials, hidden_beside, write_text
+from vitrim.runs.files import HOLDER, LOCK, SNAPSHOTS, STAGES, delete_dead_partials, hidden_beside, write_text
 from vitrim.runs.fresh import delete_if_fresh
 from vitrim.runs.processes import is_main_process, this_process
 from vitrim.runs.progress import log
@@ -112,7 +112,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         _held[key] = threading.get_ident()
         _note_holder(folder / HOLDER)
-        for place in (folder, folder / STAGES, folder / "model"):
+        for place in (folder, folder / STAGES, folder / SNAPSHOTS, folder / "model"):
             delete_dead_partials(place)
         yield
     except BaseException:

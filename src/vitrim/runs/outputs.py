@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vitrim.errors import PlanMismatch, SettingError
 from vitrim.plan import PruningPlan
-from vitrim.runs.files import CONFIG, FILE_SIZES, RUN, STAGES, UNREADABLE, WEIGHTS
+from vitrim.runs.files import CONFIG, FILE_SIZES, RUN, SNAPSHOTS, STAGES, UNREADABLE, WEIGHTS
 
 KINDS = {  # of files that are no regular files
     stat.S_IFIFO: "a named pipe",
@@ -173,7 +173,7 @@ def _followed(path: Path, option: str) -> tuple[Path, os.stat_result | None]:
 def _is_of_run(place: Path) -> bool:
     """Whether a path is that of a result in the folder of a run."""
     in_run, in_stages = (place.parent / RUN).is_file(), (place.parent.parent / RUN).is_file()
-    return (in_run and place.name in RESULTS) or (in_stages and place.parent.name == STAGES)
+    return (in_run and place.name in RESULTS) or (in_stages and place.parent.name in (STAGES, SNAPSHOTS))
 
 
 def _check_writable(folder: Path, path: Path) -> None:

@@ -164,6 +164,9 @@ def _report(run: Path) -> dict[str, Any]:
     report = reports.read(run / "report.json")
     report = {key: _without_file_names(value) for key, value in report.items()}
     found = {key: without_paths(value) if key in WITH_PATHS else value for key, value in report.items()}
+    for name, key in (("target", "control"), ("snapshots", "command")):
+        if row := report.get(name):
+            found[name] = {**row, key: command_without_paths(str(row.get(key) or ""))}
     return {**found, "command": command_without_paths(str(report.get("command") or ""))}
 
 

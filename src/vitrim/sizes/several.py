@@ -14,9 +14,10 @@ from vitrim.compress_run import Compressed
 from vitrim.costs.budget import Budget
 from vitrim.costs.latency import busy_note, measure_latencies
 from vitrim.costs.sizes import SearchSettings, SizeSettings, folder_name
-from vitrim.forecast import Forecast, Step, compress_steps, measure_pace
+from vitrim.forecast import Forecast, Step, compress_steps
 from vitrim.importance.scores import Scores
 from vitrim.measured_once import Shared, measure_once
+from vitrim.pace import measure_pace
 from vitrim.planning import Planner
 from vitrim.recipe import Recipe
 from vitrim.reports import joined

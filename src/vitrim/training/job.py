@@ -76,12 +76,15 @@ class TrainingJob:
 def is_same_training(first: str, second: str) -> bool:
     """Whether two identities are of one training. Earlier versions also wrote settings that may change.
 
-    An identity without `keep_epoch` is of an earlier version. Its training may go on with either value.
+    An identity without `keep_epoch` is of an earlier version. Its training may go on with either value. One without
+    `flip` is of a version that had no such setting.
     """
     abouts = [json.loads(identity) for identity in (first, second)]
     is_earlier = any("keep_epoch" not in about["settings"] for about in abouts)
     only_in_one = set.symmetric_difference(*(set(about["settings"]) for about in abouts))
     for about in abouts:
+        about["settings"]["distillation"].setdefault("flip", False)
+        about["loss"] = about["loss"].replace(", flip=False", "")
         for name in only_in_one & TrainingSettings.CHANGEABLE:
             about["settings"].pop(name, None)
         if is_earlier:

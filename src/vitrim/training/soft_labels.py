@@ -3,42 +3,22 @@
 What must hold before is checked in `teachers`.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitrim.copying import copied
 from vitrim.data.matching import preprocessing_of
 from vitrim.data.preprocessing import Preprocessing
 from vitrim.data.views import view_between
+from vitrim.ensembles import mean_logits
 from vitrim.precision import computes_in_bf16, with_bf16_products
 from vitrim.training.job import TrainingJob
 from vitrim.training.sharding import shard
 from vitrim.training.teachers import dtype_of, logits_in, structure_if_known
-
-
-def mean_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
-    """Logits whose softmax at this temperature is the mean of the teachers' softmax outputs at this temperature.
-
-    The mean of softmax(z/T) is T-softened already; T times its logarithm are logits of it. So every term that reads the
-    teacher's logits works with several teachers.
-
-    Args:
-        logits: `(B, C)` of each teacher.
-        temperature: T.
-
-    Returns:
-        `(B, C)`; of one teacher, its own logits.
-    """
-    if len(logits) == 1:
-        return logits[0]
-    logs = torch.stack([F.log_softmax(values / temperature, dim=-1) for values in logits])  # (teachers, B, C)
-    return temperature * (logs.logsumexp(dim=0) - math.log(len(logits)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,8 +40,9 @@ class _Running:
 class SoftLabels:
     """The teachers of a training on its device, as a function from the student's images to soft labels.
 
-    Each teacher runs once for each batch. Where the training computes in bf16, it holds bf16 weights, which autocast
-    would convert in each step.
+    Each teacher runs once for each batch. With `distillation.flip`, a teacher whose outputs are learned runs before on
+    the mirror images: hooks then hold the hidden states of the images themselves. Where the training computes in bf16,
+    the teachers hold bf16 weights, which autocast would convert in each step.
 
     Attributes:
         compared: the model whose hidden states and relations are compared; None if there is none.
@@ -77,7 +58,7 @@ class SoftLabels:
         """
         self._sharding = sharding
         assert job.loss is not None
-        self.temperature = job.loss.settings.temperature
+        self.temperature, self.flip = job.loss.settings.temperature, job.loss.settings.flip
         self.in_bf16 = computes_in_bf16(device, job.settings.precision)
         self.device, self.student = device, preprocessing_of(job.model)
         self.compared: nn.Module | None = None
@@ -100,8 +81,14 @@ class SoftLabels:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The soft labels of a batch, as logits `(B, C)`; images `(B, channels, h, w)` are prepared for the student."""
-        found = [(one.is_learned, one(images)) for one in self._running]
-        return mean_logits([logits for is_learned, logits in found if is_learned], self.temperature)
+        mirrored, found = images.flip(-1) if self.flip else None, []
+        for one in self._running:
+            if mirrored is not None and one.is_learned:
+                found.append(one(mirrored))
+            logits = one(images)  # last, because hooks record it
+            if one.is_learned:
+                found.append(logits)
+        return mean_logits(found, self.temperature)
 
     def _start(
         self, model: nn.Module, preprocessing: Preprocessing, outputs: tuple[int, ...] | None, is_learned: bool
