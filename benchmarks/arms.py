@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.architectures import fresh_model, narrow_model, uniform_plan
 from benchmarks.cell import Cell, Job, is_finished, lock_folder, read_evaluation, record_times
-from benchmarks.config import CONTROL, PUBLISHED, WHOLE_HEADS, recipe_for, scratch_training, student_training
+from benchmarks.config import CONTROL, DISTILLED, PUBLISHED, WHOLE_HEADS, recipe_for, scratch_training, student_training
 from benchmarks.record import Outcome, write_record
 from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
@@ -176,10 +176,10 @@ def _timm_small(arm: _ArmRun) -> Outcome:
     return _train_and_evaluate(arm, _open(arm, settings), student, settings)
 
 
-def _control(arm: _ArmRun) -> Outcome:
-    """Train the dense model for the epochs of the students, on the labels."""
+def _control(distil: bool, arm: _ArmRun) -> Outcome:
+    """Train the dense model for the epochs of the students, on the labels or as the students of the arm `vitrim`."""
     settings = student_training(arm.cell.config)
-    return _train_and_evaluate(arm, _open(arm, settings), arm.dense, settings, distil=False)
+    return _train_and_evaluate(arm, _open(arm, settings), arm.dense, settings, distil=distil)
 
 
 def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
@@ -246,5 +246,6 @@ _RUNNERS: dict[str, Callable[[_ArmRun], Outcome]] = {
     **{criterion: partial(_prune_once, partial(_uniform_plan, criterion)) for criterion in ("random", "magnitude")},
     "scratch": _scratch,
     "timm-small": _timm_small,
-    CONTROL: _control,
+    CONTROL: partial(_control, False),
+    DISTILLED: partial(_control, True),
 }

@@ -2,7 +2,7 @@
 
     OUT/run.json                        identity of the cell; the folder refuses another cell
     OUT/seed-S/dense/                   the dense model, as `vitrim train` writes it; with `dense_seed`, of that seed
-    OUT/seed-S/dense-control/           the arm without a fraction to keep
+    OUT/seed-S/dense-control/           an arm without a fraction to keep; the other one is dense-distilled
     OUT/seed-S/keep-K/ARM/arm.json      record of one arm, written last
     OUT/seed-S/keep-K/ARM.times.jsonl   start and end of each time that the arm was worked on
     FOLDER.lock                         lock of a folder that a process works in
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from benchmarks.architectures import model_to_train
-from benchmarks.config import CONTROL, CellConfig, dense_recipe, recipe_for, scratch_training
+from benchmarks.config import CONTROLS, CellConfig, dense_recipe, recipe_for, scratch_training
 from benchmarks.divergence import logits_on
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
@@ -79,9 +79,9 @@ class Cell:
     _logits: dict[int, Tensor] = field(default_factory=dict)
 
     def folder(self, job: Job) -> Path:
-        """Return the folder of one arm. The dense control has one folder for all fractions to keep."""
+        """Return the folder of one arm. A dense control has one folder for all fractions to keep."""
         seed = self.out / f"seed-{job.seed}"
-        return seed / job.arm if job.arm == CONTROL else seed / f"keep-{job.keep:g}" / job.arm
+        return seed / job.arm if job.arm in CONTROLS else seed / f"keep-{job.keep:g}" / job.arm
 
     def dense_seed(self, seed: int) -> int:
         """Return the seed of the dense model of a seed of the students."""

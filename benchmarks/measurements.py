@@ -14,7 +14,8 @@ import numpy as np
 
 from vitrim.errors import DataError
 
-VITRIM, CONTROL = "vitrim", "dense-control"
+VITRIM, CONTROL, DISTILLED = "vitrim", "dense-control", "dense-distilled"
+CONTROLS = (CONTROL, DISTILLED)  # have one measurement for all fractions to keep
 ARMS = (
     VITRIM,
     "vitrim-whole-heads",
@@ -26,7 +27,7 @@ ARMS = (
     "magnitude",
     "scratch",
     "timm-small",
-    CONTROL,
+    *CONTROLS,
 )
 _REQUIRED_KEYS = (
     *("cell", "model", "dataset", "keep", "arm", "seed", "student_epochs", "search_epochs", "dense_epochs", "tuning"),

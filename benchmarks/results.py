@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measurements import ARMS, CONTROL, VITRIM, Groups, Measurement
+from benchmarks.measurements import ARMS, CONTROL, CONTROLS, DISTILLED, VITRIM, Groups, Measurement
 from benchmarks.statistics import paired_difference, paired_ratio
 from vitrim.errors import DataError
 
@@ -22,7 +22,12 @@ Row = dict[str, Any]
 # Peak of dense bf16 arithmetic without sparsity, in operations per second, from NVIDIA's data sheets.
 BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 _MEANS = ("search_epochs", "params_ratio", "macs_ratio", "seconds", "images_per_second")
-_AGAINST_CONTROL = ("top1_dense_control", "delta_control", "delta_control_low", "delta_control_high")
+_CONTROL_DELTA = ("delta_control", "delta_control_low", "delta_control_high")
+_DISTILLED_DELTA = ("delta_distilled", "delta_distilled_low", "delta_distilled_high")
+_AGAINST = {  # what a row loses if the row of this control is replaced
+    CONTROL: ("top1_dense_control", *_CONTROL_DELTA),
+    DISTILLED: ("top1_dense_distilled", *_DISTILLED_DELTA),
+}
 _VITRIM_DELTA = ("vitrim_delta", "vitrim_low", "vitrim_high")
 _RECOVER_LEAD = ("recover_lead", "recover_lead_low", "recover_lead_high")
 _KL_LEAD = ("kl_lead", "kl_lead_low", "kl_lead_high")
@@ -33,15 +38,15 @@ def to_rows(groups: Groups) -> list[Row]:
     """Return one row for each group, in the order of the tables."""
     rows = []
     for (cell, keep, _), members in groups.items():
-        vitrim, control = groups.get((cell, keep, VITRIM), []), groups.get((cell, 1.0, CONTROL), [])
-        rows.append(_row(members, vitrim, control))
+        controls = {arm: groups.get((cell, 1.0, arm), []) for arm in CONTROLS}
+        rows.append(_row(members, groups.get((cell, keep, VITRIM), []), controls))
     return sorted(rows, key=_order)
 
 
 def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
     """Return the new rows, and the earlier rows that they do not replace.
 
-    If a row of the arm vitrim or of the dense control is replaced, earlier rows lose their comparison with it.
+    If a row of the arm vitrim or of a dense control is replaced, earlier rows lose their comparison with it.
     """
     merged = {_key(row): dict(row) for row in earlier}
     replaced = {_key(row) for row in new if _key(row) in merged and merged[_key(row)] != row}
@@ -49,8 +54,9 @@ def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
         cell, keep, _ = key
         if (cell, keep, VITRIM) in replaced:
             row.update(dict.fromkeys(_AGAINST_VITRIM))
-        if (cell, 1.0, CONTROL) in replaced:
-            row.update(dict.fromkeys(_AGAINST_CONTROL))
+        for control, names in _AGAINST.items():
+            if (cell, 1.0, control) in replaced:
+                row.update(dict.fromkeys(names))
     merged.update({_key(row): row for row in new})
     return sorted(merged.values(), key=_order)
 
@@ -79,24 +85,28 @@ def without_absolute_paths(command: str) -> str:
     return re.sub(r"(?<![\w.\-/])~?/(?:[^\s/'\"=,]+/)*([^\s/'\"=,]*)/?", r"\1", command)
 
 
-def _row(members: list[Measurement], vitrim: list[Measurement], control: list[Measurement]) -> Row:
+def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[str, list[Measurement]]) -> Row:
     first, is_vitrim = members[0].values, members is vitrim
-    others = [] if is_vitrim or first["arm"] == CONTROL else vitrim  # the arm vitrim has no run with keep 1.0
-    controls = [] if first["arm"] == CONTROL else control
+    others = [] if is_vitrim or first["arm"] in CONTROLS else vitrim  # the arm vitrim has no run with keep 1.0
     dense = _difference(members, members, "dense", "correct")
-    against_control = _difference(controls, members, "correct", "correct")
+    against = {
+        arm: _difference(control if first["arm"] != arm else [], members, "correct", "correct")
+        for arm, control in controls.items()
+    }
     row = {
         **{name: first[name] for name in ("cell", "model", "dataset", "keep", "arm")},
         "seeds": [m.seed for m in members],
         **{name: first[name] for name in ("student_epochs", "dense_epochs", "tuning")},
         "top1_dense": _top1(members, "dense"),
-        "top1_dense_control": _top1(control, "correct"),
+        "top1_dense_control": _top1(controls[CONTROL], "correct"),
+        "top1_dense_distilled": _top1(controls[DISTILLED], "correct"),
         "top1_after_cut": _top1(members, "after_cut"),
         "top1_after_recover": _top1(members, "after_recover"),
         "top1": _top1(members, "correct"),
         "top1_seeds": [100 * float(m.correct.mean()) for m in members],
         **_named(dense, "delta_dense", "low", "high"),
-        **_named(against_control, "delta_control", "delta_control_low", "delta_control_high"),
+        **_named(against[CONTROL], *_CONTROL_DELTA),
+        **_named(against[DISTILLED], *_DISTILLED_DELTA),
         **_named(_difference(members, others, "correct", "correct"), *_VITRIM_DELTA),
         **_recover_ratio(members),
         **_named(_difference(members, others, "after_cut", "after_recover"), *_RECOVER_LEAD),

@@ -78,15 +78,15 @@ def run(
 
 
 def jobs_of(config: "CellConfig") -> "list[Job]":
-    """List the jobs of a cell, ordered by seed, fraction to keep and arm. The dense control has one job per seed."""
+    """List the jobs of a cell, ordered by seed, fraction to keep and arm. A dense control has one job per seed."""
     from benchmarks.cell import Job
-    from benchmarks.config import CONTROL
+    from benchmarks.config import CONTROLS
 
     jobs = []
     for seed in config.seeds:
-        arms = [arm for arm in config.arms if arm != CONTROL]
+        arms = [arm for arm in config.arms if arm not in CONTROLS]
         jobs += [Job(arm=arm, seed=seed, keep=keep) for keep in config.keeps for arm in arms]
-        jobs += [Job(arm=CONTROL, seed=seed, keep=1.0)] if CONTROL in config.arms else []
+        jobs += [Job(arm=arm, seed=seed, keep=1.0) for arm in config.arms if arm in CONTROLS]
     return jobs
 
 

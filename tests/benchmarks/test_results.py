@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from benchmarks.document import to_markdown
-from benchmarks.measurements import ARMS
+from benchmarks.measurements import CONTROL, DISTILLED
 from benchmarks.results import merge, without_absolute_paths
-from builders.records import arm_values, evaluation, pick, rows_of, write_arm, write_cell
+from builders.records import MADE_UP, arm_values, evaluation, pick, rows_of, write_arm, write_cell
 
 DESIGN_KEYS = {
     *("model", "dataset", "keep", "arm", "seeds", "student_epochs", "dense_epochs", "top1_dense", "top1_dense_control"),
@@ -23,6 +23,7 @@ FURTHER_KEYS = {
     *("recover_lead", "recover_lead_low", "recover_lead_high"),
     *("kl_dense", "kl_recovered", "agreement", "agreement_low", "agreement_high"),
     *("kl_lead", "kl_lead_low", "kl_lead_high"),
+    *("top1_dense_distilled", "delta_distilled", "delta_distilled_low", "delta_distilled_high"),
 }
 
 
@@ -31,7 +32,7 @@ FURTHER_KEYS = {
 
 def test_a_row_has_the_keys_of_the_format(cell_rows: list[dict[str, Any]]) -> None:
     rows = cell_rows
-    assert len(rows) == 2 * (len(ARMS) - 1) + 1
+    assert len(rows) == 2 * (len(MADE_UP) - 1) + 1
     for row in rows:
         assert row.keys() == DESIGN_KEYS | FURTHER_KEYS
 
@@ -54,6 +55,18 @@ def test_a_row_holds_divergence_and_agreement(cell_rows: list[dict[str, Any]]) -
     lead = (row["kl_lead"], row["kl_lead_low"], row["kl_lead_high"])  # the factor is the same on each image
     assert lead == pytest.approx((250, 250, 250), abs=1e-3)
     assert vitrim["kl_lead"] is None
+
+
+def test_arms_and_controls_are_compared_with_the_control_of_the_same_teacher(tmp_path: Path) -> None:
+    rows = rows_of(write_cell(tmp_path, ("vitrim", CONTROL, DISTILLED), (0.7, 0.5)))
+    assert [(row["arm"], row["keep"]) for row in rows][:2] == [(CONTROL, 1.0), (DISTILLED, 1.0)]
+    ours, control, distilled = pick(rows, "vitrim", 0.5), *rows[:2]
+    assert (ours["top1_dense_control"], ours["top1_dense_distilled"]) == (62, 61.5)
+    assert (ours["delta_control"], ours["delta_distilled"]) == (-1, -0.5)
+    assert ours["delta_distilled_low"] < -0.5 < ours["delta_distilled_high"]
+    assert (control["delta_control"], control["delta_distilled"]) == (None, 0.5)
+    assert (distilled["delta_control"], distilled["delta_distilled"]) == (-0.5, None)
+    assert distilled["vitrim_delta"] is None and distilled["delta_dense"] == 1.5
 
 
 def test_records_without_a_comparison_of_the_outputs_have_rows(tmp_path: Path) -> None:
@@ -98,6 +111,14 @@ def test_earlier_cells_are_kept(tmp_path: Path, cell_rows: list[dict[str, Any]])
     tiny = cell_rows
     assert merge(tiny, other) == merge(other, tiny) == sorted(other + tiny, key=lambda row: row["cell"])
     assert merge(tiny, tiny) == tiny
+
+
+def test_earlier_rows_lose_their_comparison_with_a_replaced_control(tmp_path: Path) -> None:
+    earlier = rows_of(write_cell(tmp_path / "a", ("vitrim", CONTROL, DISTILLED), (0.7,)))
+    again = rows_of(write_cell(tmp_path / "b", (DISTILLED,), commit="def5678"))
+    row = pick(merge(earlier, again), "vitrim", 0.7)
+    assert (row["top1_dense_distilled"], row["delta_distilled"], row["delta_distilled_low"]) == (None, None, None)
+    assert row["delta_control"] == -1
 
 
 def test_earlier_rows_lose_their_comparison_with_a_replaced_vitrim(

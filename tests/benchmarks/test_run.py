@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.architectures import fresh_model, model_to_train
-from benchmarks.config import ARMS, CONFIGS, CONTROL, load_config
+from benchmarks.config import ARMS, CONFIGS, CONTROL, CONTROLS, load_config
 from benchmarks.measurements import read_measurements
 from benchmarks.run import app, status_of
 from builders.cells import ARCHITECTURE, CELL, MODEL_ARGS, TRAINING, cell_config, cell_file
@@ -59,7 +59,7 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
     assert notes == [] and {item.values["arm"] for item in found} == set(ARMS)
     for record in (item.values for item in found):
         is_vitrim = record["arm"].startswith("vitrim")
-        is_pruned = record["arm"] not in ("scratch", "timm-small", CONTROL)
+        is_pruned = record["arm"] not in ("scratch", "timm-small", *CONTROLS)
         assert (record["after_cut"] is not None) == is_pruned
         assert (record["after_recover"] is not None) == is_vitrim
         assert record["stages"][-1]["top1"] == record["evaluation"]["top1"]
@@ -67,7 +67,7 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
         assert (record["recovered_against_dense"] is not None) == is_vitrim
         assert (record["search_epochs"] > 0) == is_vitrim
         assert record["seconds"] > 0 and record["images_per_second"] > 0
-        assert record["keep"] == (1.0 if record["arm"] == CONTROL else 0.5)
+        assert record["keep"] == (1.0 if record["arm"] in CONTROLS else 0.5)
         assert max(record["params_ratio"], record["macs_ratio"]) <= record["keep"]
         assert record["command"].endswith("-o runs/tiny") and "/tmp" not in json.dumps(record)
 
