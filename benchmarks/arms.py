@@ -16,6 +16,7 @@ from benchmarks.architectures import fresh_model, narrow_model, uniform_plan
 from benchmarks.cell import Cell, Job, is_finished, lock_folder, read_evaluation, record_times
 from benchmarks.config import CONTROL, DISTILLED, PUBLISHED, WHOLE_HEADS, recipe_for, scratch_training, student_training
 from benchmarks.record import Outcome, write_record
+from benchmarks.step_seconds import timing_plans
 from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, match_labels
@@ -23,7 +24,7 @@ from vitrim.evaluation import evaluate
 from vitrim.pipeline import compress
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe, epoch_choices
-from vitrim.runs.files import read_json
+from vitrim.runs.files import STAGES, read_json
 from vitrim.runs.folder import RunFolder, find_result, in_stages
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
@@ -48,7 +49,7 @@ def run_job(cell: Cell, job: Job) -> None:
         if is_finished(folder):  # another process finished it while this one waited for the lock
             return
         log(f"seed {job.seed}, keep {job.keep:g}: {job.arm}")
-        with record_times(folder):
+        with record_times(folder), timing_plans(folder):
             outcome = _RUNNERS[job.arm](_ArmRun(cell, job, dense))
         write_record(cell, job, dense, outcome)
     log(f"seed {job.seed}, keep {job.keep:g}: {job.arm} {outcome.evaluation['top1']:.2f} %")
@@ -186,7 +187,9 @@ def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
     """Open the folder of an arm with one training stage."""
     recipe = replace(arm.recipe, width_training=settings)
     identity = Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe)
-    return RunFolder(arm.folder, identity, epoch_choices(recipe))
+    folder = RunFolder(arm.folder, identity, epoch_choices(recipe))
+    (arm.folder / STAGES).mkdir(exist_ok=True)  # for the seconds of the results
+    return folder
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
     OUT/seed-S/dense-control/           an arm without a fraction to keep; the other one is dense-distilled
     OUT/seed-S/keep-K/ARM/arm.json      record of one arm, written last
     OUT/seed-S/keep-K/ARM.times.jsonl   start and end of each time that the arm was worked on
+    OUT/seed-S/keep-K/ARM.plans.json    seconds of scoring and recovery while the arm's plans were made
     FOLDER.lock                         lock of a folder that a process works in
 
 Two processes may work in one cell at the same time. Each folder is locked by one process; other processes wait.

@@ -96,6 +96,7 @@ def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[s
     row = {
         **{name: first[name] for name in ("cell", "model", "dataset", "keep", "arm")},
         "seeds": [m.seed for m in members],
+        "dense_seed_shared": any(m.values.get("dense_seed", m.seed) != m.seed for m in members),
         **{name: first[name] for name in ("student_epochs", "dense_epochs", "tuning")},
         "top1_dense": _top1(members, "dense"),
         "top1_dense_control": _top1(controls[CONTROL], "correct"),
@@ -116,6 +117,7 @@ def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[s
         **_kl_lead(members, others),
         "stages": _stages(members),
         **{name: _mean(members, name) for name in _MEANS},
+        "step_seconds": _step_seconds(members),
         "peak_share": _peak_fraction(members),
         "num_images": len(members[0].correct),
         "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
@@ -206,6 +208,13 @@ def _stages(members: list[Measurement]) -> dict[str, Row]:
         stage: {**dict(zip(names, np.mean(values, axis=0).tolist(), strict=True)), "num_seeds": len(values)}
         for stage, values in found.items()
     }
+
+
+def _step_seconds(members: list[Measurement]) -> dict[str, float] | None:
+    """Return the mean seconds of each step over the seeds that have them. None in records of earlier versions."""
+    found = [m.values["step_seconds"] for m in members if m.values.get("step_seconds")]
+    names = dict.fromkeys(name for seconds in found for name in seconds)
+    return {name: float(np.mean([seconds.get(name, 0.0) for seconds in found])) for name in names} or None
 
 
 def _peak_fraction(members: list[Measurement]) -> float | None:

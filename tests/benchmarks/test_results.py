@@ -23,6 +23,7 @@ FURTHER_KEYS = {
     *("recover_lead", "recover_lead_low", "recover_lead_high"),
     *("kl_dense", "kl_recovered", "agreement", "agreement_low", "agreement_high"),
     *("kl_lead", "kl_lead_low", "kl_lead_high"),
+    *("dense_seed_shared", "step_seconds"),
     *("top1_dense_distilled", "delta_distilled", "delta_distilled_low", "delta_distilled_high"),
 }
 
@@ -78,6 +79,26 @@ def test_records_without_a_comparison_of_the_outputs_have_rows(tmp_path: Path) -
     row = pick(rows_of(tmp_path), "paper", 0.7)
     assert row["vitrim_delta"] == 3
     assert [row[key] for key in ("kl_dense", "kl_recovered", "kl_lead", "agreement")] == [None] * 4
+
+
+def test_steps_have_mean_seconds_over_the_seeds_that_noted_them(tmp_path: Path) -> None:
+    write_arm(tmp_path, "vitrim", 0.7, 0, step_seconds={"planning": 20.0, "distillation": 50.0})
+    write_arm(tmp_path, "vitrim", 0.7, 1, step_seconds={"scoring": 4.0, "planning": 10.0, "distillation": 50.0})
+    write_arm(tmp_path, "vitrim", 0.7, 2)
+    write_arm(tmp_path, "paper", 0.7, 0)
+    rows = rows_of(tmp_path)
+    assert pick(rows, "vitrim", 0.7)["step_seconds"] == {"planning": 15, "distillation": 50, "scoring": 2}
+    assert pick(rows, "paper", 0.7)["step_seconds"] is None
+
+
+def test_a_row_says_whether_seeds_have_one_dense_model(tmp_path: Path) -> None:
+    for dense_seed in (0, None):
+        for seed in (0, 1):
+            found = seed if dense_seed is None else dense_seed
+            write_arm(tmp_path / str(dense_seed), "vitrim", 0.7, seed, dense_seed=found)
+    write_cell(tmp_path / "earlier", ("vitrim",), (0.7,))
+    shared = [rows_of(tmp_path / name)[0]["dense_seed_shared"] for name in ("0", "None", "earlier")]
+    assert shared == [True, False, False]
 
 
 def test_two_arms_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.architectures import fresh_model, model_to_train
-from benchmarks.config import ARMS, CONFIGS, CONTROL, CONTROLS, load_config
+from benchmarks.config import ARMS, CONFIGS, CONTROL, CONTROLS, PUBLISHED, load_config
 from benchmarks.measurements import read_measurements
 from benchmarks.run import app, status_of
 from builders.cells import ARCHITECTURE, CELL, MODEL_ARGS, TRAINING, cell_config, cell_file
@@ -59,6 +59,7 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
     assert notes == [] and {item.values["arm"] for item in found} == set(ARMS)
     for record in (item.values for item in found):
         is_vitrim = record["arm"].startswith("vitrim")
+        is_published = record["arm"] in PUBLISHED
         is_pruned = record["arm"] not in ("scratch", "timm-small", *CONTROLS)
         assert (record["after_cut"] is not None) == is_pruned
         assert (record["after_recover"] is not None) == is_vitrim
@@ -67,6 +68,11 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
         assert (record["recovered_against_dense"] is not None) == is_vitrim
         assert (record["search_epochs"] > 0) == is_vitrim
         assert record["seconds"] > 0 and record["images_per_second"] > 0
+        steps = record["step_seconds"]
+        assert sum(steps.values()) == pytest.approx(record["seconds"], abs=0.01)
+        assert ("distillation" in steps) and ("planning" in steps) == (is_pruned or record["arm"] == "scratch")
+        assert ("recovery" in steps) == is_vitrim and ("scoring" in steps) == (is_vitrim or is_published)
+        assert ("rotation" in steps) == (record["arm"] == "vitrim")
         assert record["keep"] == (1.0 if record["arm"] in CONTROLS else 0.5)
         assert max(record["params_ratio"], record["macs_ratio"]) <= record["keep"]
         assert record["command"].endswith("-o runs/tiny") and "/tmp" not in json.dumps(record)
