@@ -1,6 +1,7 @@
 """The record of one arm, `arm.json`: all values that the tables need, for one seed and one fraction to keep."""
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "arm": job.arm,
         "seed": job.seed,
         "dense_seed": cell.dense_seed(job.seed),
+        "dense_folder": os.path.relpath(cell.dense_folder(job.seed), cell.out),
         "student_epochs": config.student_epochs,
         "search_epochs": _search_epochs(rows, cell),
         "dense_epochs": dense_recipe(config, job.seed).training.epochs,

@@ -118,6 +118,7 @@ def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[s
         "stages": _stages(members),
         **{name: _mean(members, name) for name in _MEANS},
         "step_seconds": _step_seconds(members),
+        **_latency(members),
         "peak_share": _peak_fraction(members),
         "num_images": len(members[0].correct),
         "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
@@ -215,6 +216,15 @@ def _step_seconds(members: list[Measurement]) -> dict[str, float] | None:
     found = [m.values["step_seconds"] for m in members if m.values.get("step_seconds")]
     names = dict.fromkeys(name for seconds in found for name in seconds)
     return {name: float(np.mean([seconds.get(name, 0.0) for seconds in found])) for name in names} or None
+
+
+def _latency(members: list[Measurement]) -> Row:
+    """Return the latency of the seed that was timed: milliseconds of a batch, and the ratio to the dense model."""
+    found: Row = next((m.latency for m in members if m.latency), {})
+    return {
+        **{f"latency_{name}": found.get(name) for name in ("ratio", "low", "high", "ms", "dense_ms", "on")},
+        "latency_batch": found.get("batch_size"),
+    }
 
 
 def _peak_fraction(members: list[Measurement]) -> float | None:

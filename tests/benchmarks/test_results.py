@@ -24,6 +24,7 @@ FURTHER_KEYS = {
     *("kl_dense", "kl_recovered", "agreement", "agreement_low", "agreement_high"),
     *("kl_lead", "kl_lead_low", "kl_lead_high"),
     *("dense_seed_shared", "step_seconds"),
+    *(f"latency_{name}" for name in ("ratio", "low", "high", "ms", "dense_ms", "on", "batch")),
     *("top1_dense_distilled", "delta_distilled", "delta_distilled_low", "delta_distilled_high"),
 }
 
@@ -99,6 +100,18 @@ def test_a_row_says_whether_seeds_have_one_dense_model(tmp_path: Path) -> None:
     write_cell(tmp_path / "earlier", ("vitrim",), (0.7,))
     shared = [rows_of(tmp_path / name)[0]["dense_seed_shared"] for name in ("0", "None", "earlier")]
     assert shared == [True, False, False]
+
+
+def test_a_row_has_the_latency_of_the_seed_that_was_timed_with_the_largest_batch(tmp_path: Path) -> None:
+    write_cell(tmp_path, ("vitrim", "paper"), (0.7,))
+    timed = {"cell": "tiny", "keep": 0.7, "arm": "vitrim", "seed": 0, "ms": 3.0, "dense_ms": 4.0, "on": "PyTorch, CPU"}
+    rows = [{**timed, "batch_size": size, "ratio": 0.7 + size / 100, "low": 0.6, "high": 0.9} for size in (1, 8, 4)]
+    (tmp_path / "latency.json").write_text(json.dumps(rows))
+    row = pick(rows_of(tmp_path), "vitrim", 0.7)
+    assert (row["latency_ratio"], row["latency_low"], row["latency_high"]) == (0.78, 0.6, 0.9)
+    assert (row["latency_ms"], row["latency_dense_ms"], row["latency_batch"]) == (3, 4, 8)
+    assert row["latency_on"] == "PyTorch, CPU"
+    assert pick(rows_of(tmp_path), "paper", 0.7)["latency_ratio"] is None
 
 
 def test_two_arms_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from cyclopts import App
 from safetensors.torch import save_file
 
+from benchmarks import latencies
 from benchmarks.architectures import fresh_model, model_to_train
 from benchmarks.config import ARMS, CONFIGS, CONTROL, CONTROLS, PUBLISHED, load_config
-from benchmarks.measurements import read_measurements
+from benchmarks.measurements import group, read_measurements
+from benchmarks.results import to_rows
 from benchmarks.run import app, status_of
 from builders.cells import ARCHITECTURE, CELL, MODEL_ARGS, TRAINING, cell_config, cell_file
 from builders.models import same_tensors
@@ -21,8 +24,8 @@ from vitrim.saving.checkpoint import load
 from vitrim.training.loop import TrainingLoop
 
 
-def _status(arguments: list[str]) -> int:
-    return status_of(app, arguments)
+def _status(arguments: list[str], command: App = app) -> int:
+    return status_of(command, arguments)
 
 
 def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -76,6 +79,13 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
         assert record["keep"] == (1.0 if record["arm"] in CONTROLS else 0.5)
         assert max(record["params_ratio"], record["macs_ratio"]) <= record["keep"]
         assert record["command"].endswith("-o runs/tiny") and "/tmp" not in json.dumps(record)
+
+
+@pytest.mark.slow
+def test_the_latency_of_every_arm_is_in_the_rows(finished_cell):
+    assert _status([str(finished_cell), "--rounds", "6", "--batch-size", "2"], latencies.app) == 0
+    rows = to_rows(group(read_measurements([finished_cell])[0]))
+    assert {row["arm"] for row in rows if row["latency_ratio"] > 0 and row["latency_batch"] == 2} == set(ARMS)
 
 
 @pytest.mark.slow
