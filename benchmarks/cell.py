@@ -69,6 +69,7 @@ class Cell:
         out: the folder of the cell.
         command: command that runs the whole cell, for the record.
         commit: commit of the code when the work began.
+        dense_out: folder of another cell whose dense models are used. None for those of this cell.
     """
 
     config: CellConfig
@@ -76,6 +77,7 @@ class Cell:
     out: Path
     command: str
     commit: str
+    dense_out: Path | None = None
     _models: dict[int, nn.Module] = field(default_factory=dict)
     _logits: dict[int, Tensor] = field(default_factory=dict)
 
@@ -90,7 +92,7 @@ class Cell:
 
     def dense_folder(self, seed: int) -> Path:
         """Return the folder of the dense model of a seed."""
-        return self.out / f"seed-{self.dense_seed(seed)}" / "dense"
+        return (self.dense_out or self.out) / f"seed-{self.dense_seed(seed)}" / "dense"
 
     def dense(self, seed: int) -> nn.Module:
         """Return the dense model of a seed. It is trained if its folder has none. The last one stays in memory."""
@@ -138,8 +140,13 @@ def open_cell(config: CellConfig, out: Path, data_path: Path | None, command: st
     return open_cell_with(load_images(config, data_path), config, out, command)
 
 
-def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str) -> Cell:
+def open_cell_with(
+    data: ImageData, config: CellConfig, out: Path, command: str, *, dense_out: Path | None = None
+) -> Cell:
     """Open or create the folder of a cell, with images that are already loaded. The arguments are those of `open_cell`.
+
+    Args:
+        dense_out: folder of a cell with the same dense models, which are used. By default, the cell has its own.
 
     Raises:
         FolderInUse: the folder holds something else, or a cell with other settings or images.
@@ -147,7 +154,7 @@ def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str)
     with lock_folder(out):
         RunFolder(out, identity(config, data), {"config": {"dense_seed": None}, "recipes": _KEPT_LAST})
     data = data.to(this_process().device)  # once for all arms
-    return Cell(config=config, data=data, out=out, command=command, commit=commit())
+    return Cell(config=config, data=data, out=out, command=command, commit=commit(), dense_out=dense_out)
 
 
 def load_images(config: CellConfig, path: Path | None) -> ImageData:

@@ -30,6 +30,7 @@ ARMS = (
     *CONTROLS,
 )
 LATENCIES = "latency.json"  # written by `benchmarks.latencies`
+CURVES, EPOCHS_FOLDER = "curves.json", "epochs-"  # written by `benchmarks.curves`: a file, and folders of other cells
 _REQUIRED_KEYS = (
     *("cell", "model", "dataset", "keep", "arm", "seed", "student_epochs", "search_epochs", "dense_epochs", "tuning"),
     *("stages", "evaluation", "after_cut", "after_recover", "dense", "params_ratio", "macs_ratio", "seconds"),
@@ -94,7 +95,7 @@ def read_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"There is no folder {folder}; expected a folder that `python -m benchmarks.run` wrote.")
-        paths = sorted(folder.rglob("arm.json"))
+        paths = [path for path in sorted(folder.rglob("arm.json")) if not _has_other_epochs(path.relative_to(folder))]
         before, latencies = len(found), read_latencies(folder)
         for path in paths:
             measurement = _read(path)
@@ -177,6 +178,11 @@ def _read(path: Path) -> Measurement | str:
     if len(sizes) != 1 or 0 in sizes:
         raise DataError(f"{path} holds evaluations on {sizes} images; expected the same number of images for all.")
     return Measurement(path=path, values=values, **arrays)  # type: ignore[arg-type]
+
+
+def _has_other_epochs(path: Path) -> bool:
+    """Whether a file is of the same cell with another number of student epochs."""
+    return any(part.startswith(EPOCHS_FOLDER) for part in path.parts)
 
 
 def _latency_of(measurement: Measurement, latencies: list[dict[str, Any]]) -> dict[str, Any] | None:

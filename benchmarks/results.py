@@ -40,7 +40,7 @@ def to_rows(groups: Groups) -> list[Row]:
     for (cell, keep, _), members in groups.items():
         controls = {arm: groups.get((cell, 1.0, arm), []) for arm in CONTROLS}
         rows.append(_row(members, groups.get((cell, keep, VITRIM), []), controls))
-    return sorted(rows, key=_order)
+    return sorted(rows, key=order_of)
 
 
 def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
@@ -58,7 +58,7 @@ def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
             if (cell, 1.0, control) in replaced:
                 row.update(dict.fromkeys(names))
     merged.update({_key(row): row for row in new})
-    return sorted(merged.values(), key=_order)
+    return sorted(merged.values(), key=order_of)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -88,9 +88,9 @@ def without_absolute_paths(command: str) -> str:
 def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[str, list[Measurement]]) -> Row:
     first, is_vitrim = members[0].values, members is vitrim
     others = [] if is_vitrim or first["arm"] in CONTROLS else vitrim  # the arm vitrim has no run with keep 1.0
-    dense = _difference(members, members, "dense", "correct")
+    dense = difference(members, members, "dense", "correct")
     against = {
-        arm: _difference(control if first["arm"] != arm else [], members, "correct", "correct")
+        arm: difference(control if first["arm"] != arm else [], members, "correct", "correct")
         for arm, control in controls.items()
     }
     row = {
@@ -108,9 +108,9 @@ def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[s
         **_named(dense, "delta_dense", "low", "high"),
         **_named(against[CONTROL], *_CONTROL_DELTA),
         **_named(against[DISTILLED], *_DISTILLED_DELTA),
-        **_named(_difference(members, others, "correct", "correct"), *_VITRIM_DELTA),
+        **_named(difference(members, others, "correct", "correct"), *_VITRIM_DELTA),
         **_recover_ratio(members),
-        **_named(_difference(members, others, "after_cut", "after_recover"), *_RECOVER_LEAD),
+        **_named(difference(members, others, "after_cut", "after_recover"), *_RECOVER_LEAD),
         "kl_dense": _mean_of(members, "divergence"),
         "kl_recovered": _mean_of(members, "divergence_after_recover"),
         **_agreement(members),
@@ -121,11 +121,9 @@ def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[s
         **_latency(members),
         "peak_share": _peak_fraction(members),
         "num_images": len(members[0].correct),
-        "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
-        "command": _distinct(members, lambda m: without_absolute_paths(m.values["command"])),
-        "commit": _distinct(members, lambda m: m.values["commit"]),
+        **origin_of(members),
     }
-    return {name: _rounded(value) for name, value in row.items()}
+    return {name: rounded(value) for name, value in row.items()}
 
 
 def _named(difference: dict[str, float] | None, *names: str) -> dict[str, float | None]:
@@ -133,7 +131,7 @@ def _named(difference: dict[str, float] | None, *names: str) -> dict[str, float 
     return dict(zip(names, values, strict=True))
 
 
-def _difference(
+def difference(
     first: list[Measurement], second: list[Measurement], first_name: str, second_name: str
 ) -> dict[str, float] | None:
     """Return second minus first over the seeds that both have. None if they have no seed in common."""
@@ -239,6 +237,15 @@ def _peak_fraction(members: list[Measurement]) -> float | None:
     return float(np.mean(fractions))
 
 
+def origin_of(members: Sequence[Measurement]) -> Row:
+    """Return hardware, command and commit of measurements. Values that differ are on lines of their own."""
+    return {
+        "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
+        "command": _distinct(members, lambda m: without_absolute_paths(m.values["command"])),
+        "commit": _distinct(members, lambda m: m.values["commit"]),
+    }
+
+
 def hardware_line(environment: dict[str, Any]) -> str:
     """Return hardware, precision and versions of a record as one line."""
     threads = environment["threads"]
@@ -248,22 +255,23 @@ def hardware_line(environment: dict[str, Any]) -> str:
     return "; ".join(part for part in (gpu, cpu, environment.get("dtype"), versions) if part)
 
 
-def _distinct(members: list[Measurement], text: Callable[[Measurement], str | None]) -> str:
+def _distinct(members: Sequence[Measurement], text: Callable[[Measurement], str | None]) -> str:
     return "\n".join(dict.fromkeys(text(m) or "unknown" for m in members))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Round to four decimals, so that the file does not depend on the last bit of a sum."""
     if isinstance(value, float):
         return round(value, 4) + 0.0  # no -0.0
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return {name: _rounded(item) for name, item in value.items()} if isinstance(value, dict) else value
+        return [rounded(item) for item in value]
+    return {name: rounded(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _key(row: Row) -> tuple[str, float, str]:
     return row["cell"], float(row["keep"]), row["arm"]
 
 
-def _order(row: Row) -> tuple[str, float, int]:
+def order_of(row: Row) -> tuple[str, float, int]:
+    """Return what rows are sorted by: cell, fraction to keep (largest first) and arm."""
     return row["cell"], -row["keep"], ARMS.index(row["arm"])

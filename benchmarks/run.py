@@ -71,7 +71,7 @@ def run(
 
     cell_config = load_config(config)
     selected = select(cell_config, seeds=seeds, keeps=keeps, arms=arms)
-    _check_installed(selected.arms)
+    check_installed(selected.arms)
     cell = open_cell(selected, output, data, command_for(cell_config, config))
     for job in jobs_of(selected):
         run_job(cell, job)
@@ -97,7 +97,8 @@ def command_for(config: "CellConfig", path: Path) -> str:
     return f"python -m benchmarks.run {shown.as_posix()} -o runs/{config.name}"
 
 
-def _check_installed(arms: Sequence[str]) -> None:
+def check_installed(arms: Sequence[str]) -> None:
+    """Raise `SettingError` if an arm needs a package that is missing."""
     needing = [arm for arm in arms if arm.startswith("torch-pruning")]
     if needing and find_spec("torch_pruning") is None:
         raise SettingError(
