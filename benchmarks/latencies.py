@@ -53,7 +53,7 @@ def latencies(output: Path, /, *, batch_size: int = 64, rounds: int = 50, warmup
     dense = _DenseModels(output)
     for (cell, keep, arm), members in group(found).items():
         first, rows = members[0], read_latencies(output)
-        row = {"cell": cell, "keep": keep, "arm": arm, "seed": first.seed, "batch_size": batch_size}
+        row: dict[str, Any] = {"cell": cell, "keep": keep, "arm": arm, "seed": first.seed, "batch_size": batch_size}
         row["weights"] = [_weights_digest(first.path.parent), _weights_digest(dense.folder(first))]
         if any(row.items() <= earlier.items() for earlier in rows):
             continue
