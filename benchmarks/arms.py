@@ -14,8 +14,9 @@ from torch import nn
 
 from benchmarks.architectures import fresh_model, narrow_model, uniform_plan
 from benchmarks.cell import Cell, Job, is_finished, lock_folder, read_evaluation, record_times
-from benchmarks.config import CONTROL, PUBLISHED, WHOLE_HEADS, recipe_for, scratch_training, student_training
+from benchmarks.config import CONTROL, DISTILLED, PUBLISHED, WHOLE_HEADS, recipe_for, scratch_training, student_training
 from benchmarks.record import Outcome, write_record
+from benchmarks.step_seconds import timing_plans
 from vitrim.costs.counting import count_cost
 from vitrim.data.images import ImageData
 from vitrim.data.matching import Calibration, match_labels
@@ -24,7 +25,7 @@ from vitrim.evaluation import evaluate
 from vitrim.pipeline import compress
 from vitrim.plan import PruningPlan
 from vitrim.recipe import Recipe
-from vitrim.runs.files import read_json
+from vitrim.runs.files import STAGES, read_json
 from vitrim.runs.folder import RunFolder, find_result, in_stages
 from vitrim.runs.processes import this_process
 from vitrim.runs.progress import log
@@ -49,7 +50,7 @@ def run_job(cell: Cell, job: Job) -> None:
         if is_finished(folder):  # another process finished it while this one waited for the lock
             return
         log(f"seed {job.seed}, keep {job.keep:g}: {job.arm}")
-        with record_times(folder):
+        with record_times(folder), timing_plans(folder):
             outcome = _RUNNERS[job.arm](_ArmRun(cell, job, dense))
         write_record(cell, job, dense, outcome)
     log(f"seed {job.seed}, keep {job.keep:g}: {job.arm} {outcome.evaluation['top1']:.2f} %")
@@ -177,17 +178,19 @@ def _timm_small(arm: _ArmRun) -> Outcome:
     return _train_and_evaluate(arm, _open(arm, settings), student, settings)
 
 
-def _control(arm: _ArmRun) -> Outcome:
-    """Train the dense model for the epochs of the students, on the labels."""
+def _control(distil: bool, arm: _ArmRun) -> Outcome:
+    """Train the dense model for the epochs of the students, on the labels or as the students of the arm `vitrim`."""
     settings = student_training(arm.cell.config)
-    return _train_and_evaluate(arm, _open(arm, settings), arm.dense, settings, distil=False)
+    return _train_and_evaluate(arm, _open(arm, settings), arm.dense, settings, distil=distil)
 
 
 def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
     """Open the folder of an arm with one training stage."""
     recipe = replace(arm.recipe, width_training=settings)
     identity = Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe)
-    return RunFolder(arm.folder, identity, settings_before(recipe))
+    folder = RunFolder(arm.folder, identity, settings_before(recipe))
+    (arm.folder / STAGES).mkdir(exist_ok=True)  # for the seconds of the results
+    return folder
 
 
 @dataclass(frozen=True)
@@ -247,5 +250,6 @@ _RUNNERS: dict[str, Callable[[_ArmRun], Outcome]] = {
     **{criterion: partial(_prune_once, partial(_uniform_plan, criterion)) for criterion in ("random", "magnitude")},
     "scratch": _scratch,
     "timm-small": _timm_small,
-    CONTROL: _control,
+    CONTROL: partial(_control, False),
+    DISTILLED: partial(_control, True),
 }

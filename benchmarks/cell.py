@@ -2,9 +2,10 @@
 
     OUT/run.json                        identity of the cell; the folder refuses another cell
     OUT/seed-S/dense/                   the dense model, as `vitrim train` writes it; with `dense_seed`, of that seed
-    OUT/seed-S/dense-control/           the arm without a fraction to keep
+    OUT/seed-S/dense-control/           an arm without a fraction to keep; the other one is dense-distilled
     OUT/seed-S/keep-K/ARM/arm.json      record of one arm, written last
     OUT/seed-S/keep-K/ARM.times.jsonl   start and end of each time that the arm was worked on
+    OUT/seed-S/keep-K/ARM.plans.json    seconds of scoring and recovery while the arm's plans were made
     FOLDER.lock                         lock of a folder that a process works in
 
 Two processes may work in one cell at the same time. Each folder is locked by one process; other processes wait.
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from benchmarks.architectures import model_to_train
-from benchmarks.config import CONTROL, CellConfig, dense_recipe, recipe_for, scratch_training
+from benchmarks.config import CONTROLS, CellConfig, dense_recipe, recipe_for, scratch_training
 from benchmarks.divergence import logits_on
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
@@ -68,6 +69,7 @@ class Cell:
         out: the folder of the cell.
         command: command that runs the whole cell, for the record.
         commit: commit of the code when the work began.
+        dense_out: folder of another cell whose dense models are used. None for those of this cell.
     """
 
     config: CellConfig
@@ -75,13 +77,14 @@ class Cell:
     out: Path
     command: str
     commit: str
+    dense_out: Path | None = None
     _models: dict[int, nn.Module] = field(default_factory=dict)
     _logits: dict[int, Tensor] = field(default_factory=dict)
 
     def folder(self, job: Job) -> Path:
-        """Return the folder of one arm. The dense control has one folder for all fractions to keep."""
+        """Return the folder of one arm. A dense control has one folder for all fractions to keep."""
         seed = self.out / f"seed-{job.seed}"
-        return seed / job.arm if job.arm == CONTROL else seed / f"keep-{job.keep:g}" / job.arm
+        return seed / job.arm if job.arm in CONTROLS else seed / f"keep-{job.keep:g}" / job.arm
 
     def dense_seed(self, seed: int) -> int:
         """Return the seed of the dense model of a seed of the students."""
@@ -89,7 +92,7 @@ class Cell:
 
     def dense_folder(self, seed: int) -> Path:
         """Return the folder of the dense model of a seed."""
-        return self.out / f"seed-{self.dense_seed(seed)}" / "dense"
+        return (self.dense_out or self.out) / f"seed-{self.dense_seed(seed)}" / "dense"
 
     def dense(self, seed: int) -> nn.Module:
         """Return the dense model of a seed. It is trained if its folder has none. The last one stays in memory."""
@@ -137,8 +140,13 @@ def open_cell(config: CellConfig, out: Path, data_path: Path | None, command: st
     return open_cell_with(load_images(config, data_path), config, out, command)
 
 
-def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str) -> Cell:
+def open_cell_with(
+    data: ImageData, config: CellConfig, out: Path, command: str, *, dense_out: Path | None = None
+) -> Cell:
     """Open or create the folder of a cell, with images that are already loaded. The arguments are those of `open_cell`.
+
+    Args:
+        dense_out: folder of a cell with the same dense models, which are used. By default, the cell has its own.
 
     Raises:
         FolderInUse: the folder holds something else, or a cell with other settings or images.
@@ -146,7 +154,7 @@ def open_cell_with(data: ImageData, config: CellConfig, out: Path, command: str)
     with lock_folder(out):
         RunFolder(out, identity(config, data), {"config": {"dense_seed": None}, "recipes": _RECIPES_BEFORE})
     data = data.to(this_process().device)  # once for all arms
-    return Cell(config=config, data=data, out=out, command=command, commit=commit())
+    return Cell(config=config, data=data, out=out, command=command, commit=commit(), dense_out=dense_out)
 
 
 def load_images(config: CellConfig, path: Path | None) -> ImageData:

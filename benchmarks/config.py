@@ -17,11 +17,12 @@ from vitrim.losses import DistillationSettings
 from vitrim.recipe import Recipe, TrainRecipe, from_table, load_recipe, to_table
 from vitrim.training.settings import TrainingSettings
 
-CONTROL = "dense-control"
+CONTROL, DISTILLED = "dense-control", "dense-distilled"
+CONTROLS = (CONTROL, DISTILLED)  # arms of the whole dense model: one run for all fractions to keep
 WHOLE_HEADS = "vitrim-whole-heads"
 ARMS = (
     *("vitrim", WHOLE_HEADS, "paper", "hard-labels", "torch-pruning", "torch-pruning-head-widths", "random"),
-    *("magnitude", "scratch", "timm-small", CONTROL),
+    *("magnitude", "scratch", "timm-small", *CONTROLS),
 )
 PUBLISHED = ("paper", "hard-labels")  # arms that follow the recipe `paper`
 CONFIGS = Path(__file__).parent / "configs"
@@ -84,7 +85,7 @@ class CellConfig:
         keeps: fractions of the parameters and multiply-adds to keep.
         arms: the methods to compare, see `ARMS`.
         student_epochs: training epochs of each arm, the sum over all its stages.
-        dense_seed: seed of the one dense model that all seeds share. None trains one dense model for each seed.
+        dense_seed: seed of the one dense model that serves all seeds. None trains one dense model for each seed.
         tuning_share: above 0, validate on this fraction of each class's training images. The official validation
             images are then not used.
         data: the images.

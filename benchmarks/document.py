@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from benchmarks.measurements import ARMS, CONTROL, VITRIM
+from benchmarks.measurements import ARMS, CONTROL, CONTROLS, VITRIM
 from benchmarks.results import Row
 from benchmarks.targets import Target, judge_cell
 from vitrim.errors import SettingError
@@ -112,8 +112,8 @@ def open_cells(rows: Sequence[Row], configs: Sequence[Config]) -> list[dict[str,
     known = {(row["cell"], row["keep"], row["arm"]) for row in rows}
     found = []
     for config in configs:
-        expected = [(keep, arm) for keep in config.keeps for arm in config.arms if arm != CONTROL]
-        expected += [(1.0, CONTROL)] if CONTROL in config.arms else []
+        expected = [(keep, arm) for keep in config.keeps for arm in config.arms if arm not in CONTROLS]
+        expected += [(1.0, arm) for arm in config.arms if arm in CONTROLS]
         missing = [(keep, arm) for keep, arm in expected if (config.name, keep, arm) not in known]
         if not missing:
             continue

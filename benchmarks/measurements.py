@@ -5,7 +5,7 @@ This file checks that records belong together. Statistics over them belong to `r
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 
 from vitrim.errors import DataError
 
-VITRIM, CONTROL = "vitrim", "dense-control"
+VITRIM, CONTROL, DISTILLED = "vitrim", "dense-control", "dense-distilled"
+CONTROLS = (CONTROL, DISTILLED)  # have one measurement for all fractions to keep
 ARMS = (
     VITRIM,
     "vitrim-whole-heads",
@@ -26,8 +27,10 @@ ARMS = (
     "magnitude",
     "scratch",
     "timm-small",
-    CONTROL,
+    *CONTROLS,
 )
+LATENCIES = "latency.json"  # written by `benchmarks.latencies`
+CURVES, EPOCHS_FOLDER = "curves.json", "epochs-"  # written by `benchmarks.curves`: a file, and folders of other cells
 _REQUIRED_KEYS = (
     *("cell", "model", "dataset", "keep", "arm", "seed", "student_epochs", "search_epochs", "dense_epochs", "tuning"),
     *("stages", "evaluation", "after_cut", "after_recover", "dense", "params_ratio", "macs_ratio", "seconds"),
@@ -52,6 +55,8 @@ class Measurement:
             earlier versions, which do not compare the outputs.
         divergence: KL(dense || final model) of the outputs for each image, in nats, `(N,)`. None in such records.
         divergence_after_recover: the same after the recovery. None in such records and for arms without recovery.
+        latency: how fast the final model is compared with the dense model, as `benchmarks.latencies` wrote it. Of
+            several batch sizes, the largest. None if it was not measured, or with another seed.
     """
 
     path: Path
@@ -63,6 +68,7 @@ class Measurement:
     same: np.ndarray | None = field(repr=False)
     divergence: np.ndarray | None = field(repr=False)
     divergence_after_recover: np.ndarray | None = field(repr=False)
+    latency: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> Key:
@@ -89,19 +95,32 @@ def read_measurements(folders: Iterable[Path]) -> tuple[list[Measurement], list[
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"There is no folder {folder}; expected a folder that `python -m benchmarks.run` wrote.")
-        paths = sorted(folder.rglob("arm.json"))
-        before = len(found)
+        paths = [path for path in sorted(folder.rglob("arm.json")) if not _has_other_epochs(path.relative_to(folder))]
+        before, latencies = len(found), read_latencies(folder)
         for path in paths:
             measurement = _read(path)
             if isinstance(measurement, str):
                 notes.append(measurement)
             else:
-                found.append(measurement)
+                found.append(replace(measurement, latency=_latency_of(measurement, latencies)))
         if len(found) == before:
             raise DataError(
                 f"{folder} holds no complete arm.json ({len(paths)} incomplete); run `python -m benchmarks.run` first."
             )
     return found, notes
+
+
+def read_latencies(folder: Path) -> list[dict[str, Any]]:
+    """Read what `benchmarks.latencies` wrote into the folder of a cell. No entries if it has not run.
+
+    Raises:
+        DataError: the file is not valid JSON.
+    """
+    file = folder / LATENCIES
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise DataError(f"{file} is not valid JSON: {problem}. Delete it and measure the latencies again.") from None
 
 
 def group(measurements: Sequence[Measurement]) -> Groups:
@@ -159,6 +178,17 @@ def _read(path: Path) -> Measurement | str:
     if len(sizes) != 1 or 0 in sizes:
         raise DataError(f"{path} holds evaluations on {sizes} images; expected the same number of images for all.")
     return Measurement(path=path, values=values, **arrays)  # type: ignore[arg-type]
+
+
+def _has_other_epochs(path: Path) -> bool:
+    """Whether a file is of the same cell with another number of student epochs."""
+    return any(part.startswith(EPOCHS_FOLDER) for part in path.parts)
+
+
+def _latency_of(measurement: Measurement, latencies: list[dict[str, Any]]) -> dict[str, Any] | None:
+    key = (*measurement.key, measurement.seed)
+    found = [row for row in latencies if (row["cell"], row["keep"], row["arm"], row["seed"]) == key]
+    return max(found, key=lambda row: row["batch_size"], default=None)
 
 
 def _marks(values: dict[str, Any] | None, key: str = "correct") -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """The record of one arm, `arm.json`: all values that the tables need, for one seed and one fraction to keep."""
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,11 @@ from torch import nn
 from benchmarks.cell import RECORD, Cell, Job, read_evaluation, seconds_in
 from benchmarks.config import dense_recipe, student_training
 from benchmarks.divergence import compare_logits, logits_on
+from benchmarks.step_seconds import SEARCH, step_seconds
 from vitrim.costs.counting import count_cost
 from vitrim.runs.environment import environment
 from vitrim.runs.files import write_text
 from vitrim.runs.processes import is_main_process, wait_for_all
-
-SEARCH = "depth-search"  # prefix of the stages of the depth search in `metrics.jsonl`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
     cost, dense_cost = count_cost(outcome.model), count_cost(dense)
     params_ratio, macs_ratio = cost.fraction_of(dense_cost)
     near = partial(_compare_with_dense, cell, job.seed)
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows, seconds = read_metrics(folder / "metrics.jsonl"), seconds_in(folder)
     return {
         "cell": config.name,
         "model": config.model_name,
@@ -67,6 +67,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "arm": job.arm,
         "seed": job.seed,
         "dense_seed": cell.dense_seed(job.seed),
+        "dense_folder": os.path.relpath(cell.dense_folder(job.seed), cell.out),
         "student_epochs": config.student_epochs,
         "search_epochs": _search_epochs(rows, cell),
         "dense_epochs": dense_recipe(config, job.seed).training.epochs,
@@ -80,7 +81,8 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "recovered_against_dense": near(outcome.recovered) if outcome.recovered is not None else None,
         "params_ratio": params_ratio,
         "macs_ratio": macs_ratio,
-        "seconds": seconds_in(folder),
+        "seconds": seconds,
+        "step_seconds": step_seconds(folder, seconds),
         "images_per_second": _speed(rows),
         "train_macs_per_image": 3 * cost.macs + (dense_cost.macs if outcome.has_teacher else 0),
         "threads": torch.get_num_threads(),

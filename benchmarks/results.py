@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measurements import ARMS, CONTROL, VITRIM, Groups, Measurement
+from benchmarks.measurements import ARMS, CONTROL, CONTROLS, DISTILLED, VITRIM, Groups, Measurement
 from benchmarks.statistics import paired_difference, paired_ratio
 from vitrim.errors import DataError
 
@@ -22,7 +22,12 @@ Row = dict[str, Any]
 # Peak of dense bf16 arithmetic without sparsity, in operations per second, from NVIDIA's data sheets.
 BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 _MEANS = ("search_epochs", "params_ratio", "macs_ratio", "seconds", "images_per_second")
-_AGAINST_CONTROL = ("top1_dense_control", "delta_control", "delta_control_low", "delta_control_high")
+_CONTROL_DELTA = ("delta_control", "delta_control_low", "delta_control_high")
+_DISTILLED_DELTA = ("delta_distilled", "delta_distilled_low", "delta_distilled_high")
+_AGAINST = {  # what a row loses if the row of this control is replaced
+    CONTROL: ("top1_dense_control", *_CONTROL_DELTA),
+    DISTILLED: ("top1_dense_distilled", *_DISTILLED_DELTA),
+}
 _VITRIM_DELTA = ("vitrim_delta", "vitrim_low", "vitrim_high")
 _RECOVER_LEAD = ("recover_lead", "recover_lead_low", "recover_lead_high")
 _KL_LEAD = ("kl_lead", "kl_lead_low", "kl_lead_high")
@@ -33,15 +38,15 @@ def to_rows(groups: Groups) -> list[Row]:
     """Return one row for each group, in the order of the tables."""
     rows = []
     for (cell, keep, _), members in groups.items():
-        vitrim, control = groups.get((cell, keep, VITRIM), []), groups.get((cell, 1.0, CONTROL), [])
-        rows.append(_row(members, vitrim, control))
-    return sorted(rows, key=_order)
+        controls = {arm: groups.get((cell, 1.0, arm), []) for arm in CONTROLS}
+        rows.append(_row(members, groups.get((cell, keep, VITRIM), []), controls))
+    return sorted(rows, key=order_of)
 
 
 def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
     """Return the new rows, and the earlier rows that they do not replace.
 
-    If a row of the arm vitrim or of the dense control is replaced, earlier rows lose their comparison with it.
+    If a row of the arm vitrim or of a dense control is replaced, earlier rows lose their comparison with it.
     """
     merged = {_key(row): dict(row) for row in earlier}
     replaced = {_key(row) for row in new if _key(row) in merged and merged[_key(row)] != row}
@@ -49,10 +54,11 @@ def merge(earlier: Iterable[Row], new: Sequence[Row]) -> list[Row]:
         cell, keep, _ = key
         if (cell, keep, VITRIM) in replaced:
             row.update(dict.fromkeys(_AGAINST_VITRIM))
-        if (cell, 1.0, CONTROL) in replaced:
-            row.update(dict.fromkeys(_AGAINST_CONTROL))
+        for control, names in _AGAINST.items():
+            if (cell, 1.0, control) in replaced:
+                row.update(dict.fromkeys(names))
     merged.update({_key(row): row for row in new})
-    return sorted(merged.values(), key=_order)
+    return sorted(merged.values(), key=order_of)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -79,40 +85,45 @@ def without_absolute_paths(command: str) -> str:
     return re.sub(r"(?<![\w.\-/])~?/(?:[^\s/'\"=,]+/)*([^\s/'\"=,]*)/?", r"\1", command)
 
 
-def _row(members: list[Measurement], vitrim: list[Measurement], control: list[Measurement]) -> Row:
+def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[str, list[Measurement]]) -> Row:
     first, is_vitrim = members[0].values, members is vitrim
-    others = [] if is_vitrim or first["arm"] == CONTROL else vitrim  # the arm vitrim has no run with keep 1.0
-    controls = [] if first["arm"] == CONTROL else control
-    dense = _difference(members, members, "dense", "correct")
-    against_control = _difference(controls, members, "correct", "correct")
+    others = [] if is_vitrim or first["arm"] in CONTROLS else vitrim  # the arm vitrim has no run with keep 1.0
+    dense = difference(members, members, "dense", "correct")
+    against = {
+        arm: difference(control if first["arm"] != arm else [], members, "correct", "correct")
+        for arm, control in controls.items()
+    }
     row = {
         **{name: first[name] for name in ("cell", "model", "dataset", "keep", "arm")},
         "seeds": [m.seed for m in members],
+        "dense_seed_shared": any(m.values.get("dense_seed", m.seed) != m.seed for m in members),
         **{name: first[name] for name in ("student_epochs", "dense_epochs", "tuning")},
         "top1_dense": _top1(members, "dense"),
-        "top1_dense_control": _top1(control, "correct"),
+        "top1_dense_control": _top1(controls[CONTROL], "correct"),
+        "top1_dense_distilled": _top1(controls[DISTILLED], "correct"),
         "top1_after_cut": _top1(members, "after_cut"),
         "top1_after_recover": _top1(members, "after_recover"),
         "top1": _top1(members, "correct"),
         "top1_seeds": [100 * float(m.correct.mean()) for m in members],
         **_named(dense, "delta_dense", "low", "high"),
-        **_named(against_control, "delta_control", "delta_control_low", "delta_control_high"),
-        **_named(_difference(members, others, "correct", "correct"), *_VITRIM_DELTA),
+        **_named(against[CONTROL], *_CONTROL_DELTA),
+        **_named(against[DISTILLED], *_DISTILLED_DELTA),
+        **_named(difference(members, others, "correct", "correct"), *_VITRIM_DELTA),
         **_recover_ratio(members),
-        **_named(_difference(members, others, "after_cut", "after_recover"), *_RECOVER_LEAD),
+        **_named(difference(members, others, "after_cut", "after_recover"), *_RECOVER_LEAD),
         "kl_dense": _mean_of(members, "divergence"),
         "kl_recovered": _mean_of(members, "divergence_after_recover"),
         **_agreement(members),
         **_kl_lead(members, others),
         "stages": _stages(members),
         **{name: _mean(members, name) for name in _MEANS},
+        "step_seconds": _step_seconds(members),
+        **_latency(members),
         "peak_share": _peak_fraction(members),
         "num_images": len(members[0].correct),
-        "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
-        "command": _distinct(members, lambda m: without_absolute_paths(m.values["command"])),
-        "commit": _distinct(members, lambda m: m.values["commit"]),
+        **origin_of(members),
     }
-    return {name: _rounded(value) for name, value in row.items()}
+    return {name: rounded(value) for name, value in row.items()}
 
 
 def _named(difference: dict[str, float] | None, *names: str) -> dict[str, float | None]:
@@ -120,7 +131,7 @@ def _named(difference: dict[str, float] | None, *names: str) -> dict[str, float 
     return dict(zip(names, values, strict=True))
 
 
-def _difference(
+def difference(
     first: list[Measurement], second: list[Measurement], first_name: str, second_name: str
 ) -> dict[str, float] | None:
     """Return second minus first over the seeds that both have. None if they have no seed in common."""
@@ -198,6 +209,22 @@ def _stages(members: list[Measurement]) -> dict[str, Row]:
     }
 
 
+def _step_seconds(members: list[Measurement]) -> dict[str, float] | None:
+    """Return the mean seconds of each step over the seeds that have them. None in records of earlier versions."""
+    found = [m.values["step_seconds"] for m in members if m.values.get("step_seconds")]
+    names = dict.fromkeys(name for seconds in found for name in seconds)
+    return {name: float(np.mean([seconds.get(name, 0.0) for seconds in found])) for name in names} or None
+
+
+def _latency(members: list[Measurement]) -> Row:
+    """Return the latency of the seed that was timed: milliseconds of a batch, and the ratio to the dense model."""
+    found: Row = next((m.latency for m in members if m.latency), {})
+    return {
+        **{f"latency_{name}": found.get(name) for name in ("ratio", "low", "high", "ms", "dense_ms", "on")},
+        "latency_batch": found.get("batch_size"),
+    }
+
+
 def _peak_fraction(members: list[Measurement]) -> float | None:
     """Return training arithmetic as a fraction of the GPU's dense bf16 peak. None on a CPU or an unknown GPU."""
     fractions = []
@@ -210,6 +237,15 @@ def _peak_fraction(members: list[Measurement]) -> float | None:
     return float(np.mean(fractions))
 
 
+def origin_of(members: Sequence[Measurement]) -> Row:
+    """Return hardware, command and commit of measurements. Values that differ are on lines of their own."""
+    return {
+        "hardware": _distinct(members, lambda m: hardware_line(m.values["environment"])),
+        "command": _distinct(members, lambda m: without_absolute_paths(m.values["command"])),
+        "commit": _distinct(members, lambda m: m.values["commit"]),
+    }
+
+
 def hardware_line(environment: dict[str, Any]) -> str:
     """Return hardware, precision and versions of a record as one line."""
     threads = environment["threads"]
@@ -219,22 +255,23 @@ def hardware_line(environment: dict[str, Any]) -> str:
     return "; ".join(part for part in (gpu, cpu, environment.get("dtype"), versions) if part)
 
 
-def _distinct(members: list[Measurement], text: Callable[[Measurement], str | None]) -> str:
+def _distinct(members: Sequence[Measurement], text: Callable[[Measurement], str | None]) -> str:
     return "\n".join(dict.fromkeys(text(m) or "unknown" for m in members))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Round to four decimals, so that the file does not depend on the last bit of a sum."""
     if isinstance(value, float):
         return round(value, 4) + 0.0  # no -0.0
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return {name: _rounded(item) for name, item in value.items()} if isinstance(value, dict) else value
+        return [rounded(item) for item in value]
+    return {name: rounded(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _key(row: Row) -> tuple[str, float, str]:
     return row["cell"], float(row["keep"]), row["arm"]
 
 
-def _order(row: Row) -> tuple[str, float, int]:
+def order_of(row: Row) -> tuple[str, float, int]:
+    """Return what rows are sorted by: cell, fraction to keep (largest first) and arm."""
     return row["cell"], -row["keep"], ARMS.index(row["arm"])

@@ -71,22 +71,22 @@ def run(
 
     cell_config = load_config(config)
     selected = select(cell_config, seeds=seeds, keeps=keeps, arms=arms)
-    _check_installed(selected.arms)
+    check_installed(selected.arms)
     cell = open_cell(selected, output, data, command_for(cell_config, config))
     for job in jobs_of(selected):
         run_job(cell, job)
 
 
 def jobs_of(config: "CellConfig") -> "list[Job]":
-    """List the jobs of a cell, ordered by seed, fraction to keep and arm. The dense control has one job per seed."""
+    """List the jobs of a cell, ordered by seed, fraction to keep and arm. A dense control has one job per seed."""
     from benchmarks.cell import Job
-    from benchmarks.config import CONTROL
+    from benchmarks.config import CONTROLS
 
     jobs = []
     for seed in config.seeds:
-        arms = [arm for arm in config.arms if arm != CONTROL]
+        arms = [arm for arm in config.arms if arm not in CONTROLS]
         jobs += [Job(arm=arm, seed=seed, keep=keep) for keep in config.keeps for arm in arms]
-        jobs += [Job(arm=CONTROL, seed=seed, keep=1.0)] if CONTROL in config.arms else []
+        jobs += [Job(arm=arm, seed=seed, keep=1.0) for arm in config.arms if arm in CONTROLS]
     return jobs
 
 
@@ -97,7 +97,8 @@ def command_for(config: "CellConfig", path: Path) -> str:
     return f"python -m benchmarks.run {shown.as_posix()} -o runs/{config.name}"
 
 
-def _check_installed(arms: Sequence[str]) -> None:
+def check_installed(arms: Sequence[str]) -> None:
+    """Raise `SettingError` if an arm needs a package that is missing."""
     needing = [arm for arm in arms if arm.startswith("torch-pruning")]
     if needing and find_spec("torch_pruning") is None:
         raise SettingError(

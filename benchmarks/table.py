@@ -11,8 +11,9 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from benchmarks.curves import merge_curves
 from benchmarks.document import cells_of, read_configs, to_markdown, tuning_to_markdown
-from benchmarks.measurements import Groups, group, read_measurements
+from benchmarks.measurements import CURVES, Groups, group, read_measurements
 from benchmarks.results import Row, merge, read_rows, rows_to_text, to_rows
 from benchmarks.run import status_of
 from vitrim.errors import SettingError
@@ -64,7 +65,15 @@ def table(
             f"{', '.join(refused)} was measured on images split from the training set, so it is not a result. "
             "Pass --tuning FILE to write its tables."
         )
+    _write_curves(outputs or [], docs)
     _write_docs(groups, [row for folder in outputs or [] for row in read_rows(folder / ABLATION)], docs, configs)
+
+
+def _write_curves(outputs: Sequence[Path], docs: Path) -> None:
+    """Add the curves of the cells to those of the documents."""
+    if new := [row for folder in outputs for row in read_rows(folder / CURVES)]:
+        docs.mkdir(parents=True, exist_ok=True)
+        _write(docs / CURVES, rows_to_text(merge_curves(read_rows(docs / CURVES), new)))
 
 
 def _write_docs(groups: Groups, ablation: list[Row], docs: Path, configs: Path) -> None:

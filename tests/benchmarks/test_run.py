@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from cyclopts import App
 from safetensors.torch import save_file
 
+from benchmarks import latencies
 from benchmarks.architectures import fresh_model, model_to_train
-from benchmarks.config import ARMS, CONFIGS, CONTROL, load_config
-from benchmarks.measurements import read_measurements
+from benchmarks.config import ARMS, CONFIGS, CONTROL, CONTROLS, PUBLISHED, load_config
+from benchmarks.measurements import group, read_measurements
+from benchmarks.results import to_rows
 from benchmarks.run import app, status_of
 from builders.cells import ARCHITECTURE, CELL, MODEL_ARGS, TRAINING, cell_config, cell_file
 from builders.models import same_tensors
@@ -21,8 +24,8 @@ from vitrim.saving.checkpoint import load
 from vitrim.training.loop import TrainingLoop
 
 
-def _status(arguments: list[str]) -> int:
-    return status_of(app, arguments)
+def _status(arguments: list[str], command: App = app) -> int:
+    return status_of(command, arguments)
 
 
 def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -59,7 +62,8 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
     assert notes == [] and {item.values["arm"] for item in found} == set(ARMS)
     for record in (item.values for item in found):
         is_vitrim = record["arm"].startswith("vitrim")
-        is_pruned = record["arm"] not in ("scratch", "timm-small", CONTROL)
+        is_published = record["arm"] in PUBLISHED
+        is_pruned = record["arm"] not in ("scratch", "timm-small", *CONTROLS)
         assert (record["after_cut"] is not None) == is_pruned
         assert (record["after_recover"] is not None) == is_vitrim
         assert record["stages"][-1]["top1"] == record["evaluation"]["top1"]
@@ -67,9 +71,21 @@ def test_every_arm_writes_a_record_that_the_tables_can_read(finished_cell):
         assert (record["recovered_against_dense"] is not None) == is_vitrim
         assert (record["search_epochs"] > 0) == is_vitrim
         assert record["seconds"] > 0 and record["images_per_second"] > 0
-        assert record["keep"] == (1.0 if record["arm"] == CONTROL else 0.5)
+        steps = record["step_seconds"]
+        assert sum(steps.values()) == pytest.approx(record["seconds"], abs=0.01)
+        assert ("distillation" in steps) and ("planning" in steps) == (is_pruned or record["arm"] == "scratch")
+        assert ("recovery" in steps) == is_vitrim and ("scoring" in steps) == (is_vitrim or is_published)
+        assert ("rotation" in steps) == (record["arm"] == "vitrim")
+        assert record["keep"] == (1.0 if record["arm"] in CONTROLS else 0.5)
         assert max(record["params_ratio"], record["macs_ratio"]) <= record["keep"]
         assert record["command"].endswith("-o runs/tiny") and "/tmp" not in json.dumps(record)
+
+
+@pytest.mark.slow
+def test_the_latency_of_every_arm_is_in_the_rows(finished_cell):
+    assert _status([str(finished_cell), "--rounds", "6", "--batch-size", "2"], latencies.app) == 0
+    rows = to_rows(group(read_measurements([finished_cell])[0]))
+    assert {row["arm"] for row in rows if row["latency_ratio"] > 0 and row["latency_batch"] == 2} == set(ARMS)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks.curves import curve_rows, merge_curves
 from benchmarks.measurements import CONTROL
 from benchmarks.results import merge
 from benchmarks.table import main
@@ -29,6 +30,19 @@ def test_the_command_writes_the_documents_and_adds_to_them(tmp_path: Path, drawn
     before = (docs / "results.json").read_bytes(), text
     assert exit_status(main, "--docs", docs, "--configs", configs) == 0
     assert before == ((docs / "results.json").read_bytes(), (docs / "results.md").read_text())
+
+
+def test_curves_of_cells_are_added_to_those_of_the_documents(tmp_path: Path, drawn_once: None) -> None:
+    docs, known = tmp_path / "docs", []
+    for cell in ("tiny", "other"):
+        out = write_cell(tmp_path / cell, ("vitrim", "paper"), (0.7,), cell=cell)
+        write_arm(out / "epochs-1", "vitrim", 0.7, 0, cell=cell, student_epochs=1)
+        known += curve_rows(out)
+        (out / "curves.json").write_text(json.dumps(curve_rows(out)))
+        assert exit_status(main, out, "--docs", docs, "--configs", tmp_path / "none") == 0
+    rows = json.loads((docs / "curves.json").read_text())
+    assert len(rows) == 6 and rows == merge_curves(known, [])
+    assert {row["arm"] for row in rows} == {"vitrim"}
 
 
 def test_tuning_cells_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
