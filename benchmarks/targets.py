@@ -66,6 +66,7 @@ class Target:
 
     Attributes:
         keep: the fraction to keep.
+        name: what vitrim is compared with, in a few words.
         text: what is measured.
         minimum: the value to reach.
         strict: whether the value must be above the minimum, not only equal to it.
@@ -77,6 +78,7 @@ class Target:
     """
 
     keep: float
+    name: str
     text: str
     minimum: float
     strict: bool
@@ -122,32 +124,44 @@ def _minimums_of(model: str) -> Minimums:
 def _judge_keep(rows: Sequence[Row], keep: float, expected: set[str], minimums: Minimums) -> list[Target]:
     arms = {row["arm"]: row for row in rows if row["keep"] == keep}
     vitrim, others = arms.get(VITRIM, {}), {arm: arms.get(arm, {}) for arm in OTHER_ARMS if arm in expected}
-    blank = Target(keep=keep, text="", minimum=0.0, strict=False, unit="points", measured=None, low=None, high=None)
+    blank = _blank(keep)
     targets = []
     if keep in minimums.over_dense:
-        target = replace(blank, text="top-1 of vitrim minus top-1 of the dense teacher")
+        target = replace(blank, name="dense model", text="top-1 of vitrim minus top-1 of the dense teacher")
         values = _values(vitrim, "delta_dense", "low", "high")
         targets.append(_judge(replace(target, minimum=minimums.over_dense[keep]), values))
     if keep in minimums.over_others:
-        target = replace(blank, text="top-1 of vitrim minus top-1 of the best other arm")
+        target = replace(blank, name="best other arm", text="top-1 of vitrim minus top-1 of the best other arm")
         target = replace(target, minimum=minimums.over_others[keep])
         targets.append(_judge_against_best(target, others, "vitrim_delta"))
     if keep in minimums.others_kl:
-        target = replace(blank, text="divergence of the best other arm, in % of the divergence of vitrim", unit="%")
+        text = "divergence of the best other arm, in % of the divergence of vitrim"
+        target = replace(blank, name="divergence", text=text, unit="%")
         target = replace(target, minimum=minimums.others_kl[keep], strict=minimums.others_kl[keep] == 100)
         targets.append(_judge_against_best(target, others, "kl_lead"))
     if keep in minimums.over_paper:
-        target = replace(blank, text="top-1 of vitrim minus top-1 of the published method")
+        text = "top-1 of vitrim minus top-1 of the published method"
+        target = replace(blank, name="published method", text=text)
         values = _values(arms.get(PAPER, {}), "vitrim_delta", "vitrim_low", "vitrim_high")
         targets.append(_judge(replace(target, minimum=minimums.over_paper[keep]), values))
     text = "top-1 of vitrim after recovery, before training, in % of the dense teacher's top-1"
-    target = replace(blank, text=text, minimum=minimums.recovered[keep], unit="%")
+    target = replace(blank, name="before training", text=text, minimum=minimums.recovered[keep], unit="%")
     targets.append(_judge(target, _values(vitrim, "recover_share", "recover_share_low", "recover_share_high")))
     if minimums.over_pruned:
         text = "top-1 of vitrim after recovery minus top-1 of the best other arm after pruning"
         pruning = {arm: row for arm, row in others.items() if arm in OTHER_PRUNING_ARMS}
-        targets.append(_judge_against_best(replace(blank, text=text, strict=True), pruning, "recover_lead"))
+        targets.append(
+            _judge_against_best(
+                replace(blank, name="other arms before training", text=text, strict=True), pruning, "recover_lead"
+            )
+        )
     return targets
+
+
+def _blank(keep: float) -> Target:
+    return Target(
+        keep=keep, name="", text="", minimum=0.0, strict=False, unit="points", measured=None, low=None, high=None
+    )
 
 
 def _judge_teacher(rows: Sequence[Row], minimums: Minimums) -> list[Target]:
@@ -156,12 +170,10 @@ def _judge_teacher(rows: Sequence[Row], minimums: Minimums) -> list[Target]:
     for keep, minimum in minimums.with_teacher.items():
         vitrim = next((row for row in rows if row["arm"] == VITRIM and row["keep"] == keep), {})
         text = "with a better teacher: top-1 of vitrim minus top-1 of the dense model"
-        target = Target(
-            keep=keep, text=text, minimum=minimum, strict=False, unit="points", measured=None, low=None, high=None
-        )
+        target = replace(_blank(keep), name="dense model, with a better teacher", text=text, minimum=minimum)
         targets.append(_judge(target, _values(vitrim, "delta_dense", "low", "high")))
         text = "with a better teacher: top-1 of vitrim minus top-1 of the dense model trained on by the same teacher"
-        target = replace(target, text=text, minimum=0.0, strict=True)
+        target = replace(target, name="dense control, with a better teacher", text=text, minimum=0.0, strict=True)
         targets.append(_judge(target, distilled_lead(vitrim, rows)))
     return targets
 

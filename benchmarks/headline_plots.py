@@ -1,0 +1,302 @@
+"""The plots of the first sections of `docs/results.md`, as SVG. The same rows always produce the same bytes.
+
+Plots of single cells belong to `plots`. The background is transparent. Each colour can be read on white and
+on black.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from scipy.optimize import isotonic_regression
+
+from benchmarks.headline import arms_of, controls_of, headline_rows, keeps_of
+from benchmarks.measurements import CONTROL, VITRIM
+from benchmarks.names import CONTROLS, NAMES
+from benchmarks.results import Row
+from benchmarks.sections import curve_keeps, points_of_time
+from benchmarks.targets import DISTILLED
+
+TEXT, GRID = "#7d8590", "#7d859055"
+# Colours by Okabe and Ito, a little darker where white needs it. Markers and lines differ too.
+LOOKS = {
+    VITRIM: ("#D55E00", "o", "-"),
+    "vitrim-whole-heads": ("#D55E00", "p", "--"),
+    "paper": ("#1f7fc4", "s", "-"),
+    "hard-labels": ("#1f7fc4", "^", ":"),
+    "torch-pruning": ("#C2629B", "D", "--"),
+    "torch-pruning-head-widths": ("#C2629B", "d", "-"),
+    "random": ("#7d8590", "v", ":"),
+    "magnitude": ("#009E73", "P", "-"),
+    "scratch": ("#B8860B", "X", "-"),
+    "timm-small": ("#B8860B", "*", ":"),
+    CONTROL: ("#7d8590", "", "--"),
+    DISTILLED: ("#7d8590", "", ":"),
+}
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "vitrim",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": TEXT,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+}
+LINEAR_POINTS = 1.0  # the axis of differences is linear up to this, and logarithmic beyond
+Label = tuple[str, float, float]  # arm, x and y of its last point
+
+
+def draw_headline(rows: Sequence[Row], curves: Sequence[Row], folder: Path) -> list[Path]:
+    """Write the plots of the headline cell and return their paths. Without a pruned model, there is none.
+
+    Args:
+        rows: rows of `results.json`, of all cells.
+        curves: rows of `curves.json`, of all cells.
+        folder: folder of the plots.
+    """
+    main = headline_rows(rows)
+    if not main:
+        return []
+    curves = [row for row in curves if row["cell"] == main[0]["cell"]]
+    figures: dict[str, Callable[[], Figure]] = {
+        "headline": lambda: headline_figure(main),
+        "headline-narrow": lambda: headline_figure(main, is_narrow=True),
+    }
+    timed = points_of_time(main, curves)
+    if timed:
+        figures["headline-time"] = lambda: time_figure(timed, main)
+    if curves:
+        figures["headline-curves"] = lambda: curves_figure(curves, main)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, draw in figures.items():
+        with matplotlib.rc_context(STYLE):
+            path = folder / f"{name}.svg"
+            metadata = {"Date": None, "Creator": None}
+            draw().savefig(path, format="svg", bbox_inches="tight", transparent=True, metadata=metadata)
+        written.append(path)
+    return written
+
+
+def headline_figure(rows: Sequence[Row], *, is_narrow: bool = False) -> Figure:
+    """Draw the difference of top-1 to the dense model, and the KL divergence from it, against the multiply-adds kept.
+
+    Args:
+        rows: the rows of the headline cell.
+        is_narrow: whether the second panel is below the first one, for a narrow screen.
+    """
+    compared = [row for row in rows if row.get("kl_dense") is not None and row["arm"] not in CONTROLS]
+    num_panels = 2 if compared else 1
+    shape = (num_panels, 1) if is_narrow else (1, num_panels)
+    figure = Figure(figsize=(4.6, 4.4 * num_panels) if is_narrow else (5.9 * num_panels, 4.6))
+    panels = figure.subplots(*shape, squeeze=False, gridspec_kw={"hspace": 0.34, "wspace": 0.62}).flat
+    _draw_accuracy(panels[0], rows)
+    if compared:
+        _draw_divergence(panels[1], rows)
+    return figure
+
+
+def time_figure(points: Sequence[Row], rows: Sequence[Row]) -> Figure:
+    """Draw top-1 against seconds, with one panel for each fraction to keep. Nothing is interpolated.
+
+    Args:
+        points: rows with `seconds` and `top1`.
+        rows: the rows of the headline cell, for the dense model.
+    """
+    keeps = curve_keeps(points)
+    figure, panels = _panels_of(keeps)
+    for axes, keep in zip(panels, keeps, strict=True):
+        shown = [row for row in points if row["keep"] == keep]
+        _draw_arms(axes, shown, "seconds", scale=np.log)
+        _draw_dense_line(axes, rows, keep)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if _leading(value) in (2, 5) else "")
+        )
+        axes.set_xlabel("seconds of one seed, all steps")
+        _finish(axes, keep)
+    return figure
+
+
+def curves_figure(curves: Sequence[Row], rows: Sequence[Row]) -> Figure:
+    """Draw top-1 against the number of student epochs, with one panel for each fraction to keep.
+
+    Args:
+        curves: rows of `curves.json` of the headline cell.
+        rows: the rows of the headline cell, for the dense model.
+    """
+    keeps = curve_keeps(curves)
+    figure, panels = _panels_of(keeps)
+    for axes, keep in zip(panels, keeps, strict=True):
+        shown = [row for row in curves if row["keep"] == keep]
+        epochs = sorted({row["student_epochs"] for row in shown})
+        axes.set_xscale("function", functions=(np.log1p, np.expm1))
+        _draw_arms(axes, shown, "student_epochs", scale=np.log1p)
+        _draw_dense_line(axes, rows, keep)
+        axes.xaxis.set_major_locator(FixedLocator(epochs))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        axes.set_xlabel("student epochs (0: before training)")
+        _finish(axes, keep)
+    return figure
+
+
+def _draw_accuracy(axes: Axes, rows: Sequence[Row]) -> None:
+    axes.set_yscale("symlog", linthresh=LINEAR_POINTS, linscale=1.0)
+    arms = arms_of(rows)
+    labels: list[Label] = []
+    for place, arm in enumerate(arms):
+        points = sorted((row for row in rows if row["arm"] == arm), key=lambda row: -row["macs_ratio"])
+        shift = 0.5 * (place - (len(arms) - 1) / 2)  # bars with the same multiply-adds must not overlap
+        places = [100 * row["macs_ratio"] + shift for row in points]
+        values = np.array([row["delta_dense"] for row in points])
+        ends = np.array([[row["low"] for row in points], [row["high"] for row in points]])
+        bars = np.maximum([values - ends[0], ends[1] - values], 0)
+        _draw_line(axes, arm, places, values, bars)
+        labels.append((arm, places[-1], float(values[-1])))
+    _level(axes, 0.0, "dense model", solid=True)
+    for row in controls_of(rows):
+        _level(axes, row["delta_dense"], NAMES[row["arm"]], solid=False)
+    low, high = axes.get_ylim()
+    marks = [-50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5]
+    axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    axes.set_title("top-1 minus top-1 of the dense model, points [95 %]", loc="left", fontsize=11)
+    _finish_sizes(axes, rows, labels)
+
+
+def _draw_divergence(axes: Axes, rows: Sequence[Row]) -> None:
+    axes.set_yscale("log")
+    labels: list[Label] = []
+    for arm in arms_of(rows):
+        points = [row for row in rows if row["arm"] == arm and row.get("kl_dense") is not None]
+        points.sort(key=lambda row: -row["macs_ratio"])
+        if points:
+            places, values = [100 * row["macs_ratio"] for row in points], [row["kl_dense"] for row in points]
+            _draw_line(axes, arm, places, values, None)
+            labels.append((arm, places[-1], values[-1]))
+    for row in controls_of(rows):
+        if row.get("kl_dense") is not None:
+            _level(axes, row["kl_dense"], NAMES[row["arm"]], solid=False)
+    low, high = axes.get_ylim()
+    marks = [number * 10.0**power for power in range(-5, 2) for number in (1, 2, 5)]
+    axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_title("KL divergence from the dense model, nats (log scale)", loc="left", fontsize=11)
+    _finish_sizes(axes, rows, labels)
+
+
+def _draw_line(axes: Axes, arm: str, places: Sequence[float], values: Any, bars: Any) -> None:
+    colour, marker, line = LOOKS[arm]
+    is_main = arm == VITRIM
+    axes.errorbar(
+        places,
+        values,
+        bars,
+        color=colour,
+        marker=marker,
+        linestyle=line,
+        linewidth=2.4 if is_main else 1.3,
+        markersize=8 if is_main else 5.5,
+        elinewidth=1.8 if is_main else 1,
+        capsize=2.5,
+        zorder=6 if is_main else 5,
+    )
+
+
+def _draw_arms(axes: Axes, points: Sequence[Row], along: str, *, scale: Callable[[float], float]) -> None:
+    """Draw the points of each arm, joined by a line, and its name after its last point."""
+    labels: list[Label] = []
+    for arm in [arm for arm in LOOKS if any(row["arm"] == arm for row in points)]:
+        shown = sorted((row for row in points if row["arm"] == arm), key=lambda row: row[along])
+        places, values = [row[along] for row in shown], [row["top1"] for row in shown]
+        _draw_line(axes, arm, places, values, None)
+        labels.append((arm, places[-1], values[-1]))
+    known = [row[along] for row in points]
+    left, right = scale(min(known)), scale(max(known))
+    undo = np.exp if scale is np.log else np.expm1
+    edge = 0.05 * (right - left) or 0.1
+    axes.set_xlim(undo(left - edge), undo(right + edge))
+    axes.margins(y=0.08)
+    _label_right(axes, labels)
+
+
+def _draw_dense_line(axes: Axes, rows: Sequence[Row], keep: float) -> None:
+    members = [row for row in rows if row["keep"] == keep] or list(rows)
+    main = next((row for row in members if row["arm"] == VITRIM), members[0])
+    _level(axes, main["top1_dense"], "dense model", solid=True)
+
+
+def _level(axes: Axes, value: float, text: str, *, solid: bool) -> None:
+    """Draw a horizontal line with its name above it, at the left edge."""
+    axes.axhline(value, color=TEXT, linewidth=1.3 if solid else 1.1, linestyle="-" if solid else "--", zorder=2)
+    axes.annotate(
+        text, (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=9.5
+    )
+
+
+def _finish_sizes(axes: Axes, rows: Sequence[Row], labels: Sequence[Label]) -> None:
+    """Label the axis of multiply-adds, which falls from left to right, so that names stand where lines are apart."""
+    known = [100 * row["macs_ratio"] for row in rows if row["arm"] not in CONTROLS]
+    axes.set_xlim(max(known) + 6, min(known) - 4)
+    axes.xaxis.set_major_locator(FixedLocator([100 * keep for keep in keeps_of(rows)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    axes.set_xlabel("multiply-adds kept")
+    axes.grid(True, axis="y")
+    _label_right(axes, labels)
+
+
+def _finish(axes: Axes, keep: float) -> None:
+    axes.set_title(f"{100 * keep:g} % kept: top-1, %", loc="left", fontsize=11)
+    axes.grid(True, axis="y")
+
+
+def _panels_of(keeps: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(5.9 * len(keeps), 4.2))
+    panels = figure.subplots(1, len(keeps), squeeze=False, gridspec_kw={"wspace": 0.62})[0]
+    return figure, list(panels)
+
+
+def _label_right(axes: Axes, labels: Sequence[Label]) -> None:
+    """Write the names at the right edge, moved apart so that they do not overlap, each joined to its last point."""
+    to_axes, to_screen = axes.transAxes.inverted(), axes.transData
+    ends = [(arm, *to_axes.transform(to_screen.transform((x, y)))) for arm, x, y in labels]
+    ends.sort(key=lambda end: end[2])
+    steps = 0.062 * np.arange(len(ends))
+    heights = isotonic_regression(np.array([end[2] for end in ends]) - steps).x + steps
+    heights = np.minimum(heights, 1.0 - 0.062 * np.arange(len(ends))[::-1])
+    for (arm, x, y), height in zip(ends, heights, strict=True):
+        colour, _, _ = LOOKS[arm]
+        axes.plot(
+            [x + 0.015, 1.0, 1.05],
+            [y, y, height],
+            color=colour,
+            linewidth=0.7,
+            transform=axes.transAxes,
+            clip_on=False,
+            scalex=False,
+            scaley=False,
+        )
+        weight = "bold" if arm == VITRIM else "normal"
+        axes.text(1.06, height, NAMES[arm], color=colour, va="center", fontweight=weight, transform=axes.transAxes)
+
+
+def _leading(value: float) -> int:
+    return int(f"{value:e}"[0])
