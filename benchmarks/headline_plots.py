@@ -6,7 +6,7 @@ on black.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -57,7 +57,16 @@ STYLE: Any = {
     "grid.linewidth": 0.7,
 }
 LINEAR_POINTS = 1.0  # the axis of differences is linear up to this, and logarithmic beyond
-Label = tuple[str, float, float]  # arm, x and y of its last point
+GAP = 0.062  # between names, as a fraction of the height of a panel
+
+
+class Label(NamedTuple):
+    """A name at the right edge, with its colour and the point that it is joined to. `x` None: a horizontal line."""
+
+    text: str
+    colour: str
+    x: float | None
+    y: float
 
 
 def draw_headline(rows: Sequence[Row], curves: Sequence[Row], folder: Path) -> list[Path]:
@@ -102,8 +111,8 @@ def headline_figure(rows: Sequence[Row], *, is_narrow: bool = False) -> Figure:
     compared = [row for row in rows if row.get("kl_dense") is not None and row["arm"] not in CONTROLS]
     num_panels = 2 if compared else 1
     shape = (num_panels, 1) if is_narrow else (1, num_panels)
-    figure = Figure(figsize=(4.6, 4.4 * num_panels) if is_narrow else (5.9 * num_panels, 4.6))
-    panels = figure.subplots(*shape, squeeze=False, gridspec_kw={"hspace": 0.34, "wspace": 0.62}).flat
+    figure = Figure(figsize=(4.6, 4.4 * num_panels) if is_narrow else (6.4 * num_panels, 4.6))
+    panels = figure.subplots(*shape, squeeze=False, gridspec_kw={"hspace": 0.34, "wspace": 0.95}).flat
     _draw_accuracy(panels[0], rows)
     if compared:
         _draw_divergence(panels[1], rows)
@@ -121,15 +130,14 @@ def time_figure(points: Sequence[Row], rows: Sequence[Row]) -> Figure:
     figure, panels = _panels_of(keeps)
     for axes, keep in zip(panels, keeps, strict=True):
         shown = [row for row in points if row["keep"] == keep]
-        _draw_arms(axes, shown, "seconds", scale=np.log)
-        _draw_dense_line(axes, rows, keep)
         axes.set_xscale("log")
+        labels = [*_draw_arms(axes, shown, "seconds"), _draw_dense(axes, rows, keep)]
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(
             FuncFormatter(lambda value, _: f"{value:g}" if _leading(value) in (2, 5) else "")
         )
         axes.set_xlabel("seconds of one seed, all steps")
-        _finish(axes, keep)
+        _finish(axes, keep, labels)
     return figure
 
 
@@ -146,13 +154,12 @@ def curves_figure(curves: Sequence[Row], rows: Sequence[Row]) -> Figure:
         shown = [row for row in curves if row["keep"] == keep]
         epochs = sorted({row["student_epochs"] for row in shown})
         axes.set_xscale("function", functions=(np.log1p, np.expm1))
-        _draw_arms(axes, shown, "student_epochs", scale=np.log1p)
-        _draw_dense_line(axes, rows, keep)
+        labels = [*_draw_arms(axes, shown, "student_epochs"), _draw_dense(axes, rows, keep)]
         axes.xaxis.set_major_locator(FixedLocator(epochs))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         axes.set_xlabel("student epochs (0: before training)")
-        _finish(axes, keep)
+        _finish(axes, keep, labels)
     return figure
 
 
@@ -168,10 +175,9 @@ def _draw_accuracy(axes: Axes, rows: Sequence[Row]) -> None:
         ends = np.array([[row["low"] for row in points], [row["high"] for row in points]])
         bars = np.maximum([values - ends[0], ends[1] - values], 0)
         _draw_line(axes, arm, places, values, bars)
-        labels.append((arm, places[-1], float(values[-1])))
-    _level(axes, 0.0, "dense model", solid=True)
-    for row in controls_of(rows):
-        _level(axes, row["delta_dense"], NAMES[row["arm"]], solid=False)
+        labels.append(_label(arm, places[-1], float(values[-1])))
+    labels.append(_draw_level(axes, 0.0, "dense model"))
+    labels += [_draw_level(axes, row["delta_dense"], NAMES[row["arm"]], line="--") for row in controls_of(rows)]
     low, high = axes.get_ylim()
     marks = [-50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5]
     axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
@@ -190,10 +196,10 @@ def _draw_divergence(axes: Axes, rows: Sequence[Row]) -> None:
         if points:
             places, values = [100 * row["macs_ratio"] for row in points], [row["kl_dense"] for row in points]
             _draw_line(axes, arm, places, values, None)
-            labels.append((arm, places[-1], values[-1]))
+            labels.append(_label(arm, places[-1], values[-1]))
     for row in controls_of(rows):
         if row.get("kl_dense") is not None:
-            _level(axes, row["kl_dense"], NAMES[row["arm"]], solid=False)
+            labels.append(_draw_level(axes, row["kl_dense"], NAMES[row["arm"]], line="--"))
     low, high = axes.get_ylim()
     marks = [number * 10.0**power for power in range(-5, 2) for number in (1, 2, 5)]
     axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
@@ -221,35 +227,31 @@ def _draw_line(axes: Axes, arm: str, places: Sequence[float], values: Any, bars:
     )
 
 
-def _draw_arms(axes: Axes, points: Sequence[Row], along: str, *, scale: Callable[[float], float]) -> None:
-    """Draw the points of each arm, joined by a line, and its name after its last point."""
-    labels: list[Label] = []
+def _draw_arms(axes: Axes, points: Sequence[Row], along: str) -> list[Label]:
+    """Draw the points of each arm, joined by a line, and return their labels."""
+    labels = []
     for arm in [arm for arm in LOOKS if any(row["arm"] == arm for row in points)]:
         shown = sorted((row for row in points if row["arm"] == arm), key=lambda row: row[along])
         places, values = [row[along] for row in shown], [row["top1"] for row in shown]
         _draw_line(axes, arm, places, values, None)
-        labels.append((arm, places[-1], values[-1]))
-    known = [row[along] for row in points]
-    left, right = scale(min(known)), scale(max(known))
-    undo = np.exp if scale is np.log else np.expm1
-    edge = 0.05 * (right - left) or 0.1
-    axes.set_xlim(undo(left - edge), undo(right + edge))
-    axes.margins(y=0.08)
-    _label_right(axes, labels)
+        labels.append(_label(arm, places[-1], values[-1]))
+    return labels
 
 
-def _draw_dense_line(axes: Axes, rows: Sequence[Row], keep: float) -> None:
+def _draw_dense(axes: Axes, rows: Sequence[Row], keep: float) -> Label:
     members = [row for row in rows if row["keep"] == keep] or list(rows)
     main = next((row for row in members if row["arm"] == VITRIM), members[0])
-    _level(axes, main["top1_dense"], "dense model", solid=True)
+    return _draw_level(axes, main["top1_dense"], "dense model")
 
 
-def _level(axes: Axes, value: float, text: str, *, solid: bool) -> None:
-    """Draw a horizontal line with its name above it, at the left edge."""
-    axes.axhline(value, color=TEXT, linewidth=1.3 if solid else 1.1, linestyle="-" if solid else "--", zorder=2)
-    axes.annotate(
-        text, (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=9.5
-    )
+def _draw_level(axes: Axes, value: float, text: str, *, line: str = "-") -> Label:
+    """Draw a horizontal line and return its label."""
+    axes.axhline(value, color=TEXT, linewidth=1.3 if line == "-" else 1.1, linestyle=line, zorder=2)
+    return Label(text, TEXT, None, value)
+
+
+def _label(arm: str, x: float, y: float) -> Label:
+    return Label(NAMES[arm], LOOKS[arm][0], x, y)
 
 
 def _finish_sizes(axes: Axes, rows: Sequence[Row], labels: Sequence[Label]) -> None:
@@ -263,39 +265,43 @@ def _finish_sizes(axes: Axes, rows: Sequence[Row], labels: Sequence[Label]) -> N
     _label_right(axes, labels)
 
 
-def _finish(axes: Axes, keep: float) -> None:
+def _finish(axes: Axes, keep: float, labels: Sequence[Label]) -> None:
     axes.set_title(f"{100 * keep:g} % kept: top-1, %", loc="left", fontsize=11)
+    axes.margins(x=0.06, y=0.06)
     axes.grid(True, axis="y")
+    _label_right(axes, labels)
 
 
 def _panels_of(keeps: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(5.9 * len(keeps), 4.2))
-    panels = figure.subplots(1, len(keeps), squeeze=False, gridspec_kw={"wspace": 0.62})[0]
+    figure = Figure(figsize=(6.4 * len(keeps), 4.2))
+    panels = figure.subplots(1, len(keeps), squeeze=False, gridspec_kw={"wspace": 0.95})[0]
     return figure, list(panels)
 
 
 def _label_right(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write the names at the right edge, moved apart so that they do not overlap, each joined to its last point."""
-    to_axes, to_screen = axes.transAxes.inverted(), axes.transData
-    ends = [(arm, *to_axes.transform(to_screen.transform((x, y)))) for arm, x, y in labels]
-    ends.sort(key=lambda end: end[2])
-    steps = 0.062 * np.arange(len(ends))
-    heights = isotonic_regression(np.array([end[2] for end in ends]) - steps).x + steps
-    heights = np.minimum(heights, 1.0 - 0.062 * np.arange(len(ends))[::-1])
-    for (arm, x, y), height in zip(ends, heights, strict=True):
-        colour, _, _ = LOOKS[arm]
+    """Write the names at the right edge, moved apart so that they do not overlap. Call it after all limits are set."""
+    right = axes.get_xlim()[1]
+    screen = axes.transData.transform([(right if label.x is None else label.x, label.y) for label in labels])
+    places = axes.transAxes.inverted().transform(screen)
+    order = np.argsort(places[:, 1], kind="stable")
+    steps = GAP * np.arange(len(labels))
+    heights = isotonic_regression(places[order, 1] - steps).x + steps
+    for number, height in zip(order, heights, strict=True):
+        label, (x, y) = labels[number], places[number]
         axes.plot(
-            [x + 0.015, 1.0, 1.05],
+            [1.0 if label.x is None else x + 0.015, 1.0, 1.05],
             [y, y, height],
-            color=colour,
+            color=label.colour,
             linewidth=0.7,
             transform=axes.transAxes,
             clip_on=False,
             scalex=False,
             scaley=False,
         )
-        weight = "bold" if arm == VITRIM else "normal"
-        axes.text(1.06, height, NAMES[arm], color=colour, va="center", fontweight=weight, transform=axes.transAxes)
+        weight = "bold" if label.text == NAMES[VITRIM] else "normal"
+        axes.text(
+            1.06, height, label.text, color=label.colour, va="center", fontweight=weight, transform=axes.transAxes
+        )
 
 
 def _leading(value: float) -> int:

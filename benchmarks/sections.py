@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.headline import arms_of, controls_of
-from benchmarks.measurements import VITRIM
+from benchmarks.measurements import CONTROL, VITRIM
 from benchmarks.names import CONTROLS, NAMES, NONE, interval, percent, points, with_interval, without_empty_columns
 from benchmarks.results import Row
 from benchmarks.targets import distilled_lead
@@ -72,21 +72,22 @@ def lead_sentence(members: Sequence[Row]) -> str:
     complete = {arm: rows for arm, rows in compared.items() if set(trained) <= rows.keys()}
     if not complete or not trained:
         return ""
-    parts, leads = [], []
+    leads: list[tuple[int, str, Row]] = []  # epochs, the best other arm, its row
     for number in epochs:
         known = {arm: rows[number] for arm, rows in complete.items() if number in rows}
-        if not known:
-            continue
-        best = min(known, key=lambda arm: (known[arm]["vitrim_delta"], arm))
-        lead = interval(known[best], "vitrim_delta", "vitrim_low", "vitrim_high")
-        when = "before training" if number == 0 else f"after {_epochs(number)}"
-        parts.append(f"{lead} {when} ({NAMES[best]})")
-        leads.append(known[best]["vitrim_delta"])
-    keep = f"{100 * members[0]['keep']:g} %"
-    text = f"At {keep}, vitrim minus the best other arm, in points of top-1, is {'; '.join(parts)}"
+        if known:
+            best = min(known, key=lambda arm: (known[arm]["vitrim_delta"], arm))
+            leads.append((number, best, known[best]))
+    same = len({best for _, best, _ in leads}) == 1
+    parts = []
+    for number, best, row in leads:
+        lead = interval(row, "vitrim_delta", "vitrim_low", "vitrim_high")
+        parts.append(f"{lead} {_when(number)}" + ("" if same else f" ({NAMES[best]})"))
+    who = f"the best other arm, {NAMES[leads[0][1]]}," if same else "the best other arm"
+    text = f"At {100 * members[0]['keep']:g} %, vitrim minus {who} is {'; '.join(parts)} (points of top-1 [95 %])."
     if len(leads) > 1:
-        text += f": the lead {_change(leads[0], leads[-1])}"
-    return text + "."
+        text += f" {_change(leads[0], leads[-1])}"
+    return text
 
 
 def teacher_sections(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -117,7 +118,7 @@ def _teacher_section(members: Sequence[Row], rows: Sequence[Row]) -> dict[str, A
     pruned = [row for row in members if row["arm"] not in CONTROLS]
     for row in [*controls_of(members), *sorted(pruned, key=lambda row: -row["keep"])]:
         is_control = row["arm"] in CONTROLS
-        before = plain.get((row["arm"], row["keep"]))
+        before = plain.get((row["arm"], row["keep"])) if row["arm"] != CONTROL else None  # it has no teacher
         lead = NONE if is_control else with_interval(distilled_lead(row, members))
         lines.append(
             [
@@ -141,13 +142,17 @@ def _is_vitrim(arm: str) -> bool:
     return arm.startswith(VITRIM)
 
 
-def _change(first: float, last: float) -> str:
-    """Return what happened to the lead, from the first to the last number of epochs."""
-    if first <= 0:
-        return f"changes from {points(first)} to {points(last)}"
-    if last <= 0:
-        return "is gone at the end"
-    return f"{'grows' if last > first else 'falls'} to {100 * last / first:.0f} % of the first one"
+def _when(number: int) -> str:
+    return "before training" if number == 0 else f"after {_epochs(number)}"
+
+
+def _change(first: tuple[int, str, Row], last: tuple[int, str, Row]) -> str:
+    """Return one sentence on what is left of the first lead after the largest number of epochs."""
+    start, end = first[2]["vitrim_delta"], last[2]["vitrim_delta"]
+    if start <= 0:
+        return f"vitrim has no lead {_when(first[0])}."
+    left = f"{100 * end / start:.0f} %" if end > 0 else "nothing"
+    return f"Of the lead {_when(first[0])}, {left} is left {_when(last[0])}."
 
 
 def _top1_of(row: Row | None) -> str:

@@ -145,7 +145,7 @@ def _judge_keep(rows: Sequence[Row], keep: float, expected: set[str], minimums: 
         values = _values(arms.get(PAPER, {}), "vitrim_delta", "vitrim_low", "vitrim_high")
         targets.append(_judge(replace(target, minimum=minimums.over_paper[keep]), values))
     text = "top-1 of vitrim after recovery, before training, in % of the dense teacher's top-1"
-    target = replace(blank, name="before training", text=text, minimum=minimums.recovered[keep], unit="%")
+    target = replace(blank, name="top-1 before training", text=text, minimum=minimums.recovered[keep], unit="%")
     targets.append(_judge(target, _values(vitrim, "recover_share", "recover_share_low", "recover_share_high")))
     if minimums.over_pruned:
         text = "top-1 of vitrim after recovery minus top-1 of the best other arm after pruning"
