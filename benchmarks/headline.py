@@ -140,7 +140,7 @@ def _accuracy(rows: Sequence[Row], notes: _Notes) -> list[dict[str, Any]]:
     """Return the lines of the first part. A dense model has one cell for all fractions to keep."""
     lines = [{"name": "dense model", "cells": [f"{main_key(rows)[1]:.2f}"], "is_dense": True}]
     for row in controls_of(rows):
-        lines.append({"name": NAMES[row["arm"]], "cells": [_with_half_width(row) + notes.mark(row)], "is_dense": True})
+        lines.append({"name": _name(row["arm"]), "cells": [_with_half_width(row) + notes.mark(row)], "is_dense": True})
     places = {(row["arm"], row["keep"]): row for row in rows}
     for arm in arms_of(rows):
         cells = []
@@ -151,7 +151,7 @@ def _accuracy(rows: Sequence[Row], notes: _Notes) -> list[dict[str, Any]]:
             row = places[arm, keep]
             is_best = row in _best_of(rows, keep, "delta_dense", smaller=False)
             cells.append(_bold(_with_half_width(row), is_best) + notes.mark(row))
-        lines.append({"name": _bold(NAMES[arm], arm == VITRIM), "cells": cells, "is_dense": False})
+        lines.append({"name": _name(arm), "cells": cells, "is_dense": False})
     return lines
 
 
@@ -164,7 +164,7 @@ def _measures(rows: Sequence[Row], notes: _Notes) -> dict[str, Any] | None:
     lines = []
     for row in controls_of(rows):
         cells = [_value(row, key) + (notes.mark(row) if row.get(key) is not None else "") for key, _, _ in found]
-        lines.append({"name": NAMES[row["arm"]], "cells": cells, "is_dense": True})
+        lines.append({"name": _name(row["arm"]), "cells": cells, "is_dense": True})
     for arm in arms_of(rows):
         cells = []
         for key, _, smaller in found:
@@ -174,7 +174,7 @@ def _measures(rows: Sequence[Row], notes: _Notes) -> dict[str, Any] | None:
                 text = _value(row, key)
                 cells.append(_bold(text, is_best) + (notes.mark(row) if text != NONE else ""))
         if any(cell != NONE for cell in cells):
-            lines.append({"name": _bold(NAMES[arm], arm == VITRIM), "cells": cells, "is_dense": False})
+            lines.append({"name": _name(arm), "cells": cells, "is_dense": False})
     return {"titles": [title for _, title, _ in found], "lines": lines}
 
 
@@ -188,6 +188,10 @@ def _best_of(rows: Sequence[Row], keep: float, key: str, *, smaller: bool) -> li
     values = [round(row[key], 4) for row in compared]
     best = min(values) if smaller else max(values)
     return [row for row, value in zip(compared, values, strict=True) if value == best]
+
+
+def _name(arm: str) -> str:
+    return _bold(NAMES[arm].replace(" ", "&nbsp;"), arm == VITRIM)
 
 
 def _value(row: Row, key: str) -> str:
@@ -207,7 +211,7 @@ def _value(row: Row, key: str) -> str:
 
 def _with_half_width(row: Row) -> str:
     """Return top-1, and half the width of the 95 % interval of the difference to the dense model."""
-    return f"{row['top1']:.2f} ± {(row['high'] - row['low']) / 2:.2f}"
+    return f"{row['top1']:.2f}&nbsp;±&nbsp;{(row['high'] - row['low']) / 2:.2f}"
 
 
 def _bold(text: str, is_bold: bool) -> str:
@@ -226,6 +230,7 @@ def _caption(rows: Sequence[Row]) -> list[str]:
         f"{main['dense_epochs']} epochs of the dense model, {main['student_epochs']} of each other model",
     ]
     text = "; ".join(found) + "."
+    text = text[0].upper() + text[1:]
     notes = [text, "± is half the width of the 95 % interval of the paired difference to the dense model."]
     same = all(key_of(row) == main_key(rows) for row in rows)
     notes.append(
@@ -234,7 +239,7 @@ def _caption(rows: Sequence[Row]) -> list[str]:
     if any(row["arm"] in CONTROLS for row in rows):
         notes.append("A dense control is the dense model, trained on for the epochs of the students.")
     if any(row["arm"] == DISTILLED for row in rows):
-        notes.append("The one with the same teacher has the loss of the students.")
+        notes.append("The one with the same teacher has the loss of the students, with the dense model as its teacher.")
     if any(row.get("dense_seed_shared") for row in rows):
         notes.append(SHARED_DENSE_NOTE)
     elif len(seeds) == 1:

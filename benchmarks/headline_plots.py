@@ -88,8 +88,10 @@ def draw_headline(rows: Sequence[Row], curves: Sequence[Row], folder: Path) -> l
     timed = points_of_time(main, curves)
     if timed:
         figures["headline-time"] = lambda: time_figure(timed, main)
+        figures["headline-time-narrow"] = lambda: time_figure(timed, main, is_narrow=True)
     if curves:
         figures["headline-curves"] = lambda: curves_figure(curves, main)
+        figures["headline-curves-narrow"] = lambda: curves_figure(curves, main, is_narrow=True)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in figures.items():
@@ -110,24 +112,23 @@ def headline_figure(rows: Sequence[Row], *, is_narrow: bool = False) -> Figure:
     """
     compared = [row for row in rows if row.get("kl_dense") is not None and row["arm"] not in CONTROLS]
     num_panels = 2 if compared else 1
-    shape = (num_panels, 1) if is_narrow else (1, num_panels)
-    figure = Figure(figsize=(4.6, 4.4 * num_panels) if is_narrow else (6.4 * num_panels, 4.6))
-    panels = figure.subplots(*shape, squeeze=False, gridspec_kw={"hspace": 0.34, "wspace": 0.95}).flat
+    figure, panels = _panels(num_panels, is_narrow=is_narrow)
     _draw_accuracy(panels[0], rows)
     if compared:
         _draw_divergence(panels[1], rows)
     return figure
 
 
-def time_figure(points: Sequence[Row], rows: Sequence[Row]) -> Figure:
+def time_figure(points: Sequence[Row], rows: Sequence[Row], *, is_narrow: bool = False) -> Figure:
     """Draw top-1 against seconds, with one panel for each fraction to keep. Nothing is interpolated.
 
     Args:
         points: rows with `seconds` and `top1`.
         rows: the rows of the headline cell, for the dense model.
+        is_narrow: whether the panels are below each other, for a narrow screen.
     """
     keeps = curve_keeps(points)
-    figure, panels = _panels_of(keeps)
+    figure, panels = _panels(len(keeps), is_narrow=is_narrow)
     for axes, keep in zip(panels, keeps, strict=True):
         shown = [row for row in points if row["keep"] == keep]
         axes.set_xscale("log")
@@ -141,15 +142,16 @@ def time_figure(points: Sequence[Row], rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def curves_figure(curves: Sequence[Row], rows: Sequence[Row]) -> Figure:
+def curves_figure(curves: Sequence[Row], rows: Sequence[Row], *, is_narrow: bool = False) -> Figure:
     """Draw top-1 against the number of student epochs, with one panel for each fraction to keep.
 
     Args:
         curves: rows of `curves.json` of the headline cell.
         rows: the rows of the headline cell, for the dense model.
+        is_narrow: whether the panels are below each other, for a narrow screen.
     """
     keeps = curve_keeps(curves)
-    figure, panels = _panels_of(keeps)
+    figure, panels = _panels(len(keeps), is_narrow=is_narrow)
     for axes, keep in zip(panels, keeps, strict=True):
         shown = [row for row in curves if row["keep"] == keep]
         epochs = sorted({row["student_epochs"] for row in shown})
@@ -272,10 +274,12 @@ def _finish(axes: Axes, keep: float, labels: Sequence[Label]) -> None:
     _label_right(axes, labels)
 
 
-def _panels_of(keeps: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.4 * len(keeps), 4.2))
-    panels = figure.subplots(1, len(keeps), squeeze=False, gridspec_kw={"wspace": 0.95})[0]
-    return figure, list(panels)
+def _panels(number: int, *, is_narrow: bool) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side, or one below the other for a narrow screen."""
+    shape = (number, 1) if is_narrow else (1, number)
+    figure = Figure(figsize=(4.6, 4.4 * number) if is_narrow else (4.7 * number, 4.3))
+    panels = figure.subplots(*shape, squeeze=False, gridspec_kw={"hspace": 0.34, "wspace": 1.0})
+    return figure, list(panels.flat)
 
 
 def _label_right(axes: Axes, labels: Sequence[Label]) -> None:
