@@ -36,11 +36,11 @@ def test_the_sentence_on_the_lead_is_computed_from_the_curves() -> None:
     )
     assert "+1.00 [+0.50, +1.50] after 10 epochs" in text
     assert text.endswith("Of the lead before training, 10 % is left after 10 epochs.")
-    behind = [
+    overtaken = [
         row | {"vitrim_delta": -0.2} if row["student_epochs"] == 10 and row["arm"] == "paper" else row
         for row in members
     ]
-    assert "-0.20" in lead_sentence(behind) and "nothing is left" in lead_sentence(behind)
+    assert "-0.20" in lead_sentence(overtaken) and "nothing is left" in lead_sentence(overtaken)
     assert lead_sentence([row for row in members if row["arm"] == "vitrim"]) == ""
 
 
