@@ -60,7 +60,7 @@ def opening(rows: Sequence[Row], targets: Sequence[Target]) -> dict[str, Any] | 
         "cell": rows[0]["cell"],
         "model": rows[0]["model"],
         "dataset": rows[0]["dataset"],
-        "keeps": [f"{100 * keep:g} %" for keep in keeps_of(rows)],
+        "keeps": [f"{100 * keep:g}&nbsp;%" for keep in keeps_of(rows)],
         "accuracy": _accuracy(rows, notes),
         "measures": _measures(rows, notes),
         "notes": notes.texts(),

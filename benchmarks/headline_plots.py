@@ -261,8 +261,8 @@ def _finish_sizes(axes: Axes, rows: Sequence[Row], labels: Sequence[Label]) -> N
     known = [100 * row["macs_ratio"] for row in rows if row["arm"] not in CONTROLS]
     axes.set_xlim(max(known) + 6, min(known) - 4)
     axes.xaxis.set_major_locator(FixedLocator([100 * keep for keep in keeps_of(rows)]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    axes.set_xlabel("multiply-adds kept")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.set_xlabel("multiply-adds kept, %")
     axes.grid(True, axis="y")
     _label_right(axes, labels)
 
@@ -277,8 +277,8 @@ def _finish(axes: Axes, keep: float, labels: Sequence[Label]) -> None:
 def _panels(number: int, *, is_narrow: bool) -> tuple[Figure, list[Axes]]:
     """Return a figure with panels side by side, or one below the other for a narrow screen."""
     shape = (number, 1) if is_narrow else (1, number)
-    figure = Figure(figsize=(4.6, 4.4 * number) if is_narrow else (4.7 * number, 4.3))
-    panels = figure.subplots(*shape, squeeze=False, gridspec_kw={"hspace": 0.34, "wspace": 1.0})
+    figure = Figure(figsize=(4.6, 4.4 * number) if is_narrow else (5.0 * number, 4.3))
+    panels = figure.subplots(*shape, squeeze=False, gridspec_kw={"hspace": 0.34, "wspace": 1.2})
     return figure, list(panels.flat)
 
 
@@ -304,7 +304,14 @@ def _label_right(axes: Axes, labels: Sequence[Label]) -> None:
         )
         weight = "bold" if label.text == NAMES[VITRIM] else "normal"
         axes.text(
-            1.06, height, label.text, color=label.colour, va="center", fontweight=weight, transform=axes.transAxes
+            1.06,
+            height,
+            label.text,
+            color=label.colour,
+            va="center",
+            fontsize=10,
+            fontweight=weight,
+            transform=axes.transAxes,
         )
 
 
