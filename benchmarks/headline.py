@@ -236,6 +236,7 @@ def _caption(rows: Sequence[Row]) -> list[str]:
     notes.append(
         f"The best pruned model of each column{'' if same else ', of those with the seeds of vitrim,'} is bold."
     )
+    notes.append("In the plot, the axis of differences is linear up to 1 point, and logarithmic beyond.")
     if any(row["arm"] in CONTROLS for row in rows):
         notes.append("A dense control is the dense model, trained on for the epochs of the students.")
     if any(row["arm"] == DISTILLED for row in rows):

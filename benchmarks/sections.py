@@ -40,7 +40,7 @@ def curve_keeps(curves: Sequence[Row]) -> list[float]:
 
 def points_of_time(rows: Sequence[Row], curves: Sequence[Row]) -> list[Row]:
     """Return what the plot of top-1 against seconds shows: the points of the curves, else the final models."""
-    found = [row for row in curves if row.get("seconds") is not None]
+    found = [row for row in curves if row.get("seconds")]  # the axis of the plot is logarithmic
     return found or [row for row in rows if row["seconds"] is not None and row["arm"] not in CONTROLS]
 
 
