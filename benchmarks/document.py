@@ -5,37 +5,24 @@ This file formats numbers. It computes none.
 
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from benchmarks.measurements import ARMS, CONTROL, CONTROLS, VITRIM
+from benchmarks.cell_tables import facts_of, keep_tables, split_by_rows, target_line
+from benchmarks.headline import headline_rows, opening
+from benchmarks.measurements import ARMS
+from benchmarks.names import CONTROLS, NONE, by_keep, numbers, percent, with_interval
 from benchmarks.results import Row
-from benchmarks.targets import Target, judge_cell
+from benchmarks.sections import cost_table, curve_tables, points_of_time, teacher_sections
+from benchmarks.targets import OTHER_ARMS, Target, judge_cell, teacher_targets
 from vitrim.errors import SettingError
 from vitrim.reports.report import markdown_templates
 
 TEMPLATES = Path(__file__).parent / "templates"
-NONE = "-"
-HEADER = (
-    "arm",
-    "top-1",
-    "minus dense teacher [95 %]",
-    "minus dense control [95 %]",
-    "vitrim minus this arm [95 %]",
-    "divergence",
-    "agreement [95 %]",
-    "after pruning",
-    "after recovery",
-    "divergence after recovery",
-    "after width distillation",
-    "after depth pruning",
-    "parameters kept",
-    "multiply-adds kept",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,21 +67,42 @@ def read_configs(folder: Path) -> list[Config]:
 
 
 def to_markdown(
-    rows: Sequence[Row], configs: Sequence[Config], *, ablation: Sequence[Row] = (), with_plots: bool = True
+    rows: Sequence[Row],
+    configs: Sequence[Config],
+    *,
+    ablation: Sequence[Row] = (),
+    curves: Sequence[Row] = (),
+    with_plots: bool = True,
 ) -> str:
     """Return the text of `results.md`.
 
     Args:
         rows: rows of `results.json`.
-        configs: configurations, for the list of open cells.
+        configs: configurations, for the arms that a cell is to have and for the list of open cells.
         ablation: rows that `benchmarks.ablation` wrote.
+        curves: rows that `benchmarks.curves` wrote.
         with_plots: whether plots exist to link to.
     """
+    arms = {config.name: config.arms for config in configs}
+    main = headline_rows(rows)
+    cell = main[0]["cell"] if main else ""
+    targets = headline_targets(main, rows, arms)
+    curves = [row for row in curves if row["cell"] == cell]
+    cells = _cells(rows, arms)
     return (
         _templates()
         .get_template("results.md.jinja")
         .render(
-            cells=_cells(rows),
+            opening=opening(main, targets),
+            targets=[target_line(target) for target in targets],
+            cost=cost_table(main),
+            has_time=bool(points_of_time(main, curves)),
+            curves=curve_tables(curves),
+            curve_facts=_curve_facts(curves),
+            teachers=teacher_sections(rows),
+            cells=[found for found in cells if found["name"] == cell]
+            + [found for found in cells if found["name"] != cell],
+            main_cell=cell,
             open_cells=open_cells(rows, configs),
             ablations=_ablations(ablation),
             with_plots=with_plots,
@@ -102,9 +110,21 @@ def to_markdown(
     )
 
 
+def headline_targets(main: Sequence[Row], rows: Sequence[Row], arms: Mapping[str, Sequence[str]]) -> list[Target]:
+    """Return the targets of the headline cell, and those of the same model and data with a better teacher."""
+    if not main:
+        return []
+    first = main[0]
+    found = judge_cell(main, arms.get(first["cell"], OTHER_ARMS))
+    if first.get("teacher"):
+        return found
+    same = [row for row in rows if (row["model"], row["dataset"]) == (first["model"], first["dataset"])]
+    return found + teacher_targets([row for row in same if row.get("teacher")], first["model"])
+
+
 def tuning_to_markdown(rows: Sequence[Row]) -> str:
     """Return the tables of tuning cells, whose validation images were split from the training set."""
-    return _templates().get_template("tuning.md.jinja").render(cells=_cells(rows), with_plots=False)
+    return _templates().get_template("tuning.md.jinja").render(cells=_cells(rows, {}), main_cell="", with_plots=False)
 
 
 def open_cells(rows: Sequence[Row], configs: Sequence[Config]) -> list[dict[str, str]]:
@@ -117,7 +137,7 @@ def open_cells(rows: Sequence[Row], configs: Sequence[Config]) -> list[dict[str,
         missing = [(keep, arm) for keep, arm in expected if (config.name, keep, arm) not in known]
         if not missing:
             continue
-        text = "nothing measured yet" if len(missing) == len(expected) else f"not measured: {_by_keep(missing)}"
+        text = "nothing measured yet" if len(missing) == len(expected) else f"not measured: {by_keep(missing)}"
         command = f"python -m benchmarks.run {config.path} -o runs/{config.name}"
         what = f"{config.model_name} on {config.dataset}, keep {', '.join(f'{keep:g}' for keep in config.keeps)}"
         found.append({"name": config.name, "what": what, "missing": text, "command": command})
@@ -146,15 +166,15 @@ def _ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "cell": cell,
             "keep": keep,
-            "seeds": _numbers(members[0]["seeds"]),
+            "seeds": numbers(members[0]["seeds"]),
             "command": members[0]["command"],
             "commit": members[0]["commit"],
             "lines": [
                 [
                     row["name"],
-                    *(_percent(row[when]) for when in ("cut", "before")),
+                    *(percent(row[when]) for when in ("cut", "before")),
                     _gain(row.get("before_gain")),
-                    _percent(row["final"]),
+                    percent(row["final"]),
                     _gain(row.get("final_gain")),
                 ]
                 for row in members
@@ -165,13 +185,21 @@ def _ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _gain(values: Sequence[float] | None) -> str:
-    if values is None:
-        return "-"
-    points, low, high = (_clean(value, 2) for value in values)
-    return f"{points:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return NONE if values is None else with_interval(values)
 
 
-def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _curve_facts(curves: Sequence[Row]) -> list[str]:
+    """Return seeds, hardware, commits and commands of the curves."""
+    facts = []
+    for name, key in (("Seeds", "seeds"), ("Hardware", "hardware"), ("Commit", "commit"), ("Command", "command")):
+        found = [numbers(row[key]) if key == "seeds" else row[key] for row in curves]
+        distinct = dict.fromkeys(line for text in found for line in text.split("\n"))
+        quoted = [f"`{text}`" if key == "command" else text for text in distinct]
+        facts += [f"{name}: {'; '.join(quoted)}"] if quoted else []
+    return facts
+
+
+def _cells(rows: Sequence[Row], arms: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """Return the values that the template shows for each cell."""
     return [
         {
@@ -180,213 +208,15 @@ def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "model": members[0]["model"],
             "dataset": members[0]["dataset"],
             "num_images": members[0]["num_images"],
-            "facts": _facts(members),
-            "commands": _split(members, lambda row: row["command"]),
-            "keeps": _keeps(members),
-            "has_plots": any(row["arm"] != CONTROL for row in members),
-            "targets": [_target_line(target) for target in judge_cell(members)],
+            "facts": facts_of(members),
+            "commands": split_by_rows(members, lambda row: row["command"]),
+            "keeps": keep_tables(members),
+            "has_plots": any(row["arm"] not in CONTROLS for row in members),
+            "targets": [target_line(target) for target in judge_cell(members, arms.get(name, OTHER_ARMS))],
         }
         for name, members in cells_of(rows).items()
     ]
 
 
-def _keeps(members: Sequence[Row]) -> list[dict[str, Any]]:
-    controls = [row for row in members if row["arm"] == CONTROL]
-    keeps = sorted({row["keep"] for row in members if row["arm"] != CONTROL}, reverse=True)
-    found = []
-    for keep in keeps:
-        shown = [row for row in members if row["keep"] == keep and row["arm"] != CONTROL]
-        vitrim = next((row for row in shown if row["arm"] == VITRIM), None)
-        lines = [_line(row) for row in shown] + [_control_line(row, vitrim) for row in controls]
-        found.append({"keep": keep, "dense": shown[0]["top1_dense"], "lines": lines, "notes": _notes(shown + controls)})
-    return found
-
-
-def _line(row: Row) -> list[str]:
-    name = f"**{row['arm']}**" if row["arm"] == VITRIM else row["arm"]
-    return [
-        name,
-        _percent(row["top1"]),
-        _interval(row, "delta_dense", "low", "high"),
-        _interval(row, "delta_control", "delta_control_low", "delta_control_high"),
-        _interval(row, "vitrim_delta", "vitrim_low", "vitrim_high"),
-        _nats(row.get("kl_dense")),  # rows of earlier versions have no comparison of the outputs
-        _percent_with_interval(row, "agreement", "agreement_low", "agreement_high"),
-        _percent(row["top1_after_cut"]) + _size(row, "cut"),
-        _percent(row["top1_after_recover"]) + _size(row, "recover"),
-        _nats(row.get("kl_recovered")),
-        _stage(row, "distil") + _size(row, "distil"),
-        _stage(row, "depth recover" if "depth recover" in row["stages"] else "depth cut"),
-        f"{100 * row['params_ratio']:.1f} %",
-        f"{100 * row['macs_ratio']:.1f} %",
-    ]
-
-
-def _control_line(control: Row, vitrim: Row | None) -> list[str]:
-    """Return the line of the dense control for one fraction to keep.
-
-    The control has one row for all fractions. Its column "vitrim minus this arm" is read from the row of vitrim.
-    """
-    names = ("delta_control", "delta_control_low", "delta_control_high")
-    lead = dict(zip(_VITRIM_NAMES, [vitrim[name] if vitrim else None for name in names], strict=True))
-    return _line({**control, **lead, **dict.fromkeys(names)})
-
-
-_VITRIM_NAMES = ("vitrim_delta", "vitrim_low", "vitrim_high")
-
-
-def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = []
-    seeds = {tuple(row["seeds"]) for row in rows}
-    if len(seeds) > 1:
-        common, *others = _split(rows, lambda row: _numbers(row["seeds"]))
-        listed = "; ".join([common[0], *(f"{value} for {who}" for value, who in others)])
-        notes.append(f"The arms have different seeds ({listed}). Two arms are compared over the seeds that both have.")
-    single = [row["arm"] for row in rows if len(row["seeds"]) == 1]
-    if len(single) == len(rows):
-        notes.append("One seed: the intervals are over images only. They do not include the spread between seeds.")
-    elif single:
-        notes.append(f"One seed of {', '.join(single)}: its intervals are over images only.")
-    for row in rows:
-        if row["arm"] == CONTROL and row["top1"] < row["top1_dense"]:
-            notes.append(
-                "The dense control ended below the dense teacher: this short training with the students' learning rate "
-                "lowered its accuracy. So the comparison with the dense teacher is the stricter one here."
-            )
-        partial = {name: stage["num_seeds"] for name, stage in row["stages"].items() if "num_seeds" in stage}
-        if any(count < len(row["seeds"]) for count in partial.values()):
-            listed = ", ".join(f"{name} in {n}" for name, n in partial.items() if n < len(row["seeds"]))
-            notes.append(
-                f"{row['arm']}: of {len(row['seeds'])} seeds, {listed}; that column is the mean over those seeds."
-            )
-    return notes
-
-
-def _facts(members: Sequence[Row]) -> list[str]:
-    """Return hardware, epochs, seeds, commit and time. A value that all rows have in common is written once."""
-    names = {
-        "Hardware": lambda row: row["hardware"].replace("\n", ", and "),
-        "Student epochs": lambda row: f"{row['student_epochs']}",
-        "Epochs of the dense teacher": lambda row: f"{row['dense_epochs']}",
-        "Seeds": lambda row: _numbers(row["seeds"]),
-        "Commit": lambda row: row["commit"].replace("\n", ", "),
-    }
-    facts = [f"{name}: {_joined(_split(members, text))}" for name, text in names.items()]
-    return [*facts, *_search(members), *_speed(members)]
-
-
-def _search(members: Sequence[Row]) -> list[str]:
-    """Return the cost of the depth search, which is not part of the student epochs."""
-    searched = [row for row in members if row["search_epochs"]]
-    listed = ", ".join(f"{row['search_epochs']:.1f} ({row['arm']}, keep {row['keep']:g})" for row in searched)
-    return [f"Epochs of the depth search, in addition to the student epochs: {listed}"] if searched else []
-
-
-def _speed(members: Sequence[Row]) -> list[str]:
-    timed = [row for row in members if row["seconds"] is not None]
-    facts = []
-    if timed:
-        total = sum(row["seconds"] * len(row["seeds"]) for row in timed)
-        facts.append(f"Time: {_time(total)} for all arms and seeds, without the training of the dense models")
-        each = ", ".join(f"{_time(row['seconds'])} (keep {row['keep']:g})" for row in timed if _is_main(row))
-        facts += [f"Time of {VITRIM} for one seed: {each}"] if each else []
-    rates = [row["images_per_second"] for row in members if row["images_per_second"] is not None and _is_main(row)]
-    if rates:
-        shown = dict.fromkeys(f"{rate:,.0f}" for rate in (min(rates), max(rates)))
-        text = f"Training speed of {VITRIM}: {' to '.join(shown)} images per second"
-        peaks = [row["peak_share"] for row in members if row["peak_share"] is not None and _is_main(row)]
-        facts.append(text + (f", up to {100 * max(peaks):.1f} % of the GPU's dense bf16 peak" if peaks else ""))
-    return facts
-
-
-def _is_main(row: Row) -> bool:
-    return row["arm"] == VITRIM
-
-
-def _split(members: Sequence[Row], text: Callable[[Row], str]) -> list[tuple[str, str]]:
-    """Return each distinct text with the names of its rows. The most common text is first and has no names."""
-    found: dict[str, list[tuple[float, str]]] = {}
-    for row in members:
-        found.setdefault(text(row), []).append((row["keep"], row["arm"]))
-    ranked = sorted(found.items(), key=lambda item: -len(item[1]))
-    return [(value, "" if place == 0 else _by_keep(pairs)) for place, (value, pairs) in enumerate(ranked)]
-
-
-def _joined(parts: list[tuple[str, str]]) -> str:
-    return "; ".join(f"but {value} for {who}" if who else value for value, who in parts)
-
-
-def _by_keep(pairs: Sequence[tuple[float, str]]) -> str:
-    """Return the pairs as text, such as `keep 0.7 vitrim, paper; keep 0.5 vitrim`."""
-    keeps: dict[float, list[str]] = {}
-    for keep, arm in pairs:
-        keeps.setdefault(keep, []).append(arm)
-    named = [f"keep {keep:g} {', '.join(arms)}" for keep, arms in keeps.items() if arms != [CONTROL]]
-    return "; ".join(named + [CONTROL for arms in keeps.values() if arms == [CONTROL]])
-
-
-def _target_line(target: Target) -> list[str]:
-    digits = 2 if target.unit == "points" else 1
-    sign = "+" if target.unit == "points" else ""
-    number = f"{{:{sign}.{digits}f}}"
-    measured = NONE
-    if target.measured is not None:
-        low, high = (number.format(_clean(value or 0.0, digits)) for value in (target.low, target.high))
-        measured = f"{number.format(_clean(target.measured, digits))} {target.unit} [{low}, {high}]"
-    comparison = "above" if target.strict else "at least"
-    minimum = number.format(target.minimum) if target.minimum or target.unit == "%" else "0"
-    return [f"{target.keep:g}", target.text, f"{comparison} {minimum} {target.unit}", measured, target.verdict]
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f} %"
-
-
-def _nats(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
-
-
-def _percent_with_interval(row: Row, *names: str) -> str:
-    values = [row.get(name) for name in names]
-    if any(value is None for value in values):
-        return NONE
-    percent, low, high = (f"{value:.2f}" for value in values)
-    return f"{percent} % [{low}, {high}]"
-
-
-def _interval(row: Row, *names: str) -> str:
-    values = [row[name] for name in names]
-    if any(value is None for value in values):
-        return NONE
-    points, low, high = (f"{_clean(value, 2):+.2f}" for value in values)
-    return f"{points} [{low}, {high}]"
-
-
-def _clean(value: float, digits: int) -> float:
-    return round(value, digits) + 0.0  # never -0.00
-
-
-def _stage(row: Row, name: str) -> str:
-    return _percent(row["stages"][name]["top1"]) if name in row["stages"] else NONE
-
-
-def _size(row: Row, stage: str) -> str:
-    """Return the multiply-adds kept after a stage, if a later stage prunes the model further."""
-    fraction = row["stages"].get(stage, {}).get("macs_share", 0.0)
-    return f" (with {100 * fraction:.0f} % of the multiply-adds)" if fraction > row["macs_ratio"] + 0.005 else ""
-
-
-def _numbers(values: Sequence[int]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
 def _templates() -> jinja2.Environment:
-    found = markdown_templates(TEMPLATES)
-    found.globals.update(header=HEADER)
-    return found
+    return markdown_templates(TEMPLATES)

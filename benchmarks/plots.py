@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from benchmarks.document import slug
-from benchmarks.measurements import ARMS, CONTROL, VITRIM
+from benchmarks.measurements import ARMS, VITRIM
+from benchmarks.names import CONTROLS, NAMES
 from benchmarks.results import Row
 
 # Colours by Okabe and Ito, which colour-blind people can tell apart. Markers differ too.
@@ -51,7 +52,7 @@ def draw_plots(cell: str, rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write both plots of one cell and return their paths. A cell without a pruned model has no plots."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    if all(row["arm"] == CONTROL for row in rows):
+    if all(row["arm"] in CONTROLS for row in rows):
         return written
     for name, draw in (("accuracy", accuracy_figure), ("stages", stages_figure)):
         with matplotlib.rc_context(STYLE):
@@ -67,7 +68,7 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
     labels: list[Label] = []
-    arms = [arm for arm in ARMS if arm != CONTROL and any(row["arm"] == arm for row in rows)]
+    arms = [arm for arm in ARMS if arm not in CONTROLS and any(row["arm"] == arm for row in rows)]
     for place, arm in enumerate(arms):
         points = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["macs_ratio"])
         shift = 0.9 * (place - (len(arms) - 1) / 2)  # bars with the same multiply-adds must not overlap
@@ -94,7 +95,7 @@ def stages_figure(rows: Sequence[Row]) -> Figure:
 
     There is one panel for each fraction to keep.
     """
-    keeps = sorted({row["keep"] for row in rows if row["arm"] != CONTROL}, reverse=True)
+    keeps = sorted({row["keep"] for row in rows if row["arm"] not in CONTROLS}, reverse=True)
     others = [arm for arm in ARMS[1:] if any(row["arm"] == arm and row["top1_after_cut"] is not None for row in rows)]
     names = ["vitrim, final", "vitrim, after recovery", "vitrim, after pruning"]
     names += [f"{arm}, after pruning" for arm in others]
@@ -136,15 +137,15 @@ def _draw_arm(axes: Axes, arm: str, percents: list[float], points: Sequence[Row]
 
 
 def _draw_dense(axes: Axes, rows: Sequence[Row]) -> list[Label]:
-    """Draw lines for the dense teacher and the dense control, and return their labels."""
+    """Draw lines for the dense teacher and the dense controls, and return their labels."""
     labels: list[Label] = []
     teacher = next((row for row in rows if row["arm"] == VITRIM), rows[0])["top1_dense"]
     axes.axhline(teacher, color=DENSE, linewidth=1.2, zorder=2)
     labels.append(("dense teacher", DENSE, teacher, None))
     for row in rows:
-        if row["arm"] == CONTROL:
+        if row["arm"] in CONTROLS:
             axes.axhline(row["top1"], color=GREY, linewidth=1.2, linestyle="--", zorder=2)
-            labels.append(("dense control", GREY, row["top1"], None))
+            labels.append((NAMES[row["arm"]], GREY, row["top1"], None))
     return labels
 
 

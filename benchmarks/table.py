@@ -77,15 +77,18 @@ def _write_curves(outputs: Sequence[Path], docs: Path) -> None:
 
 
 def _write_docs(groups: Groups, ablation: list[Row], docs: Path, configs: Path) -> None:
-    from benchmarks.plots import draw_plots  # matplotlib is slow to load
+    from benchmarks.headline_plots import draw_headline  # matplotlib is slow to load
+    from benchmarks.plots import draw_plots
 
     rows = merge(read_rows(docs / "results.json"), to_rows(groups))
     measured = {(row["cell"], row["keep"]) for row in ablation}
     ablation += [row for row in read_rows(docs / ABLATION) if (row["cell"], row["keep"]) not in measured]
-    text = to_markdown(rows, read_configs(configs), ablation=ablation)
+    curves = read_rows(docs / "curves.json")
+    text = to_markdown(rows, read_configs(configs), ablation=ablation, curves=curves)
     docs.mkdir(parents=True, exist_ok=True)
     for cell, members in cells_of(rows).items():
         draw_plots(cell, members, docs / "plots")
+    draw_headline(rows, curves, docs / "plots")
     _write(docs / "results.md", text)
     _write(docs / "results.json", rows_to_text(rows))
     if ablation:

@@ -137,6 +137,13 @@ def test_the_picture_shows_the_numbers_of_the_readme() -> None:
     assert [number for number in numbers if number not in picture] == []
 
 
+def test_the_readme_shows_the_numbers_of_the_results() -> None:
+    from tools.readme_results import BEGIN, END, numbers_of_results
+
+    shown = text_of(README).partition(BEGIN)[2].partition(END)[0]
+    assert shown == numbers_of_results(), "run `python -m tools.readme_results`"
+
+
 def test_pre_commit_and_ci_use_the_same_versions() -> None:
     hooks = text_of(ROOT / ".pre-commit-config.yaml")
     project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]

@@ -15,9 +15,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.headline import headline_rows, key_of, main_key
+
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "pictures" / "result.svg"
-CELL = "cifar100-part-small"
 TEXT, DENSE, COMPRESSED = "#7d8590", "#9aa4af", "#d9661f"  # each is readable on white and on black
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -54,7 +55,7 @@ def draw() -> Figure:
     """The figure: one row for each data set, one panel for each number."""
     figure = Figure(figsize=(11, 3.9))
     panels = figure.subplots(2, 3, gridspec_kw={"hspace": 0.75, "wspace": 0.3})
-    rows = (("vitrim demo: handwritten digits", demo_bars()), ("CIFAR-100, 100 training images a class", cifar_bars()))
+    rows = (("vitrim demo: handwritten digits", demo_bars()), cell_bars())
     for row, (data, bars_of_panels) in zip(panels, rows, strict=True):
         for axes, (title, bars) in zip(row, bars_of_panels.items(), strict=True):
             draw_panel(axes, title, bars)
@@ -93,27 +94,30 @@ def demo_bars() -> dict[str, list[Bar]]:
     return {**bars, "latency, batch 64": _bars(ratios, "{}", [*latency.values()])}
 
 
-def cifar_bars() -> dict[str, list[Bar]]:
-    """Top-1, parameters and multiply-adds of the arm `vitrim`, from docs/results.json.
+def cell_bars() -> tuple[str, dict[str, list[Bar]]]:
+    """Model and data of the cell that docs/results.md begins with, and the bars of its arm `vitrim`.
 
-    Only rows with the largest number of seeds are shown: other rows have another dense model.
+    Only rows with the seeds that most rows have are shown: other rows have another dense model.
     """
-    rows = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
-    arm = [row for row in rows if row["cell"] == CELL and row["arm"] == "vitrim"]
-    most = max(len(row["seeds"]) for row in arm)
-    arm = sorted((row for row in arm if len(row["seeds"]) == most), key=lambda row: -row["keep"])
+    cell = headline_rows(json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8")))
+    arm = [row for row in cell if row["arm"] == "vitrim" and key_of(row) == main_key(cell)]
+    arm.sort(key=lambda row: -row["keep"])
     names = [f"{100 * row['keep']:.0f} %" for row in arm]
 
-    def bars(dense: float, values: list[float]) -> list[Bar]:
+    def bars(dense: float, values: list[float], digits: int, text: str = "{} %") -> list[Bar]:
         found = dict(zip(["dense", *names], [dense, *values], strict=True))
-        digits = 2 if dense < 100 else 1
-        return _bars(found, "{} %", [f"{value:.{digits}f}" for value in found.values()])
+        return _bars(found, text, [f"{value:.{digits}f}" for value in found.values()])
 
-    return {
-        "top-1": bars(arm[0]["top1_dense"], [row["top1"] for row in arm]),
-        "parameters": bars(100, [100 * row["params_ratio"] for row in arm]),
-        "multiply-adds (latency not measured)": bars(100, [100 * row["macs_ratio"] for row in arm]),
+    panels = {
+        "top-1": bars(arm[0]["top1_dense"], [row["top1"] for row in arm], 2),
+        "parameters": bars(100, [100 * row["params_ratio"] for row in arm], 1),
     }
+    if all(row.get("latency_ratio") is not None for row in arm):
+        title = f"latency, batch {arm[0]['latency_batch']}" if arm[0].get("latency_batch") else "latency"
+        panels[title] = bars(1, [row["latency_ratio"] for row in arm], 2, "x {}")
+    else:
+        panels["multiply-adds (latency not measured)"] = bars(100, [100 * row["macs_ratio"] for row in arm], 1)
+    return f"{arm[0]['dataset']}: {arm[0]['model']}", panels
 
 
 def _bars(values: dict[str, float], text: str, numbers: list[str]) -> list[Bar]:
