@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.headline import SHARED_DENSE_NOTE
-from benchmarks.measurements import CONTROL, VITRIM
+from benchmarks.measurements import CONTROL, CONTROLS, VITRIM
 from benchmarks.names import (
-    CONTROLS,
     NONE,
     by_keep,
     clean,

@@ -14,8 +14,8 @@ import jinja2
 
 from benchmarks.cell_tables import facts_of, keep_tables, split_by_rows, target_line
 from benchmarks.headline import headline_rows, opening
-from benchmarks.measurements import ARMS
-from benchmarks.names import CONTROLS, NONE, by_keep, numbers, percent, with_interval
+from benchmarks.measurements import ARMS, CONTROLS
+from benchmarks.names import NONE, by_keep, numbers, percent, with_interval
 from benchmarks.results import Row
 from benchmarks.sections import cost_table, curve_tables, points_of_time, teacher_sections
 from benchmarks.targets import OTHER_ARMS, Target, judge_cell, teacher_targets

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.measurements import ARMS, VITRIM
-from benchmarks.names import CONTROLS, DISTILLED, NAMES, NONE, numbers
+from benchmarks.measurements import ARMS, CONTROLS, DISTILLED, VITRIM
+from benchmarks.names import NAMES, NONE, numbers
 from benchmarks.results import Row
 from benchmarks.targets import MET, NOT_MET, OPEN, WITHIN, Target, count_verdicts
 

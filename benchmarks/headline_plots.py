@@ -16,11 +16,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
 from benchmarks.headline import arms_of, controls_of, headline_rows, keeps_of
-from benchmarks.measurements import CONTROL, VITRIM
-from benchmarks.names import CONTROLS, NAMES
+from benchmarks.measurements import CONTROL, CONTROLS, DISTILLED, VITRIM
+from benchmarks.names import NAMES
 from benchmarks.results import Row
 from benchmarks.sections import curve_keeps, points_of_time
-from benchmarks.targets import DISTILLED
 
 TEXT, GRID = "#7d8590", "#7d859055"
 # Colours by Okabe and Ito, a little darker where white needs it. Markers and lines differ too.

@@ -6,11 +6,9 @@ This file formats single values. Tables belong to `document`, `headline` and `se
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.measurements import CONTROL, VITRIM
-from benchmarks.targets import DISTILLED
+from benchmarks.measurements import CONTROL, CONTROLS, DISTILLED, VITRIM
 
 NONE = "-"
-CONTROLS = (CONTROL, DISTILLED)  # dense models that were trained on; they have one row for all fractions to keep
 NAMES = {
     VITRIM: "vitrim",
     "vitrim-whole-heads": "vitrim, whole heads",

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from benchmarks.document import slug
-from benchmarks.measurements import ARMS, VITRIM
-from benchmarks.names import CONTROLS, NAMES
+from benchmarks.measurements import ARMS, CONTROLS, VITRIM
+from benchmarks.names import NAMES
 from benchmarks.results import Row
 
 # Colours by Okabe and Ito, which colour-blind people can tell apart. Markers differ too.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.headline import arms_of, controls_of
-from benchmarks.measurements import CONTROL, VITRIM
-from benchmarks.names import CONTROLS, NAMES, NONE, interval, percent, points, with_interval, without_empty_columns
+from benchmarks.measurements import CONTROL, CONTROLS, VITRIM
+from benchmarks.names import NAMES, NONE, interval, percent, points, with_interval, without_empty_columns
 from benchmarks.results import Row
 from benchmarks.targets import distilled_lead
 
