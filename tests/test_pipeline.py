@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from builders.models import has_hooks, same_tensors
 from builders.runs import (
@@ -32,12 +31,10 @@ from builders.runs import (
     stop,
 )
 from builders.teachers import cnn
-from builders.trainings import stop_at
 from vitrim import compress_run, depth, pipeline, planning
 from vitrim.compress_run import Compressed
 from vitrim.costs.counting import count_cost
 from vitrim.data.augmentation import AugmentationSettings
-from vitrim.ensembles import evaluate_ensemble
 from vitrim.errors import FolderInUse, SettingError
 from vitrim.importance.criteria import ImportanceSettings
 from vitrim.importance.scores import Scores
@@ -51,7 +48,6 @@ from vitrim.runs.files import DIGESTS, read_json, write_text
 from vitrim.saving.checkpoint import fingerprint, load
 from vitrim.surgery import prune
 from vitrim.training.loop import TrainingLoop
-from vitrim.verifying import verify
 
 SLOW = {
     "multiple of 8",
@@ -349,44 +345,6 @@ def test_a_finished_training_of_an_earlier_version_is_read_whichever_epoch_it_wo
         write_text(tmp_path / "run.json", json.dumps(record))
         settings = replace(recipe.training, evaluate_every="auto", keep_epoch=keep_epoch)
         fit(digits_model(), digits(), TrainRecipe(training=settings), tmp_path)
-
-
-# Snapshots
-
-
-def snapshots_in(folder: Path) -> list[nn.Module]:
-    return [load(folder / "snapshots" / "1"), load(folder / "model")]
-
-
-def test_training_with_snapshots_resumes_bit_for_bit_and_keeps_models_that_teach(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    training = short_training(epochs=3, checkpoint_minutes=0.0, ema_decay=0.9, drop_path=0.2, evaluate_every=0)
-    recipe = TrainRecipe(training=training, snapshots=2)
-    whole = fit(digits_model(), digits(), recipe, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, 4)  # in the second cycle: the first has one epoch of three updates
-        fit(digits_model(), digits(), recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / "model").exists()
-    resumed = fit(digits_model(), digits(), recipe, tmp_path / "run")
-    assert "train: resuming at step 4 of 6" in capsys.readouterr().err
-    assert same_tensors(resumed, whole)
-    models = snapshots_in(tmp_path / "run")
-    assert all(same_tensors(*pair) for pair in zip(models, snapshots_in(tmp_path / "whole"), strict=True))
-    assert not same_tensors(*models)
-    report = read_json(tmp_path / "run" / "report.json")
-    assert report["snapshots"]["top1"] == evaluate_ensemble(models, digits()).top1
-    assert report["snapshots"]["command"] in (tmp_path / "run" / "report.md").read_text()
-    stages = [
-        (row["stage"], row["epoch"]) for row in read_lines(tmp_path / "whole" / "metrics.jsonl") if "epoch" in row
-    ]
-    assert stages == [("snapshot-1", 1), ("train", 1), ("train", 2)]
-    assert all(check.holds is not False for check in verify(tmp_path / "run", digits()))
-
-
-def test_more_snapshots_than_epochs_are_refused() -> None:
-    with pytest.raises(SettingError, match="snapshots is 3, but there are 2 epochs"):
-        TrainRecipe(training=short_training(epochs=2), snapshots=3)
 
 
 # Teachers from elsewhere

@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
 from vitrim.cli import inputs
+from vitrim.cli.evaluate import evaluate
 from vitrim.cli.export import export
 from vitrim.cli.listing import datasets, models
 from vitrim.cli.options import (
     BUDGET,
-    DATA,
-    MODEL,
     OUTPUT,
     TEACHER_HELP,
     TRAINING,
@@ -30,21 +29,15 @@ from vitrim.cli.push import push
 from vitrim.cli.recipes import compress_recipe, train_recipe
 from vitrim.cli.tables import (
     print_checks,
-    print_evaluations,
     print_line,
     print_plan,
     print_report,
     print_structure,
 )
-from vitrim.cli.values import WHOLE
 from vitrim.cli.watch import watch
 from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from vitrim.data.images import ImageData
-    from vitrim.evaluation import Evaluation
     from vitrim.recipe import Recipe
 
 
@@ -155,88 +148,6 @@ def compress(
     output = output or output_folder(inputs.default_run_folder(data, model, recipe), read)
     result = pipeline.compress(dense, data, recipe, output, scores=found, teacher=teachers, trackers=trackers)
     print_report(result.report, output)
-
-
-def evaluate(
-    model: ModelName,
-    *,
-    data_options: DataOptions | None = None,
-    model_options: ModelOptions | None = None,
-    against: Annotated[
-        str | None, Parameter(group=MODEL, help="second model, compared on the same images (default: none)")
-    ] = None,
-    ensemble: Annotated[
-        list[str] | None,
-        Parameter(
-            group=MODEL,
-            help="another model, written like --teacher; the mean softmax output with MODEL is evaluated; repeatable "
-            "(default: none)",
-        ),
-    ] = None,
-    flip: Annotated[
-        bool, Parameter(group=MODEL, help="evaluate the mean over an image and its mirror image (default: no)")
-    ] = False,
-    split: Annotated[
-        Literal["train", "val", "test"] | None,
-        Parameter(
-            group=DATA,
-            show_choices=False,
-            help="images to evaluate: val, on which train and compress validate; train, on which they train; or test "
-            "(default: val; all images of a data set without splits)",
-        ),
-    ] = None,
-    eval_batch: Annotated[int, WHOLE, Parameter(group=DATA, help="images of one forward pass (default: 256)")] = 256,
-) -> None:
-    """Measure top-1 with its 95 % confidence interval, top-5 and loss.
-
-    Example: `vitrim evaluate runs/flowers-small --data ./flowers --against runs/flowers`
-
-    With --against, the paired difference of two models is also tested. --ensemble and --flip change only the first.
-    """
-    from vitrim import evaluation
-    from vitrim.class_accuracy import classes_at_zero
-    from vitrim.ensembles import evaluate_ensemble
-    from vitrim.models import origin_of
-
-    data_options = data_options or DataOptions()
-    inputs.check_data_named(data_options)
-    loaded: dict[int, ImageData] = {}  # by the number of channels
-    warnings: list[str] = []
-
-    def images_for(name: str, opened: "nn.Module") -> "ImageData":
-        channels = inputs.channels_of(opened)
-        if channels not in loaded:
-            loaded[channels] = inputs.open_data(data_options, channels, split=split or "auto")
-        inputs.warn_of_training_images(name, loaded[channels])
-        return loaded[channels]
-
-    def measured(name: str, found: "Evaluation", data: "ImageData") -> "tuple[str, Evaluation]":
-        if sentence := classes_at_zero(found, data).sentence():
-            warnings.append(f"{name}: {sentence}")
-        return name, found
-
-    others = inputs.open_models("--ensemble", ensemble) or []
-    first = inputs.on_training_device(inputs.open_trained_model(model, model_options or ModelOptions()))
-    data = images_for(model, first)
-    if others or flip:
-        members = [first, *map(inputs.on_training_device, others)]
-        for name in ensemble or ():
-            inputs.warn_of_training_images(name, data)
-        found = evaluate_ensemble(members, data, flip=flip, batch_size=eval_batch)
-    else:
-        found = evaluation.evaluate(first, data, batch_size=eval_batch)
-    rows = [measured(inputs.ensemble_name([model, *(ensemble or ())], flip=flip), found, data)]
-    if against is not None:
-        are_files = Path(model).is_file() and Path(against).is_file()  # two checkpoints of one architecture
-        options = model_options if model_options and are_files else ModelOptions()
-        second = inputs.on_training_device(inputs.open_trained_model(against, options))
-        images = images_for(against, second)
-        # --class-names is for MODEL; the second model's own names, if it has some, may be in another order
-        own = replace(images, class_names=None) if origin_of(second).classes else images
-        rows.append(measured(against, evaluation.evaluate(second, own, batch_size=eval_batch), images))
-    print_evaluations(rows, next(iter(loaded.values())).only)
-    for warning in warnings:
-        print_line(warning)
 
 
 def inspect(model: ModelName, *, model_options: ModelOptions | None = None) -> None:
