@@ -14,7 +14,16 @@ from torch import nn
 
 from benchmarks.architectures import fresh_model, narrow_model, uniform_plan
 from benchmarks.cell import Cell, Job, is_finished, lock_folder, read_evaluation, record_times
-from benchmarks.config import CONTROL, DISTILLED, PUBLISHED, WHOLE_HEADS, recipe_for, scratch_training, student_training
+from benchmarks.config import (
+    CONTROL,
+    DISTILLED,
+    PUBLISHED,
+    WHOLE_HEADS,
+    WITHOUT_TEACHER,
+    recipe_for,
+    scratch_training,
+    student_training,
+)
 from benchmarks.record import Outcome, write_record
 from benchmarks.step_seconds import timing_plans
 from vitrim.costs.counting import count_cost
@@ -32,6 +41,7 @@ from vitrim.runs.progress import log
 from vitrim.saving.checkpoint import load, save
 from vitrim.source import Source
 from vitrim.surgery import prune
+from vitrim.training.distillation import Teachers
 from vitrim.training.settings import TrainingSettings
 from vitrim.training.train import train
 
@@ -46,6 +56,8 @@ def run_job(cell: Cell, job: Job) -> None:
     if job.arm == "scratch":  # it uses the architecture that the arm vitrim finds
         run_job(cell, replace(job, arm="vitrim"))
     dense = cell.dense(job.seed)
+    if cell.config.teacher.text:
+        cell.target(job.seed)  # first: it shows whether the teacher is better at all
     with lock_folder(folder):
         if is_finished(folder):  # another process finished it while this one waited for the lock
             return
@@ -77,6 +89,16 @@ class _ArmRun:
         """The cell's images, with labels in the model's order of classes."""
         return match_labels(self.cell.data, self.dense)
 
+    @cached_property
+    def source(self) -> Source:
+        """Dense model, images and teachers, checked."""
+        return Source.of(self.dense, self.data, self.teachers)
+
+    @property
+    def teachers(self) -> tuple[nn.Module, ...] | None:
+        """The models whose outputs the student learns. None for the dense model, and for arms that learn labels."""
+        return None if self.job.arm in WITHOUT_TEACHER else self.cell.teachers or None
+
     @property
     def calibration(self) -> Calibration:
         settings = self.recipe.importance
@@ -90,7 +112,7 @@ class _ArmRun:
 
 def _compress(arm: _ArmRun) -> Outcome:
     """Run the arms of vitrim, `paper` and `hard-labels`: `vitrim.compress` with the recipe of the arm."""
-    result = compress(arm.dense, arm.cell.data, arm.recipe, arm.folder)
+    result = compress(arm.dense, arm.cell.data, arm.recipe, arm.folder, teacher=arm.teachers)
     stages = [
         {**{key: row[key] for key in ("top1", "params", "macs")}, "name": row["name"].removeprefix("width ")}
         for row in result.report["stages"]
@@ -187,7 +209,7 @@ def _control(distil: bool, arm: _ArmRun) -> Outcome:
 def _open(arm: _ArmRun, settings: TrainingSettings) -> RunFolder:
     """Open the folder of an arm with one training stage."""
     recipe = replace(arm.recipe, width_training=settings)
-    identity = Source.of(arm.dense, arm.data).identity(f"benchmark {arm.job.arm}", recipe)
+    identity = arm.source.identity(f"benchmark {arm.job.arm}", recipe)
     folder = RunFolder(arm.folder, identity, settings_before(recipe))
     (arm.folder / STAGES).mkdir(exist_ok=True)  # for the seconds of the results
     return folder
@@ -219,14 +241,18 @@ def _train_and_evaluate(
     distil: bool = True,
     files: _Files | None = None,
 ) -> Outcome:
-    """Train in one stage and evaluate. The dense model is the teacher; without `distil` only the labels are used.
+    """Train in one stage and evaluate. Without `distil`, only the labels are used.
+
+    The dense model is the teacher. With a better teacher, only hidden states are those of the dense model.
 
     The model is written to the folder `model`, or by `files` to the file `model.safetensors`.
     """
     name = "distil" if distil else "train"
 
     def make() -> nn.Module:
-        teacher = arm.dense if distil else None
+        teacher: nn.Module | Teachers | None = arm.dense if distil else None
+        if distil and arm.teachers:
+            teacher = Teachers(compared=arm.dense, labels=arm.source.teachers)
         options = {"plan": plan, "run_dir": arm.folder, "stage": name, "seed": arm.job.seed}
         return train(student, arm.data, settings, teacher=teacher, **options)  # type: ignore[arg-type]
 

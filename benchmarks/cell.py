@@ -2,6 +2,7 @@
 
     OUT/run.json                        identity of the cell; the folder refuses another cell
     OUT/seed-S/dense/                   the dense model, as `vitrim train` writes it; with `dense_seed`, of that seed
+    OUT/seed-S/teacher.json             how good the teacher of a configuration with [teacher] is
     OUT/seed-S/dense-control/           an arm without a fraction to keep; the other one is dense-distilled
     OUT/seed-S/keep-K/ARM/arm.json      record of one arm, written last
     OUT/seed-S/keep-K/ARM.times.jsonl   start and end of each time that the arm was worked on
@@ -15,7 +16,7 @@ What an arm computes does not belong here.
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,17 +26,20 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from benchmarks.architectures import model_to_train
-from benchmarks.config import CONTROLS, CellConfig, dense_recipe, recipe_for, scratch_training
+from benchmarks.config import CONTROLS, CellConfig, TeacherSettings, dense_recipe, recipe_for, scratch_training
 from benchmarks.divergence import logits_on
+from benchmarks.teacher import load_named, load_teachers, named_folder, target_marks
 from vitrim.data.images import ImageData
 from vitrim.data.loading import load_data
+from vitrim.data.matching import match_labels
 from vitrim.errors import FolderInUse, SettingError
 from vitrim.pipeline import fit
 from vitrim.recipe import to_table
-from vitrim.runs.files import read_json
+from vitrim.runs.files import read_json, write_text
 from vitrim.runs.folder import RunFolder
 from vitrim.runs.processes import is_main_process, this_process, wait_for_all
 from vitrim.runs.progress import log
+from vitrim.saving.checkpoint import fingerprint
 from vitrim.source import Source, check
 from vitrim.training.job import check_training
 
@@ -47,6 +51,7 @@ _RECIPES_BEFORE = {  # what cells of earlier versions did, which had no such set
     **{key: {"width_training": _TRAINING_BEFORE, "depth_training": _TRAINING_BEFORE} for key in ("vitrim", "paper")},
     "dense": {"training": _TRAINING_BEFORE, "snapshots": 1},
 }
+_CONFIG_BEFORE = {"dense_seed": None, "dense_from": "", "teacher": to_table(TeacherSettings())}
 COMMIT_FILE = ROOT / "COMMIT"  # in a copy of the code without git
 
 
@@ -70,6 +75,7 @@ class Cell:
         command: command that runs the whole cell, for the record.
         commit: commit of the code when the work began.
         dense_out: folder of another cell whose dense models are used. None for those of this cell.
+        teachers: whose outputs the students learn; the dense model's if there are none.
     """
 
     config: CellConfig
@@ -78,6 +84,7 @@ class Cell:
     command: str
     commit: str
     dense_out: Path | None = None
+    teachers: tuple[nn.Module, ...] = ()
     _models: dict[int, nn.Module] = field(default_factory=dict)
     _logits: dict[int, Tensor] = field(default_factory=dict)
 
@@ -92,7 +99,8 @@ class Cell:
 
     def dense_folder(self, seed: int) -> Path:
         """Return the folder of the dense model of a seed."""
-        return (self.dense_out or self.out) / f"seed-{self.dense_seed(seed)}" / "dense"
+        own = f"seed-{self.dense_seed(seed)}/dense"
+        return named_folder(self.config.dense_from or own, self.dense_out or self.out)
 
     def dense(self, seed: int) -> nn.Module:
         """Return the dense model of a seed. It is trained if its folder has none. The last one stays in memory."""
@@ -114,6 +122,32 @@ class Cell:
             self._logits.clear()
             self._logits[seed] = logits_on(self.dense(seed), self.data.validation)
         return self._logits[seed]
+
+    def target(self, seed: int) -> dict[str, Any]:
+        """Return how good the teacher is alone, on the test images.
+
+        Returns:
+            `top1` and `top1_dense` in percent, and `correct`, 0 or 1 for each image. `teacher.json` keeps them.
+        """
+        file = self.out / f"seed-{self.dense_seed(seed)}" / "teacher.json"
+        wait_for_all()
+        kept = read_json(file) if file.is_file() else None
+        wait_for_all()  # no process writes the file before all processes have looked for it
+        if kept is not None:
+            return dict(kept)
+        dense = self.dense(seed)
+        data = match_labels(self.data, dense)
+        marks = target_marks(self.teachers, dense, data, flip=self.config.teacher.flip).tolist()
+        right = self.dense_logits(seed).argmax(dim=1) == data.validation.labels.cpu()
+        found = {"top1": 100 * sum(marks) / len(marks), "top1_dense": 100 * right.double().mean().item()}
+        found["correct"] = "".join("01"[mark] for mark in marks)
+        if is_main_process():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(found, indent=1) + "\n")
+        wait_for_all()
+        accuracies = f"top-1 {found['top1']:.2f} %, dense model {found['top1_dense']:.2f} %"
+        log(f"teacher ({self.config.teacher.text}): {accuracies}")
+        return found
 
     def _check(self, model: nn.Module) -> None:
         """Check the settings of all arms before the dense model is trained, which takes long."""
@@ -151,10 +185,20 @@ def open_cell_with(
     Raises:
         FolderInUse: the folder holds something else, or a cell with other settings or images.
     """
+    base = dense_out or out
+    teachers = load_teachers(config.teacher, base)
     with lock_folder(out):
-        RunFolder(out, identity(config, data), {"config": {"dense_seed": None}, "recipes": _RECIPES_BEFORE})
+        RunFolder(out, identity(config, data, base, teachers), {"config": _CONFIG_BEFORE, "recipes": _RECIPES_BEFORE})
     data = data.to(this_process().device)  # once for all arms
-    return Cell(config=config, data=data, out=out, command=command, commit=commit(), dense_out=dense_out)
+    return Cell(
+        config=config,
+        data=data,
+        out=out,
+        command=command,
+        commit=commit(),
+        dense_out=dense_out,
+        teachers=tuple(teachers),
+    )
 
 
 def load_images(config: CellConfig, path: Path | None) -> ImageData:
@@ -191,11 +235,17 @@ def load_images(config: CellConfig, path: Path | None) -> ImageData:
     return found
 
 
-def identity(config: CellConfig, data: ImageData) -> dict[str, Any]:
+def identity(config: CellConfig, data: ImageData, base: Path, teachers: Sequence[nn.Module]) -> dict[str, Any]:
     """Return the settings and images that define a cell, to compare with `run.json`.
 
-    Seeds, keeps and arms are left out, so a cell can be extended. The paths of images and weights are left out, because
-    their contents are compared.
+    Seeds, keeps and arms are left out, so a cell can be extended. The paths of images, weights and models are left out,
+    because their contents are compared.
+
+    Args:
+        config: the cell.
+        data: the images.
+        base: folder to which relative paths of models refer.
+        teachers: the models that the configuration names as teachers.
     """
     table = to_table(config)
     for key in ("seeds", "keeps", "arms"):
@@ -203,6 +253,9 @@ def identity(config: CellConfig, data: ImageData) -> dict[str, Any]:
     for key in ("source", "data_dir"):
         del table["data"][key]
     table["model"]["weights"] = bool(config.model.weights)
+    table["teacher"]["models"] = [fingerprint(model) for model in teachers]
+    if config.dense_from:
+        table["dense_from"] = fingerprint(load_named(named_folder(config.dense_from, base), "dense_from"))
     recipes = {arm: to_table(recipe_for(config, arm, keep=1.0, seed=0)) for arm in ("vitrim", "paper")}
     return {
         "command": "benchmark",

@@ -24,6 +24,7 @@ ARMS = (
     *("vitrim", WHOLE_HEADS, "paper", "hard-labels", "torch-pruning", "torch-pruning-head-widths", "random"),
     *("magnitude", "scratch", "timm-small", *CONTROLS),
 )
+WITHOUT_TEACHER = ("hard-labels", CONTROL)  # arms that learn the labels
 PUBLISHED = ("paper", "hard-labels")  # arms that follow the recipe `paper`
 CONFIGS = Path(__file__).parent / "configs"
 SET_BY_CELL = (  # refused in [recipe], [vitrim], [student], [scratch] and [dense]
@@ -73,6 +74,38 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """What all students learn instead of the outputs of the dense model. Hidden states are those of the dense model.
+
+    Attributes:
+        models: folders of models or of finished trainings; relative paths begin at the folder of the cell. The mean of
+            their softmax outputs is learned. With none, the dense model teaches.
+        flip: the mean is also over each image and its mirror image.
+        name: what the models are, in the tables, such as "3 snapshots". By default their number.
+    """
+
+    models: list = field(default_factory=list)
+    flip: bool = False
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        names = self.models
+        if not isinstance(names, list) or not all(isinstance(one, str) and one for one in names):
+            raise SettingError(f"teacher.models is {names!r}; expected a list of folders.")
+        if len(set(names)) < len(names):
+            raise SettingError(f"teacher.models is {names!r}; expected different folders.")
+
+    @property
+    def text(self) -> str:
+        """The teacher in the tables, such as "3 snapshots, mirrored". Empty for the dense model alone."""
+        if not self.models and not self.flip:
+            return ""
+        count = len(self.models)
+        models = self.name or (f"{count} model{'s' if count > 1 else ''}" if count else "dense model")
+        return models + (", mirrored" if self.flip else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellConfig:
     """All settings of one cell.
 
@@ -86,10 +119,14 @@ class CellConfig:
         arms: the methods to compare, see `ARMS`.
         student_epochs: training epochs of each arm, the sum over all its stages.
         dense_seed: seed of the one dense model that serves all seeds. None trains one dense model for each seed.
+        dense_from: folder of the training of the dense model in another cell, such as
+            `../cifar100-small/seed-0/dense`; relative paths begin at the folder of the cell. It serves all seeds, and
+            `[dense]` and `dense_seed` are those of its training. An empty text trains the dense model in this cell.
         tuning_share: above 0, validate on this fraction of each class's training images. The official validation
             images are then not used.
         data: the images.
         model: the dense model.
+        teacher: what the students learn; by default the outputs of the dense model.
         dense: changes to the recipe `train`. `training.epochs = 0` uses pretrained weights without training.
         student: changes to the training of all students.
         scratch: further changes for students that start from random weights.
@@ -106,9 +143,11 @@ class CellConfig:
     arms: list = field(default_factory=lambda: list(ARMS))
     student_epochs: int = 0
     dense_seed: int | None = None
+    dense_from: str = ""
     tuning_share: float = 0.0
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     dense: dict = field(default_factory=dict)
     student: dict = field(default_factory=dict)
     scratch: dict = field(default_factory=dict)
@@ -172,6 +211,9 @@ def recipe_for(config: CellConfig, arm: str, *, keep: float, seed: int) -> Recip
     changes += [config.recipe, {"width_training": config.student, "depth_training": config.student}]
     if arm not in PUBLISHED:
         changes.append(config.vitrim)
+    if config.teacher.flip and arm not in WITHOUT_TEACHER:
+        flipped = {"distillation": {"flip": True}}
+        changes.append({"width_training": flipped, "depth_training": flipped})
     if arm == WHOLE_HEADS:
         changes.append({"heads": {"width": "full"}})
     for change in changes:
@@ -289,6 +331,8 @@ def _check_lists(config: CellConfig) -> None:
         raise SettingError(f"keeps are {config.keeps}; expected different fractions between 0 and 1, such as 0.7.")
     if config.dense_seed is not None and config.dense_seed < 0:
         raise SettingError(f"dense_seed is {config.dense_seed}; expected a whole number of at least 0.")
+    if config.dense_from and config.dense_seed is None:
+        raise SettingError("dense_from is set, but dense_seed is not; set it to the seed of that dense model.")
     for arm in config.arms:
         if arm not in ARMS:
             near = difflib.get_close_matches(str(arm), ARMS, n=1)

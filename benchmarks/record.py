@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.cell import RECORD, Cell, Job, read_evaluation, seconds_in
-from benchmarks.config import dense_recipe, student_training
+from benchmarks.config import WITHOUT_TEACHER, dense_recipe, student_training
 from benchmarks.divergence import compare_logits, logits_on
 from benchmarks.step_seconds import SEARCH, step_seconds
 from vitrim.costs.counting import count_cost
@@ -72,6 +72,8 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "search_epochs": _search_epochs(rows, cell),
         "dense_epochs": dense_recipe(config, job.seed).training.epochs,
         "tuning": config.tuning_share > 0,
+        "teacher": config.teacher.text or None,
+        "top1_teacher": cell.target(job.seed)["top1"] if config.teacher.text else None,
         "stages": outcome.stages,
         "evaluation": outcome.evaluation,
         "after_cut": outcome.after_cut,
@@ -84,12 +86,23 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "seconds": seconds,
         "step_seconds": step_seconds(folder, seconds),
         "images_per_second": _speed(rows),
-        "train_macs_per_image": 3 * cost.macs + (dense_cost.macs if outcome.has_teacher else 0),
+        "train_macs_per_image": 3 * cost.macs
+        + (_teacher_macs(cell, job, dense_cost.macs) if outcome.has_teacher else 0),
         "threads": torch.get_num_threads(),
         "environment": environment(next(outcome.model.parameters()).device),
         "command": cell.command,
         "commit": cell.commit,
     }
+
+
+def _teacher_macs(cell: Cell, job: Job, dense: int) -> int:
+    """Return the multiply-adds of all teachers for one image. With a better teacher, the dense model runs, too."""
+    if job.arm in WITHOUT_TEACHER:
+        return dense
+    passes = 2 if cell.config.teacher.flip else 1
+    if not cell.teachers:
+        return passes * dense
+    return dense + passes * sum(count_cost(model).macs for model in cell.teachers)
 
 
 def _compare_with_dense(cell: Cell, seed: int, model: nn.Module) -> dict[str, Any]:

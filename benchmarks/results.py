@@ -98,6 +98,8 @@ def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[s
         "seeds": [m.seed for m in members],
         "dense_seed_shared": any(m.values.get("dense_seed", m.seed) != m.seed for m in members),
         **{name: first[name] for name in ("student_epochs", "dense_epochs", "tuning")},
+        "teacher": first.get("teacher"),
+        "top1_teacher": _mean(members, "top1_teacher"),
         "top1_dense": _top1(members, "dense"),
         "top1_dense_control": _top1(controls[CONTROL], "correct"),
         "top1_dense_distilled": _top1(controls[DISTILLED], "correct"),
@@ -187,7 +189,7 @@ def _mean_of(members: list[Measurement], name: str) -> float | None:
 
 
 def _mean(members: list[Measurement], name: str) -> float | None:
-    found = [m.values[name] for m in members if m.values[name] is not None]
+    found = [m.values[name] for m in members if m.values.get(name) is not None]
     return float(np.mean(found)) if found else None
 
 

@@ -18,7 +18,7 @@ from vitrim.cli import PLACE_PROBLEMS
 from vitrim.errors import SettingError, UserError
 
 if TYPE_CHECKING:
-    from benchmarks.cell import Job
+    from benchmarks.cell import Cell, Job
     from benchmarks.config import CellConfig
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +45,7 @@ def run(
     keeps: str = "",
     arms: str = "",
     data: Path | None = None,
+    teacher_only: bool = False,
 ) -> None:
     """Run a cell or a part of it. The same command continues after an interruption. Finished arms are not run again.
 
@@ -64,6 +65,8 @@ def run(
         Arms to run, e.g. vitrim,paper (default: all arms of the cell).
     data
         Folder of the images (default: the place that the configuration names, or a download).
+    teacher_only
+        Only measure the accuracy of the teacher of the configuration and of the dense model. No arm is run.
     """
     from benchmarks.arms import run_job
     from benchmarks.cell import open_cell
@@ -73,8 +76,20 @@ def run(
     selected = select(cell_config, seeds=seeds, keeps=keeps, arms=arms)
     check_installed(selected.arms)
     cell = open_cell(selected, output, data, command_for(cell_config, config))
+    if teacher_only:
+        _measure_teacher(cell)
+        return
     for job in jobs_of(selected):
         run_job(cell, job)
+
+
+def _measure_teacher(cell: "Cell") -> None:
+    if not cell.config.teacher.text:
+        raise SettingError("--teacher-only needs a configuration with the table [teacher], which this one lacks.")
+    for seed in {cell.dense_seed(seed): seed for seed in cell.config.seeds}.values():
+        found = cell.target(seed)
+        difference = found["top1"] - found["top1_dense"]
+        print(f"teacher {found['top1']:.2f} %, dense model {found['top1_dense']:.2f} %, {difference:+.2f} points")
 
 
 def jobs_of(config: "CellConfig") -> "list[Job]":

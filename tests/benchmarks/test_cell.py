@@ -4,10 +4,13 @@ import json
 import threading
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from benchmarks.cell import Cell, commit, load_images, lock_folder, seconds_in
+from benchmarks.cell import Cell, commit, identity, load_images, lock_folder, open_cell_with, seconds_in
 from builders.cells import cell_config
+from vitrim.errors import SettingError
+from vitrim.runs.folder import RunFolder
 
 
 def test_with_tuning_images_official_validation_images_are_not_used(tmp_path):
@@ -64,3 +67,20 @@ def test_one_dense_model_serves_all_seeds_if_the_cell_says_so(tmp_path):
         folders[dense_seed] = [cell.dense_folder(seed) for seed in (0, 1, 2)]
     assert folders[1] == [tmp_path / "seed-1" / "dense"] * 3
     assert len(set(folders[None])) == 3
+
+
+def test_the_dense_model_of_another_cell_is_found_from_the_folder_of_the_cell(tmp_path):
+    config, data = cell_config(dense_seed=0, dense_from="../other/seed-0/dense"), load_images(cell_config(), None)
+    cell = Cell(config=config, data=data, out=tmp_path / "out", command="", commit="")
+    assert {cell.dense_folder(seed) for seed in (0, 1)} == {tmp_path / "other" / "seed-0" / "dense"}
+    with pytest.raises(SettingError, match=r"dense_from names .*expected the folder of a model"):
+        open_cell_with(data, config, tmp_path / "out", "")
+
+
+def test_a_cell_of_an_earlier_version_continues(tmp_path):
+    config, data = cell_config(), load_images(cell_config(), None)
+    earlier = identity(config, data, tmp_path, [])
+    for key in ("dense_seed", "dense_from", "teacher"):
+        del earlier["config"][key]
+    RunFolder(tmp_path / "out", earlier)
+    assert open_cell_with(data, config, tmp_path / "out", "").teachers == ()

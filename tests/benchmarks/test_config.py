@@ -7,8 +7,11 @@ import torch
 
 from benchmarks.architectures import fresh_model, uniform_counts
 from benchmarks.config import (
+    ARMS,
     CONFIGS,
+    CONTROL,
     CellConfig,
+    TeacherSettings,
     dense_recipe,
     load_config,
     recipe_for,
@@ -17,7 +20,9 @@ from benchmarks.config import (
 )
 from builders.cells import CELL, cell_config
 from vitrim.errors import SettingError
+from vitrim.losses import DistillationSettings
 from vitrim.models import describe
+from vitrim.recipe import from_table, to_table
 from vitrim.source import Source, check
 from vitrim.structure import ViTStructure
 
@@ -32,6 +37,10 @@ from vitrim.structure import ViTStructure
         ({"seeds": [0, 0]}, "different whole numbers"),
         ({"student_epochs": 3}, "at most half of the dense model's 4"),
         ({"dense_seed": -1}, "dense_seed is -1"),
+        ({"dense_from": "../other/seed-0/dense"}, "dense_seed is not"),
+        ({"teacher": {"models": [3]}}, "expected a list of folders"),
+        ({"teacher": {"models": ["a", "a"]}}, "expected different folders"),
+        ({"teacher": {"model": "a"}}, "did you mean teacher.models?"),
         ({"tuning_share": 1.0}, "tuning_share is 1"),
         ({"student": {"learningrate": 1}}, "did you mean student.learning_rate?"),
         ({"student": {"distillation": {"soft": 0.5}}}, "student.distillation cannot be set"),
@@ -68,6 +77,24 @@ def test_the_arm_with_whole_heads_differs_from_vitrim_in_the_head_width_only():
     ours, whole = (recipe_for(cell, arm, keep=0.5, seed=3) for arm in ("vitrim", "vitrim-whole-heads"))
     assert (ours.heads.width, whole.heads.width) == (2, "full")
     assert replace(whole, heads=ours.heads) == ours
+
+
+def test_the_tables_say_what_the_teacher_is():
+    texts = [({}, ""), ({"models": ["a"]}, "1 model"), ({"models": ["a", "b"], "name": "2 snapshots"}, "2 snapshots")]
+    texts += [({"flip": True}, "dense model, mirrored"), ({"models": ["a", "b"], "flip": True}, "2 models, mirrored")]
+    for table, text in texts:
+        assert from_table(TeacherSettings, table).text == text
+
+
+@pytest.mark.skipif("flip" not in to_table(DistillationSettings()), reason="vitrim has no mirrored soft labels")
+def test_a_mirrored_teacher_teaches_all_arms_that_have_a_teacher():
+    cell, plain = cell_config(teacher={"flip": True}), cell_config()
+    for arm in ARMS:
+        ours, before = (recipe_for(config, arm, keep=0.5, seed=0) for config in (cell, plain))
+        stages = (ours.width_training.distillation, ours.depth_training.distillation)
+        assert [to_table(losses)["flip"] for losses in stages] == [arm not in ("hard-labels", CONTROL)] * 2
+        assert ours.importance == before.importance and ours.recovery == before.recovery
+    assert to_table(scratch_training(cell).distillation)["flip"]
 
 
 def _can_be_narrower(cell: CellConfig, structure: ViTStructure) -> bool:

@@ -23,7 +23,7 @@ FURTHER_KEYS = {
     *("recover_lead", "recover_lead_low", "recover_lead_high"),
     *("kl_dense", "kl_recovered", "agreement", "agreement_low", "agreement_high"),
     *("kl_lead", "kl_lead_low", "kl_lead_high"),
-    *("dense_seed_shared", "step_seconds"),
+    *("dense_seed_shared", "step_seconds", "teacher", "top1_teacher"),
     *(f"latency_{name}" for name in ("ratio", "low", "high", "ms", "dense_ms", "on", "batch")),
     *("top1_dense_distilled", "delta_distilled", "delta_distilled_low", "delta_distilled_high"),
 }
@@ -112,6 +112,11 @@ def test_a_row_has_the_latency_of_the_seed_that_was_timed_with_the_largest_batch
     assert (row["latency_ms"], row["latency_dense_ms"], row["latency_batch"]) == (3, 4, 8)
     assert row["latency_on"] == "PyTorch, CPU"
     assert pick(rows_of(tmp_path), "paper", 0.7)["latency_ratio"] is None
+
+
+def test_rows_of_a_cell_with_a_better_teacher_say_how_good_it_is(tmp_path: Path) -> None:
+    write_cell(tmp_path, ("vitrim", DISTILLED), (0.7,), teacher="3 snapshots, mirrored", top1_teacher=63.0)
+    assert [(row["teacher"], row["top1_teacher"]) for row in rows_of(tmp_path)] == [("3 snapshots, mirrored", 63)] * 2
 
 
 def test_two_arms_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from benchmarks import latencies
 from benchmarks.architectures import fresh_model, model_to_train
-from benchmarks.config import ARMS, CONFIGS, CONTROL, CONTROLS, PUBLISHED, load_config
+from benchmarks.config import ARMS, CONFIGS, CONTROL, CONTROLS, DISTILLED, PUBLISHED, load_config, merged
 from benchmarks.measurements import group, read_measurements
 from benchmarks.results import to_rows
 from benchmarks.run import app, status_of
@@ -178,20 +178,31 @@ def test_a_wrong_file_is_refused_in_one_sentence(text, tmp_path, capsys):
     assert "smoke.toml" in complaint([str(tmp_path / "other.toml"), "-o", str(tmp_path / "out")], capsys)
 
 
-def test_a_cell_with_pretrained_weights_runs(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "arms"),
+    [
+        ("vit-s-imagenet-weights", ("random",)),
+        pytest.param(
+            "vit-b-imagenet-weights", ("torch-pruning-head-widths", "vitrim", DISTILLED), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_cell_with_pretrained_weights_runs(tmp_path, name, arms):
     """The configuration is the real one. Model and batches are small, and random weights replace timm's."""
-    shipped = load_config(CONFIGS / "vit-s-imagenet-weights.toml")
+    shipped = load_config(CONFIGS / f"{name}.toml")
     sizes = {"architecture": shipped.model.architecture, "img_size": 16, "patch_size": 4, "model_args": MODEL_ARGS}
     weights = fresh_model(cell_config(model=sizes), 1000, 5)
     save_file(weights.state_dict(), tmp_path / "weights.safetensors")
     model = {**sizes, "weights": str(tmp_path / "weights.safetensors")}
     tables = {"dense": shipped.dense, "student": shipped.student, "scratch": shipped.scratch}
+    tables["recipe"] = merged(CELL["recipe"], shipped.recipe)
     for table in (tables["dense"]["training"], tables["student"]):
         table |= {"batch_size": 20, "compile": False}
     tables["dense"]["training"]["epochs"] = 2
     file = cell_file(tmp_path, model=model, student_epochs=1, **tables)
     initial = model_to_train(load_config(file), 10, 0)
     assert torch.equal(initial.get_parameter("blocks.0.attn.qkv.weight"), weights.blocks[0].attn.qkv.weight)
-    command = [file, "-o", str(tmp_path / "out"), "--seeds", "0", "--keeps", "0.5", "--arms", "random"]
+    command = [file, "-o", str(tmp_path / "out"), "--seeds", "0", "--keeps", "0.5", "--arms", ",".join(arms)]
     assert _status(command) == 0
-    assert finished(tmp_path / "out") == ["seed-0/keep-0.5/random"]
+    folders = [arm if arm in CONTROLS else f"keep-0.5/{arm}" for arm in arms]
+    assert finished(tmp_path / "out") == sorted(f"seed-0/{folder}" for folder in folders)
