@@ -51,7 +51,7 @@ _RECIPES_BEFORE = {  # what cells of earlier versions did, which had no such set
     **{key: {"width_training": _TRAINING_BEFORE, "depth_training": _TRAINING_BEFORE} for key in ("vitrim", "paper")},
     "dense": {"training": _TRAINING_BEFORE, "snapshots": 1},
 }
-_CONFIG_BEFORE = {"dense_seed": None, "dense_from": "", "teacher": to_table(TeacherSettings())}
+_CONFIG_BEFORE = {"dense_seed": None, "dense_from": "", "fixed_macs": 0.0, "teacher": to_table(TeacherSettings())}
 COMMIT_FILE = ROOT / "COMMIT"  # in a copy of the code without git
 
 

@@ -122,6 +122,8 @@ class CellConfig:
         dense_from: folder of the training of the dense model in another cell, such as
             `../cifar100-small/seed-0/dense`; relative paths begin at the folder of the cell. It serves all seeds, and
             `[dense]` and `dense_seed` are those of its training. An empty text trains the dense model in this cell.
+        fixed_macs: fraction of the dense model's multiply-adds that no arm can remove, such as those of a convolutional
+            stem. A model may have `fixed_macs + keep * (1 - fixed_macs)` of the multiply-adds.
         tuning_share: above 0, validate on this fraction of each class's training images. The official validation
             images are then not used.
         data: the images.
@@ -144,6 +146,7 @@ class CellConfig:
     student_epochs: int = 0
     dense_seed: int | None = None
     dense_from: str = ""
+    fixed_macs: float = 0.0
     tuning_share: float = 0.0
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -157,6 +160,8 @@ class CellConfig:
     def __post_init__(self) -> None:
         _check_text(self)
         _check_lists(self)
+        if not 0 <= self.fixed_macs < 1:
+            raise SettingError(f"fixed_macs is {self.fixed_macs:g}; expected a fraction of at least 0 and below 1.")
         if not 0 <= self.tuning_share < 1:
             raise SettingError(f"tuning_share is {self.tuning_share:g}; expected a fraction of at least 0 and below 1.")
         _check_tables(self)
@@ -167,6 +172,10 @@ class CellConfig:
         if self.student_epochs < 1 or (epochs and 2 * self.student_epochs > epochs):
             upper = f" and at most half of the dense model's {epochs}" if epochs else ""
             raise SettingError(f"student_epochs is {self.student_epochs}; expected at least 1{upper}.")
+
+    def macs_limit(self, keep: float) -> float:
+        """Return the fraction of the dense model's multiply-adds that a model may have."""
+        return self.fixed_macs + keep * (1 - self.fixed_macs)
 
 
 def load_config(path: str | Path) -> CellConfig:
@@ -227,7 +236,7 @@ def recipe_for(config: CellConfig, arm: str, *, keep: float, seed: int) -> Recip
     return replace(
         recipe,
         seed=seed,
-        budget=replace(recipe.budget, params=keep, macs=keep),
+        budget=replace(recipe.budget, params=keep, macs=config.macs_limit(keep)),
         width_training=replace(width, epochs=config.student_epochs - depth_epochs),
         depth_training=replace(depth, epochs=depth_epochs),
     )

@@ -61,15 +61,15 @@ def tune(
     """
     names = ("keep", "heads_fraction", "dims_fraction", "criterion")
     grid = product(_numbers(keeps), _numbers(heads), _numbers(dims), criteria.split(","))
-    wanted = [dict(zip(names, values, strict=True)) for values in grid if values[1] or values[2]]
+    requested = [dict(zip(names, values, strict=True)) for values in grid if values[1] or values[2]]
     output.parent.mkdir(parents=True, exist_ok=True)
     done = _read(output)
-    missing = [setting for setting in wanted if not any(_is_of(row, setting) for row in done)]
+    missing = [setting for setting in requested if not any(_is_of(row, setting) for row in done)]
     for row in _measure(model, data, missing, num_images):
         with output.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         done.append(row)
-    _print_table([row for row in done if any(_is_of(row, setting) for setting in wanted)])
+    _print_table([row for row in done if any(_is_of(row, setting) for setting in requested)])
 
 
 def _measure(path: Path, data: str, settings: list[dict[str, Any]], num_images: int) -> Iterator[dict[str, Any]]:

@@ -19,12 +19,15 @@ from benchmarks.config import (
     student_training,
 )
 from builders.cells import CELL, cell_config
+from vitrim.costs.counting import count_cost
 from vitrim.errors import SettingError
 from vitrim.losses import DistillationSettings
 from vitrim.models import describe
+from vitrim.plan import PruningPlan
 from vitrim.recipe import from_table, to_table
 from vitrim.source import Source, check
 from vitrim.structure import ViTStructure
+from vitrim.surgery import prune
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,7 @@ from vitrim.structure import ViTStructure
         ({"teacher": {"models": [3]}}, "expected a list of folders"),
         ({"teacher": {"models": ["a", "a"]}}, "expected different folders"),
         ({"teacher": {"model": "a"}}, "did you mean teacher.models?"),
+        ({"fixed_macs": 1.0}, "fixed_macs is 1"),
         ({"tuning_share": 1.0}, "tuning_share is 1"),
         ({"student": {"learningrate": 1}}, "did you mean student.learning_rate?"),
         ({"student": {"distillation": {"soft": 0.5}}}, "student.distillation cannot be set"),
@@ -133,3 +137,14 @@ def test_every_shipped_cell_can_be_built_and_pruned(path):
     assert _can_be_narrower(cell, structure)
     assert scratch_training(cell).learning_rate >= student_training(cell).learning_rate
     assert dense_recipe(cell, 2).seed == 2
+
+
+def test_fixed_macs_are_those_outside_of_the_blocks():
+    cell = load_config(CONFIGS / "cifar100-small.toml")
+    model = fresh_model(cell, 100, seed=0)
+    dense = count_cost(model)
+    one_block = count_cost(prune(model, PruningPlan.full(describe(model)).without_blocks(range(1, 6))))
+    outside = one_block.macs - (dense.macs - one_block.macs) / 5
+    assert cell.fixed_macs == pytest.approx(outside / dense.macs, abs=1e-4)
+    budget = recipe_for(cell, "vitrim", keep=0.5, seed=0).budget
+    assert budget.params == 0.5 and budget.macs == pytest.approx(0.5 + 0.5 * cell.fixed_macs)

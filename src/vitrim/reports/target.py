@@ -81,17 +81,17 @@ def control_command(settings: TrainingSettings, words: Sequence[str], *, seed: i
         seed: of the run.
     """
     losses = replace(settings.distillation, hidden=0.0, relations=0.0)  # of the teachers, only outputs are learned
-    wanted = dict(_flat(to_table(replace(settings, distillation=losses))))
+    requested = dict(_flat(to_table(replace(settings, distillation=losses))))
     model, kept, output = _parts(words[1:]) if words[:1] == ["compress"] else ("", [], "")
     if not model:
         return f"vitrim.train(dense, data, replace(settings, epochs={settings.epochs}), teacher=teacher)"
     if "--teacher" not in {word.partition("=")[0] for word in kept}:
         kept += ["--teacher", model]
     usual = dict(_flat(to_table(load_recipe("train", kind=TrainRecipe).training)))
-    epochs = wanted.pop("epochs")
+    epochs = requested.pop("epochs")
     if "--teacher-flip" in kept:
-        del wanted["distillation.flip"]
-    changes = [f"--set=training.{key}={value}" for key, value in wanted.items() if usual[key] != value]
+        del requested["distillation.flip"]
+    changes = [f"--set=training.{key}={value}" for key, value in requested.items() if usual[key] != value]
     seeds = ["--seed", str(seed)] if seed else []
     folder = f"{output or f'runs/{model}'}-control"
     return shlex.join(["vitrim", "train", model, *kept, "--epochs", epochs, *changes, *seeds, "-o", folder])
