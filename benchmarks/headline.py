@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measurements import ARMS, CONTROLS, DISTILLED, VITRIM
-from benchmarks.names import NAMES, NONE, numbers
+from benchmarks.names import NAMES, NONE, macs_limits, numbers, what_is_kept
 from benchmarks.results import Row
 from benchmarks.targets import MET, NOT_MET, OPEN, WITHIN, Target, count_verdicts
 
@@ -61,6 +61,7 @@ def opening(rows: Sequence[Row], targets: Sequence[Target]) -> dict[str, Any] | 
         "model": rows[0]["model"],
         "dataset": rows[0]["dataset"],
         "keeps": [f"{100 * keep:g}&nbsp;%" for keep in keeps_of(rows)],
+        "kept": what_is_kept(rows[0]),
         "accuracy": _accuracy(rows, notes),
         "measures": _measures(rows, notes),
         "notes": notes.texts(),
@@ -236,6 +237,7 @@ def _caption(rows: Sequence[Row]) -> list[str]:
     notes.append(
         f"The best pruned model of each column{'' if same else ', of those with the seeds of vitrim,'} is bold."
     )
+    notes += [text for text in [macs_limits(main, keeps_of(rows))] if text]
     notes.append("In the plot, the axis of differences is linear up to 1 point, and logarithmic beyond.")
     if any(row["arm"] in CONTROLS for row in rows):
         notes.append("A dense control is the dense model, trained on for the epochs of the students.")

@@ -94,3 +94,21 @@ def without_empty_columns(header: Sequence[str], lines: Sequence[Sequence[str]])
     """Return the header and the lines of a table without the columns in which no line has a value."""
     kept = [place for place in range(len(header)) if any(line[place] != NONE for line in lines)]
     return {"header": [header[place] for place in kept], "lines": [[line[place] for place in kept] for line in lines]}
+
+
+def what_is_kept(row: Mapping[str, Any]) -> str:
+    """Return what the fractions to keep are fractions of."""
+    if not row.get("fixed_macs"):
+        return "parameters and multiply-adds"
+    return "the parameters, and of the multiply-adds outside of the stem"
+
+
+def macs_limits(row: Mapping[str, Any], keeps: Sequence[float]) -> str:
+    """Return the sentence about multiply-adds that no method can remove. Empty if there are none."""
+    if not (fixed := row.get("fixed_macs")):
+        return ""
+    limits = ", ".join(f"{100 * (fixed + keep * (1 - fixed)):.0f} %" for keep in keeps)
+    return (
+        f"No method can prune the stem, which has {100 * fixed:.1f} % of the multiply-adds. So the limits of all "
+        f"multiply-adds are {limits}."
+    )

@@ -67,6 +67,7 @@ def _record(cell: Cell, job: Job, dense: nn.Module, outcome: Outcome) -> dict[st
         "arm": job.arm,
         "seed": job.seed,
         "dense_seed": cell.dense_seed(job.seed),
+        "fixed_macs": config.fixed_macs,
         "dense_folder": os.path.relpath(cell.dense_folder(job.seed), cell.out),
         "student_epochs": config.student_epochs,
         "search_epochs": _search_epochs(rows, cell),

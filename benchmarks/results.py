@@ -97,6 +97,7 @@ def _row(members: list[Measurement], vitrim: list[Measurement], controls: dict[s
         **{name: first[name] for name in ("cell", "model", "dataset", "keep", "arm")},
         "seeds": [m.seed for m in members],
         "dense_seed_shared": any(m.values.get("dense_seed", m.seed) != m.seed for m in members),
+        "fixed_macs": first.get("fixed_macs", 0.0),
         **{name: first[name] for name in ("student_epochs", "dense_epochs", "tuning")},
         "teacher": first.get("teacher"),
         "top1_teacher": _mean(members, "top1_teacher"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.document import headline_targets, read_configs
 from benchmarks.headline import headline_rows, keeps_of, key_of, main_key, targets_line
 from benchmarks.measurements import VITRIM
-from benchmarks.names import NAMES, NONE, numbers, points
+from benchmarks.names import NAMES, NONE, macs_limits, numbers, points
 from benchmarks.results import Row, read_rows
 from benchmarks.targets import OTHER_ARMS
 
@@ -47,7 +47,7 @@ def _facts(rows: Sequence[Row]) -> str:
     text = (
         f"{first['model']} on {first['dataset']}, {first['num_images']:,} test images, {first['student_epochs']} "
         f"student epochs, {means}. The dense model has {dense:.2f} % top-1. The table has the difference to it in "
-        "points, and in brackets the KL divergence from it:"
+        f"points, and in brackets the KL divergence from it. {macs_limits(first, keeps_of(rows))}"
     )
     return _lines(text[0].upper() + text[1:])
 

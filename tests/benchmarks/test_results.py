@@ -23,7 +23,7 @@ FURTHER_KEYS = {
     *("recover_lead", "recover_lead_low", "recover_lead_high"),
     *("kl_dense", "kl_recovered", "agreement", "agreement_low", "agreement_high"),
     *("kl_lead", "kl_lead_low", "kl_lead_high"),
-    *("dense_seed_shared", "step_seconds", "teacher", "top1_teacher"),
+    *("dense_seed_shared", "fixed_macs", "step_seconds", "teacher", "top1_teacher"),
     *(f"latency_{name}" for name in ("ratio", "low", "high", "ms", "dense_ms", "on", "batch")),
     *("top1_dense_distilled", "delta_distilled", "delta_distilled_low", "delta_distilled_high"),
 }
