@@ -31,7 +31,7 @@ def evaluate(
         list[str] | None,
         Parameter(
             group=MODEL,
-            help="another model, written like --teacher; the mean softmax output with MODEL is evaluated; repeatable "
+            help="further model; the mean of the softmax outputs of all models is evaluated; repeatable "
             "(default: none)",
         ),
     ] = None,
