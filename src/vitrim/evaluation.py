@@ -310,7 +310,11 @@ def _counted_without(evaluation: Evaluation, dropped: Set[int]) -> np.ndarray:
 
 
 def check_classifier(model: nn.Module) -> None:
-    """Refuse a model that returns features. Their largest value would be taken for the class."""
+    """Refuse a model that returns features. Their largest value would be taken for the class.
+
+    Raises:
+        DataError: the model has no classifier.
+    """
     with suppress(UnsupportedModel):  # a model that does not tell how it was made
         if origin_of(model).model_args["num_classes"] == 0:
             raise DataError(

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from vitrim.evaluation import Evaluation
 
 
+Others = Annotated[
+    list[str] | None,
+    Parameter(
+        group=MODEL,
+        help="further model; the mean of the softmax outputs of all models is evaluated; repeatable (default: none)",
+    ),
+]
+Split = Annotated[
+    Literal["train", "val", "test"] | None,
+    Parameter(
+        group=DATA,
+        show_choices=False,
+        help="images to evaluate: val, on which train and compress validate; train, on which they train; or test "
+        "(default: val; all images of a data set without splits)",
+    ),
+]
+
+
 def evaluate(
     model: ModelName,
     *,
@@ -27,26 +45,11 @@ def evaluate(
     against: Annotated[
         str | None, Parameter(group=MODEL, help="second model, compared on the same images (default: none)")
     ] = None,
-    ensemble: Annotated[
-        list[str] | None,
-        Parameter(
-            group=MODEL,
-            help="further model; the mean of the softmax outputs of all models is evaluated; repeatable "
-            "(default: none)",
-        ),
-    ] = None,
+    ensemble: Others = None,
     flip: Annotated[
         bool, Parameter(group=MODEL, help="evaluate the mean over an image and its mirror image (default: no)")
     ] = False,
-    split: Annotated[
-        Literal["train", "val", "test"] | None,
-        Parameter(
-            group=DATA,
-            show_choices=False,
-            help="images to evaluate: val, on which train and compress validate; train, on which they train; or test "
-            "(default: val; all images of a data set without splits)",
-        ),
-    ] = None,
+    split: Split = None,
     eval_batch: Annotated[int, WHOLE, Parameter(group=DATA, help="images of one forward pass (default: 256)")] = 256,
 ) -> None:
     """Measure top-1 with its 95 % confidence interval, top-5 and loss.
