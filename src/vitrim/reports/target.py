@@ -19,7 +19,7 @@ from vitrim.runs.environment import program
 from vitrim.training.settings import TrainingSettings
 
 MIN_GAIN = 1.0  # percentage points of the target above the dense model, below which it rarely helps
-FLAGS = ("--pretrained", "--strict", "--teacher-flip")  # options of `compress` without a value
+FLAGS = ("--pretrained", "--strict", "--teacher-flip")  # the options of train and compress without a value
 OF_IMAGES = (  # options of the images
     *("--data", "--train-dir", "--val-dir", "--image-column", "--label-column", "--data-dir", "--limit-per-class"),
     *("--holdout", "--strict", "--class-names", "--value-range", "--num-workers"),

@@ -15,12 +15,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from vitrim.errors import UserError
 from vitrim.models.timm.downloads import published_weights
+from vitrim.reports.target import FLAGS
 from vitrim.runs.files import RUN, read_json
 from vitrim.saving.checkpoint import fingerprint, load
 
 MAX_RUNS = 8  # one from the other
 DATA_SETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "tiny-imagenet": "zh-plus/tiny-imagenet"}
-FLAGS = ("--pretrained", "--strict")  # the options of train and compress without a value
 HUB_PREFIXES = ("timm:hf-hub:", "timm:hf_hub:", "hf-hub:", "hf_hub:", "transformers:")
 
 
