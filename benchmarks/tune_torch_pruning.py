@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from cyclopts import Parameter
 
 from benchmarks.run import app_of, status_of
-from vitrim.errors import SettingError
+from vitrim.errors import BudgetError, SettingError
 
 if TYPE_CHECKING:
     from benchmarks.torch_pruning import Criterion
@@ -93,7 +93,11 @@ def _measure(path: Path, data: str, settings: list[dict[str, Any]], num_images: 
         chosen = HeadWidthSettings(
             criterion=criterion, heads_fraction=setting["heads_fraction"], dims_fraction=setting["dims_fraction"]
         )
-        pruned = narrow_by_torch_pruning(dense, batches, Budget(params=keep, macs=keep), settings=chosen)
+        try:
+            pruned = narrow_by_torch_pruning(dense, batches, Budget(params=keep, macs=keep), settings=chosen)
+        except BudgetError as problem:
+            print(f"keep {keep:g}, heads {chosen.heads_fraction:g}, dimensions {chosen.dims_fraction:g}: {problem}")
+            continue
         after = logits_on(pruned, images.validation)
         near = compare_logits(before, after)
         top1 = 100 * (after.argmax(dim=1) == labels).double().mean().item()
