@@ -126,19 +126,16 @@ def time_figure(points: Sequence[Row], rows: Sequence[Row], *, is_narrow: bool =
         rows: the rows of the headline cell, for the dense model.
         is_narrow: whether the panels are below each other, for a narrow screen.
     """
-    keeps = curve_keeps(points)
-    figure, panels = _panels(len(keeps), is_narrow=is_narrow)
-    for axes, keep in zip(panels, keeps, strict=True):
-        shown = [row for row in points if row["keep"] == keep]
+
+    def prepare(axes: Axes, shown: Sequence[Row]) -> None:
         axes.set_xscale("log")
-        labels = [*_draw_arms(axes, shown, "seconds"), _draw_dense(axes, rows, keep)]
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(
             FuncFormatter(lambda value, _: f"{value:g}" if _leading(value) in (2, 5) else "")
         )
         axes.set_xlabel("seconds of one seed, all steps")
-        _finish(axes, keep, labels)
-    return figure
+
+    return _figure_of_keeps(points, "seconds", rows, prepare, is_narrow=is_narrow)
 
 
 def curves_figure(curves: Sequence[Row], rows: Sequence[Row], *, is_narrow: bool = False) -> Figure:
@@ -149,17 +146,32 @@ def curves_figure(curves: Sequence[Row], rows: Sequence[Row], *, is_narrow: bool
         rows: the rows of the headline cell, for the dense model.
         is_narrow: whether the panels are below each other, for a narrow screen.
     """
-    keeps = curve_keeps(curves)
-    figure, panels = _panels(len(keeps), is_narrow=is_narrow)
-    for axes, keep in zip(panels, keeps, strict=True):
-        shown = [row for row in curves if row["keep"] == keep]
-        epochs = sorted({row["student_epochs"] for row in shown})
+
+    def prepare(axes: Axes, shown: Sequence[Row]) -> None:
         axes.set_xscale("function", functions=(np.log1p, np.expm1))
-        labels = [*_draw_arms(axes, shown, "student_epochs"), _draw_dense(axes, rows, keep)]
-        axes.xaxis.set_major_locator(FixedLocator(epochs))
+        axes.xaxis.set_major_locator(FixedLocator(sorted({row["student_epochs"] for row in shown})))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         axes.set_xlabel("student epochs (0: before training)")
+
+    return _figure_of_keeps(curves, "student_epochs", rows, prepare, is_narrow=is_narrow)
+
+
+def _figure_of_keeps(
+    points: Sequence[Row],
+    column: str,
+    rows: Sequence[Row],
+    prepare: Callable[[Axes, Sequence[Row]], None],
+    *,
+    is_narrow: bool,
+) -> Figure:
+    """Draw top-1 against a column, with one panel for each fraction to keep. `prepare` sets the horizontal axis."""
+    keeps = curve_keeps(points)
+    figure, panels = _panels(len(keeps), is_narrow=is_narrow)
+    for axes, keep in zip(panels, keeps, strict=True):
+        shown = [row for row in points if row["keep"] == keep]
+        prepare(axes, shown)
+        labels = [*_draw_arms(axes, shown, column), _draw_dense(axes, rows, keep)]
         _finish(axes, keep, labels)
     return figure
 
