@@ -16,23 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.headline import headline_rows, key_of, main_key
+from benchmarks.headline_plots import STYLE as PLOT_STYLE
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "pictures" / "result.svg"
-TEXT, DENSE, COMPRESSED = "#7d8590", "#9aa4af", "#d9661f"  # each is readable on white and on black
-STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "vitrim",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "ytick.color": TEXT,
-    "axes.edgecolor": TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.bottom": False,
-}
+DENSE, COMPRESSED = "#9aa4af", "#d9661f"  # each is readable on white and on black
+STYLE: Any = {**PLOT_STYLE, "axes.spines.bottom": False}
 
 
 class Bar(NamedTuple):
