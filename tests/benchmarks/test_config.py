@@ -21,7 +21,6 @@ from benchmarks.config import (
 from builders.cells import CELL, cell_config
 from vitrim.costs.counting import count_cost
 from vitrim.errors import SettingError
-from vitrim.losses import DistillationSettings
 from vitrim.models import describe
 from vitrim.plan import PruningPlan
 from vitrim.recipe import from_table, to_table
@@ -90,7 +89,6 @@ def test_the_tables_say_what_the_teacher_is():
         assert from_table(TeacherSettings, table).text == text
 
 
-@pytest.mark.skipif("flip" not in to_table(DistillationSettings()), reason="vitrim has no mirrored soft labels")
 def test_a_mirrored_teacher_teaches_all_arms_that_have_a_teacher():
     cell, plain = cell_config(teacher={"flip": True}), cell_config()
     for arm in ARMS:
