@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.config import TeacherSettings
-from benchmarks.divergence import BATCH_SIZE
 from vitrim.data.images import ImageData
-from vitrim.data.matching import Calibration, device_of, preprocessing_of
-from vitrim.data.views import view_between
 from vitrim.errors import SettingError
-from vitrim.hooks import eval_mode
+from vitrim.losses import DistillationSettings
 from vitrim.runs.processes import this_process
 from vitrim.saving.checkpoint import load
-from vitrim.training.teachers import Teacher, checked_teachers, dtype_of, logits_in
+from vitrim.training.distillation import Teachers
+from vitrim.training.settings import TrainingSettings
+from vitrim.training.target import evaluate_target
+from vitrim.training.teachers import checked_teachers
 
 
 def load_teachers(settings: TeacherSettings, base: Path) -> list[nn.Module]:
@@ -59,7 +59,6 @@ def load_named(folder: Path, key: str) -> nn.Module:
     return load(folder, device=this_process().device)
 
 
-@torch.no_grad()
 def target_marks(models: Sequence[nn.Module], dense: nn.Module, data: ImageData, *, flip: bool) -> Tensor:
     """Return whether the mean of the teachers' softmax outputs classifies each test image right, `(N,)` of bool.
 
@@ -69,22 +68,6 @@ def target_marks(models: Sequence[nn.Module], dense: nn.Module, data: ImageData,
         data: the images, with labels as the dense model counts them.
         flip: the mean is also over each image and its mirror image.
     """
-    teachers = checked_teachers(models or [dense], dense, data)
-    marks = []
-    with eval_mode(*(teacher.model for teacher in teachers)):
-        for images, labels in Calibration(images=data.validation, model=dense, batch_size=BATCH_SIZE):
-            mean = sum(_softmax(teacher, dense, images, flip=flip) for teacher in teachers)
-            assert isinstance(mean, Tensor)
-            marks.append((mean.argmax(dim=1) == labels).cpu())
-    return torch.cat(marks)
-
-
-def _softmax(teacher: Teacher, dense: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
-    """Return the sum of the softmax outputs for the images, and for their mirror images with `flip`, `(B, C)`."""
-    view = view_between(preprocessing_of(dense), teacher.preprocessing, device_of(dense))
-    total = torch.zeros((), device=images.device)
-    for shown in (images, images.flip(-1)) if flip else (images,):
-        logits = logits_in(teacher.model(view(shown).to(dtype_of(teacher.model)))).float()
-        logits = logits if teacher.outputs is None else logits[:, list(teacher.outputs)]
-        total = total + logits.softmax(dim=1)
-    return total
+    teachers = Teachers(labels=checked_teachers(models or [dense], dense, data))
+    settings = TrainingSettings(precision="fp32", distillation=DistillationSettings(flip=flip))
+    return torch.from_numpy(evaluate_target(dense, data, teachers, settings).correct)
