@@ -117,7 +117,8 @@ def test_the_dense_model_is_the_one_that_the_command_line_trains(finished_cell, 
     monkeypatch.setattr(TrainingLoop, "update", lambda *_: 1 / 0)  # a run with another identity would train again
     recipe = finished_cell / "seed-0" / "dense" / "recipe.toml"
     options = [f"--model-arg={key}={str(value).lower()}" for key, value in MODEL_ARGS.items()]
-    command = ["train", ARCHITECTURE, "--img-size", "8", "--patch-size", "4", *options, "--limit-per-class", "6"]
+    command = ["train", ARCHITECTURE, "--img-size", "8", "--patch-size", "4", *options]
+    command += ["--data", "digits", "--limit-per-class", "6"]
     assert cli.run([*command, "--recipe", str(recipe), "-o", str(recipe.parent)]) == 0
 
 
@@ -128,7 +129,6 @@ def test_another_cell_is_refused_and_the_difference_is_named(finished_cell, caps
 
 
 @pytest.mark.slow  # the same law for one run is in test_pipeline
-@pytest.mark.slow
 def test_a_stopped_cell_ends_with_the_same_models(finished_cell, tmp_path, monkeypatch):
     training = {**TRAINING, "checkpoint_minutes": 0.0}
     file = cell_file(tmp_path, dense={"training": {**CELL["dense"]["training"], **training}}, student=training)
